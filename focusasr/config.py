@@ -1,0 +1,214 @@
+"""Every setting and its default, once: the model, its text, its training, its decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SAMPLE_RATE_HZ = 16_000
+DEFAULT_CHECKPOINT = "focusasr-alnum-en"
+
+
+class InputError(ValueError):
+    """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How transcripts are written before they become tokens; saved in the checkpoint."""
+
+    case: Literal["lower", "upper", "keep"] = "lower"
+    punctuation: Literal["remove", "keep"] = "remove"
+    tokens: Literal["characters", "bpe"] = "characters"
+    vocabulary_size: int = 1000  # bpe only: the largest vocabulary, special tokens included
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.vocabulary_size >= 8, "vocabulary_size", self.vocabulary_size, "at least 8")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture; it travels inside the checkpoint.
+
+    Distances (`max_dist`, `max_span`, `ramp`, `win_size`) are encoder steps: 160 samples times both strides,
+    40 ms with strides (2, 2). In a decoder they are tokens.
+    """
+
+    vocabulary: int = 0
+    mel_bands: int = 80
+    width: int = 192
+    heads: int = 4
+    encoder_layers: int = 6
+    decoder_layers: int = 2
+    strides: tuple[int, int] = (2, 2)
+    attention: Literal["hybrid", "global"] = "hybrid"
+    decoder_attention: Literal["hybrid", "global"] = "global"
+    positions: Literal["rotary", "absolute"] = "rotary"
+    base: float = 10_000.0  # rotary base
+    max_dist: int | None = None  # furthest distance the global branch may look; None: everywhere
+    max_span: int = 32  # largest radius of the local branch
+    ramp: int = 8  # width of the soft edge of the local branch
+    win_size: int = 32  # block in which windows are computed; never changes a result
+    temperature: Literal["formula", "learned"] = "learned"
+    sharpen_longer: bool = True
+    temp_scale: float = 0.5
+    ctc: bool = True
+    audio_context: int = 1500  # encoder steps, absolute positions only: audio is padded or cut to it
+    text_context: int = 448  # most tokens of one text, special tokens included
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        for name in ("mel_bands", "width", "heads", "encoder_layers", "decoder_layers", "win_size", "ramp"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
+        _require(self.width // self.heads % 2 == 0, "width", self.width, f"an even width per head ({self.heads} heads)")
+        _require(len(self.strides) == 2 and min(self.strides) >= 1, "strides", self.strides, "two numbers, at least 1")
+        _require(self.max_span >= self.ramp, "max_span", self.max_span, f"at least ramp ({self.ramp})")
+        _require(self.max_dist is None or self.max_dist >= 0, "max_dist", self.max_dist, "at least 0, or none")
+        _require(self.temp_scale >= 0, "temp_scale", self.temp_scale, "at least 0")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        _require(self.text_context >= 4, "text_context", self.text_context, "at least 4")
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of sound between two encoder steps."""
+        return 0.01 * self.strides[0] * self.strides[1]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 128, "heads": 4, "encoder_layers": 5, "decoder_layers": 1},
+    "small": {"width": 224, "heads": 4, "encoder_layers": 8, "decoder_layers": 2},
+    "base": {"width": 352, "heads": 8, "encoder_layers": 10, "decoder_layers": 3},
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run, data apart. Each option says why it is there."""
+
+    steps: int = 10_000  # optimizer steps in all
+    batch_seconds: float = 120.0  # audio per batch, padding included: memory follows seconds, not counts
+    accumulate: int = 1  # batches per optimizer step
+    learning_rate: float = 1e-3  # peak
+    warmup_steps: int = 500  # linear rise: early steps of attention models diverge without it
+    final_rate: float = 0.02  # the cosine decay ends at this share of the peak
+    weight_decay: float = 0.05  # matrices only
+    clip_norm: float = 1.0  # a bad batch may not throw the weights far
+    ctc_weight: float = 0.3  # share of the CTC loss: teaches alignment long before the decoder can
+    label_smoothing: float = 0.1  # decoder targets; keeps it from overconfidence on little data
+    span_penalty: float = 0.0  # price of the mean local radius (1 = the largest); makes short spans worth learning
+    ema_decay: float = 0.999  # weights averaged over about 1/(1 - decay) steps; 0: off
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 elsewhere
+    seed: int = 0
+    evaluate_every: int = 500  # steps between evaluations on dev, each followed by a checkpoint
+    patience: int = 0  # stop after so many evaluations without a better dev WER; 0: never
+    workers: int = 1  # processes that read and augment audio; 0: in the training process
+    spec_augment: bool = True  # masks over time and frequency (Park et al. 2019)
+    speed: float = 0.1  # speed drawn from 1 - speed ... 1 + speed; 0: off
+    gain_db: float = 12.0  # level drawn from -gain_db ... +gain_db / 2
+    noise: float = 0.3  # share of utterances with noise made up on the spot
+    telephone: float = 0.1  # share of utterances band-limited to 8 kHz
+    join: float = 0.5  # share of training items made by joining utterances, so that every length is seen
+    max_seconds: float = 20.0  # longest training item; longer utterances are left out and counted
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        for name in ("steps", "accumulate", "evaluate_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("batch_seconds", "learning_rate", "clip_norm", "max_seconds"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("ctc_weight", "label_smoothing", "noise", "telephone", "join", "final_rate"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How text is found for sound. The result does not depend on `batch_size`."""
+
+    batch_size: int = 16  # segments decoded together
+    ctc_weight: float = 0.5  # native models: share of CTC in the choice between hypotheses
+    max_segment_seconds: float = 20.0  # longer recordings are split at pauses into segments up to this
+    vad_threshold: float = 0.5  # speech probability of the pause finder
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
+        _require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")
+        _require(0 < self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "above 0 and below 1")
+
+
+def _require(fine: bool, name: str, value: Any, wanted: str) -> None:
+    if not fine:
+        raise InputError(f"{name} is {value!r}; wanted: {wanted}")
+
+
+def _require_choices(config: Any) -> None:
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            choices = typing.get_args(hint)
+            _require(getattr(config, name) in choices, name, getattr(config, name), " or ".join(map(repr, choices)))
+
+
+Config = TypeVar("Config")
+
+
+def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> Config:
+    """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
+    hints = typing.get_type_hints(kind)
+    for name in settings:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            raise InputError(f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _fit(value: Any, hint: Any, name: str) -> Any:
+    """Return `value` as the type that `hint` says, or refuse it."""
+    if typing.get_origin(hint) is Literal:
+        return value
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_fit(item, kind, name) for item, kind in zip(value, typing.get_args(hint), strict=False))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise InputError(f"{name} is {value!r}; wanted: {getattr(hint, '__name__', hint)}")
+
+
+def to_settings(config: Any) -> dict[str, Any]:
+    """Return a configuration's names and values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; InputError where it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from None

@@ -1,0 +1,97 @@
+"""Manifests: JSON Lines, one utterance per line, with NeMo's keys."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from focusasr.config import InputError
+from focusasr.files import written_aside
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of a manifest: which part of which file, and what is said in it.
+
+    `offset` and `duration` are seconds; `duration` None means to the end of the file. `extra` holds every key
+    that is not a field here (`speaker`, `language`, `id` and whatever else the line carried), unchanged.
+    """
+
+    audio: Path
+    text: str = ""
+    offset: float = 0.0
+    duration: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """Return the manifest's keys and values, the path relative to `folder` where it lies inside it."""
+        inside = self.audio.is_relative_to(folder)
+        path = self.audio.relative_to(folder) if inside else self.audio
+        row: dict[str, Any] = {"audio_filepath": path.as_posix()}
+        if self.offset:
+            row["offset"] = self.offset
+        if self.duration is not None:
+            row["duration"] = self.duration
+        return {**row, "text": self.text, **self.extra}
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    """Read every utterance of a manifest; the first bad line raises InputError naming the line.
+
+    Files that the lines point to are not opened here: whoever reads them reports them one by one.
+    """
+    return [parse_line(line, number, path) for number, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text) of every line that is not blank; InputError where the file cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such manifest; make one with 'focusasr preprocess'") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a UTF-8 manifest ({error})") from None
+    lines = text.split("\n")
+    yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def parse_line(line: str, number: int, path: Path) -> Utterance:
+    """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line."""
+    where = f"{path}, line {number}"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected an object with audio_filepath and text, got {type(row).__name__}")
+    extra = dict(row)
+    audio = extra.pop("audio_filepath", None)
+    if not isinstance(audio, str) or not audio or "\0" in audio:
+        raise InputError(f"{where}: audio_filepath must name a file, got {audio!r}")
+    text = extra.pop("text", "")
+    if not isinstance(text, str):
+        raise InputError(f"{where}: text must be a string, got {text!r}")
+    offset = _seconds(extra.pop("offset", 0.0), "offset", where) or 0.0
+    duration = _seconds(extra.pop("duration", None), "duration", where)
+    return Utterance((path.parent / audio).absolute(), text, offset, duration, extra)
+
+
+def _seconds(value: Any, key: str, where: str) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {value!r}")
+    return float(value)
+
+
+def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
+    """Write utterances as JSON Lines, UTF-8, whole or not at all."""
+    folder = path.parent.absolute()
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as out:
+        for utterance in utterances:
+            out.write(json.dumps(utterance.to_json(folder), ensure_ascii=False) + "\n")
