@@ -1,8 +1,9 @@
 """Make synthetic training speech with flite, espeak-ng and festival: FLAC files of 16 kHz mono and a manifest.
 
-Run `.venv/bin/python scripts/synthesize.py FOLDER --hours 2 --seed 1`. Texts come from the templates of `home_ground.py`
+Run `.venv/bin/python scripts/synthesize.py FOLDER --hours 2 --seed 1`. Texts come from the templates of home_ground.py
 (names spelled, digits, numbers, serial numbers, phone numbers, dates, times, commands) or from `--texts FILE`, one
-sentence per line. The same seed gives the same files, byte for byte; those that exist are kept, so a broken run goes on.
+sentence per line. The same seed gives the same files, byte for byte; those that exist are kept, so a broken run can
+go on.
 Debian packages: flite, espeak-ng, festival, festvox-kallpc16k, festvox-us-slt-hts.
 """
 
@@ -24,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-
 from home_ground import draw_text
 
 from focusasr.files import written_aside
