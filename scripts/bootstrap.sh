@@ -50,7 +50,7 @@ install() {
         say "Bringing $venv up to date${1:+ with the tools of the tests}."
         : >"$venv/unfinished"
     fi
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --editable "$ROOT${1:+[$1]}" >&2 ||
+    "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable "$ROOT${1:+[$1]}" >&2 ||
         die "The installation failed (see above); it starts afresh with the next call, from what pip has kept."
     mark >"$venv/installed"
     [[ -z $1 ]] || mark >"$venv/installed-$1"
@@ -60,8 +60,11 @@ install() {
 bootstrap() {
     ! installed "$1" || return 0
     exec 9<"$ROOT/pyproject.toml"
-    # two at once: the second waits and then finds everything done
-    ! command -v flock >/dev/null || flock 9
+    # Of two at once the second waits, and then finds everything done.
+    if command -v flock >/dev/null && ! flock --nonblock 9; then
+        say "Waiting for another run to finish the installation."
+        flock 9
+    fi
     installed "$1" || install "$1"
     exec 9<&-
 }
