@@ -96,6 +96,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """The manifests of a training run, each PATH or PATH=WEIGHT (how often an utterance is seen per epoch)."""
+
+    train: list[str] = dataclasses.field(default_factory=list)
+    dev: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run, data apart. Each option says why it is there."""
 
@@ -118,23 +126,28 @@ class TrainConfig:
     workers: int = 1  # processes that read and augment audio; 0: in the training process
     spec_augment: bool = True  # masks over time and frequency (Park et al. 2019)
     speed: float = 0.1  # speed drawn from 1 - speed ... 1 + speed; 0: off
+    formant: float = 0.1  # mel axis stretched by up to this: other throats (Jaitly & Hinton 2013)
     gain_db: float = 12.0  # level drawn from -gain_db ... +gain_db / 2
     noise: float = 0.3  # share of utterances with noise made up on the spot
+    reverberation: float = 0.15  # share of utterances put into a made-up room
     telephone: float = 0.1  # share of utterances band-limited to 8 kHz
+    silence: float = 0.02  # share of training items replaced by noise or silence without text
     join: float = 0.5  # share of training items made by joining utterances, so that every length is seen
+    join_seconds: float = 10.0  # longest item made by joining
     max_seconds: float = 20.0  # longest training item; longer utterances are left out and counted
 
     def __post_init__(self) -> None:
         _require_choices(self)
         for name in ("steps", "accumulate", "evaluate_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("batch_seconds", "learning_rate", "clip_norm", "max_seconds"):
+        for name in ("batch_seconds", "learning_rate", "clip_norm", "max_seconds", "join_seconds"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("ctc_weight", "label_smoothing", "noise", "telephone", "join", "final_rate"):
+        for name in ("ctc_weight", "label_smoothing", "noise", "reverberation", "telephone", "silence", "join", "final_rate"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
+        _require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
 
 
@@ -192,6 +205,8 @@ def _fit(value: Any, hint: Any, name: str) -> Any:
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         return tuple(_fit(item, kind, name) for item, kind in zip(value, typing.get_args(hint), strict=False))
+    if typing.get_origin(hint) is list and isinstance(value, (list, tuple)):
+        return [_fit(item, typing.get_args(hint)[0], name) for item in value]
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:
