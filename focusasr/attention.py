@@ -29,7 +29,7 @@ LEARNED_TEMPERATURE_RANGE = 4.0  # a learned temperature stays within the formul
 
 
 class Cache(NamedTuple):
-    """Keys and values of the text so far (B, H, S, E), a value that goes in and comes out; `local` in hybrid decoders."""
+    """Keys and values of the text so far (B, H, S, E), a value that goes in and comes out; `local` in hybrid ones."""
 
     globe: KeysValues
     local: KeysValues | None = None

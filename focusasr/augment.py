@@ -69,7 +69,9 @@ def reverberate(waveform: Waveform, draw: Generator) -> Waveform:
     response[0] = 1.0
     size = 1 << (len(waveform) + len(response)).bit_length()
     wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)[: len(waveform)]
-    return (wet * np.sqrt((waveform**2).mean() / ((wet**2).mean() + 1e-12))).astype(np.float32) if len(wet) else waveform
+    return (
+        (wet * np.sqrt((waveform**2).mean() / ((wet**2).mean() + 1e-12))).astype(np.float32) if len(wet) else waveform
+    )
 
 
 def through_telephone(waveform: Waveform) -> Waveform:

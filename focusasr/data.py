@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ def _with_duration(utterance: Utterance) -> Utterance:
 def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_seconds: float) -> str | None:
     """Return why an utterance cannot be trained on, or None."""
     seconds = utterance.duration or 0.0
-    repeats = sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    repeats = sum(a == b for a, b in pairwise(ids))
     if not utterance.audio.is_file():
         return "no such audio file"
     if not ids:
@@ -114,6 +115,9 @@ def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_secon
     if len(ids) + 1 > model.text_context:
         return f"text longer than text_context {model.text_context}"
     return None
+
+
+Group = tuple[tuple[tuple[int, int], ...], float]  # what one item joins, (corpus, utterance) pairs, and its seconds
 
 
 class Item(NamedTuple):
@@ -149,17 +153,22 @@ class Plan(Sampler[list[Item]]):
         batches = [batches[index] for index in draw.permutation(len(batches))]
         items, count = [], 0
         for place, batch in enumerate(batches):
-            items.append([Item(*group, (self.config.seed, epoch, count + n), (epoch, place)) for n, group in enumerate(batch)])
+            items.append(
+                [
+                    Item(group[0], group[1], (self.config.seed, epoch, count + n), (epoch, place))
+                    for n, group in enumerate(batch)
+                ]
+            )
             count += len(batch)
         return items
 
-    def _groups(self, index: int, draw: np.random.Generator) -> list[tuple[tuple[tuple[int, int], ...], float]]:
+    def _groups(self, index: int, draw: np.random.Generator) -> list[Group]:
         """Return the items of one corpus: single utterances, and runs of them joined up to a drawn length."""
         corpus = self.corpora[index]
         size = len(corpus.utterances)
         whole, rest = divmod(corpus.weight, 1.0)
         copies = [draw.permutation(size) for _ in range(int(whole))] + [draw.permutation(size)[: round(rest * size)]]
-        groups: list[tuple[tuple[tuple[int, int], ...], float]] = []
+        groups: list[Group] = []
         parts: list[tuple[int, int]] = []
         seconds, goal = 0.0, 0.0
         for choice in np.concatenate(copies):
@@ -172,8 +181,8 @@ class Plan(Sampler[list[Item]]):
                 parts, seconds = [], 0.0
         return [*groups, (tuple(parts), seconds)] if parts else groups
 
-    def _fill(self, groups: list[tuple[tuple[tuple[int, int], ...], float]]) -> list[list]:
-        batches: list[list] = [[]]
+    def _fill(self, groups: list[Group]) -> list[list[Group]]:
+        batches: list[list[Group]] = [[]]
         for group in groups:  # ascending, so that the newest is the longest
             if batches[-1] and (len(batches[-1]) + 1) * max(group[1], 1.0) > self.config.batch_seconds:
                 batches.append([])

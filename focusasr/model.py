@@ -7,7 +7,7 @@ attention, strides (1, 2), no CTC head.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ class Memory(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """One training pass: the memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head."""
+    """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head."""
 
     memory: Memory
     logits: Tensor
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         self.ln_post = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         if config.positions == "absolute":
-            self.register_buffer("positions", sinusoids(config.audio_context, config.width))
+            self.positions = nn.Buffer(sinusoids(config.audio_context, config.width))
 
     def forward(self, mel: Tensor, lengths: Tensor) -> Memory:
         """Encode mel (B, F, M) with lengths (B,) in frames, at least 1 each; ValueError on wrong shapes."""
@@ -206,7 +206,8 @@ class Decoder(nn.Module):
 
     def start(self, memory: Memory) -> DecoderState:
         """Return the state before the first token: cross-attention keys and values are computed once, here."""
-        projected = [block.cross.keys_values(memory.states) for block in self.blocks]
+        crossings = [cast(DecoderBlock, block).cross for block in self.blocks]
+        projected = [cross.keys_values(memory.states) for cross in crossings]
         return DecoderState(projected, memory.mask, memory.mean(), [None] * len(self.blocks), 0)
 
     def forward(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

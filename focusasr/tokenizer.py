@@ -17,12 +17,13 @@ class Tokenizer:
     """Token ids for text under one policy. `blank` is CTC's; `start` and `end` are the decoder's."""
 
     def __init__(self, engine: Engine, policy: TextConfig) -> None:
-        ids = [engine.token_to_id(name) for name in SPECIALS]
-        if None in ids:
-            raise InputError(f"tokenizer.json lacks the special token {SPECIALS[ids.index(None)]!r}; use the checkpoint's own")
+        ids = {name: engine.token_to_id(name) for name in SPECIALS}
+        lacking = [name for name, index in ids.items() if index is None]
+        if lacking:
+            raise InputError(f"tokenizer.json lacks the special token {lacking[0]!r}; use the checkpoint's own")
         self.engine = engine
         self.policy = policy
-        self.blank, self.start, self.end, self.unknown = ids
+        self.blank, self.start, self.end, self.unknown = (int(index) for index in ids.values() if index is not None)
 
     @property
     def size(self) -> int:
@@ -31,7 +32,7 @@ class Tokenizer:
 
     @property
     def separator(self) -> list[int]:
-        """Return the tokens to put between two encoded texts to join them: a space, or nothing where tokens carry it."""
+        """Return the tokens that join two encoded texts: a space, or nothing where tokens carry it."""
         space = self.engine.token_to_id(" ")
         return [] if space is None else [space]
 
@@ -85,7 +86,10 @@ def _bpe_engine(texts: list[str], characters: list[str], policy: TextConfig) -> 
     engine.pre_tokenizer = pre_tokenizers.Metaspace()
     engine.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
-        vocab_size=policy.vocabulary_size, special_tokens=list(SPECIALS), initial_alphabet=characters, show_progress=False
+        vocab_size=policy.vocabulary_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=characters,
+        show_progress=False,
     )
     engine.train_from_iterator(texts, trainer)
     return engine

@@ -31,7 +31,7 @@ from focusasr.data import Batch, Corpus, Examples, Findings, Plan, collate, read
 from focusasr.files import written_aside
 from focusasr.model import Losses, LossWeights, Model, joint_loss
 from focusasr.score import Score
-from focusasr.tokenizer import Tokenizer, train_tokenizer
+from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import measure, model_card, read_dev_set
 
@@ -140,16 +140,32 @@ class Trainer:
         return corpora
 
     @property
-    def best_model(self) -> Model:
+    def best_model(self) -> Any:
         """Return the model that is measured and saved: the averaged one where averaging is on."""
         averaging = self.run.settings.ema_decay > 0
         return self.average.module if averaging else self.accelerator.unwrap_model(self.model)
+
+    def summary(self) -> list[str]:
+        """Return lines that say what will be trained on what."""
+        model = self.run.model
+        lines = [
+            f"{self.best_model.parameter_count() / 1e6:.1f} M weights: {model.attention} attention, width {model.width}, "
+            f"{model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers, {model.vocabulary} tokens"
+        ]
+        for corpus in self.corpora:
+            hours = corpus.seconds / 3600
+            lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
+        batches = Plan(self.corpora, self.run.settings).epoch(0)
+        held = sum(item.seconds for batch in batches for item in batch)
+        padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
+        lines.append(f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * (1 - held / padded):.0f} % padding")
+        return lines + self.findings.lines()
 
     def loader(self) -> DataLoader:
         """Return the batches from the present position on, read and augmented by worker processes."""
         settings = self.run.settings
         examples = Examples(self.corpora, settings, self.run.model.mel_bands, self.tokenizer.separator)
-        workers = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
+        workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
         return DataLoader(
             examples,
             batch_sampler=Plan(self.corpora, settings, self.position.batch),
@@ -207,8 +223,8 @@ class Trainer:
         self.position.step += 1
         if self.position.bad_steps >= MOST_BAD_STEPS:
             raise InputError(
-                f"step {self.position.step}: {MOST_BAD_STEPS} steps in a row without a finite gradient (epoch and batch "
-                f"{batch.position}); lower --learning-rate, then --resume from the last checkpoint"
+                f"step {self.position.step}: {MOST_BAD_STEPS} steps in a row without a finite gradient "
+                f"(epoch and batch {batch.position}); lower --learning-rate, then --resume from the last checkpoint"
             )
 
     def _evaluate(self, log: TrainingLog) -> None:
@@ -226,7 +242,10 @@ class Trainer:
             self._save(scores, better)
 
     def _save(self, scores: dict[str, Score], better: bool) -> None:
-        metrics = {"position": dataclasses.asdict(self.position), "dev": {k: dataclasses.asdict(v) for k, v in scores.items()}}
+        metrics = {
+            "position": dataclasses.asdict(self.position),
+            "dev": {k: dataclasses.asdict(v) for k, v in scores.items()},
+        }
         card = model_card(self.run.output.name, self.best_model, self.run.to_json(), scores)
         checkpoint = Checkpoint(self.best_model, self.tokenizer, metrics, card)
         with written_aside(self.run.output / "last") as aside:

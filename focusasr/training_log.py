@@ -65,7 +65,7 @@ class TrainingLog:
             description = f"epoch {position.batch[0]} {parts} {self.dev_wer} {speed:.0f}x real time"
             self.progress.update(self.task, completed=position.step, description=description)
         if position.step % STEPS_PER_ROW == 0:
-            row = {name: float(value) for name, value in losses._asdict().items()}
+            row = {name: float(value.detach()) for name, value in losses._asdict().items()}
             row |= {"learning_rate": rate, "audio_seconds_per_second": speed, "epoch": position.batch[0]}
             self._keep(position.step, "train", row)
 
@@ -76,12 +76,12 @@ class TrainingLog:
             row |= {f"{name} wer": score.wer, f"{name} cer": score.cer}
         self._keep(position.step, "dev", row)
         self.dev_wer = f"dev WER {100 * overall:.1f} %"
-        parts = ", ".join(f"{name} {100 * s.wer:.1f} ({100 * s.wer_low:.1f}-{100 * s.wer_high:.1f})" for name, s in scores.items())
-        minutes, hours = position.seconds / 60, position.audio_seconds / 3600
-        star = " *" if better else ""
-        self.say(
-            f"step {position.step}, epoch {position.batch[0]}, {minutes:.1f} min, {hours:.1f} h heard: WER % {parts or 'no dev set'}{star}"
-        )
+        parts = [
+            f"{name} {100 * s.wer:.1f} ({100 * s.wer_low:.1f}-{100 * s.wer_high:.1f})" for name, s in scores.items()
+        ]
+        heard = f"{position.seconds / 60:.1f} min, {position.audio_seconds / 3600:.1f} h heard"
+        wer = ", ".join(parts) or "no dev set"
+        self.say(f"step {position.step}, epoch {position.batch[0]}, {heard}: WER % {wer}{' *' if better else ''}")
         draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
 
     def _keep(self, step: int, kind: str, row: dict[str, float]) -> None:
@@ -119,4 +119,3 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     with written_aside(picture) as aside:
         figure.savefig(aside, format="png", dpi=110)
     pyplot.close(figure)
-
