@@ -283,12 +283,13 @@ def train(
         torch.set_num_threads(threads)
     chosen, reason = choose_device(device)
     trainer = Trainer(run, chosen, resume)
-    with TrainingLog(output_dir, run.settings, stderr) as log:
+    with TrainingLog(output_dir, run.settings, stderr, trainer.accelerator.is_main_process) as log:
         log.say(f"on {chosen.type}: {reason}")
         for line in trainer.summary():
             log.say(line)
         trainer.fit(log)
-    print(output_dir / "best")
+    if trainer.accelerator.is_main_process:
+        print(output_dir / "best")
 
 
 def resumed_settings(output_dir: Path, read_json: Any) -> dict[str, Any]:

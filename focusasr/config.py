@@ -134,6 +134,7 @@ class TrainConfig:
     evaluate_every: int = setting(500, "steps between evaluations on dev, each followed by a checkpoint")
     patience: int = setting(0, "stop after so many evaluations without a better dev WER; 0: never")
     workers: int = setting(1, "processes that read and augment audio; 0: in the training process")
+    clean_epochs: int = setting(1, "epochs before augmentation begins: CTC finds its alignments sooner on clean speech")
     spec_augment: bool = setting(True, "masks over time and frequency (Park et al. 2019)")
     speed: float = setting(0.1, "speed drawn from 1 - speed ... 1 + speed; 0: off")
     formant: float = setting(0.1, "mel axis stretched by up to this: other throats (Jaitly & Hinton 2013)")
@@ -163,7 +164,7 @@ class TrainConfig:
             "final_rate",
         ):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db"):
+        for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db", "clean_epochs"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
         _require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
