@@ -75,7 +75,8 @@ class Report:
     def summary(self) -> str:
         """Return lines for people: what was kept, and the rejects with counts by kind."""
         before = f", {self.reused} of them finished before" if self.reused else ""
-        lines = [f"{self.manifest}: {self.kept} utterances, {self.seconds / 3600:.2f} hours{before}"]
+        length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
+        lines = [f"{self.manifest}: {self.kept} utterances, {length}{before}"]
         if self.splits:
             counts = ", ".join(f"{name}.jsonl {count}" for name, count in self.splits.items())
             lines.append(f"splits beside it: {counts}")
@@ -223,6 +224,7 @@ class _Run:
         Threads do as well as processes here: decoding, resampling and encoding let go of Python's lock. When the run
         is interrupted the files in work are finished and kept, and no other is begun.
         """
+        progress(len(self.outcomes), len(self.plan))
         workers = self.config.workers or os.cpu_count() or 1
         pool = ThreadPoolExecutor(workers)
         try:

@@ -348,11 +348,11 @@ def _locate(folder: Path, name: str) -> Path:
     Where there is none it is the path as written: whoever opens it reports it.
     """
     for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")):
-        if (folder / form).is_file():
+        if os.path.isfile(folder / form):  # False, not an error, for a name that no file can have
             return folder / form
     if PurePath(name).suffix.lower() not in AUDIO_SUFFIXES:
         for suffix in sorted(AUDIO_SUFFIXES):
-            if (folder / f"{name}{suffix}").is_file():
+            if os.path.isfile(folder / f"{name}{suffix}"):
                 return folder / f"{name}{suffix}"
     return folder / name
 

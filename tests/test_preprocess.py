@@ -61,7 +61,7 @@ def test_a_folder_becomes_files_and_a_manifest_in_source_order(tmp_path):
     ]
     expected = {row["audio_filepath"] for row in manifest} | {"manifest.jsonl", "rejects.jsonl", ".preprocess.jsonl"}
     assert files_below(tmp_path / "out") == expected
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("container", ["flac", "wav"])
@@ -154,6 +154,20 @@ def test_missing_files_fail_and_wrong_lengths_do_not(tmp_path):
     assert report.failed and report.rejects == {"too short": 1, "missing": 1}
     missing = next(row for row in rows(report.rejects_file) if row["kind"] == "missing")
     assert "missing.wav" in missing["reason"] and "t.csv, line 3" in missing["reason"]
+
+
+def test_names_that_no_file_can_have_are_missing(tmp_path):
+    (tmp_path / "t.csv").write_text(f"path,text\n{'x' * 5000},one\n{'y/' * 3000}.wav,two\n.,three\n")
+    report = preprocess([tmp_path / "t.csv"], tmp_path / "out")
+    assert report.kept == 0 and report.failed and report.rejects == {"missing": 2, "unreadable": 1}
+
+
+def test_long_names_are_shortened_and_told_apart(tmp_path):
+    for number in range(2):
+        tone(tmp_path / "in" / f"{'語' * 80}{number}.wav").with_suffix(".txt").write_text(str(number))
+    report = preprocess([tmp_path / "in"], tmp_path / "out")
+    assert [row["text"] for row in rows(report.manifest)] == ["0", "1"]
+    assert len({utterance.audio for utterance in read_manifest(report.manifest) if utterance.audio.is_file()}) == 2
 
 
 def converted(monkeypatch) -> list[str]:
