@@ -24,14 +24,20 @@ class InputError(ValueError):
     """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
 
 
+def setting(default: Any, help: str) -> Any:
+    """Declare one setting of a configuration: its default and what it is for, which is also its option's help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """How transcripts are written before they become tokens; saved in the checkpoint."""
 
-    case: Literal["lower", "upper", "keep"] = "lower"
-    punctuation: Literal["remove", "keep"] = "remove"
-    tokens: Literal["characters", "bpe"] = "characters"
-    vocabulary_size: int = 1000  # bpe only: the largest vocabulary, special tokens included
+    case: Literal["lower", "upper", "keep"] = setting("lower", "case of transcripts")
+    punctuation: Literal["remove", "keep"] = setting("remove", "whether transcripts keep punctuation")
+    tokens: Literal["characters", "bpe"] = setting("characters", "what a token is")
+    language: str | None = setting(None, "what the checkpoint says it speaks, such as en; written into JSON")
+    vocabulary_size: int = setting(1000, "bpe only: the largest vocabulary, special tokens included")
 
     def __post_init__(self) -> None:
         _require_choices(self)
@@ -46,28 +52,30 @@ class ModelConfig:
     40 ms with strides (2, 2). In a decoder they are tokens.
     """
 
-    vocabulary: int = 0
-    mel_bands: int = 80
-    width: int = 192
-    heads: int = 4
-    encoder_layers: int = 6
-    decoder_layers: int = 2
-    strides: tuple[int, int] = (2, 2)
-    attention: Literal["hybrid", "global"] = "hybrid"
-    decoder_attention: Literal["hybrid", "global"] = "global"
-    positions: Literal["rotary", "absolute"] = "rotary"
-    base: float = 10_000.0  # rotary base
-    max_dist: int | None = None  # furthest distance the global branch may look; None: everywhere
-    max_span: int = 32  # largest radius of the local branch
-    ramp: int = 8  # width of the soft edge of the local branch
-    win_size: int = 32  # block in which windows are computed; never changes a result
-    temperature: Literal["formula", "learned"] = "learned"
-    sharpen_longer: bool = True
-    temp_scale: float = 0.5
-    ctc: bool = True
-    audio_context: int = 1500  # encoder steps, absolute positions only: audio is padded or cut to it
-    text_context: int = 448  # most tokens of one text, special tokens included
-    dropout: float = 0.1
+    vocabulary: int = setting(0, "tokens, special ones included; follows from the tokenizer")
+    mel_bands: int = setting(80, "80, or 128 as in Whisper large-v3")
+    width: int = setting(192, "width of the residual stream")
+    heads: int = setting(4, "attention heads")
+    encoder_layers: int = setting(6, "encoder blocks")
+    decoder_layers: int = setting(2, "decoder blocks")
+    strides: tuple[int, int] = setting((2, 2), "strides of the stem: 2 2 makes 40 ms steps, 1 2 makes 20 ms")
+    attention: Literal["hybrid", "global"] = setting("hybrid", "self-attention of the encoder")
+    decoder_attention: Literal["hybrid", "global"] = setting("global", "self-attention of the decoder")
+    positions: Literal["rotary", "absolute"] = setting("rotary", "rotary, or Whisper's absolute embedding")
+    base: float = setting(10_000.0, "rotary base")
+    max_dist: int | None = setting(None, "furthest distance the global branch may look; None: everywhere")
+    max_span: int = setting(32, "largest radius of the local branch")
+    ramp: int = setting(8, "width of the soft edge of the local branch")
+    win_size: int = setting(32, "block in which windows are computed; never changes a result")
+    temperature: Literal["formula", "learned"] = setting(
+        "learned", "sharpness of the local branch: the formula's, or learned per head from there"
+    )
+    sharpen_longer: bool = setting(True, "longer spans are sharper; else shorter ones are")
+    temp_scale: float = setting(0.5, "how much the span changes the temperature")
+    ctc: bool = setting(True, "CTC head on the encoder: auxiliary loss, draft and guard")
+    audio_context: int = setting(1500, "encoder steps, absolute positions only: audio is padded or cut to it")
+    text_context: int = setting(448, "most tokens of one text, special tokens included")
+    dropout: float = setting(0.1, "dropout on the residual stream")
 
     def __post_init__(self) -> None:
         _require_choices(self)
@@ -96,45 +104,69 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """The manifests of a training run, each PATH or PATH=WEIGHT (how often an utterance is seen per epoch)."""
+
+    train: list[str] = dataclasses.field(default_factory=list)
+    dev: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run, data apart. Each option says why it is there."""
 
-    steps: int = 10_000  # optimizer steps in all
-    batch_seconds: float = 120.0  # audio per batch, padding included: memory follows seconds, not counts
-    accumulate: int = 1  # batches per optimizer step
-    learning_rate: float = 1e-3  # peak
-    warmup_steps: int = 500  # linear rise: early steps of attention models diverge without it
-    final_rate: float = 0.02  # the cosine decay ends at this share of the peak
-    weight_decay: float = 0.05  # matrices only
-    clip_norm: float = 1.0  # a bad batch may not throw the weights far
-    ctc_weight: float = 0.3  # share of the CTC loss: teaches alignment long before the decoder can
-    label_smoothing: float = 0.1  # decoder targets; keeps it from overconfidence on little data
-    span_penalty: float = 0.0  # price of the mean local radius (1 = the largest); makes short spans worth learning
-    ema_decay: float = 0.999  # weights averaged over about 1/(1 - decay) steps; 0: off
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 elsewhere
-    seed: int = 0
-    evaluate_every: int = 500  # steps between evaluations on dev, each followed by a checkpoint
-    patience: int = 0  # stop after so many evaluations without a better dev WER; 0: never
-    workers: int = 1  # processes that read and augment audio; 0: in the training process
-    spec_augment: bool = True  # masks over time and frequency (Park et al. 2019)
-    speed: float = 0.1  # speed drawn from 1 - speed ... 1 + speed; 0: off
-    gain_db: float = 12.0  # level drawn from -gain_db ... +gain_db / 2
-    noise: float = 0.3  # share of utterances with noise made up on the spot
-    telephone: float = 0.1  # share of utterances band-limited to 8 kHz
-    join: float = 0.5  # share of training items made by joining utterances, so that every length is seen
-    max_seconds: float = 20.0  # longest training item; longer utterances are left out and counted
+    steps: int = setting(10_000, "optimizer steps in all")
+    batch_seconds: float = setting(120.0, "audio per batch, padding included: memory follows seconds, not counts")
+    accumulate: int = setting(1, "batches per optimizer step")
+    learning_rate: float = setting(1e-3, "peak")
+    warmup_steps: int = setting(500, "linear rise: early steps of attention models diverge without it")
+    final_rate: float = setting(0.02, "the cosine decay ends at this share of the peak")
+    weight_decay: float = setting(0.05, "matrices only")
+    clip_norm: float = setting(1.0, "a bad batch may not throw the weights far")
+    ctc_weight: float = setting(0.3, "share of the CTC loss: teaches alignment long before the decoder can")
+    label_smoothing: float = setting(0.1, "decoder targets; keeps it from overconfidence on little data")
+    span_penalty: float = setting(
+        0.0, "price of the mean local radius (1 = the largest); makes short spans worth learning"
+    )
+    ema_decay: float = setting(0.999, "weights averaged over about 1/(1 - decay) steps; 0: off")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on CUDA, fp32 elsewhere")
+    seed: int = setting(0, "one seed makes one run")
+    evaluate_every: int = setting(500, "steps between evaluations on dev, each followed by a checkpoint")
+    patience: int = setting(0, "stop after so many evaluations without a better dev WER; 0: never")
+    workers: int = setting(1, "processes that read and augment audio; 0: in the training process")
+    spec_augment: bool = setting(True, "masks over time and frequency (Park et al. 2019)")
+    speed: float = setting(0.1, "speed drawn from 1 - speed ... 1 + speed; 0: off")
+    formant: float = setting(0.1, "mel axis stretched by up to this: other throats (Jaitly & Hinton 2013)")
+    gain_db: float = setting(12.0, "level drawn from -gain_db ... +gain_db / 2")
+    noise: float = setting(0.3, "share of utterances with noise made up on the spot")
+    reverberation: float = setting(0.15, "share of utterances put into a made-up room")
+    telephone: float = setting(0.1, "share of utterances band-limited to 8 kHz")
+    silence: float = setting(0.02, "share of training items replaced by noise or silence without text")
+    join: float = setting(0.5, "share of training items made by joining utterances, so that every length is seen")
+    join_seconds: float = setting(10.0, "longest item made by joining")
+    max_seconds: float = setting(20.0, "longest training item; longer utterances are left out and counted")
 
     def __post_init__(self) -> None:
         _require_choices(self)
         for name in ("steps", "accumulate", "evaluate_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("batch_seconds", "learning_rate", "clip_norm", "max_seconds"):
+        for name in ("batch_seconds", "learning_rate", "clip_norm", "max_seconds", "join_seconds"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("ctc_weight", "label_smoothing", "noise", "telephone", "join", "final_rate"):
+        for name in (
+            "ctc_weight",
+            "label_smoothing",
+            "noise",
+            "reverberation",
+            "telephone",
+            "silence",
+            "join",
+            "final_rate",
+        ):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
+        _require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
 
 
@@ -142,10 +174,10 @@ class TrainConfig:
 class DecodingConfig:
     """How text is found for sound. The result does not depend on `batch_size`."""
 
-    batch_size: int = 16  # segments decoded together
-    ctc_weight: float = 0.5  # native models: share of CTC in the choice between hypotheses
-    max_segment_seconds: float = 20.0  # longer recordings are split at pauses into segments up to this
-    vad_threshold: float = 0.5  # speech probability of the pause finder
+    batch_size: int = setting(16, "segments decoded together")
+    ctc_weight: float = setting(0.5, "native models: share of CTC in the choice between hypotheses")
+    max_segment_seconds: float = setting(20.0, "longer recordings are split at pauses into segments up to this")
+    vad_threshold: float = setting(0.5, "speech probability of the pause finder")
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
@@ -192,6 +224,8 @@ def _fit(value: Any, hint: Any, name: str) -> Any:
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         return tuple(_fit(item, kind, name) for item, kind in zip(value, typing.get_args(hint), strict=False))
+    if typing.get_origin(hint) is list and isinstance(value, (list, tuple)):
+        return [_fit(item, typing.get_args(hint)[0], name) for item in value]
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:

@@ -23,6 +23,8 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     except RuntimeError:
         raise InputError(f"device is {wanted!r}; wanted: auto, cuda, cuda:N, mps or cpu") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if not there.get(device.type, False) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise InputError(f"device {wanted!r} is not on this machine; use --device auto")
     return device, "as asked"

@@ -1,0 +1,144 @@
+"""Checkpoints: folders of config.json, model.safetensors, tokenizer.json, README.md and metrics.json.
+
+Nothing is unpickled. A folder is written aside and renamed; what is read is checked against the configuration
+before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from focusasr import __version__
+from focusasr.config import DEFAULT_CHECKPOINT, InputError, ModelConfig, TextConfig, read_settings, to_settings
+from focusasr.model import Model
+from focusasr.tokenizer import Tokenizer
+
+FORMAT = 1
+PIECES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recognizer as it lies in a folder."""
+
+    model: Model
+    tokenizer: Tokenizer
+    metrics: dict[str, Any]
+    card: str  # README.md
+    folder: Path | None = None
+
+
+def find_checkpoint(name: str | None) -> Path:
+    """Return the folder of a checkpoint: a path, the default where `name` is None; InputError where there is none.
+
+    A training run's folder stands for its best checkpoint.
+    """
+    if name is None:
+        inside = Path(__file__).parent / "checkpoints" / DEFAULT_CHECKPOINT
+        beside = Path(__file__).parents[1] / "checkpoints" / DEFAULT_CHECKPOINT
+        folder = inside if inside.is_dir() else beside
+        if not folder.is_dir():
+            raise InputError(f"{beside}: the default checkpoint is missing; reinstall focusasr or give --model FOLDER")
+        return folder
+    folder = Path(name)
+    if (folder / "best" / "config.json").is_file() and not (folder / "config.json").exists():
+        return folder / "best"
+    if not folder.is_dir():
+        raise InputError(f"{name}: no such checkpoint folder; give --model a folder that 'focusasr train' wrote")
+    return folder
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | None = None) -> None:
+    """Write the pieces into `folder`, an empty or new one; `run` is kept in config.json as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = checkpoint.model
+    config = {
+        "format": FORMAT,
+        "focusasr": __version__,
+        "model": to_settings(model.config),
+        "text": to_settings(checkpoint.tokenizer.policy),
+        **({"run": run} if run else {}),
+    }
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "metrics.json", checkpoint.metrics)
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
+    (folder / "README.md").write_text(checkpoint.card, encoding="utf-8")
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint folder; InputError names the piece that is missing, broken or of another size."""
+    for piece in PIECES:
+        if not (folder / piece).is_file():
+            raise InputError(f"{folder}: not a whole checkpoint, {piece} is missing; copy the folder again")
+    config = read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise InputError(f"{folder / 'config.json'}: format is {config.get('format')!r}; this version reads {FORMAT}")
+    settings = read_settings(ModelConfig, _section(config, "model", folder), str(folder / "config.json"))
+    policy = read_settings(TextConfig, _section(config, "text", folder), str(folder / "config.json"))
+    tokenizer = Tokenizer.from_json(_read_text(folder / "tokenizer.json"), policy)
+    if tokenizer.size != settings.vocabulary:
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: {tokenizer.size} tokens, but the model has {settings.vocabulary}; "
+            "it belongs to another checkpoint"
+        )
+    with torch.device("meta"):
+        model = Model(settings)
+    model.load_state_dict(_read_weights(folder / "model.safetensors", model, str(device)), assign=True)
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    card = _read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
+    return Checkpoint(model.eval(), tokenizer, metrics, card, folder)
+
+
+def _read_weights(path: Path, model: Model, device: str) -> dict[str, torch.Tensor]:
+    """Read the weights that `model`, on the meta device, wants; InputError where names or shapes differ."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in sorted(wanted.keys() | shapes.keys()):
+                if wanted.get(name) != shapes.get(name):
+                    raise InputError(
+                        f"{path}: weight {name} has shape {shapes.get(name)}, config.json wants {wanted.get(name)}; "
+                        "the files belong to different checkpoints"
+                    )
+            return {name: file.get_tensor(name).float() for name in wanted}
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+
+
+def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, dict):
+        raise InputError(f"{folder / 'config.json'}: section {name!r} is missing; copy the folder again")
+    return section
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; InputError where it is none."""
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value

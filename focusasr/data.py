@@ -1,0 +1,261 @@
+"""Training data: which utterances are used, how they are joined, batched by length and turned into tensors.
+
+The order of everything follows from (seed, epoch) alone, so that a resumed run sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from focusasr import audio
+from focusasr.augment import augment_mel, augment_waveform, change_speed, noise_alone
+from focusasr.config import SAMPLE_RATE_HZ, InputError, ModelConfig, TrainConfig
+from focusasr.features import log_mel, stack
+from focusasr.manifest import Utterance, read_manifest
+from focusasr.model import IGNORED
+from focusasr.tokenizer import Tokenizer
+
+LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The usable utterances of one manifest, with how often each is seen per epoch."""
+
+    name: str
+    weight: float
+    utterances: list[Utterance]
+    tokens: list[list[int]]
+
+    @property
+    def seconds(self) -> float:
+        """Return the length of all utterances together."""
+        return sum(utterance.duration or 0.0 for utterance in self.utterances)
+
+
+@dataclass
+class Findings:
+    """What was left out of training and why: reason → the utterances' places."""
+
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def note(self, reason: str, utterance: Utterance) -> None:
+        """Count one utterance under a reason."""
+        self.left_out[reason].append(str(utterance.audio))
+
+    def lines(self) -> list[str]:
+        """Return one line per reason, with the count and the first example."""
+        return [f"left out {len(places)} ({reason}), such as {places[0]}" for reason, places in self.left_out.items()]
+
+
+def parse_manifest_option(option: str) -> tuple[Path, float]:
+    """Split PATH or PATH=WEIGHT; the weight says how often each utterance is seen per epoch."""
+    path, equals, weight = option.rpartition("=")
+    if not equals or Path(option).exists():
+        return Path(option), 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        return Path(option), 1.0
+    if not 0 < number < 1000:
+        raise InputError(f"manifest {option!r}: the weight is {weight}; wanted: above 0 and below 1000")
+    return Path(path), number
+
+
+def read_texts(options: Sequence[str]) -> list[str]:
+    """Return every text of the manifests, for learning a tokenizer."""
+    return [utterance.text for option in options for utterance in read_manifest(parse_manifest_option(option)[0])]
+
+
+def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_seconds: float, found: Findings) -> Corpus:
+    """Read one manifest for training; what cannot be used is noted in `found` with the reason."""
+    path, weight = parse_manifest_option(option)
+    kept, tokens = [], []
+    for utterance in read_manifest(path):
+        utterance = _with_duration(utterance)
+        ids = tokenizer.encode(utterance.text)
+        reason = _refusal(utterance, ids, model, max_seconds)
+        if reason:
+            found.note(reason, utterance)
+        else:
+            kept.append(utterance)
+            tokens.append(ids)
+    return Corpus(str(path), weight, kept, tokens)
+
+
+def _with_duration(utterance: Utterance) -> Utterance:
+    if utterance.duration is not None or not utterance.audio.is_file():
+        return utterance
+    seconds = audio.probe_seconds(utterance.audio) or 0.0
+    return Utterance(utterance.audio, utterance.text, utterance.offset, seconds - utterance.offset, utterance.extra)
+
+
+def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_seconds: float) -> str | None:
+    """Return why an utterance cannot be trained on, or None."""
+    seconds = utterance.duration or 0.0
+    repeats = sum(a == b for a, b in pairwise(ids))
+    if not utterance.audio.is_file():
+        return "no such audio file"
+    if not ids:
+        return "empty text"
+    if seconds > max_seconds:
+        return f"longer than max_seconds {max_seconds:g}"
+    if seconds < (len(ids) + repeats) * model.step_seconds:
+        return "too short for its text"
+    if len(ids) + 1 > model.text_context:
+        return f"text longer than text_context {model.text_context}"
+    return None
+
+
+Group = tuple[tuple[tuple[int, int], ...], float]  # what one item joins, (corpus, utterance) pairs, and its seconds
+
+
+class Item(NamedTuple):
+    """One training example: (corpus, utterance) pairs that are joined, its own seed, and its place in the plan."""
+
+    parts: tuple[tuple[int, int], ...]
+    seconds: float
+    seed: tuple[int, int, int]
+    position: tuple[int, int]  # epoch, batch
+
+
+class Plan(Sampler[list[Item]]):
+    """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch."""
+
+    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, position: tuple[int, int] = (0, 0)) -> None:
+        self.corpora = corpora
+        self.config = config
+        self.position = position
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        epoch, first = self.position
+        while True:
+            yield from self.epoch(epoch)[first:]
+            epoch, first = epoch + 1, 0
+
+    def epoch(self, epoch: int) -> list[list[Item]]:
+        """Return the batches of one epoch, the same for the same seed."""
+        draw = np.random.default_rng([self.config.seed, epoch])
+        groups = [group for index in range(len(self.corpora)) for group in self._groups(index, draw)]
+        lengths = np.array([seconds for _, seconds in groups])
+        order = np.argsort(lengths * draw.uniform(0.9, 1.1, len(lengths)), kind="stable")
+        batches = self._fill([groups[index] for index in order])
+        batches = [batches[index] for index in draw.permutation(len(batches))]
+        items, count = [], 0
+        for place, batch in enumerate(batches):
+            items.append(
+                [
+                    Item(group[0], group[1], (self.config.seed, epoch, count + n), (epoch, place))
+                    for n, group in enumerate(batch)
+                ]
+            )
+            count += len(batch)
+        return items
+
+    def _groups(self, index: int, draw: np.random.Generator) -> list[Group]:
+        """Return the items of one corpus: single utterances, and runs of them joined up to a drawn length."""
+        corpus = self.corpora[index]
+        size = len(corpus.utterances)
+        whole, rest = divmod(corpus.weight, 1.0)
+        copies = [draw.permutation(size) for _ in range(int(whole))] + [draw.permutation(size)[: round(rest * size)]]
+        groups: list[Group] = []
+        parts: list[tuple[int, int]] = []
+        seconds, goal = 0.0, 0.0
+        for choice in np.concatenate(copies):
+            if not parts:
+                goal = draw.uniform(0, self.config.join_seconds) if draw.random() < self.config.join else 0.0
+            parts.append((index, int(choice)))
+            seconds += corpus.utterances[choice].duration or 0.0
+            if seconds >= goal:
+                groups.append((tuple(parts), seconds))
+                parts, seconds = [], 0.0
+        return [*groups, (tuple(parts), seconds)] if parts else groups
+
+    def _fill(self, groups: list[Group]) -> list[list[Group]]:
+        batches: list[list[Group]] = [[]]
+        for group in groups:  # ascending, so that the newest is the longest
+            if batches[-1] and (len(batches[-1]) + 1) * max(group[1], 1.0) > self.config.batch_seconds:
+                batches.append([])
+            batches[-1].append(group)
+        return batches
+
+
+class Batch(NamedTuple):
+    """Tensors for one step: mel (B, F, M), lengths (B,) in frames, decoder input and targets (B, L)."""
+
+    mel: Tensor
+    lengths: Tensor
+    tokens: Tensor
+    targets: Tensor
+    position: tuple[int, int]
+    broken: list[str]  # what could not be read
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of audio, padding not counted."""
+        return float(self.lengths.sum()) / 100.0
+
+
+class Examples(Dataset):
+    """Items to features and tokens, augmented by the item's own seed."""
+
+    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, mel_bands: int, separator: list[int]) -> None:
+        self.corpora = corpora
+        self.config = config
+        self.mel_bands = mel_bands
+        self.separator = separator  # the tokens between joined texts
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, list[int], Item, list[str]]:
+        """Return mel (F, M), token ids, the item, and what could not be read."""
+        draw = np.random.default_rng(item.seed)
+        pieces: list[np.ndarray] = []
+        tokens: list[int] = []
+        broken: list[str] = []
+        for corpus, index in item.parts:
+            utterance = self.corpora[corpus].utterances[index]
+            try:
+                waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
+            except InputError as error:
+                broken.append(str(error))
+                continue
+            pieces.append(change_speed(waveform, self.config, draw))
+            tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
+        waveform = join(pieces, draw)
+        if draw.random() < self.config.silence:
+            waveform, tokens = noise_alone(len(waveform), draw), []
+        waveform = augment_waveform(waveform, self.config, draw)
+        mel = augment_mel(log_mel(torch.from_numpy(waveform), self.mel_bands), self.config, draw)
+        return mel, tokens, item, broken
+
+
+def join(pieces: Sequence[np.ndarray], draw: np.random.Generator) -> np.ndarray:
+    """Return the waveforms one after the other with a drawn silence, up to 0.4 s, around and between them."""
+    parts: list[np.ndarray] = []
+    for piece in pieces:
+        gap = int(draw.uniform(0, LARGEST_GAP_SECONDS) * SAMPLE_RATE_HZ) if len(pieces) > 1 else 0
+        parts += [piece, np.zeros(gap, np.float32)]
+    return np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float32)
+
+
+def collate(examples: Sequence[tuple[Tensor, list[int], Item, list[str]]], start: int, end: int) -> Batch:
+    """Pad examples to one batch; decoder input begins with `start`, targets end with `end`."""
+    mel, lengths = stack([example[0] for example in examples])
+    texts = [torch.tensor(example[1], dtype=torch.long) for example in examples]
+    inputs = [torch.cat((torch.tensor([start]), text)) for text in texts]
+    targets = [torch.cat((text, torch.tensor([end]))) for text in texts]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return Batch(
+        mel, lengths, pad(inputs, batch_first=True, padding_value=end),
+        pad(targets, batch_first=True, padding_value=IGNORED), examples[0][2].position,
+        [line for example in examples for line in example[3]],
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""What a transcript is, and the files it becomes: txt, vtt, srt, tsv and json as openai/whisper writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusasr.config import InputError
+from focusasr.files import written_aside
+
+if TYPE_CHECKING:
+    from focusasr.audio import Source
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording and its text, with Whisper's names.
+
+    `start` and `end` are seconds, `seek` a mel frame (10 ms). `words`, where word times were asked for, is a list of
+    {word, start, end, probability}.
+    """
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    words: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The text of one recording, whole and in segments."""
+
+    text: str
+    segments: list[Segment]
+    language: str | None
+
+
+def to_json_dict(transcript: Transcript) -> dict[str, Any]:
+    """Return Whisper's object {text, segments, language}; a segment has `words` only where there are some to tell."""
+    result = dataclasses.asdict(transcript)
+    for segment in result["segments"]:
+        if segment["words"] is None:
+            del segment["words"]
+    return result
+
+
+def render_txt(transcript: Transcript) -> str:
+    """One segment per line."""
+    return "".join(f"{_line(segment)}\n" for segment in transcript.segments)
+
+
+def render_vtt(transcript: Transcript) -> str:
+    """WebVTT: [HH:]MM:SS.mmm, hours only where needed."""
+    cues = (_cue(segment, _vtt_time) for segment in transcript.segments)
+    return "WEBVTT\n\n" + "".join(f"{cue}\n\n" for cue in cues)
+
+
+def render_srt(transcript: Transcript) -> str:
+    """SubRip: numbered from 1, HH:MM:SS,mmm."""
+    cues = (_cue(segment, _srt_time) for segment in transcript.segments)
+    return "".join(f"{number}\n{cue}\n\n" for number, cue in enumerate(cues, start=1))
+
+
+def render_tsv(transcript: Transcript) -> str:
+    """A table of start, end (whole milliseconds) and text."""
+    rows = [("start", "end", "text")]
+    for segment in transcript.segments:
+        start, end = (str(_milliseconds(seconds)) for seconds in (segment.start, segment.end))
+        rows.append((start, end, _line(segment).replace("\t", " ")))
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def render_json(transcript: Transcript) -> str:
+    """One line of pure ASCII without an end of line, as Whisper's; ValueError on a number that JSON lacks."""
+    return json.dumps(to_json_dict(transcript), allow_nan=False)
+
+
+_RENDERERS: dict[str, Callable[[Transcript], str]] = {
+    "txt": render_txt,
+    "vtt": render_vtt,
+    "srt": render_srt,
+    "tsv": render_tsv,
+    "json": render_json,
+}
+FORMATS = tuple(_RENDERERS)
+
+
+def render(transcript: Transcript, suffix: str) -> str:
+    """Return the content of a file of that format; InputError on an unknown one."""
+    if suffix not in _RENDERERS:
+        raise InputError(f"output format is {suffix!r}; wanted: {', '.join(FORMATS)}")
+    return _RENDERERS[suffix](transcript)
+
+
+def write(transcript: Transcript, path_without_suffix: Path, formats: Iterable[str]) -> list[Path]:
+    """Write one file per format, UTF-8, each whole or not at all; return their paths.
+
+    Everything is rendered before anything is written. InputError on an unknown format and where a file cannot be
+    written; files that were there are replaced.
+    """
+    contents = {suffix: render(transcript, suffix).encode("utf-8") for suffix in formats}
+    paths = []
+    for suffix, content in contents.items():
+        path = path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")
+        try:
+            with written_aside(path) as aside:
+                aside.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None
+        paths.append(path)
+    return paths
+
+
+def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
+    """Return for each source where its outputs go, suffix apart: no two alike, not even where case does not count.
+
+    The name is the file's own without suffix. Files that would share it keep their suffix (`a.wav`, `a.mp3`), then
+    get the folders they lie in (`x-a.wav`, `y-a.wav`) as far up as they need. One file given twice is numbered.
+    Standard input is `stdin`.
+    """
+    ladders = [_names(source.path) for source in sources]
+    steps = [0] * len(ladders)
+    while True:
+        sharing = defaultdict(list)
+        for index, (names, step) in enumerate(zip(ladders, steps, strict=True)):
+            sharing[_folded(names[step])].append(index)
+        clashes = [group for group in sharing.values() if len({ladders[index][-1] for index in group}) > 1]
+        rising = [index for group in clashes for index in group if steps[index] + 1 < len(ladders[index])]
+        if not rising:
+            break
+        for index in rising:
+            steps[index] += 1
+    names = [ladder[step] for ladder, step in zip(ladders, steps, strict=True)]
+    return [output_dir / name for name in _numbered(names)]
+
+
+def _names(path: str) -> list[str]:
+    """Return the names that outputs of a file may have, from the shortest to the whole path in one word."""
+    if path == "-":
+        return ["stdin"]
+    whole = Path(os.path.abspath(path))
+    parts = [*whole.parts[1:]] or [whole.name]
+    return [whole.stem, *("-".join(parts[start:]) for start in reversed(range(len(parts))))]
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Append -2, -3 ... to names that came before."""
+    taken = {_folded(name) for name in names}
+    used: set[str] = set()
+    result = []
+    for name in names:
+        fresh, number = name, 2
+        while _folded(fresh) in used or (fresh != name and _folded(fresh) in taken):
+            fresh, number = f"{name}-{number}", number + 1
+        used.add(_folded(fresh))
+        result.append(fresh)
+    return result
+
+
+def _folded(name: str) -> str:
+    """Return what file systems that ignore case and composition compare."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _line(segment: Segment) -> str:
+    """Return the segment's text on one line: a line break inside would end a row, a blank line a cue."""
+    return " ".join(segment.text.strip().splitlines())
+
+
+def _cue(segment: Segment, format_time: Callable[[float], str]) -> str:
+    """Return a subtitle's times and text; with word times it lasts from the first word to the last."""
+    start = segment.words[0]["start"] if segment.words else segment.start
+    end = segment.words[-1]["end"] if segment.words else segment.end
+    return f"{format_time(start)} --> {format_time(end)}\n{_line(segment).replace('-->', '->')}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _srt_time(seconds: float) -> str:
+    return _clock(seconds).replace(".", ",")
+
+
+def _vtt_time(seconds: float) -> str:
+    return _clock(seconds).removeprefix("00:")
+
+
+def _clock(seconds: float) -> str:
+    whole, milliseconds = divmod(_milliseconds(seconds), 1000)
+    minutes, seconds_left = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes_left:02d}:{seconds_left:02d}.{milliseconds:03d}"

@@ -1,0 +1,95 @@
+"""Text to token ids and back: characters or BPE, learned from a manifest, saved in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
+
+from focusasr.config import InputError, TextConfig
+from focusasr.text import apply_policy
+
+SPECIALS = ("<blank>", "<start>", "<end>", "<unknown>")
+
+
+class Tokenizer:
+    """Token ids for text under one policy. `blank` is CTC's; `start` and `end` are the decoder's."""
+
+    def __init__(self, engine: Engine, policy: TextConfig) -> None:
+        ids = {name: engine.token_to_id(name) for name in SPECIALS}
+        lacking = [name for name, index in ids.items() if index is None]
+        if lacking:
+            raise InputError(f"tokenizer.json lacks the special token {lacking[0]!r}; use the checkpoint's own")
+        self.engine = engine
+        self.policy = policy
+        self.blank, self.start, self.end, self.unknown = (int(index) for index in ids.values() if index is not None)
+
+    @property
+    def size(self) -> int:
+        """Return the number of tokens, special ones included."""
+        return self.engine.get_vocab_size()
+
+    @property
+    def separator(self) -> list[int]:
+        """Return the tokens that join two encoded texts: a space, or nothing where tokens carry it."""
+        space = self.engine.token_to_id(" ")
+        return [] if space is None else [space]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` after the policy, without start and end."""
+        return self.engine.encode(apply_policy(text, self.policy), add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`; special tokens vanish."""
+        return " ".join(self.engine.decode(list(tokens), skip_special_tokens=True).split())
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of tokenizer.json."""
+        return self.engine.to_str(pretty=True)
+
+    @classmethod
+    def from_json(cls, text: str, policy: TextConfig) -> Tokenizer:
+        """Read the text of tokenizer.json; InputError where it is none."""
+        try:
+            return cls(Engine.from_str(text), policy)
+        except InputError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"tokenizer.json cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def train_tokenizer(texts: Iterable[str], policy: TextConfig) -> Tokenizer:
+    """Learn a tokenizer from texts; InputError where they hold no character after the policy."""
+    cleaned = [apply_policy(text, policy) for text in texts]
+    characters = sorted(set("".join(cleaned)))
+    if not characters:
+        raise InputError("the texts are empty after the text policy, so there is nothing to learn a tokenizer from")
+    build = _character_engine if policy.tokens == "characters" else _bpe_engine
+    return Tokenizer(build(cleaned, characters, policy), policy)
+
+
+def _character_engine(_texts: list[str], characters: list[str], _policy: TextConfig) -> Engine:
+    vocabulary = {token: index for index, token in enumerate([*SPECIALS, *characters])}
+    engine = Engine(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    engine.decoder = decoders.Fuse()
+    engine.add_special_tokens(list(SPECIALS))
+    return engine
+
+
+def _bpe_engine(texts: list[str], characters: list[str], policy: TextConfig) -> Engine:
+    smallest = len(SPECIALS) + len(characters) + 1
+    if policy.vocabulary_size < smallest:
+        raise InputError(f"vocabulary_size is {policy.vocabulary_size}; these texts need at least {smallest}")
+    engine = Engine(models.BPE(unk_token="<unknown>"))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace()
+    engine.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=policy.vocabulary_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=characters,
+        show_progress=False,
+    )
+    engine.train_from_iterator(texts, trainer)
+    return engine

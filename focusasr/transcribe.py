@@ -1,0 +1,131 @@
+"""From files to transcripts: streamed, cut at pauses, decoded in batches, yielded in the order given."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from focusasr import audio
+from focusasr.audio import Source
+from focusasr.checkpoint import Checkpoint
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, InputError
+from focusasr.decoding import Hypothesis, decode
+from focusasr.features import FRAMES_PER_SECOND, log_mel
+from focusasr.output import Segment, Transcript
+from focusasr.segments import Piece, cut
+
+BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one source: its transcript, or why there is none."""
+
+    source: Source
+    transcript: Transcript | None
+    error: str | None
+    audio_seconds: float
+
+
+@dataclass
+class _Job:
+    """One source under way: what was read, its pieces' texts so far, and whether all pieces are known."""
+
+    source: Source
+    samples: int = 0
+    error: str | None = None
+    waiting: int = 0  # pieces not decoded yet
+    complete: bool = False
+    segments: list[Segment] = field(default_factory=list)
+
+
+class Recognizer:
+    """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
+        self.model = checkpoint.model.to(device).eval()
+        self.tokenizer = checkpoint.tokenizer
+        self.device = device
+        self.config = config
+
+    def transcribe(
+        self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
+    ) -> Iterator[Outcome]:
+        """Yield one outcome per source, in order; `progress` is told the seconds of audio of each decoded batch.
+
+        A source that cannot be read gives an outcome with an error, and the others go on.
+        """
+        jobs: list[_Job] = []
+        pieces = self._pieces(sources, jobs)
+        while True:
+            held = list(islice(pieces, self.config.batch_size * BATCHES_AHEAD))
+            held.sort(key=lambda pair: len(pair[1].waveform))
+            for start in range(0, len(held), self.config.batch_size):
+                self._decode(held[start : start + self.config.batch_size])
+                if progress:
+                    progress(
+                        sum(len(p.waveform) for _, p in held[start : start + self.config.batch_size]) / SAMPLE_RATE_HZ
+                    )
+            while jobs and jobs[0].complete and not jobs[0].waiting:
+                yield self._outcome(jobs.pop(0))
+            if not held:
+                return
+
+    def _pieces(self, sources: Iterable[Source], jobs: list[_Job]) -> Iterator[tuple[_Job, Piece]]:
+        for source in sources:
+            job = _Job(source)
+            jobs.append(job)
+            try:
+                for piece in cut(_counted(job), self.config.max_segment_seconds, self.config.vad_threshold):
+                    job.waiting += 1
+                    yield job, piece
+            except InputError as error:
+                job.error = str(error)
+            job.complete = True
+
+    def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
+        bands = self.model.config.mel_bands
+        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands) for _, piece in held]
+        answers = decode(self.model, mels, self.tokenizer, self.config.ctc_weight)
+        for (job, piece), answer in zip(held, answers, strict=True):
+            job.waiting -= 1
+            segment = self._segment(piece, answer)
+            if segment.text:
+                job.segments.append(segment)
+
+    def _segment(self, piece: Piece, answer: Hypothesis) -> Segment:
+        text = self.tokenizer.decode(answer.tokens)
+        encoded = text.encode("utf-8")
+        return Segment(
+            id=0,
+            seek=round(piece.start_seconds * FRAMES_PER_SECOND),
+            start=round(piece.start_seconds, 3),
+            end=round(piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ, 3),
+            text=text,
+            tokens=answer.tokens,
+            temperature=0.0,
+            avg_logprob=answer.avg_logprob,
+            compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
+            no_speech_prob=answer.no_speech_prob,
+        )
+
+    def _outcome(self, job: _Job) -> Outcome:
+        seconds = job.samples / SAMPLE_RATE_HZ
+        if job.error is not None:
+            return Outcome(job.source, None, job.error, seconds)
+        ordered = sorted(job.segments, key=lambda segment: segment.start)
+        numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
+        text = " ".join(segment.text for segment in numbered)
+        return Outcome(job.source, Transcript(text, numbered, self.tokenizer.policy.language), None, seconds)
+
+
+def _counted(job: _Job) -> Iterator[np.ndarray]:
+    """Yield the source's blocks and count their samples."""
+    for block in audio.stream(job.source):
+        job.samples += len(block)
+        yield block

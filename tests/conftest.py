@@ -1,0 +1,65 @@
+"""What every test gets: a folder and a home of its own, few threads, fixed seeds; and real speech, if there is any."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "2")  # before torch is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for caches that may be shared by all tests (matplotlib's fonts take seconds to make)."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in an empty folder, with an empty home; its child processes import this focusasr."""
+    place = tmp_path_factory.mktemp("place")
+    for name in ("home", "work"):
+        (place / name).mkdir()
+    monkeypatch.chdir(place / "work")
+    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "home" / ".config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(place / "home" / ".local" / "share"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    monkeypatch.setenv("MPLCONFIGDIR", str(caches / "matplotlib"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Seed every source of chance that is loaded."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.manual_seed(0)
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real speech (FOCUSASR_DATA, or ../shared/data beside the repository), or skip."""
+    folder = Path(os.environ.get("FOCUSASR_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real speech in {folder}; FOCUSASR_DATA can name another folder")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """Return the clip of the README's first command."""
+    return ROOT / "tests" / "data" / "sample.flac"
