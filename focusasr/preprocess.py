@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 
 from focusasr.audio import Source, stream
-from focusasr.config import SAMPLE_RATE_HZ, InputError
+from focusasr.config import SAMPLE_RATE_HZ, InputError, setting
 from focusasr.files import written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.manifest import Utterance, write_manifest
@@ -33,13 +33,15 @@ Progress = Callable[[int, int], None]
 class PreprocessConfig:
     """How a corpus is read and what is kept of it."""
 
-    layout: str = "auto"  # auto or a key of sources.READERS
-    audio_column: str | None = None  # tables: where the usual names do not fit
-    text_column: str | None = None
-    format: Literal["flac", "wav"] = "flac"  # both 16 bit; FLAC is half the size
-    min_seconds: float = 0.1  # shorter ones are rejected
-    max_seconds: float | None = None  # longer ones are rejected; None: none
-    workers: int = 0  # files converted at once; 0: as many as there are CPU cores
+    layout: Literal["auto", "sidecar", "table", "librispeech", "ljspeech", "commonvoice", "manifest"] = setting(
+        "auto", "how the corpus is laid out; auto recognizes it"
+    )
+    audio_column: str | None = setting(None, "column of a table that names the audio; none: a usual name")
+    text_column: str | None = setting(None, "column of a table that holds the text; none: a usual name")
+    format: Literal["flac", "wav"] = setting("flac", "container of the 16 bit output; FLAC takes half the space")
+    min_seconds: float = setting(0.1, "shorter recordings are rejected")
+    max_seconds: float | None = setting(None, "longer recordings are rejected; none: no limit")
+    workers: int = setting(0, "files converted at once; 0: one per CPU core")
 
     def __post_init__(self) -> None:
         longest = np.inf if self.max_seconds is None else self.max_seconds
@@ -48,7 +50,7 @@ class PreprocessConfig:
             ("format", self.format in ("flac", "wav"), "flac or wav"),
             ("min_seconds", self.min_seconds >= 0, "at least 0"),
             ("max_seconds", longest > 0 and longest >= self.min_seconds, f"at least min_seconds ({self.min_seconds})"),
-            ("workers", self.workers >= 0, "at least 0"),
+            ("workers", self.workers >= 0, "at least 0, where 0 means one per CPU core"),
         ):
             if not fine:
                 raise InputError(f"{name} is {getattr(self, name)!r}; wanted: {wanted}")
@@ -144,7 +146,7 @@ def preprocess(
 
 
 def _plan(readings: list[Found | Reject], folder: Path, config: PreprocessConfig) -> list[_Job | Reject]:
-    """Give each utterance a file of its own that keeps its place in the corpus; the same corpus gives the same names."""
+    """Give each utterance a file of its own that keeps its place in the corpus; the same every time."""
     taken: set[str] = set()
     plan: list[_Job | Reject] = []
     for reading in readings:

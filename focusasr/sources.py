@@ -343,7 +343,7 @@ def _is_manifest(path: Path) -> bool:
 
 
 def _locate(folder: Path, name: str) -> Path:
-    """Return the file that a corpus means: as written, in the other Unicode form, with `/` for `\\`, or less its suffix.
+    """Return the file that a corpus means: as written, in the other Unicode form, with `/` for `\\`, or with a suffix.
 
     Where there is none it is the path as written: whoever opens it reports it.
     """

@@ -43,7 +43,7 @@ def read_header(path: Path) -> list[str]:
 
 
 def _plain_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Split line by line: fields after tabs and bars hold stray quotes, which must not swallow the lines behind them."""
+    """Split line by line: cells between tabs or bars hold stray quotes, which may not swallow the lines behind."""
     for number, line in enumerate(lines, start=1):
         yield number, [_unquoted(cell) for cell in line.rstrip("\r\n").split(delimiter)]
 

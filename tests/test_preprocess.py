@@ -1,4 +1,4 @@
-"""Corpora of tones become 16 kHz mono files and manifests: again, in part, interrupted, with broken files among them."""
+"""Corpora of tones become 16 kHz mono files and manifests: again, in part, interrupted, with broken files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from focusasr import preprocess as room
 from focusasr.config import InputError
 from focusasr.manifest import read_manifest
 from focusasr.preprocess import PreprocessConfig, preprocess
+from focusasr.sources import READERS
 
 
 def tone(path: Path, seconds: float = 0.5, rate_hz: int = 16_000, hz: float = 440.0, channels: int = 1) -> Path:
@@ -66,7 +68,8 @@ def test_a_folder_becomes_files_and_a_manifest_in_source_order(tmp_path):
 
 @pytest.mark.parametrize("container", ["flac", "wav"])
 def test_any_rate_and_channels_become_16_khz_mono(tmp_path, container):
-    tone(tmp_path / "in" / "a.wav", seconds=1.0, rate_hz=44_100, channels=2, hz=1000).with_suffix(".txt").write_text("a")
+    path = tone(tmp_path / "in" / "a.wav", seconds=1.0, rate_hz=44_100, channels=2, hz=1000)
+    path.with_suffix(".txt").write_text("a")
     report = preprocess([tmp_path / "in"], tmp_path / "out", PreprocessConfig(format=container))
     (utterance,) = read_manifest(report.manifest)
     details = soundfile.info(utterance.audio)
@@ -93,8 +96,9 @@ def test_parts_of_a_recording_get_files_of_their_own(tmp_path):
     low, high = (np.sin(2 * np.pi * hz * np.arange(16_000) / 16_000) * 0.5 for hz in (300, 900))
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "long.wav", np.concatenate([low, high]), 16_000)
-    lines = [{"audio_filepath": "long.wav", "text": t, "offset": o, "duration": 1.0} for t, o in (("low", 0), ("high", 1))]
-    (tmp_path / "in" / "m.jsonl").write_text("\n".join(json.dumps({**line, "mood": "calm"}) for line in lines))
+    both = {"audio_filepath": "long.wav", "duration": 1.0, "mood": "calm"}
+    lines = [json.dumps({**both, "text": text, "offset": offset}) for text, offset in (("low", 0), ("high", 1))]
+    (tmp_path / "in" / "m.jsonl").write_text("\n".join(lines))
     report = preprocess([tmp_path / "in" / "m.jsonl"], tmp_path / "out")
     manifest = rows(report.manifest)
     assert [row["audio_filepath"] for row in manifest] == ["audio/long.flac", "audio/long_1000-2000.flac"]
@@ -246,7 +250,8 @@ room.preprocess([sys.argv[1]], sys.argv[2], room.PreprocessConfig(workers=2), la
 def test_a_killed_process_can_be_taken_up(tmp_path, signal_number):
     folder = corpus(tmp_path / "in", 30)
     command = [sys.executable, "-c", SLOW_RUN, str(folder), str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(room.__file__).parents[1])
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=Path(room.__file__).parents[1], **quiet)
     assert process.stdout is not None and process.stdout.readline()
     time.sleep(0.15)
     os.kill(process.pid, signal_number)
@@ -261,7 +266,12 @@ def test_a_killed_process_can_be_taken_up(tmp_path, signal_number):
 def test_files_in_work_are_bounded(tmp_path, monkeypatch):
     seen = []
     real = room._Run._settle_finished
-    monkeypatch.setattr(room._Run, "_settle_finished", lambda run, step: (seen.append(len(run.running)), real(run, step))[1])
+
+    def watched(run: room._Run, progress: room.Progress) -> None:
+        seen.append(len(run.running))
+        real(run, progress)
+
+    monkeypatch.setattr(room._Run, "_settle_finished", watched)
     preprocess([corpus(tmp_path / "in", 40)], tmp_path / "out", PreprocessConfig(workers=2))
     assert max(seen) == 2 * room.IN_FLIGHT_PER_WORKER
 
@@ -289,7 +299,7 @@ def test_results_never_overwrite_what_they_are_made_from(tmp_path):
         preprocess([folder], folder)
     tone(tmp_path / "mine" / "audio" / "a.flac")
     (tmp_path / "mine" / "audio" / "t.csv").write_text("path,text\na.flac,one\n")
-    with pytest.raises(InputError, match="a.flac"):
+    with pytest.raises(InputError, match=r"a\.flac"):
         preprocess([tmp_path / "mine" / "audio" / "t.csv"], tmp_path / "mine")
 
 
@@ -306,6 +316,11 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot be written") as refusal:
         preprocess([corpus(tmp_path / "in")], tmp_path / "out")
     assert "\n" not in str(refusal.value)
+
+
+def test_every_layout_can_be_asked_for():
+    assert {PreprocessConfig(layout=layout).layout for layout in READERS} == set(READERS)
+    assert typing.get_type_hints(PreprocessConfig)["layout"] == typing.Literal[("auto", *READERS)]
 
 
 @pytest.mark.parametrize(
