@@ -10,50 +10,23 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import soundfile
 
 from focusasr.audio import Source, stream
-from focusasr.config import SAMPLE_RATE_HZ, InputError, setting
+from focusasr.config import SAMPLE_RATE_HZ, InputError, PreprocessConfig
 from focusasr.files import written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.manifest import Utterance, write_manifest
-from focusasr.sources import READERS, Columns, Found, Reject, read_corpora
+from focusasr.sources import Columns, Found, Reject, read_corpora
 
 FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row"))  # kinds that make the command fail
 IN_FLIGHT_PER_WORKER = 4
 STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class PreprocessConfig:
-    """How a corpus is read and what is kept of it."""
-
-    layout: Literal["auto", "sidecar", "table", "librispeech", "ljspeech", "commonvoice", "manifest"] = setting(
-        "auto", "how the corpus is laid out; auto recognizes it"
-    )
-    audio_column: str | None = setting(None, "column of a table that names the audio; none: a usual name")
-    text_column: str | None = setting(None, "column of a table that holds the text; none: a usual name")
-    format: Literal["flac", "wav"] = setting("flac", "container of the 16 bit output; FLAC takes half the space")
-    min_seconds: float = setting(0.1, "shorter recordings are rejected")
-    max_seconds: float | None = setting(None, "longer recordings are rejected; none: no limit")
-    workers: int = setting(0, "files converted at once; 0: one per CPU core")
-
-    def __post_init__(self) -> None:
-        longest = np.inf if self.max_seconds is None else self.max_seconds
-        for name, fine, wanted in (
-            ("layout", self.layout in ("auto", *READERS), " or ".join(("auto", *READERS))),
-            ("format", self.format in ("flac", "wav"), "flac or wav"),
-            ("min_seconds", self.min_seconds >= 0, "at least 0"),
-            ("max_seconds", longest > 0 and longest >= self.min_seconds, f"at least min_seconds ({self.min_seconds})"),
-            ("workers", self.workers >= 0, "at least 0, where 0 means one per CPU core"),
-        ):
-            if not fine:
-                raise InputError(f"{name} is {getattr(self, name)!r}; wanted: {wanted}")
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ class Trainer:
         """Return lines that say what will be trained on what."""
         model = self.run.model
         lines = [
-            f"{self.best_model.parameter_count() / 1e6:.1f} M weights: {model.attention} attention, width {model.width}, "
-            f"{model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers, {model.vocabulary} tokens"
+            f"{self.best_model.parameter_count() / 1e6:.1f} M weights: {model.attention} attention, width {model.width},"
+            f" {model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers, {model.vocabulary} tokens"
         ]
         for corpus in self.corpora:
             hours = corpus.seconds / 3600

@@ -75,8 +75,8 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, Score]) -> str:
     """Return the README.md of a checkpoint: what it is, what it was trained on, what it scores."""
     rows = [
-        f"| {name} | {100 * s.wer:.1f} | {100 * s.wer_low:.1f} – {100 * s.wer_high:.1f} | {100 * s.cer:.1f} | {s.words} |"
-        for name, s in scores.items()
+        f"| {dev} | {100 * s.wer:.1f} | {100 * s.wer_low:.1f}–{100 * s.wer_high:.1f} | {100 * s.cer:.1f} | {s.words} |"
+        for dev, s in scores.items()
     ]
     millions = model.parameter_count() / 1e6
     return "\n".join(
