@@ -217,9 +217,10 @@ class MultiheadAttention(nn.Module):
 class SpanPredictor(nn.Module):
     """The span of each head for each utterance, from the mean of what the global branch (or the audio) says."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, heads)
+        self.linear = nn.Linear(config.width, config.heads)
+        nn.init.constant_(self.linear.bias, math.log(config.initial_span / (1 - config.initial_span)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return span_scale (B, H) in (0, 1) from x (B, T, D) and its mask (B, T)."""
@@ -314,7 +315,7 @@ class HybridAttention(nn.Module):
         self.ln_global = nn.LayerNorm(config.width)
         self.attn_local = AdaptiveSpanAttention(config, causal)
         self.attn_global = MultiheadAttention(config, causal)
-        self.span_pred = SpanPredictor(config.width, config.heads)
+        self.span_pred = SpanPredictor(config)
         self.projection = nn.Linear(2 * config.width, config.width)
 
     def forward(

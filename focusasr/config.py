@@ -61,11 +61,13 @@ class ModelConfig:
     strides: tuple[int, int] = setting((2, 2), "strides of the stem: 2 2 makes 40 ms steps, 1 2 makes 20 ms")
     attention: Literal["hybrid", "global"] = setting("hybrid", "self-attention of the encoder")
     decoder_attention: Literal["hybrid", "global"] = setting("global", "self-attention of the decoder")
+    conv_kernel: int = setting(0, "encoder steps that a convolution between attention and perceptron sees; 0: none")
     positions: Literal["rotary", "absolute"] = setting("rotary", "rotary, or Whisper's absolute embedding")
     base: float = setting(10_000.0, "rotary base")
     max_dist: int | None = setting(None, "furthest distance the global branch may look; None: everywhere")
     max_span: int = setting(32, "largest radius of the local branch")
-    ramp: int = setting(8, "width of the soft edge of the local branch")
+    initial_span: float = setting(0.1, "span_scale before training: short windows learn sounds sooner, then widen")
+    ramp: int = setting(4, "width of the soft edge of the local branch")
     win_size: int = setting(32, "block in which windows are computed; never changes a result")
     temperature: Literal["formula", "learned"] = setting(
         "learned", "sharpness of the local branch: the formula's, or learned per head from there"
@@ -85,9 +87,12 @@ class ModelConfig:
         _require(self.width // self.heads % 2 == 0, "width", self.width, f"an even width per head ({self.heads} heads)")
         _require(len(self.strides) == 2 and min(self.strides) >= 1, "strides", self.strides, "two numbers, at least 1")
         _require(self.max_span >= self.ramp, "max_span", self.max_span, f"at least ramp ({self.ramp})")
+        _require(0 < self.initial_span < 1, "initial_span", self.initial_span, "above 0 and below 1")
         _require(self.max_dist is None or self.max_dist >= 0, "max_dist", self.max_dist, "at least 0, or none")
         _require(self.temp_scale >= 0, "temp_scale", self.temp_scale, "at least 0")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        fits = self.conv_kernel == 0 or self.conv_kernel % 2 == 1
+        _require(fits and self.conv_kernel >= 0, "conv_kernel", self.conv_kernel, "0 or an odd number")
         _require(self.text_context >= 4, "text_context", self.text_context, "at least 4")
 
     @property

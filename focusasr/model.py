@@ -112,12 +112,36 @@ def _until(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+class Convolution(nn.Module):
+    """A gated depthwise convolution over time (Gulati et al. 2020, section 2.2), LayerNorm in place of BatchNorm.
+
+    What lies beyond an utterance's end is zero to it, so that batch-mates change nothing.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, kernel = config.width, config.conv_kernel
+        self.ln = nn.LayerNorm(width)
+        self.gate = nn.Linear(width, 2 * width)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.ln_inner = nn.LayerNorm(width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Turn x (B, T, D) with its mask (B, T) into (B, T, D)."""
+        x = F.glu(self.gate(self.ln(x)), dim=-1)
+        if mask is not None:
+            x = x * mask[..., None].to(x.dtype)
+        return self.out(F.silu(self.ln_inner(self.depthwise(x.transpose(1, 2)).transpose(1, 2))))
+
+
 class EncoderBlock(nn.Module):
-    """Pre-LN block: self-attention, then a two-layer perceptron."""
+    """Pre-LN block: self-attention, a convolution where the configuration has one, a two-layer perceptron."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.attention = _self_attention(config, config.attention, causal=False)
+        self.convolution = Convolution(config) if config.conv_kernel else None
         self.mlp = _mlp(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -125,6 +149,8 @@ class EncoderBlock(nn.Module):
         """Return x (B, T, D) one block further and the span per head (B, H) of a hybrid block."""
         attended = self.attention(x, mask=mask, rotation=rotation)
         x = x + self.dropout(attended.out)
+        if self.convolution is not None:
+            x = x + self.dropout(self.convolution(x, mask))
         return x + self.dropout(self.mlp(x)), attended.span_scale
 
 

@@ -1,0 +1,242 @@
+"""The command line as a user meets it: what is on stdout, what on stderr, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_transcribe import SAMPLE_TEXT
+
+from focusasr import cli
+
+RATE_HZ = 16_000
+
+
+class Result:
+    """Status and output of one call."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Return a function that runs the command line in this process."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["focusasr", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            status: object = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Result(int(str(status)), out, err)
+
+    return call
+
+
+def tone(samples: int, channels: int = 1) -> np.ndarray:
+    wave = 0.1 * np.sin(2 * np.pi * 300 * np.arange(samples) / RATE_HZ)
+    return np.repeat(wave[:, None], channels, axis=1).astype(np.float32)
+
+
+def test_one_file_gives_its_text(run, sample: Path) -> None:
+    result = run("transcribe", sample)
+    assert (result.status, result.out) == (0, SAMPLE_TEXT + "\n")
+
+
+def test_several_files_give_a_line_each_in_the_order_given(run, sample: Path) -> None:
+    soundfile.write("b.wav", tone(RATE_HZ), RATE_HZ)
+    result = run("transcribe", "b.wav", sample)
+    assert (result.status, result.out) == (0, f"b.wav\t\n{sample}\t{SAMPLE_TEXT}\n")
+
+
+def test_one_file_in_another_format(run, sample: Path) -> None:
+    result = run("transcribe", sample, "-f", "json")
+    assert json.loads(result.out)["text"].strip() == SAMPLE_TEXT
+    assert run("transcribe", sample, "--output_format", "srt").out.startswith("1\n00:00:00,000 --> ")
+
+
+def test_files_of_every_format(run, sample: Path) -> None:
+    result = run("transcribe", sample, "--output_dir", "out")
+    assert (result.status, result.out) == (0, "")
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        f"sample.{s}" for s in ("json", "srt", "tsv", "txt", "vtt")
+    ]
+    assert Path("out/sample.txt").read_text() == SAMPLE_TEXT + "\n"
+
+
+def test_two_inputs_of_one_name_do_not_overwrite_each_other(run, sample: Path) -> None:
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+    Path("a/x.flac").write_bytes(sample.read_bytes())
+    soundfile.write("b/x.flac", tone(RATE_HZ), RATE_HZ)
+    assert run("transcribe", "a", "b", "-o", "out", "-f", "txt").status == 0
+    assert sorted(path.read_text().strip() for path in Path("out").iterdir()) == ["", SAMPLE_TEXT]
+
+
+def test_standard_input(sample: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "focusasr", "transcribe", "-"],
+        input=sample.read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout.decode().strip()) == (0, SAMPLE_TEXT), result.stderr.decode()
+
+
+def make_bad_input(kind: str, sample: Path) -> str:
+    name = f"{kind}.wav"
+    sound = tone(RATE_HZ)
+    if kind == "empty":
+        Path(name).touch()
+    elif kind == "text":
+        Path(name).write_text("these are words, not sound\n" * 50)
+    elif kind == "truncated":
+        soundfile.write("whole.flac", np.random.default_rng(0).uniform(-0.5, 0.5, RATE_HZ * 4), RATE_HZ)
+        name = "truncated.flac"
+        Path(name).write_bytes(Path("whole.flac").read_bytes()[:40_000])
+    elif kind == "nan":
+        sound[500] = np.nan
+        soundfile.write(name, sound, RATE_HZ, subtype="FLOAT")
+    elif kind == "folder":
+        Path(name).mkdir()
+    return name
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "nan"])
+def test_what_cannot_be_heard_is_named_in_one_line_and_the_others_go_on(run, sample: Path, kind: str) -> None:
+    name = make_bad_input(kind, sample)
+    result = run("transcribe", name, sample)
+    assert (result.status, result.out) == (1, f"{sample}\t{SAMPLE_TEXT}\n")
+    lines = [line for line in result.err.splitlines() if name in line]
+    assert len(lines) == 1 and len(result.err.splitlines()) == 2
+    assert "1 of 2 files failed" in result.err
+    assert run("transcribe", name, "-o", "out").status == 1
+    assert not list(Path("out").iterdir()) if Path("out").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "samples"),
+    [(16_000, 1, 0), (16_000, 1, 1), (8_000, 1, 8_000), (192_000, 1, 50_000), (48_000, 6, 9_000)],
+)
+def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples: int) -> None:
+    soundfile.write("odd.wav", 0 * tone(samples, channels), rate)
+    result = run("transcribe", "odd.wav")
+    assert (result.status, result.out) == (0, "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["transcribe"], 2, "files"),
+        (["transcribe", "x.wav", "--no-such-option"], 2, "no-such-option"),
+        (["transcribe", "x.wav", "-f", "doc"], 2, "doc"),
+        (["transcribe", "x.wav", "y.wav", "-f", "srt"], 2, "--output-dir"),
+        (["transcribe", "x.wav", "--batch-size", "0"], 1, "batch_size is 0"),
+        (["transcribe", "x.wav", "--device", "tpu"], 1, "tpu"),
+        (["transcribe", "x.wav", "--model", "nowhere"], 1, "nowhere"),
+        (["transcribe", "*.nothing"], 1, "*.nothing"),
+        (["evaluate", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["train"], 2, "manifest"),
+        (["train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["train", "m.jsonl", "--config", "nowhere.toml"], 1, "nowhere.toml"),
+        (["train", "m.jsonl", "--heads", "5"], 1, "heads"),
+        (["train", "m.jsonl", "--resume"], 1, "resume"),
+        (["preprocess", "nowhere", "-o", "out"], 1, "nowhere"),
+        (["no-such-command"], 2, "no-such-command"),
+    ],
+)
+def test_wrong_usage_says_what_is_wrong(run, arguments: list[str], status: int, said: str) -> None:
+    result = run(*arguments)
+    assert (result.status, result.out) == (status, "")
+    assert said in result.err
+    if status == 1:
+        assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("not json", "line 2: not JSON"),
+        ('{"text": "a"}', "line 2: audio_filepath"),
+        ('{"audio_filepath": "a.wav", "text": 5}', "line 2: text"),
+        ('{"audio_filepath": "a.wav", "text": "a", "duration": -1}', "line 2: duration"),
+    ],
+)
+def test_a_bad_manifest_line_is_named(run, line: str, said: str) -> None:
+    Path("m.jsonl").write_text('{"audio_filepath": "a.wav", "text": "a"}\n' + line + "\n")
+    for command in (["evaluate", "m.jsonl"], ["train", "m.jsonl"]):
+        result = run(*command)
+        assert result.status == 1 and said in result.err and "m.jsonl" in result.err
+
+
+def test_evaluate_prints_one_object_and_writes_rows(run, sample: Path) -> None:
+    rows = [
+        {"audio_filepath": str(sample), "text": text, "speaker": "slt"}
+        for text in (SAMPLE_TEXT, SAMPLE_TEXT + " seven")
+    ]
+    Path("m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("evaluate", "m.jsonl", "--json", "--output", "rows.jsonl")
+    figures = json.loads(result.out)
+    words = 2 * len(SAMPLE_TEXT.split()) + 1
+    assert result.status == 0
+    assert (figures["words"], figures["deletions"], figures["utterances"]) == (words, 1, 2)
+    assert figures["wer"] == pytest.approx(1 / words) and figures["wer_low"] <= figures["wer"] <= figures["wer_high"]
+    assert figures["normalizer"] == "basic" and figures["failed"] == 0
+    written = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    assert [row["hypothesis"] for row in written] == [SAMPLE_TEXT] * 2 and written[0]["speaker"] == "slt"
+    assert "WER" in run("evaluate", "m.jsonl").out
+
+
+def test_evaluate_goes_on_past_a_missing_file_and_says_so(run, sample: Path) -> None:
+    rows = [{"audio_filepath": name, "text": SAMPLE_TEXT} for name in ("absent.wav", str(sample))]
+    Path("m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("evaluate", "m.jsonl", "--json")
+    figures = json.loads(result.out)
+    assert (result.status, figures["failed"], figures["utterances"], figures["wer"]) == (1, 1, 1, 0.0)
+    assert "absent.wav" in result.err
+
+
+@pytest.mark.slow
+def test_the_whole_story(run, sample: Path) -> None:
+    """A folder of recordings becomes a manifest, a model, transcripts and a figure."""
+    Path("recordings").mkdir()
+    for index, text in enumerate(["one", "two", "three", "four"]):
+        soundfile.write(f"recordings/{text}.wav", tone(RATE_HZ + 1000 * index, 2), RATE_HZ)
+        Path(f"recordings/{text}.txt").write_text(text)
+    soundfile.write("recordings/untold.wav", tone(RATE_HZ), RATE_HZ)
+    result = run("preprocess", "recordings", "-o", "data")
+    assert (result.status, result.out.strip()) == (0, str(Path("data/manifest.jsonl").resolve()))
+    tiny = ["--width", 16, "--heads", 2, "--encoder-layers", 1, "--decoder-layers", 1, "--workers", 0]
+    options = ["--dev", "data/manifest.jsonl", "-o", "runs/a", "--steps", 4, "--evaluate-every", 2, *tiny]
+    result = run("train", "data/manifest.jsonl", *options)
+    assert (result.status, result.out.strip()) == (0, "runs/a/best"), result.err
+    assert "step 4" in result.err
+    assert run("train", "data/manifest.jsonl", *options).status == 1  # a run is never overwritten
+    assert run("train", "--resume", "-o", "runs/a", "--steps", 6).status == 0
+    assert run("transcribe", "recordings", "--model", "runs/a").status == 0
+    figures = json.loads(run("evaluate", "data/manifest.jsonl", "--model", "runs/a/last", "--json").out)
+    assert figures["utterances"] == 4
+
+
+def test_info_tells_checkpoint_device_and_versions(run) -> None:
+    result = run("info", "--device", "cpu")
+    assert result.status == 0 and "weights" in result.out and "torch" in result.out and "as asked" in result.out
+    facts = json.loads(run("info", "--json").out)
+    assert facts["model"]["attention"] == "hybrid" and facts["reason"]
+    assert run("--version").out.startswith("focusasr ")
+
+
+def test_closed_output_ends_quietly(sample: Path) -> None:
+    command = f"'{sys.executable}' -m focusasr transcribe '{sample}' '{sample}' '{sample}' | true"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr and "Exception" not in result.stderr

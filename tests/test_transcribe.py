@@ -1,0 +1,115 @@
+"""Transcribing with the default checkpoint: order, batches, silence, long recordings, and files that fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from focusasr.audio import Source, load
+from focusasr.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.transcribe import Outcome, Recognizer
+
+SAMPLE_TEXT = "g r a c e h o p p e r december ninth nineteen oh six"
+NOISES = {
+    "digital silence": lambda draw, n: np.zeros(n),
+    "faint hiss": lambda draw, n: 1e-4 * draw.standard_normal(n),
+    "white noise": lambda draw, n: 0.1 * draw.standard_normal(n),
+    "brown noise": lambda draw, n: 0.002 * np.cumsum(draw.standard_normal(n)) / np.sqrt(np.arange(1, n + 1)),
+    "mains hum": lambda draw, n: 0.2 * np.sin(2 * np.pi * 50 * np.arange(n) / SAMPLE_RATE_HZ),
+    "clicks": lambda draw, n: (draw.random(n) < 2e-4).astype(float),
+}
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
+
+
+def write(name: str, waveform: np.ndarray) -> Source:
+    soundfile.write(name, np.asarray(waveform, np.float32), SAMPLE_RATE_HZ, subtype="FLOAT")
+    return Source(name)
+
+
+def texts(outcomes: list[Outcome]) -> list[str | None]:
+    return [outcome.transcript.text if outcome.transcript else None for outcome in outcomes]
+
+
+def test_sample_is_read_right(recognizer: Recognizer, sample: Path) -> None:
+    (outcome,) = recognizer.transcribe([Source(str(sample))])
+    assert outcome.transcript is not None and outcome.transcript.text == SAMPLE_TEXT
+    (segment,) = outcome.transcript.segments
+    assert segment.id == 0 and segment.start == 0.0
+    assert segment.end == pytest.approx(outcome.audio_seconds, abs=1e-3)
+    assert segment.avg_logprob < 0 and 0 <= segment.no_speech_prob < 0.5
+
+
+def test_another_answer_in_another_batch(recognizer: Recognizer, sample: Path) -> None:
+    """A part of a file is heard the same alone, among others, in any order and at any batch size."""
+    sources = [Source(str(sample), offset, seconds) for offset in (0.0, 0.4, 1.1, 2.2) for seconds in (0.7, 1.6, 2.4)]
+    alone = [texts(list(recognizer.transcribe([source])))[0] for source in sources]
+    assert len(set(alone)) > 4  # the parts do differ
+    for size in (1, 5, 16):
+        grouped = Recognizer(
+            load_checkpoint(find_checkpoint(None)),
+            torch.device("cpu"),
+            DecodingConfig(batch_size=size),
+        )
+        assert texts(list(grouped.transcribe(sources))) == alone
+        assert texts(list(grouped.transcribe(sources[::-1]))) == alone[::-1]
+
+
+def test_a_broken_file_stops_no_other(recognizer: Recognizer, sample: Path) -> None:
+    Path("broken.wav").write_bytes(b"no sound here" * 100)
+    sources = [Source(str(sample)), Source("broken.wav"), Source("absent.flac"), Source(str(sample), 0.0, 2.0)]
+    outcomes = list(recognizer.transcribe(sources))
+    assert [outcome.source for outcome in outcomes] == sources
+    assert [outcome.error is not None for outcome in outcomes] == [False, True, True, False]
+    assert "broken.wav" in str(outcomes[1].error) and "absent.flac" in str(outcomes[2].error)
+    assert texts(outcomes)[0] == SAMPLE_TEXT
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_text_invented_on_silence(recognizer: Recognizer, kind: str) -> None:
+    draw = np.random.default_rng(3)
+    sources = [
+        write(f"{n}.wav", NOISES[kind](draw, n)) for n in (SAMPLE_RATE_HZ, 5 * SAMPLE_RATE_HZ, 60 * SAMPLE_RATE_HZ)
+    ]
+    assert texts(list(recognizer.transcribe(sources))) == ["", "", ""]
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 159, 160, 161, 399, 400, 401])
+def test_hardly_any_samples(recognizer: Recognizer, samples: int) -> None:
+    (outcome,) = recognizer.transcribe([write("short.wav", np.full(samples, 0.1))])
+    assert outcome.error is None and outcome.transcript is not None and outcome.transcript.text == ""
+    assert outcome.audio_seconds == samples / SAMPLE_RATE_HZ
+
+
+def test_a_long_recording_is_the_sum_of_its_parts(recognizer: Recognizer, sample: Path) -> None:
+    """Parts with pauses between them, 60 s in all: every text in order, each inside the time where it was said."""
+    part, times = load(Source(str(sample))), 8
+    pause = np.zeros(3 * SAMPLE_RATE_HZ, np.float32)
+    source = write("long.wav", np.concatenate([np.concatenate([part, pause])] * times))
+    (outcome,) = recognizer.transcribe([source])
+    assert outcome.transcript is not None
+    heard = outcome.transcript.text.split()
+    assert heard == SAMPLE_TEXT.split() * times
+    assert [segment.id for segment in outcome.transcript.segments] == list(range(len(outcome.transcript.segments)))
+    period = (len(part) + len(pause)) / SAMPLE_RATE_HZ
+    for segment in outcome.transcript.segments:
+        first = round(segment.start / period)
+        assert abs(segment.start - first * period) < 0.6
+        assert segment.end <= outcome.audio_seconds + 1e-3
+    small = DecodingConfig(max_segment_seconds=6.0, batch_size=2)
+    (again,) = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), small).transcribe([source])
+    assert again.transcript is not None and again.transcript.text.split() == heard
+
+
+def test_progress_counts_all_sound(recognizer: Recognizer, sample: Path) -> None:
+    told: list[float] = []
+    outcomes = list(recognizer.transcribe([Source(str(sample))] * 3, told.append))
+    assert sum(told) == pytest.approx(sum(outcome.audio_seconds for outcome in outcomes))
