@@ -134,7 +134,7 @@ def _best_cut(speech: np.ndarray, waveform: np.ndarray) -> int:
         if pause_frames >= PAUSE_FRAMES and speech[:middle].any():
             return middle
     begin = len(speech) * 2 // 3
-    frames = waveform[: len(speech) * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)[begin:]
+    frames = _whole_frames(waveform[: len(speech) * FRAME_SAMPLES]).reshape(-1, FRAME_SAMPLES)[begin:]
     loudness = np.convolve(np.square(frames).mean(axis=1), np.ones(5), mode="same")
     return begin + int(np.argmin(loudness[2:-2])) + 2
 

@@ -88,6 +88,12 @@ def test_one_sample_too_many_is_cut(by_energy: None) -> None:
     assert len(pieces) == 2 and check(pieces, waveform, 20).all()
 
 
+def test_a_full_window_may_end_with_half_a_frame(by_energy: None) -> None:
+    for samples in range(80 * FRAME_SAMPLES, 81 * FRAME_SAMPLES + 2, 100):  # the window ends with frame 80
+        waveform = np.concatenate([np.zeros(RATE_HZ, np.float32), noise(samples / RATE_HZ - 1)])
+        assert check(list(cut([waveform], 2)), waveform, 2)[RATE_HZ:].all()
+
+
 def test_a_limit_below_a_second_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_seconds is 0\.5; wanted: 1 or more"):
         next(cut([noise(3)], 0.5))
