@@ -73,7 +73,8 @@ def _check_whole(file: BinaryIO, size: int, name: str) -> bool:
     """Refuse a WAV, AIFF or Ogg file that was cut off, which libsndfile takes for a shorter one.
 
     FLAC, MP4 and MP3 with a length are found out while they are decoded; what never knew its length (MP3 without that
-    header, WebM from a browser) cannot be. Return whether it is a WAV without a length (0), as programs write into pipes: libsndfile would read nothing.
+    header, WebM from a browser) cannot be. Return whether it is a WAV without a length (0), as programs write into
+    pipes: libsndfile would read nothing.
     """
     file.seek(0)
     head = file.read(12)
