@@ -18,6 +18,7 @@ from focusasr.config import (
     DecodingConfig,
     InputError,
     ModelConfig,
+    PreprocessConfig,
     TextConfig,
     TrainConfig,
     read_settings,
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 INTERRUPTED, CLOSED_PIPE = 130, 141
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)  # fmt: skip
+    no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
+)
 stderr = Console(stderr=True)
 
 ModelOption = Annotated[
@@ -116,6 +116,40 @@ def progress_bar(total: int, what: str) -> Iterator[Any]:
             bar.update(task, advance=files, description=f"{what}: {heard:.0f} s of sound, {speed:.0f}x real time")
 
         yield tell
+
+
+@app.command(context_settings=BOTH_SPELLINGS)
+@with_settings(PreprocessConfig)
+def preprocess(
+    inputs: Annotated[list[str], typer.Argument(help="folders, tables (CSV, TSV) or manifests of audio and text")],
+    given: dict[type, dict[str, Any]],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="where audio/ and manifest.jsonl go")],
+) -> None:
+    """Turn audio and text as they come into 16 kHz mono files and a manifest.
+
+    Reads audio with sidecar .txt, CSV/TSV with headers, LibriSpeech, LJSpeech and Common Voice trees, and manifests.
+    What cannot be used is listed with its reason; a rerun goes on where the last one stopped.
+    """
+    from focusasr import preprocess as room
+
+    config = read_settings(PreprocessConfig, given[PreprocessConfig], "preprocess")
+    with file_bar("preprocessing") as tell:
+        report = room.preprocess(inputs, output_dir, config, tell)
+    stderr.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+    print(report.manifest)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def file_bar(what: str) -> Iterator[Any]:
+    """Show on stderr how many files are done; yields a function told (done, in all)."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command(context_settings=BOTH_SPELLINGS)
@@ -247,7 +281,7 @@ def train(
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="the run's folder: best/ and last/")] = Path(
         "runs/focusasr"
     ),
-    config: Annotated[Path | None, typer.Option(help="TOML file with [data], [text], [model], [train]")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, text, model, train")] = None,
     preset: Annotated[
         Literal["tiny", "small", "base"] | None, typer.Option(help="model size: about 2, 8, 25 M")
     ] = None,
@@ -283,12 +317,13 @@ def train(
         torch.set_num_threads(threads)
     chosen, reason = choose_device(device)
     trainer = Trainer(run, chosen, resume)
-    with TrainingLog(output_dir, run.settings, stderr) as log:
+    with TrainingLog(output_dir, run.settings, stderr, trainer.accelerator.is_main_process) as log:
         log.say(f"on {chosen.type}: {reason}")
         for line in trainer.summary():
             log.say(line)
         trainer.fit(log)
-    print(output_dir / "best")
+    if trainer.accelerator.is_main_process:
+        print(output_dir / "best")
 
 
 def resumed_settings(output_dir: Path, read_json: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class ModelConfig:
     40 ms with strides (2, 2). In a decoder they are tokens.
     """
 
-    vocabulary: int = setting(0, "tokens, special ones included; follows from the tokenizer")
+    vocabulary: int = 0  # tokens, special ones included; follows from the tokenizer, so it is no option
     mel_bands: int = setting(80, "80, or 128 as in Whisper large-v3")
     width: int = setting(192, "width of the residual stream")
     heads: int = setting(4, "attention heads")
@@ -135,6 +135,7 @@ class TrainConfig:
     evaluate_every: int = setting(500, "steps between evaluations on dev, each followed by a checkpoint")
     patience: int = setting(0, "stop after so many evaluations without a better dev WER; 0: never")
     workers: int = setting(1, "processes that read and augment audio; 0: in the training process")
+    clean_epochs: int = setting(1, "epochs before augmentation begins: CTC finds its alignments sooner on clean speech")
     spec_augment: bool = setting(True, "masks over time and frequency (Park et al. 2019)")
     speed: float = setting(0.1, "speed drawn from 1 - speed ... 1 + speed; 0: off")
     formant: float = setting(0.1, "mel axis stretched by up to this: other throats (Jaitly & Hinton 2013)")
@@ -164,11 +165,33 @@ class TrainConfig:
             "final_rate",
         ):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db"):
+        for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db", "clean_epochs"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
         _require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How a corpus is read and what is kept of it."""
+
+    layout: Literal["auto", "sidecar", "table", "librispeech", "ljspeech", "commonvoice", "manifest"] = setting(
+        "auto", "how the corpus is laid out; auto recognizes it"
+    )
+    audio_column: str | None = setting(None, "column of a table that names the audio; none: a usual name")
+    text_column: str | None = setting(None, "column of a table that holds the text; none: a usual name")
+    format: Literal["flac", "wav"] = setting("flac", "container of the 16 bit output; FLAC takes half the space")
+    min_seconds: float = setting(0.1, "shorter recordings are rejected")
+    max_seconds: float | None = setting(None, "longer recordings are rejected; none: no limit")
+    workers: int = setting(0, "files converted at once; 0: one per CPU core")
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.min_seconds >= 0, "min_seconds", self.min_seconds, "at least 0")
+        fits = self.max_seconds is None or (self.max_seconds > 0 and self.max_seconds >= self.min_seconds)
+        _require(fits, "max_seconds", self.max_seconds, f"at least min_seconds ({self.min_seconds})")
+        _require(self.workers >= 0, "workers", self.workers, "at least 0, where 0 means one per CPU core")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ The order of everything follows from (seed, epoch) alone, so that a resumed run 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,7 +110,7 @@ def _with_duration(utterance: Utterance) -> Utterance:
 def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_seconds: float) -> str | None:
     """Return why an utterance cannot be trained on, or None."""
     seconds = utterance.duration or 0.0
-    repeats = sum(a == b for a, b in pairwise(ids))
+    repeats = sum(a == b for a, b in itertools.pairwise(ids))
     if not utterance.audio.is_file():
         return "no such audio file"
     if not ids:
@@ -142,19 +142,18 @@ class Plan(Sampler[list[Item]]):
     No item made by joining is longer than `join_seconds`, or has more tokens than `text_context` has room for.
     """
 
-    def __init__(
-        self, corpora: Sequence[Corpus], config: TrainConfig, text_context: int, position: tuple[int, int] = (0, 0)
-    ) -> None:
+    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, text_context: int, first: int = 0) -> None:
         self.corpora = corpora
         self.config = config
         self.text_context = text_context
-        self.position = position
+        self.first = first  # batches to pass over, which an earlier run has seen
 
     def __iter__(self) -> Iterator[list[Item]]:
-        epoch, first = self.position
-        while True:
-            yield from self.epoch(epoch)[first:]
-            epoch, first = epoch + 1, 0
+        passed = 0
+        for epoch in itertools.count():
+            batches = self.epoch(epoch)
+            yield from batches[max(0, self.first - passed) :]
+            passed += len(batches)
 
     def epoch(self, epoch: int) -> list[list[Item]]:
         """Return the batches of one epoch, the same for the same seed."""
@@ -243,6 +242,7 @@ class Examples(Dataset):
     def __getitem__(self, item: Item) -> tuple[Tensor, list[int], Item, list[str]]:
         """Return mel (F, M), token ids, the item, and what could not be read."""
         draw = np.random.default_rng(item.seed)
+        clean = item.position[0] < self.config.clean_epochs
         pieces: list[np.ndarray] = []
         tokens: list[int] = []
         broken: list[str] = []
@@ -253,14 +253,15 @@ class Examples(Dataset):
             except InputError as error:
                 broken.append(str(error))
                 continue
-            pieces.append(change_speed(waveform, self.config, draw))
+            pieces.append(waveform if clean else change_speed(waveform, self.config, draw))
             tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
         waveform = join(pieces, draw)
         if draw.random() < self.config.silence:
             waveform, tokens = noise_alone(len(waveform), draw), []
-        waveform = augment_waveform(waveform, self.config, draw)
-        mel = augment_mel(log_mel(torch.from_numpy(waveform), self.mel_bands), self.config, draw)
-        return mel, tokens, item, broken
+        if not clean:
+            waveform = augment_waveform(waveform, self.config, draw)
+        mel = log_mel(torch.from_numpy(waveform), self.mel_bands)
+        return mel if clean else augment_mel(mel, self.config, draw), tokens, item, broken
 
 
 def join(pieces: Sequence[np.ndarray], draw: np.random.Generator) -> np.ndarray:

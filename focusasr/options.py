@@ -61,8 +61,6 @@ def _option(kind: type, field: dataclasses.Field) -> inspect.Parameter:
         else field.default
     )
     panel = kind.__name__.removesuffix("Config") + " settings"
-    option = typer.Option(
-        help=f"{field.metadata['help']} [default: {shown}]", rich_help_panel=panel, show_default=False
-    )
+    option = typer.Option(help=f"{field.metadata['help']} (default {shown})", rich_help_panel=panel, show_default=False)
     annotation: Any = Annotated[hint | None, option]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -59,10 +60,11 @@ class Run:
 
 @dataclass
 class Position:
-    """Where a run stands: optimizer steps done, the next batch (epoch, place), and the best dev score so far."""
+    """Where a run stands: optimizer steps done, batches read, and the best dev score so far."""
 
     step: int = 0
-    batch: tuple[int, int] = (0, 0)
+    batches: int = 0  # that all processes together have read
+    epoch: int = 0
     best_wer: float | None = None
     evaluations_since_best: int = 0
     seconds: float = 0.0  # of training, evaluation included
@@ -171,7 +173,12 @@ class Trainer:
         workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
         return DataLoader(
             examples,
-            batch_sampler=Plan(self.corpora, settings, self.run.model.text_context, self.position.batch),
+            batch_sampler=BatchSamplerShard(
+                Plan(self.corpora, settings, self.run.model.text_context, self.position.batches),
+                self.accelerator.num_processes,
+                self.accelerator.process_index,
+                even_batches=False,
+            ),
             collate_fn=functools.partial(collate, start=self.tokenizer.start, end=self.tokenizer.end),
             num_workers=settings.workers,
             generator=torch.Generator().manual_seed(settings.seed),
@@ -214,8 +221,9 @@ class Trainer:
             with self.accelerator.autocast():
                 losses = joint_loss(self.model(mel, lengths, tokens), targets, self.tokenizer.blank, weights)
             self.accelerator.backward(losses.total / settings.accumulate)
-            heard += batch.seconds
-            self.position.batch = (batch.position[0], batch.position[1] + 1)
+            heard += batch.seconds * self.accelerator.num_processes
+            self.position.batches += self.accelerator.num_processes
+            self.position.epoch = batch.position[0]
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self._apply(bool(torch.isfinite(norm)), batch)
         return losses, heard

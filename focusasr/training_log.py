@@ -22,17 +22,18 @@ MOST_BROKEN_SHOWN = 10
 class TrainingLog:
     """Shows a run on stderr and keeps its figures in the output folder."""
 
-    def __init__(self, output: Path, config: TrainConfig, console: Console) -> None:
+    def __init__(self, output: Path, config: TrainConfig, console: Console, main: bool = True) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         output.mkdir(parents=True, exist_ok=True)
         self.output = output
         self.console = console
-        self.board = SummaryWriter(str(output / "tensorboard"))
-        self.rows = (output / "metrics.jsonl").open("a", encoding="utf-8")
+        self.main = main  # of several processes, one shows and keeps
+        self.board = SummaryWriter(str(output / "tensorboard")) if main else None
         self.broken_seen: set[str] = set()
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        quiet = not (main and console.is_terminal)
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet)
         self.task = self.progress.add_task("training", total=config.steps)
         self.dev_wer = ""
 
@@ -42,12 +43,13 @@ class TrainingLog:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        self.rows.close()
-        self.board.close()
+        if self.board:
+            self.board.close()
 
     def say(self, line: str) -> None:
         """Print one line on stderr."""
-        self.console.print(line, highlight=False, markup=False)
+        if self.main:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def broken(self, lines: Sequence[str]) -> None:
         """Name audio that could not be read, each once, the first ten in full."""
@@ -60,13 +62,13 @@ class TrainingLog:
     def step(self, position: Any, losses: Losses, rate: float) -> None:
         """Show one optimizer step."""
         speed = position.audio_seconds / max(position.seconds, 1e-9)
-        if self.console.is_terminal:
+        if not self.progress.disable:
             parts = f"loss {losses.total:.2f} (ctc {losses.ctc:.2f}, attention {losses.attention:.2f})"
-            description = f"epoch {position.batch[0]} {parts} {self.dev_wer} {speed:.0f}x real time"
+            description = f"epoch {position.epoch} {parts} {self.dev_wer} {speed:.0f}x real time"
             self.progress.update(self.task, completed=position.step, description=description)
         if position.step % STEPS_PER_ROW == 0:
             row = {name: float(value.detach()) for name, value in losses._asdict().items()}
-            row |= {"learning_rate": rate, "audio_seconds_per_second": speed, "epoch": position.batch[0]}
+            row |= {"learning_rate": rate, "audio_seconds_per_second": speed, "epoch": position.epoch}
             self._keep(position.step, "train", row)
 
     def evaluation(self, position: Any, scores: dict[str, Score], overall: float | None, better: bool) -> None:
@@ -84,12 +86,15 @@ class TrainingLog:
         if position.skipped_steps:
             heard += f", {position.skipped_steps} steps skipped for want of a finite gradient"
         wer = ", ".join(parts) or "no dev set"
-        self.say(f"step {position.step}, epoch {position.batch[0]}, {heard}: WER % {wer}{' *' if better else ''}")
-        draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+        self.say(f"step {position.step}, epoch {position.epoch}, {heard}: WER % {wer}{' *' if better else ''}")
+        if self.main:
+            draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
 
     def _keep(self, step: int, kind: str, row: dict[str, float]) -> None:
-        self.rows.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
-        self.rows.flush()
+        if self.board is None:
+            return
+        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
         for name, value in row.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 

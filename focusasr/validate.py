@@ -51,7 +51,7 @@ def read_dev_set(option: str) -> DevSet:
 
 
 def measure(model: Model, tokenizer: Tokenizer, dev: DevSet) -> Measured:
-    """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where no file is readable."""
+    """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where none can be read."""
     device = next(model.parameters()).device
     heard, mels, broken = _listen(dev, model.config.mel_bands)
     hypotheses = [""] * len(mels)
@@ -91,10 +91,10 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 
 def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, Score]) -> str:
     """Return the README.md of a checkpoint: what it is, what it was trained on, what it scores."""
-    rows = []
-    for dev, s in scores.items():
-        interval = f"{100 * s.wer_low:.1f} – {100 * s.wer_high:.1f}"
-        rows.append(f"| {dev} | {100 * s.wer:.1f} | {interval} | {100 * s.cer:.1f} | {s.words} |")
+    rows = [
+        f"| {dev} | {100 * s.wer:.1f} | {100 * s.wer_low:.1f}–{100 * s.wer_high:.1f} | {100 * s.cer:.1f} | {s.words} |"
+        for dev, s in scores.items()
+    ]
     millions = model.parameter_count() / 1e6
     return "\n".join(
         [

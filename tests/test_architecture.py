@@ -14,8 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 ORDER = (
-    "config files text tokenizer device manifest audio sources features attention model score augment data decoding "
-    "checkpoint segments output transcribe preprocess evaluate validate training_log train cli"
+    "config files text tokenizer device manifest journal containers audio tables sources features attention model "
+    "score augment data decoding checkpoint segments output transcribe preprocess evaluate validate training_log "
+    "train options cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)

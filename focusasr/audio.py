@@ -1,0 +1,208 @@
+"""The one door through which sound enters: any container, rate and number of channels becomes mono float32."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import math
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from focusasr.config import SAMPLE_RATE_HZ, InputError
+from focusasr.containers import AudioError, Sound, opened
+
+AUDIO_SUFFIXES = frozenset(
+    ".3gp .aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .flac .flv .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 "
+    ".mpga .oga .ogg .opus .ra .rf64 .snd .sph .spx .tta .voc .w64 .wav .wave .weba .webm .wma .wv".split()
+)
+STDIN = "-"
+
+LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and infinity
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input."""
+
+    path: str
+    offset: float = 0.0
+    duration: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("offset", self.offset), ("duration", self.duration)):
+            if seconds is not None and not 0 <= seconds < math.inf:
+                raise AudioError(f"{self.name}: {name} is {seconds}; wanted: seconds, 0 or more")
+
+    @property
+    def name(self) -> str:
+        """The path as it goes into a line of text."""
+        if self.path == STDIN:
+            return "standard input"
+        return self.path if self.path.isprintable() and self.path else repr(self.path)
+
+
+def find_sources(inputs: Iterable[str]) -> list[Source]:
+    """Return the recordings that files, folders, globs and "-" stand for, in the order given, each path once.
+
+    A folder stands for every file in and below it that has a suffix of sound, sorted, hidden ones left out; a glob for
+    what it matches, sorted. A name that exists is never taken for a glob. A file that is missing stays in the list, so
+    that it fails alone and later. InputError where a folder or glob, or the whole list, stands for nothing.
+    """
+    found: dict[str, Source] = {}
+    for name in inputs:
+        for path in _expand(name):
+            found.setdefault(path if path == STDIN else os.path.abspath(path), Source(path))
+    if not found:
+        raise InputError("no recordings given; name files, folders, globs or - for standard input")
+    return list(found.values())
+
+
+def _expand(name: str) -> list[str]:
+    if os.path.isdir(name):
+        if not (paths := _files_below(name)):
+            raise InputError(f"{name}: no recordings in this folder; looked for .wav, .flac, .mp3, .m4a and the like")
+        return paths
+    if name == STDIN or os.path.lexists(name) or not glob.has_magic(name):
+        return [name]
+    if not (matches := sorted(glob.glob(name, recursive=True))):
+        raise InputError(f"{name}: nothing matches; check the pattern")
+    paths = [path for match in matches for path in (_files_below(match) if os.path.isdir(match) else [match])]
+    if not paths:
+        raise InputError(f"{name}: no recordings in the folders that match; check the pattern")
+    return paths
+
+
+def _files_below(folder: str) -> list[str]:
+    paths = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        sounds = (name for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."))
+        paths += [os.path.join(where, name) for name in sounds]
+    return sorted(paths, key=lambda path: Path(path).parts)
+
+
+def load(source: Source | str | Path, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+    """Return a whole recording (N,) as mono float32; AudioError where it cannot be read.
+
+    A valid recording may have 0 samples. `duration` past the end gives what there is; `offset` past the end is an
+    error, since the line that says so is about another recording.
+    """
+    return np.concatenate([np.zeros(0, np.float32), *_resampled(_as_source(source), sample_rate_hz)])
+
+
+def stream(source: Source | str | Path, block_seconds: float = 30.0) -> Iterator[np.ndarray]:
+    """Yield a recording at 16 kHz in blocks (block_seconds * 16000,), the last shorter, in bounded memory.
+
+    Together the blocks equal `load`, to the bit. AudioError as there, possibly after some blocks.
+    """
+    samples = to_samples(block_seconds, SAMPLE_RATE_HZ)
+    return in_blocks(_resampled(_as_source(source), SAMPLE_RATE_HZ), samples)
+
+
+def probe_seconds(path: Source | str | Path) -> float | None:
+    """Return a recording's length without decoding it; None where its header does not know or it cannot be read."""
+    source = _as_source(path)
+    try:
+        with _file(source) as file, opened(file, source.name) as sound:
+            return sound.seconds
+    except AudioError:
+        return None
+
+
+def to_samples(seconds: float, sample_rate_hz: int) -> int:
+    """Return the number of samples in a time: the only place where seconds become samples, rounded once."""
+    return round(seconds * sample_rate_hz)
+
+
+def in_blocks(pieces: Iterable[np.ndarray], block_samples: int) -> Iterator[np.ndarray]:
+    """Yield the same samples in blocks of one size, the last one shorter and never empty."""
+    held: list[np.ndarray] = []
+    missing = block_samples
+    for piece in pieces:
+        while len(piece) >= missing:
+            yield np.concatenate([*held, piece[:missing]])
+            held, piece, missing = [], piece[missing:], block_samples
+        held.append(piece)
+        missing -= len(piece)
+    if missing < block_samples:
+        yield np.concatenate(held)
+
+
+def _as_source(source: Source | str | Path) -> Source:
+    return source if isinstance(source, Source) else Source(str(source))
+
+
+def _resampled(source: Source, rate_hz: int) -> Iterator[np.ndarray]:
+    """Yield what a source asks for at the wanted rate, mono, each sample checked."""
+    with _file(source) as file, opened(file, source.name) as sound:
+        blocks = _span(sound, source)
+        if sound.rate_hz == rate_hz:
+            yield from blocks
+            return
+        import soxr
+
+        resampler = soxr.ResampleStream(sound.rate_hz, rate_hz, 1, dtype="float32", quality="HQ")
+        for block in blocks:
+            yield resampler.resample_chunk(block)
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _span(sound: Sound, source: Source) -> Iterator[np.ndarray]:
+    """Yield the samples between a source's offset and its end, at the sound's own rate, and find broken ones."""
+    position = start = to_samples(source.offset, sound.rate_hz)
+    stop = math.inf if source.duration is None else start + to_samples(source.duration, sound.rate_hz)
+    for block in sound.mono_from(start):
+        block = block[: int(min(len(block), stop - position))]
+        if not (fine := np.abs(block) < LARGEST_VALUE).all():
+            at = int(np.argmin(fine))
+            seen = f"a sample of {block[at]} at {(position + at) / sound.rate_hz:.2f} s"
+            raise AudioError(f"{source.name}: {seen} is not sound; export the recording again")
+        yield block
+        position += len(block)
+        if position >= stop:
+            break
+
+
+@contextmanager
+def _file(source: Source) -> Iterator[BinaryIO]:
+    if source.path == STDIN:
+        yield _standard_input()
+        return
+    try:
+        mode = os.stat(source.path).st_mode
+    except FileNotFoundError:
+        raise AudioError(f"{source.name}: no such file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise AudioError(f"{source.name}: cannot be opened ({error}); check the path") from None
+    if stat.S_ISDIR(mode):
+        raise AudioError(f"{source.name}: a folder, not a recording; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise AudioError(f"{source.name}: a pipe or device, not a file; pipe it in and name it -")
+    try:
+        with open(source.path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise AudioError(f"{source.name}: cannot be read ({error.strerror}); check the file and its rights") from None
+
+
+@functools.cache
+def _standard_input() -> BinaryIO:
+    """Copy standard input to a temporary file, once, so that it can be sought and read again."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        raise AudioError("standard input: no recording comes in; pipe one in, as in 'focusasr transcribe - < FILE'")
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+    except OSError as error:
+        raise AudioError(f"standard input: cannot be read ({error.strerror}); pipe a recording in") from None
+    return copy

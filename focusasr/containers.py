@@ -1,0 +1,274 @@
+"""Opening a recording of any container: libsndfile first, FFmpeg for what it cannot, and neither trusted blindly."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from focusasr.config import SAMPLE_RATE_HZ, InputError
+
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # beyond these a header lies, and resampling would need any memory
+READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB however many channels a header claims
+SLACK_BYTES = 16  # sloppy writers miscount padding by this much
+SLACK_SECONDS = 0.5  # containers round the length of their last packets
+
+
+class AudioError(InputError):
+    """A recording that cannot be read, told in one line that names it, what was seen and the remedy."""
+
+
+class Sound(Protocol):
+    """An open recording: its rate, its length where the header knows it, and its samples."""
+
+    rate_hz: int
+    seconds: float | None
+    close: Callable[[], None]
+
+    def mono_from(self, start: int) -> Iterator[np.ndarray]:
+        """Yield the mean of the channels (n,) float32 from sample `start` on; AudioError where decoding fails."""
+        ...
+
+
+@contextmanager
+def opened(file: BinaryIO, name: str) -> Iterator[Sound]:
+    """Open the recording in a file that can be sought; `name` is what errors call it.
+
+    AudioError where it is empty, cut off, not sound, or has a sample rate that cannot be.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise AudioError(f"{name}: empty (0 bytes); record or copy it again")
+    unmarked_end = _check_whole(file, size, name)
+    sound = _open_ffmpeg(file, name) if unmarked_end or _is_mpeg(file) else _open_any(file, name)
+    try:
+        if not LOWEST_RATE_HZ <= sound.rate_hz <= HIGHEST_RATE_HZ:
+            wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
+            raise AudioError(f"{name}: its header says {sound.rate_hz} Hz; wanted: {wanted}, export it again")
+        yield sound
+    finally:
+        sound.close()
+
+
+def _bytes_only(file: BinaryIO) -> Any:
+    """Return a file object without a name, so that no decoder guesses from its suffix."""
+    file.seek(0)
+    return SimpleNamespace(read=file.read, readinto=file.readinto, seek=file.seek, tell=file.tell)  # type: ignore[attr-defined]
+
+
+def _is_mpeg(file: BinaryIO) -> bool:
+    """Tell MP3 and AAC streams by their first bytes: libsndfile's MP3 decoder writes warnings to the terminal."""
+    file.seek(0)
+    head = file.read(3)
+    return head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
+
+
+def _check_whole(file: BinaryIO, size: int, name: str) -> bool:
+    """Refuse a WAV, AIFF or Ogg file that was cut off, which libsndfile takes for a shorter one.
+
+    FLAC, MP4 and MP3 with a length are found out while they are decoded; what never knew its length (MP3 without that
+    header, WebM from a browser) cannot be. Return whether it is a WAV without a length (0), as programs write into pipes: libsndfile would read nothing.
+    """
+    file.seek(0)
+    head = file.read(12)
+    missing, unmarked_end = 0, False
+    order = {b"RIFF": "<", b"RIFX": ">", b"FORM": ">"}.get(head[:4])
+    if order and head[8:] in (b"WAVE", b"AIFF", b"AIFC"):
+        promised = _sound_chunk_bytes(file, order)
+        if promised is None:
+            missing = 1 if head[8:] == b"WAVE" else 0  # AIFF may leave out an empty chunk
+        elif not _is_endless(promised):
+            missing = max(0, promised - (size - file.tell()) - SLACK_BYTES)
+        unmarked_end = promised == 0 and struct.unpack(order + "I", head[4:8])[0] + 8 != size
+    elif head[:4] == b"OggS":
+        missing = _missing_of_last_page(file, size)
+    if missing:
+        raise AudioError(f"{name}: cut off, its header promises more than its {size} bytes; get a whole copy")
+    return unmarked_end
+
+
+def _sound_chunk_bytes(file: BinaryIO, order: str) -> int | None:
+    """Return the promised length of the chunk that holds the samples, with the file behind its header."""
+    while len(header := file.read(8)) == 8:
+        name, length = struct.unpack(f"{order}4sI", header)
+        if name in (b"data", b"SSND"):
+            return length
+        file.seek(length + length % 2, os.SEEK_CUR)
+    return None
+
+
+def _is_endless(length: int) -> bool:
+    """Tell the lengths near 2 and 4 GiB that stand for "until the pipe ends" (FFmpeg, sox, espeak-ng, arecord)."""
+    return length > 2**32 - 2**16 or abs(length - 2**31) < 2**16
+
+
+def _missing_of_last_page(file: BinaryIO, size: int) -> int:
+    """Return how many bytes of an Ogg file's last page are missing (RFC 3533, section 6)."""
+    file.seek(max(0, size - 2**17))  # longer than any page
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    segments = page[26] if len(page) > 26 else 255
+    missing = 27 + segments + sum(page[27 : 27 + segments]) - len(page)
+    begun = missing < 0 and b"OggS".startswith(page[missing:])  # one to three bytes of a next page
+    return 27 if begun else max(0, missing)
+
+
+def _open_any(file: BinaryIO, name: str) -> Sound:
+    import soundfile
+
+    try:
+        sound = soundfile.SoundFile(_bytes_only(file))
+    except soundfile.LibsndfileError:
+        return _open_ffmpeg(file, name)
+    return _Sndfile(sound, name)
+
+
+class _Sndfile:
+    """A recording open in libsndfile."""
+
+    def __init__(self, sound: Any, name: str) -> None:
+        self._sound, self._name = sound, name
+        self._frames: int | None = sound.frames if sound.frames < 2**62 else None  # FLAC from a pipe does not know
+        self.rate_hz: int = sound.samplerate
+        self.seconds = None if self._frames is None else self._frames / max(1, self.rate_hz)
+        self.close = sound.close
+
+    def mono_from(self, start: int) -> Iterator[np.ndarray]:
+        """Yield the mean of the channels from sample `start` on, sought where the length is known."""
+        if self._frames is not None and start > self._frames:
+            raise _past_the_end(self._name, start, self._frames, self.rate_hz)
+        position = 0 if self._frames is None else start
+        return _after(self._blocks(position), start - position, self.rate_hz, self._name)
+
+    def _blocks(self, position: int) -> Iterator[np.ndarray]:
+        import soundfile
+
+        block_frames = max(1, READ_VALUES // self._sound.channels)
+        try:
+            self._sound.seek(position)
+            while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
+                yield block.mean(axis=1)
+                position += len(block)
+        except soundfile.LibsndfileError:
+            raise _damaged(self._name, position / self.rate_hz) from None
+        if self._frames is not None and position < self._frames:
+            raise _damaged(self._name, position / self.rate_hz)
+
+
+def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
+    import av
+
+    try:
+        container = av.open(_bytes_only(file), options={"protocol_whitelist": "none"})  # playlists open nothing else
+    except (av.FFmpegError, ValueError) as error:
+        wanted = "wanted: wav, flac, ogg, opus, mp3, m4a, mp4, webm or another format that FFmpeg reads"
+        raise AudioError(f"{name}: not a recording ({_reason(error)}); {wanted}") from None
+    if not container.streams.audio:
+        seen = f"no sound in it ({container.format.name})"
+        container.close()
+        raise AudioError(f"{name}: {seen}; give a file with an audio track")
+    return _Ffmpeg(container, name)
+
+
+class _Ffmpeg:
+    """The first audio track of a recording open in FFmpeg."""
+
+    def __init__(self, container: Any, name: str) -> None:
+        self._container, self._name = container, name
+        self._track = container.streams.audio[0]
+        self._end_seconds = 0.0  # what is decoded so far, by the file's own clock
+        self.seconds = self._header_seconds()
+        self.close = container.close
+        self._frames = self._decode()
+        self._first = next(self._frames, None)  # only a decoded frame knows the rate: AAC may double its header's
+        self.rate_hz: int = self._first.sample_rate if self._first else self._track.rate or SAMPLE_RATE_HZ
+
+    def _header_seconds(self) -> float | None:
+        """Return the length, None where FFmpeg could only guess it from the bit rate."""
+        family, track = self._container.format.name, self._track
+        known = "mp4" in family or (family == "mp3" and track.start_time)  # start_time: an MP3's length header was read
+        if known and track.duration is not None:
+            return float(track.duration * track.time_base)
+        if "matroska" in family and len(self._container.streams) == 1 and self._container.duration is not None:
+            return float(self._container.duration / 1e6)
+        return None
+
+    def mono_from(self, start: int) -> Iterator[np.ndarray]:
+        """Yield the mean of the channels from sample `start` on; what lies before is decoded and dropped."""
+        return _after(self._blocks(), start, self.rate_hz, self._name)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for frame in itertools.chain([self._first] if self._first else [], self._frames):
+            if frame.sample_rate != self.rate_hz:
+                change = f"changes from {self.rate_hz} to {frame.sample_rate} Hz after {self._end_seconds:.1f} s"
+                raise AudioError(f"{self._name}: {change}; export it with one sample rate")
+            yield _mono(frame)
+        if self._cut_off():
+            raise _damaged(self._name, self._end_seconds)
+
+    def _cut_off(self) -> bool:
+        return self.seconds is not None and self._end_seconds < self.seconds - SLACK_SECONDS
+
+    def _decode(self) -> Iterator[Any]:
+        """Yield decoded frames; a packet that fails is passed over before the first frame and after a known end."""
+        import av
+
+        failed: Exception | None = None
+        packets = iter(self._container.demux(self._track))
+        while True:
+            try:
+                frames = next(packets).decode()
+            except StopIteration:
+                break
+            except (av.FFmpegError, ValueError) as error:
+                failed = error
+                if self._end_seconds and (self.seconds is None or self._cut_off()):
+                    raise _damaged(self._name, self._end_seconds) from None
+                continue
+            for frame in frames:
+                begin_seconds = self._end_seconds if frame.time is None else frame.time
+                self._end_seconds = begin_seconds + frame.samples / frame.sample_rate
+                yield frame
+        if failed and not self._end_seconds:
+            raise AudioError(f"{self._name}: nothing in it can be decoded ({_reason(failed)}); export it again")
+
+
+def _mono(frame: Any) -> np.ndarray:
+    """Return the mean of an FFmpeg frame's channels (n,), integers scaled to -1 ... 1."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(frame.samples, -1).T
+    if values.dtype.kind in "iu":
+        half = 2.0 ** (8 * values.itemsize - 1)
+        values = values / half - (1.0 if values.dtype.kind == "u" else 0.0)
+    return values.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _after(blocks: Iterator[np.ndarray], start: int, rate_hz: int, name: str) -> Iterator[np.ndarray]:
+    """Drop the first `start` samples; AudioError where there are fewer."""
+    position = 0
+    for block in blocks:
+        if position + len(block) > start:
+            yield block[max(0, start - position) :]
+        position += len(block)
+    if position < start:
+        raise _past_the_end(name, start, position, rate_hz)
+
+
+def _past_the_end(name: str, start: int, length: int, rate_hz: int) -> AudioError:
+    seen = f"offset {start / rate_hz:.2f} s lies past its end at {length / rate_hz:.2f} s"
+    return AudioError(f"{name}: {seen}; correct the offset")
+
+
+def _damaged(name: str, seconds: float) -> AudioError:
+    return AudioError(f"{name}: stops decoding after {seconds:.1f} s, cut off or damaged; get a whole copy")
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]

@@ -1,0 +1,129 @@
+"""Measure a trained checkpoint on test manifests, write its card, and put it where the program looks for it.
+
+    scripts/ship_checkpoint.py runs/alnum/best checkpoints/focusasr-alnum-en scripts/focusasr-alnum-en.md \\
+        data/an4/test.jsonl data/fsdd/test.jsonl
+
+The card is the given text with {results}, {size}, {training} and {spans} filled in; the figures also go to
+metrics.json. Nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from focusasr.attention import HybridAttention
+from focusasr.audio import Source, load
+from focusasr.checkpoint import Checkpoint, load_checkpoint, read_json, save_checkpoint
+from focusasr.config import DecodingConfig
+from focusasr.evaluate import evaluate, to_json
+from focusasr.features import log_mel, stack
+from focusasr.files import written_aside
+from focusasr.manifest import read_manifest
+from focusasr.model import EncoderBlock, Model
+from focusasr.transcribe import Recognizer
+
+NORMALIZERS = ("basic", "english")
+
+
+def main() -> None:
+    """Measure, write the card, copy."""
+    if len(sys.argv) < 5:
+        sys.exit("usage: ship_checkpoint.py FROM_FOLDER TO_FOLDER CARD_TEXT TEST_MANIFEST...")
+    source, target, card, *manifests = map(Path, sys.argv[1:])
+    checkpoint = load_checkpoint(source)
+    run = read_json(source / "config.json")["run"]
+    results = {f"{path.absolute().parent.name}/{path.stem}": measured(checkpoint, path) for path in manifests}
+    text = card.read_text(encoding="utf-8")
+    for mark, filling in (
+        ("{results}", results_table(results)),
+        ("{size}", size_line(checkpoint)),
+        ("{training}", training_line(checkpoint, run)),
+        ("{spans}", spans_table(checkpoint.model, manifests[0])),
+    ):
+        text = text.replace(mark, filling)
+    shipped = dataclasses.replace(checkpoint, card=text, metrics={**checkpoint.metrics, "test": results})
+    with written_aside(target) as aside:
+        save_checkpoint(aside, shipped, {"train": run["train"], "data": public(run["data"])})
+    print(results_table(results))
+
+
+def public(data: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the manifests by corpus and file only, wherever they lay."""
+    return {split: ["/".join(Path(option).parts[-2:]) for option in options] for split, options in data.items()}
+
+
+def measured(checkpoint: Checkpoint, manifest: Path) -> dict[str, Any]:
+    """Return the figures of one manifest under each normalizer."""
+    recognizer = Recognizer(checkpoint, torch.device("cpu"), DecodingConfig())
+    utterances = read_manifest(manifest)
+    return {name: to_json(evaluate(recognizer.transcribe, utterances, name)) for name in NORMALIZERS}
+
+
+def results_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return WER per test set with its 95 % interval, as a Markdown table."""
+    rows = [
+        "| test set | utterances | words | WER % (95 % interval) | CER % | WER %, Whisper's English normalizer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in results.items():
+        plain, english = figures["basic"], figures["english"]
+        rows.append(
+            f"| {name} | {plain['utterances']} | {plain['words']} | {interval(plain)} | {100 * plain['cer']:.1f} "
+            f"| {interval(english)} |"
+        )
+    return "\n".join(rows)
+
+
+def interval(figures: dict[str, Any]) -> str:
+    """Return a WER with its interval, in percent."""
+    low, middle, high = (100 * figures[key] for key in ("wer_low", "wer", "wer_high"))
+    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
+
+
+def size_line(checkpoint: Checkpoint) -> str:
+    """Return how large the model is and what it is made of."""
+    config, tokens = checkpoint.model.config, checkpoint.tokenizer.policy.tokens
+    return (
+        f"{checkpoint.model.parameter_count() / 1e6:.1f} million weights (float32): "
+        f"{config.encoder_layers} encoder and {config.decoder_layers} decoder layers, width {config.width}, "
+        f"{config.heads} heads, {config.attention} attention, {1000 * config.step_seconds:.0f} ms steps, "
+        f"{config.vocabulary} tokens ({tokens})"
+    )
+
+
+def training_line(checkpoint: Checkpoint, run: dict[str, Any]) -> str:
+    """Return how long the model was trained."""
+    position = checkpoint.metrics["position"]
+    return (
+        f"{position['step']} of {run['train']['steps']} steps, {position['audio_seconds'] / 3600:.0f} hours of speech "
+        f"heard (augmented and repeated), {position['seconds'] / 60:.0f} minutes of training and dev measurements"
+    )
+
+
+@torch.inference_mode()
+def spans_table(model: Model, manifest: Path) -> str:
+    """Return what the hybrid layers learned: local radius in ms and temperature per head, means over a manifest."""
+    model.eval()
+    rows = ["| layer | local radius of each head, ms | temperature of each head |", "|---|---|---|"]
+    spans: list[list[torch.Tensor]] = []
+    for utterance in read_manifest(manifest)[:64]:
+        waveform = load(Source(str(utterance.audio), utterance.offset, utterance.duration))
+        spans.append(model.encode(*stack([log_mel(torch.from_numpy(waveform), model.config.mel_bands)])).spans)
+    for layer, block in enumerate(model.encoder.blocks):
+        assert isinstance(block, EncoderBlock) and isinstance(block.attention, HybridAttention)
+        local = block.attention.attn_local
+        scale = torch.cat([utterance[layer] for utterance in spans]).mean(dim=0)
+        radii = 1000 * model.config.step_seconds * local.radius(scale)
+        shown = ", ".join(f"{radius:.0f}" for radius in radii.tolist())
+        sharp = ", ".join(f"{value:.2f}" for value in local.temperature(scale).tolist())
+        rows.append(f"| {layer + 1} | {shown} | {sharp} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
