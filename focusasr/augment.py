@@ -53,7 +53,7 @@ def colored_noise(samples: int, exponent: float, draw: Generator) -> Waveform:
     spectrum = np.fft.rfft(draw.standard_normal(samples, dtype=np.float32))
     frequencies = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE_HZ).clip(min=20.0)
     noise = np.fft.irfft(spectrum * frequencies ** (-exponent / 2), samples)
-    return (noise / (noise.std() + 1e-9)).astype(np.float32)
+    return (noise / (np.sqrt(np.mean(noise**2)) + 1e-9)).astype(np.float32)
 
 
 def noise_alone(samples: int, draw: Generator) -> Waveform:

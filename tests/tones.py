@@ -38,7 +38,7 @@ def write_song_book(folder: Path, texts: Sequence[str], name: str = "songs") -> 
     for number, text in enumerate(texts):
         path = folder.absolute() / name / f"{number:02}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, sung(text), SAMPLE_RATE_HZ)
+        soundfile.write(path, sung(text), SAMPLE_RATE_HZ, "FLOAT")
         utterances.append(Utterance(path, text))
     write_manifest(folder / f"{name}.jsonl", utterances)
     return folder / f"{name}.jsonl"
