@@ -293,9 +293,7 @@ class Model(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def ctc_losses(
-    log_probs: Tensor, lengths: Tensor, targets: Tensor, blank: int, zero_infinity: bool = False
-) -> Tensor:
+def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, blank: int, zero_infinity: bool = False) -> Tensor:
     """Return -log P(targets) under CTC (Graves et al. 2006), (B,); infinite where the audio is too short.
 
     log_probs (B, T, V) with lengths (B,) in steps; targets (B, L) padded with IGNORED. `zero_infinity` makes an
