@@ -63,3 +63,19 @@ def real_data() -> Path:
 def sample() -> Path:
     """Return the clip of the README's first command."""
     return ROOT / "tests" / "data" / "sample.flac"
+
+
+@pytest.fixture(scope="session")
+def heard(sample: Path) -> str:
+    """Return what the default checkpoint hears in the sample, so that only one test depends on its being right."""
+    import torch
+
+    from focusasr.audio import Source
+    from focusasr.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.config import DecodingConfig
+    from focusasr.transcribe import Recognizer
+
+    recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
+    (outcome,) = recognizer.transcribe([Source(str(sample))])
+    assert outcome.transcript is not None and len(outcome.transcript.text) > 20
+    return outcome.transcript.text
