@@ -45,6 +45,11 @@ class Attended(NamedTuple):
     span_scale: Tensor | None = None
 
 
+def _require_steps(x: Tensor) -> None:
+    if x.shape[-2] == 0:
+        raise ValueError("attention has 0 steps to look from; wanted at least 1")
+
+
 def rotary(steps: Tensor, head_width: int, base: float) -> Rotation:
     """Return cosines and sines (T, E/2) for positions `steps` (T,) (Su et al. 2021, section 3.4.2)."""
     exponents = torch.arange(0, head_width, 2, device=steps.device, dtype=torch.float32) / head_width
@@ -102,7 +107,9 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Te
 
     q (B, H, T, E), k and v (B, H, S, E) with S ≥ T, the queries being the last T of the S positions (S > T only
     where causal), mask (B, S) of the keys → (B, H, T, E). Queries that may see nothing give zeros.
+    ValueError where T is 0.
     """
+    _require_steps(q)
     steps, keys = q.shape[2], k.shape[2]
     reach = min(window.reach, keys - 1)
     ahead = 0 if window.causal else reach
@@ -195,8 +202,9 @@ class MultiheadAttention(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         """Look from x (B, T, D) at itself and at the past; `mask` (B, S) covers past and present.
 
-        Returns (B, T, D) and the keys and values of past and present.
+        Returns (B, T, D) and the keys and values of past and present; ValueError where T is 0.
         """
+        _require_steps(x)
         q = rotate(_split(self.query(x), self.heads), rotation)
         k, v = self.keys_values(x)
         k, v = _extend(rotate(k, rotation), v, past)
@@ -280,7 +288,8 @@ class AdaptiveSpanAttention(nn.Module):
         k = rotate(_split(self.key(x), self.heads), rotation)
         k, v = _extend(k, _split(self.value(x), self.heads), past)
         q = q / self.temperature(span_scale)[:, :, None, None].to(q.dtype)
-        window = Window(self.radius(span_scale.float()), self.config.ramp, self.causal, self.config.win_size)
+        precise = torch.promote_types(span_scale.dtype, torch.float32)  # half precision would round radii to steps
+        window = Window(self.radius(span_scale.to(precise)), self.config.ramp, self.causal, self.config.win_size)
         return _merge(windowed_attention(q, k, v, window, mask)), (k, v)
 
 

@@ -39,6 +39,8 @@ def change_speed(waveform: Waveform, config: TrainConfig, draw: Generator) -> Wa
 
 def add_noise(waveform: Waveform, draw: Generator) -> Waveform:
     """Add noise of a drawn color, from white to brown, at 5 to 35 dB below the speech."""
+    if not len(waveform):
+        return waveform
     noise = colored_noise(len(waveform), draw.uniform(0, 2), draw)
     level = np.sqrt(np.mean(waveform**2) + 1e-12) * 10 ** (-draw.uniform(5, 35) / 20)
     return (waveform + level * noise).astype(np.float32)
@@ -51,7 +53,7 @@ def colored_noise(samples: int, exponent: float, draw: Generator) -> Waveform:
     spectrum = np.fft.rfft(draw.standard_normal(samples, dtype=np.float32))
     frequencies = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE_HZ).clip(min=20.0)
     noise = np.fft.irfft(spectrum * frequencies ** (-exponent / 2), samples)
-    return (noise / (noise.std() + 1e-9)).astype(np.float32)
+    return (noise / (np.sqrt(np.mean(noise**2)) + 1e-9)).astype(np.float32)
 
 
 def noise_alone(samples: int, draw: Generator) -> Waveform:
@@ -78,7 +80,7 @@ def through_telephone(waveform: Waveform) -> Waveform:
     """Return the waveform as an 8 kHz line would carry it."""
     narrow = soxr.resample(waveform, SAMPLE_RATE_HZ, 8_000, quality="MQ")
     wide = soxr.resample(narrow, 8_000, SAMPLE_RATE_HZ, quality="MQ")
-    return np.resize(wide, len(waveform)) if len(wide) < len(waveform) else wide[: len(waveform)]
+    return np.pad(wide, (0, max(0, len(waveform) - len(wide))))[: len(waveform)]
 
 
 def augment_mel(mel: Tensor, config: TrainConfig, draw: Generator) -> Tensor:

@@ -85,10 +85,13 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             raise InputError(f"{folder}: not a whole checkpoint, {piece} is missing; copy the folder again")
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
-        raise InputError(f"{folder / 'config.json'}: format is {config.get('format')!r}; this version reads {FORMAT}")
+        raise InputError(
+            f"{folder / 'config.json'}: format is {config.get('format')!r}; this version reads {FORMAT}; "
+            "install a newer focusasr"
+        )
     settings = read_settings(ModelConfig, _section(config, "model", folder), str(folder / "config.json"))
     policy = read_settings(TextConfig, _section(config, "text", folder), str(folder / "config.json"))
-    tokenizer = Tokenizer.from_json(_read_text(folder / "tokenizer.json"), policy)
+    tokenizer = _read_tokenizer(folder, policy)
     if tokenizer.size != settings.vocabulary:
         raise InputError(
             f"{folder / 'tokenizer.json'}: {tokenizer.size} tokens, but the model has {settings.vocabulary}; "
@@ -100,6 +103,13 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     card = _read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
     return Checkpoint(model.eval(), tokenizer, metrics, card, folder)
+
+
+def _read_tokenizer(folder: Path, policy: TextConfig) -> Tokenizer:
+    try:
+        return Tokenizer.from_json(_read_text(folder / "tokenizer.json"), policy)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
 
 
 def _read_weights(path: Path, model: Model, device: str) -> dict[str, torch.Tensor]:
@@ -130,7 +140,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); copy the folder again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+        raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value

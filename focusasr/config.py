@@ -258,6 +258,8 @@ Config = TypeVar("Config")
 
 def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> Config:
     """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
+    if not isinstance(settings, dict):
+        raise InputError(f"{where}: expected a table of settings, got {settings!r}")
     hints = typing.get_type_hints(kind)
     for name in settings:
         if name not in hints:
@@ -278,10 +280,13 @@ def _fit(value: Any, hint: Any, name: str) -> Any:
             return None
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_fit(item, kind, name) for item, kind in zip(value, typing.get_args(hint), strict=False))
+        kinds = typing.get_args(hint)
+        _require(len(value) == len(kinds), name, value, f"{len(kinds)} values")
+        return tuple(_fit(item, kind, name) for item, kind in zip(value, kinds, strict=True))
     if typing.get_origin(hint) is list and isinstance(value, (list, tuple)):
         return [_fit(item, typing.get_args(hint)[0], name) for item in value]
-    if hint is float and type(value) is int:
+    if hint is float and type(value) in (int, float):
+        _require(math.isfinite(value), name, value, "a finite number")
         return float(value)
     if type(value) is hint:
         return value

@@ -5,6 +5,7 @@ The order of everything follows from (seed, epoch) alone, so that a resumed run 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -82,9 +83,12 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
     path, weight = parse_manifest_option(option)
     kept, tokens = [], []
     for utterance in read_manifest(path):
-        utterance = _with_duration(utterance)
         ids = tokenizer.encode(utterance.text)
-        reason = _refusal(utterance, ids, model, max_seconds)
+        try:
+            utterance = _with_duration(utterance)
+            reason = _refusal(utterance, ids, model, max_seconds)
+        except InputError:
+            reason = "audio cannot be read"
         if reason:
             found.note(reason, utterance)
         else:
@@ -94,10 +98,13 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
 
 
 def _with_duration(utterance: Utterance) -> Utterance:
+    """Return the utterance with its length, decoded where the header does not know; InputError where that fails."""
     if utterance.duration is not None or not utterance.audio.is_file():
         return utterance
-    seconds = audio.probe_seconds(utterance.audio) or 0.0
-    return Utterance(utterance.audio, utterance.text, utterance.offset, seconds - utterance.offset, utterance.extra)
+    seconds = audio.probe_seconds(utterance.audio)
+    if seconds is None:
+        seconds = len(audio.load(utterance.audio)) / SAMPLE_RATE_HZ
+    return dataclasses.replace(utterance, duration=max(0.0, seconds - utterance.offset))
 
 
 def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_seconds: float) -> str | None:
@@ -130,11 +137,15 @@ class Item(NamedTuple):
 
 
 class Plan(Sampler[list[Item]]):
-    """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch."""
+    """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch.
 
-    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, first: int = 0) -> None:
+    No item made by joining is longer than `join_seconds`, or has more tokens than `text_context` has room for.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, text_context: int, first: int = 0) -> None:
         self.corpora = corpora
         self.config = config
+        self.text_context = text_context
         self.first = first  # batches to pass over, which an earlier run has seen
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -166,29 +177,41 @@ class Plan(Sampler[list[Item]]):
     def _groups(self, index: int, draw: np.random.Generator) -> list[Group]:
         """Return the items of one corpus: single utterances, and runs of them joined up to a drawn length."""
         corpus = self.corpora[index]
-        size = len(corpus.utterances)
-        whole, rest = divmod(corpus.weight, 1.0)
-        copies = [draw.permutation(size) for _ in range(int(whole))] + [draw.permutation(size)[: round(rest * size)]]
         groups: list[Group] = []
-        parts: list[tuple[int, int]] = []
-        seconds, goal = 0.0, 0.0
-        for choice in np.concatenate(copies):
+        parts: tuple[tuple[int, int], ...] = ()
+        seconds, written, goal = 0.0, 0, 0.0
+        for choice in _choices(corpus, draw):
+            length = corpus.utterances[choice].duration or 0.0
+            letters = len(corpus.tokens[choice]) + 1  # with the separator or the start
+            too_long = seconds + length > self.config.join_seconds or written + letters > self.text_context
+            if parts and (seconds >= goal or too_long):
+                groups.append((parts, seconds))
+                parts, seconds, written = (), 0.0, 0
             if not parts:
                 goal = draw.uniform(0, self.config.join_seconds) if draw.random() < self.config.join else 0.0
-            parts.append((index, int(choice)))
-            seconds += corpus.utterances[choice].duration or 0.0
-            if seconds >= goal:
-                groups.append((tuple(parts), seconds))
-                parts, seconds = [], 0.0
-        return [*groups, (tuple(parts), seconds)] if parts else groups
+            parts, seconds, written = (*parts, (index, choice)), seconds + length, written + letters
+        return [*groups, (parts, seconds)]
 
     def _fill(self, groups: list[Group]) -> list[list[Group]]:
+        """Cut a row of items into batches, none with more than `batch_seconds`, padding included."""
         batches: list[list[Group]] = [[]]
-        for group in groups:  # ascending, so that the newest is the longest
-            if batches[-1] and (len(batches[-1]) + 1) * max(group[1], 1.0) > self.config.batch_seconds:
+        longest = 0.0
+        for group in groups:
+            longest = max(longest, group[1], 1.0)
+            if batches[-1] and (len(batches[-1]) + 1) * longest > self.config.batch_seconds:
                 batches.append([])
+                longest = max(group[1], 1.0)
             batches[-1].append(group)
         return batches
+
+
+def _choices(corpus: Corpus, draw: np.random.Generator) -> list[int]:
+    """Return the utterances of one epoch, each `weight` times; of a weight's fraction a drawn part, at least one."""
+    size = len(corpus.utterances)
+    whole, rest = divmod(corpus.weight, 1.0)
+    copies = [draw.permutation(size) for _ in range(int(whole))]
+    part = draw.permutation(size)[: max(round(rest * size), 0 if whole else 1)]
+    return np.concatenate([*copies, part]).tolist()
 
 
 class Batch(NamedTuple):
@@ -242,7 +265,7 @@ class Examples(Dataset):
 
 
 def join(pieces: Sequence[np.ndarray], draw: np.random.Generator) -> np.ndarray:
-    """Return the waveforms one after the other with a drawn silence, up to 0.4 s, around and between them."""
+    """Return the waveforms one after the other; where there are several, each with a drawn silence behind it."""
     parts: list[np.ndarray] = []
     for piece in pieces:
         gap = int(draw.uniform(0, LARGEST_GAP_SECONDS) * SAMPLE_RATE_HZ) if len(pieces) > 1 else 0

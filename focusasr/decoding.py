@@ -48,10 +48,17 @@ def decode(model: Model, mels: Sequence[Tensor], tokenizer: Tokenizer, ctc_weigh
         candidates.append(greedy(model, memory, tokenizer)[0])
     by_decoder = torch.stack([decoder_score(model, memory, texts, tokenizer) for texts in candidates])
     by_ctc = torch.stack([ctc_score(log_probs, memory, texts, tokenizer.blank) for texts in candidates])
-    best = (ctc_weight * by_ctc + (1 - ctc_weight) * by_decoder).argmax(dim=0).tolist()
+    best = _joint(by_ctc, by_decoder, ctc_weight).argmax(dim=0).tolist()
     for place, (row, choice) in enumerate(zip(heard, best, strict=True)):
         answers[row] = _hypothesis(candidates[choice][place], float(by_decoder[choice, place]), silent[row])
     return answers
+
+
+def _joint(by_ctc: Tensor, by_decoder: Tensor, ctc_weight: float) -> Tensor:
+    """Mix log probabilities, of which some may be -inf; a weight of 0 leaves one side out."""
+    if ctc_weight in (0, 1):
+        return by_ctc if ctc_weight else by_decoder
+    return ctc_weight * by_ctc + (1 - ctc_weight) * by_decoder
 
 
 def _hypothesis(tokens: list[int], score: float, no_speech_prob: float) -> Hypothesis:

@@ -17,7 +17,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     Works for one file or one folder. A folder that already exists at `path` is replaced as a whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name[:80]}.{uuid4().hex[:8]}.part")
+    aside = _beside(path, "part")
     try:
         yield aside
         if aside.is_dir():
@@ -28,8 +28,12 @@ def written_aside(path: Path) -> Iterator[Path]:
         _remove(aside)
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name[:40]}.{uuid4().hex[:8]}.{suffix}")  # 40 characters are at most 160 bytes
+
+
 def _replace_folder(aside: Path, path: Path) -> None:
-    retired = path.with_name(f".{path.name[:80]}.{uuid4().hex[:8]}.old")
+    retired = _beside(path, "old")
     if path.exists():
         os.replace(path, retired)
     os.replace(aside, path)

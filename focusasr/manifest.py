@@ -66,6 +66,8 @@ def parse_line(line: str, number: int, path: Path) -> Utterance:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise InputError(f"{where}: not a flat JSON object (too many brackets inside one another)") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object with audio_filepath and text, got {type(row).__name__}")
     extra = dict(row)
@@ -73,11 +75,16 @@ def parse_line(line: str, number: int, path: Path) -> Utterance:
     if not isinstance(audio, str) or not audio or "\0" in audio:
         raise InputError(f"{where}: audio_filepath must name a file, got {audio!r}")
     text = extra.pop("text", "")
-    if not isinstance(text, str):
-        raise InputError(f"{where}: text must be a string, got {text!r}")
+    if not isinstance(text, str) or not _is_unicode(text):
+        raise InputError(f"{where}: text must be a string of whole characters, got {text!r}")
     offset = _seconds(extra.pop("offset", 0.0), "offset", where) or 0.0
     duration = _seconds(extra.pop("duration", None), "duration", where)
     return Utterance((path.parent / audio).absolute(), text, offset, duration, extra)
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell text from half of a surrogate pair, which JSON lets through and nothing can encode."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _seconds(value: Any, key: str, where: str) -> float | None:
@@ -94,4 +101,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     folder = path.parent.absolute()
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as out:
         for utterance in utterances:
-            out.write(json.dumps(utterance.to_json(folder), ensure_ascii=False) + "\n")
+            line = json.dumps(utterance.to_json(folder), ensure_ascii=False)
+            if not _is_unicode(line):  # a file name that is not UTF-8 survives as an escape
+                line = json.dumps(utterance.to_json(folder))
+            out.write(line + "\n")

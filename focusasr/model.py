@@ -298,13 +298,15 @@ class Model(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, blank: int) -> Tensor:
+def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, blank: int, zero_infinity: bool = False) -> Tensor:
     """Return -log P(targets) under CTC (Graves et al. 2006), (B,); infinite where the audio is too short.
 
-    log_probs (B, T, V) with lengths (B,) in steps; targets (B, L) padded with IGNORED.
+    log_probs (B, T, V) with lengths (B,) in steps; targets (B, L) padded with IGNORED. `zero_infinity` makes an
+    infinite loss and its gradient 0: torch's gradient of an infinite loss is NaN even behind a mask.
     """
     target_lengths = (targets != IGNORED).sum(dim=1)
-    return F.ctc_loss(log_probs.transpose(0, 1), targets.clamp(min=0), lengths, target_lengths, blank, "none")
+    columns = targets.clamp(min=0)
+    return F.ctc_loss(log_probs.transpose(0, 1), columns, lengths, target_lengths, blank, "none", zero_infinity)
 
 
 class LossWeights(NamedTuple):
@@ -328,9 +330,9 @@ def joint_loss(heard: Heard, targets: Tensor, blank: int, weights: LossWeights) 
     if log_probs is not None and weights.ctc > 0:
         ctc_share = weights.ctc
         text = targets.masked_fill(_is_last(targets), IGNORED)
-        losses = ctc_losses(log_probs, memory.lengths(), text, blank)
+        losses = ctc_losses(log_probs, memory.lengths(), text, blank, zero_infinity=True)
         lengths = (text != IGNORED).sum(dim=1).clamp(min=1)
-        ctc = (losses / lengths).where(losses.isfinite(), 0.0).mean()
+        ctc = (losses / lengths).mean()
     spans = [scale.float().mean() for scale in memory.spans]
     span = torch.stack(spans).mean() if spans else attention.new_zeros(())
     total = (1 - ctc_share) * attention + ctc_share * ctc + weights.span_penalty * span

@@ -11,6 +11,7 @@ from focusasr.config import InputError, TextConfig
 from focusasr.text import apply_policy
 
 SPECIALS = ("<blank>", "<start>", "<end>", "<unknown>")
+WORD_BEGIN = "\u2581"  # stands for the space before a word, inside the tokens of BPE
 
 
 class Tokenizer:
@@ -21,6 +22,7 @@ class Tokenizer:
         lacking = [name for name, index in ids.items() if index is None]
         if lacking:
             raise InputError(f"tokenizer.json lacks the special token {lacking[0]!r}; use the checkpoint's own")
+        engine.encode_special_tokens = True  # a text that says "<end>" does not end
         self.engine = engine
         self.policy = policy
         self.blank, self.start, self.end, self.unknown = (int(index) for index in ids.values() if index is not None)
@@ -32,7 +34,7 @@ class Tokenizer:
 
     @property
     def separator(self) -> list[int]:
-        """Return the tokens that join two encoded texts: a space, or nothing where tokens carry it."""
+        """Return the tokens that join two encoded texts: a space, or nothing where tokens carry it (BPE)."""
         space = self.engine.token_to_id(" ")
         return [] if space is None else [space]
 
@@ -56,7 +58,8 @@ class Tokenizer:
         except InputError:
             raise
         except Exception as error:  # the library raises bare Exception
-            raise InputError(f"tokenizer.json cannot be read ({str(error).splitlines()[0]})") from None
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"tokenizer.json cannot be read ({reason}); copy the checkpoint again") from None
 
 
 def train_tokenizer(texts: Iterable[str], policy: TextConfig) -> Tokenizer:
@@ -65,11 +68,12 @@ def train_tokenizer(texts: Iterable[str], policy: TextConfig) -> Tokenizer:
     characters = sorted(set("".join(cleaned)))
     if not characters:
         raise InputError("the texts are empty after the text policy, so there is nothing to learn a tokenizer from")
-    build = _character_engine if policy.tokens == "characters" else _bpe_engine
-    return Tokenizer(build(cleaned, characters, policy), policy)
+    if policy.tokens == "characters":
+        return Tokenizer(_character_engine(sorted({" ", *characters})), policy)  # a space: texts may be joined
+    return Tokenizer(_bpe_engine(cleaned, characters, policy.vocabulary_size), policy)
 
 
-def _character_engine(_texts: list[str], characters: list[str], _policy: TextConfig) -> Engine:
+def _character_engine(characters: list[str]) -> Engine:
     vocabulary = {token: index for index, token in enumerate([*SPECIALS, *characters])}
     engine = Engine(models.WordLevel(vocabulary, unk_token="<unknown>"))
     engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -78,17 +82,18 @@ def _character_engine(_texts: list[str], characters: list[str], _policy: TextCon
     return engine
 
 
-def _bpe_engine(texts: list[str], characters: list[str], policy: TextConfig) -> Engine:
-    smallest = len(SPECIALS) + len(characters) + 1
-    if policy.vocabulary_size < smallest:
-        raise InputError(f"vocabulary_size is {policy.vocabulary_size}; these texts need at least {smallest}")
+def _bpe_engine(texts: list[str], characters: list[str], vocabulary_size: int) -> Engine:
+    alphabet = sorted({WORD_BEGIN, *characters} - {" "})
+    smallest = len(SPECIALS) + len(alphabet)
+    if vocabulary_size < smallest:
+        raise InputError(f"vocabulary_size is {vocabulary_size}; these texts need at least {smallest}")
     engine = Engine(models.BPE(unk_token="<unknown>"))
-    engine.pre_tokenizer = pre_tokenizers.Metaspace()
-    engine.decoder = decoders.Metaspace()
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(WORD_BEGIN)
+    engine.decoder = decoders.Metaspace(WORD_BEGIN)
     trainer = trainers.BpeTrainer(
-        vocab_size=policy.vocabulary_size,
+        vocab_size=vocabulary_size,
         special_tokens=list(SPECIALS),
-        initial_alphabet=characters,
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     engine.train_from_iterator(texts, trainer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import pickle
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import measure, model_card, read_dev_set
 
+UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)  # a state.pt
 MOST_BAD_STEPS = 20  # consecutive steps without a finite loss before training gives up
 
 
@@ -62,11 +65,12 @@ class Position:
     step: int = 0
     batches: int = 0  # that all processes together have read
     epoch: int = 0
-    best_wer: float = math.inf
+    best_wer: float | None = None
     evaluations_since_best: int = 0
     seconds: float = 0.0  # of training, evaluation included
     audio_seconds: float = 0.0  # that the model has heard
-    bad_steps: int = 0
+    bad_steps: int = 0  # skipped in a row, for want of a finite gradient
+    skipped_steps: int = 0  # in all
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -150,14 +154,13 @@ class Trainer:
     def summary(self) -> list[str]:
         """Return lines that say what will be trained on what."""
         model = self.run.model
-        lines = [
-            f"{self.best_model.parameter_count() / 1e6:.1f} M weights: {model.attention} attention, width {model.width},"
-            f" {model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers, {model.vocabulary} tokens"
-        ]
+        shape = f"width {model.width}, {model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers"
+        millions = self.best_model.parameter_count() / 1e6
+        lines = [f"{millions:.1f} M weights: {model.attention} attention, {shape}, {model.vocabulary} tokens"]
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        batches = Plan(self.corpora, self.run.settings).epoch(0)
+        batches = Plan(self.corpora, self.run.settings, model.text_context).epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
         lines.append(f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * (1 - held / padded):.0f} % padding")
@@ -171,7 +174,7 @@ class Trainer:
         return DataLoader(
             examples,
             batch_sampler=BatchSamplerShard(
-                Plan(self.corpora, settings, self.position.batches),
+                Plan(self.corpora, settings, self.run.model.text_context, self.position.batches),
                 self.accelerator.num_processes,
                 self.accelerator.process_index,
                 even_batches=False,
@@ -179,22 +182,26 @@ class Trainer:
             collate_fn=functools.partial(collate, start=self.tokenizer.start, end=self.tokenizer.end),
             num_workers=settings.workers,
             generator=torch.Generator().manual_seed(settings.seed),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             **workers,
         )
 
     def fit(self, log: TrainingLog) -> None:
         """Train until the last step, evaluating and saving on the way."""
         settings = self.run.settings
-        batches = iter(self.loader())
-        while self.position.step < settings.steps and not self._out_of_patience():
-            began = time.perf_counter()
-            losses, heard = self._step(batches, log)
-            self.position.seconds += time.perf_counter() - began
-            self.position.audio_seconds += heard
-            log.step(self.position, losses, self.optimizer.param_groups[0]["lr"])
-            if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
-                self._evaluate(log)
+        batches: Any = iter(self.loader())
+        try:
+            while self.position.step < settings.steps and not self._out_of_patience():
+                began = time.perf_counter()
+                losses, heard = self._step(batches, log)
+                self.position.seconds += time.perf_counter() - began
+                self.position.audio_seconds += heard
+                log.step(self.position, losses, self.optimizer.param_groups[0]["lr"])
+                if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
+                    self._evaluate(log)
+        finally:
+            if settings.workers:
+                batches._shutdown_workers()  # else they live on while anything, such as a traceback, holds `batches`
 
     def _out_of_patience(self) -> bool:
         return 0 < self.run.settings.patience <= self.position.evaluations_since_best
@@ -222,11 +229,12 @@ class Trainer:
         return losses, heard
 
     def _apply(self, finite: bool, batch: Batch) -> None:
-        """Take the step, or skip it where the gradient is not finite; ValueError after too many in a row."""
+        """Take the step, or skip it where the gradient is not finite; InputError after too many in a row."""
         if finite:
             self.optimizer.step()
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         self.position.bad_steps = 0 if finite else self.position.bad_steps + 1
+        self.position.skipped_steps += not finite
         self.optimizer.zero_grad(set_to_none=True)
         self.position.step += 1
         if self.position.bad_steps >= MOST_BAD_STEPS:
@@ -238,11 +246,15 @@ class Trainer:
     def _evaluate(self, log: TrainingLog) -> None:
         began = time.perf_counter()
         model = self.best_model
-        scores = {dev.name: measure(model, self.tokenizer, dev).score for dev in self.dev_sets}
+        scores = {}
+        for dev in self.dev_sets:
+            measured = measure(model, self.tokenizer, dev)
+            scores[dev.name] = measured.score
+            log.broken(measured.broken)
         model.train()
-        overall = _overall(scores)
-        better = not scores or overall < self.position.best_wer
-        self.position.best_wer = min(self.position.best_wer, overall)
+        overall, best = _overall(scores), self.position.best_wer
+        better = overall is None or best is None or overall < best
+        self.position.best_wer = overall if better else best
         self.position.evaluations_since_best = 0 if better else self.position.evaluations_since_best + 1
         self.position.seconds += time.perf_counter() - began
         log.evaluation(self.position, scores, overall, better)
@@ -285,31 +297,37 @@ class Trainer:
             torch.set_rng_state(state["rng"])
             if state["cuda_rng"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(state["cuda_rng"])
-        except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be resumed from ({error}); train anew into another folder") from None
+        except UNREADABLE as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None
 
 
-def _overall(scores: dict[str, Score]) -> float:
-    """Return the mean of the dev sets' WERs, each set counting the same."""
-    return sum(score.wer for score in scores.values()) / max(1, len(scores))
+def _overall(scores: dict[str, Score]) -> float | None:
+    """Return the mean of the dev sets' WERs, each set counting the same; None where there is none."""
+    return sum(score.wer for score in scores.values()) / len(scores) if scores else None
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which ends its workers
 
 
 def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -> Run:
     """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
 
-    `[data] train` and `dev` are lists of PATH or PATH=WEIGHT. InputError names unknown tables and settings.
+    `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
+    InputError names unknown tables and settings.
     """
     unknown = settings.keys() - {"data", "text", "model", "train"}
     if unknown:
         raise InputError(f"{where}: unknown table [{min(unknown)}]; wanted: data, text, model, train")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
-    model = dict(settings.get("model", {}))
+    model = settings.get("model", {})
+    if not isinstance(model, dict):
+        raise InputError(f"{where} [model]: expected a table of settings, got {model!r}")
+    model = dict(model)
     preset = model.pop("preset", "small")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise InputError(f"{where} [model]: preset is {preset!r}; wanted: {', '.join(PRESETS)}")
     return Run(
         train=tuple(_anchored(option, folder) for option in data.train),
@@ -322,4 +340,4 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -
 
 
 def _anchored(option: str, folder: Path) -> str:
-    return str(folder / option)
+    return str((folder / option).absolute())

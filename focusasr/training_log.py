@@ -71,17 +71,20 @@ class TrainingLog:
             row |= {"learning_rate": rate, "audio_seconds_per_second": speed, "epoch": position.epoch}
             self._keep(position.step, "train", row)
 
-    def evaluation(self, position: Any, scores: dict[str, Score], overall: float, better: bool) -> None:
-        """Show and keep one evaluation, and draw the curves anew."""
-        row: dict[str, float] = {"wer": overall}
-        for name, score in scores.items():
-            row |= {f"{name} wer": score.wer, f"{name} cer": score.cer}
-        self._keep(position.step, "dev", row)
-        self.dev_wer = f"dev WER {100 * overall:.1f} %"
+    def evaluation(self, position: Any, scores: dict[str, Score], overall: float | None, better: bool) -> None:
+        """Show and keep one evaluation, and draw the curves anew; `overall` is None where there is no dev set."""
+        if overall is not None:
+            row = {"wer": overall}
+            for name, score in scores.items():
+                row |= {f"{name} wer": score.wer, f"{name} cer": score.cer}
+            self._keep(position.step, "dev", row)
+            self.dev_wer = f"dev WER {100 * overall:.1f} %"
         parts = [
             f"{name} {100 * s.wer:.1f} ({100 * s.wer_low:.1f}-{100 * s.wer_high:.1f})" for name, s in scores.items()
         ]
         heard = f"{position.seconds / 60:.1f} min, {position.audio_seconds / 3600:.1f} h heard"
+        if position.skipped_steps:
+            heard += f", {position.skipped_steps} steps skipped for want of a finite gradient"
         wer = ", ".join(parts) or "no dev set"
         self.say(f"step {position.step}, epoch {position.epoch}, {heard}: WER % {wer}{' *' if better else ''}")
         if self.main:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from focusasr import audio
-from focusasr.config import DecodingConfig
+from focusasr.config import DecodingConfig, InputError
 from focusasr.data import parse_manifest_option
 from focusasr.decoding import decode
 from focusasr.features import log_mel
@@ -37,29 +38,45 @@ class Measured:
     score: Score
     references: list[str]
     hypotheses: list[str]
+    broken: list[str]  # what could not be read and is not in the score
 
 
 def read_dev_set(option: str) -> DevSet:
-    """Read one dev manifest; it is named by its folder and file."""
+    """Read one dev manifest, named by its folder and file; InputError where it has no lines."""
     path, _ = parse_manifest_option(option)
-    return DevSet(f"{path.absolute().parent.name}/{path.stem}", read_manifest(path))
+    utterances = read_manifest(path)
+    if not utterances:
+        raise InputError(f"{path}: no utterances to measure on; leave this dev manifest out or fill it")
+    return DevSet(f"{path.absolute().parent.name}/{path.stem}", utterances)
 
 
 def measure(model: Model, tokenizer: Tokenizer, dev: DevSet) -> Measured:
-    """Transcribe a dev set and score it under the checkpoint's own text policy; unreadable audio raises InputError."""
+    """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where none can be read."""
     device = next(model.parameters()).device
-    bands = model.config.mel_bands
-    mels = [
-        log_mel(torch.from_numpy(audio.load(audio.Source(str(u.audio), u.offset, u.duration))), bands)
-        for u in dev.utterances
-    ]
+    heard, mels, broken = _listen(dev, model.config.mel_bands)
     hypotheses = [""] * len(mels)
     weight = DecodingConfig().ctc_weight
     for rows in _batches([mel.shape[0] for mel in mels]):
         for row, answer in zip(rows, decode(model, [mels[r].to(device) for r in rows], tokenizer, weight), strict=True):
             hypotheses[row] = tokenizer.decode(answer.tokens)
-    references = [apply_policy(utterance.text, tokenizer.policy) for utterance in dev.utterances]
-    return Measured(score(references, hypotheses, normalizer="none"), references, hypotheses)
+    references = [apply_policy(utterance.text, tokenizer.policy) for utterance in heard]
+    return Measured(score(references, hypotheses, normalizer="none"), references, hypotheses, broken)
+
+
+def _listen(dev: DevSet, mel_bands: int) -> tuple[list[Utterance], list[Tensor], list[str]]:
+    """Return the utterances that can be read, their spectrograms (F, M), and lines on those that cannot."""
+    heard, mels, broken = [], [], []
+    for utterance in dev.utterances:
+        try:
+            waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
+        except InputError as error:
+            broken.append(str(error))
+            continue
+        heard.append(utterance)
+        mels.append(log_mel(torch.from_numpy(waveform), mel_bands))
+    if not heard:
+        raise InputError(f"dev set {dev.name}: no recording can be read, such as {broken[0]}")
+    return heard, mels, broken
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -47,7 +47,7 @@ def fixed_seeds() -> None:
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         torch.manual_seed(0)
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)  # a second one costs these small models more than it gives
 
 
 @pytest.fixture(scope="session")

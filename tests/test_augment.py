@@ -1,0 +1,180 @@
+"""Augmentation: any length, finite values, the same from the same seed, and doing what it says."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from focusasr import augment
+from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+
+EVERYTHING = TrainConfig(noise=1, reverberation=1, telephone=1, gain_db=12)
+NOTHING = TrainConfig(noise=0, reverberation=0, telephone=0, gain_db=0, speed=0, formant=0, spec_augment=False)
+LENGTHS = [0, 1, 2, 3, 159, 400, 16_000]
+
+
+def draw(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def speech(samples: int = SAMPLE_RATE_HZ, frequency_hz: float = 440.0) -> np.ndarray:
+    return (0.2 * np.sin(2 * np.pi * frequency_hz * np.arange(samples) / SAMPLE_RATE_HZ)).astype(np.float32)
+
+
+def power(waveform: np.ndarray) -> float:
+    return float(np.mean(waveform.astype(np.float64) ** 2))
+
+
+def share_above(waveform: np.ndarray, frequency_hz: float) -> float:
+    spectrum = np.abs(np.fft.rfft(waveform)) ** 2
+    return float(spectrum[np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE_HZ) > frequency_hz].sum() / spectrum.sum())
+
+
+KEEPING_LENGTH: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "reverberate": augment.reverberate,
+    "add_noise": augment.add_noise,
+    "telephone": lambda waveform, _: augment.through_telephone(waveform),
+    "noise_alone": lambda waveform, d: augment.noise_alone(len(waveform), d),
+    "everything": lambda waveform, d: augment.augment_waveform(waveform, EVERYTHING, d),
+    "nothing": lambda waveform, d: augment.augment_waveform(waveform, NOTHING, d),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING_LENGTH)
+@pytest.mark.parametrize("samples", LENGTHS)
+@pytest.mark.parametrize("loud", [True, False])
+def test_any_length_stays_and_is_finite(name: str, samples: int, loud: bool) -> None:
+    change = KEEPING_LENGTH[name]
+    waveform = speech(samples) if loud else np.zeros(samples, np.float32)
+    before = waveform.copy()
+    for seed in range(5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            changed = change(waveform, draw(seed))
+        assert changed.shape == (samples,)
+        assert changed.dtype == np.float32
+        assert np.isfinite(changed).all()
+        np.testing.assert_array_equal(change(waveform, draw(seed)), changed)
+    np.testing.assert_array_equal(waveform, before)  # the input is never written to
+
+
+@pytest.mark.parametrize("samples", LENGTHS)
+def test_speed_changes_the_length_alone(samples: int) -> None:
+    lengths = set()
+    for seed in range(20):
+        changed = augment.change_speed(speech(samples), EVERYTHING, draw(seed))
+        np.testing.assert_array_equal(augment.change_speed(speech(samples), EVERYTHING, draw(seed)), changed)
+        assert np.isfinite(changed).all()
+        assert samples / 1.1 - 1 <= len(changed) <= samples / 0.9 + 1
+        lengths.add(len(changed))
+    assert len(lengths) > 10 or samples < 1000
+    assert len(augment.change_speed(speech(samples), NOTHING, draw())) == samples
+
+
+def test_faster_is_higher() -> None:
+    fast = augment.change_speed(speech(frequency_hz=1000), TrainConfig(speed=0.5), draw(2))
+    peak_hz = np.argmax(np.abs(np.fft.rfft(fast))) * SAMPLE_RATE_HZ / len(fast)
+    assert peak_hz == pytest.approx(1000 * SAMPLE_RATE_HZ / len(fast), rel=0.01)
+    assert abs(peak_hz - 1000) > 50
+
+
+def test_nothing_changes_nothing() -> None:
+    waveform, mel = speech(), torch.randn(50, 20)
+    np.testing.assert_array_equal(augment.augment_waveform(waveform, NOTHING, draw()), waveform)
+    np.testing.assert_array_equal(augment.change_speed(waveform, NOTHING, draw()), waveform)
+    assert torch.equal(augment.augment_mel(mel, NOTHING, draw()), mel)
+
+
+def test_noise_lies_5_to_35_db_below() -> None:
+    for seed in range(20):
+        noise = augment.add_noise(speech(), draw(seed)) - speech()
+        assert -36 < 10 * np.log10(power(noise) / power(speech())) < -4
+
+
+def test_noise_has_unit_power_and_the_wanted_color() -> None:
+    white, brown = (augment.colored_noise(32_000, exponent, draw()) for exponent in (0.0, 2.0))
+    assert power(white) == pytest.approx(1, rel=0.01)
+    assert power(brown) == pytest.approx(1, rel=0.01)
+    assert 0.4 < share_above(white, 4000) < 0.6
+    assert share_above(brown, 4000) < 0.01
+
+
+def test_noise_alone_is_quiet_and_sometimes_silent() -> None:
+    levels = [power(augment.noise_alone(4000, draw(seed))) for seed in range(60)]
+    assert 3 <= levels.count(0.0) <= 25
+    assert max(levels) <= 10 ** (-10 / 10) * 1.05
+
+
+def test_a_room_keeps_the_level_and_adds_a_tail() -> None:
+    click = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    click[1000] = 0.5
+    wet = augment.reverberate(click, draw())
+    assert power(wet) == pytest.approx(power(click), rel=0.01)
+    assert not wet[:999].round(5).any()  # nothing sounds before its cause
+    early, late = power(wet[1001:2600]), power(wet[9000:10_600])
+    assert early > 10 * late > 0
+
+
+def test_telephone_cuts_above_4_khz_and_leaves_speech() -> None:
+    both = speech() + speech(frequency_hz=6000)
+    narrow = augment.through_telephone(both)
+    assert share_above(both, 4000) > 0.4
+    assert share_above(narrow, 4200) < 1e-3
+    assert power(narrow) == pytest.approx(power(speech()), rel=0.05)
+
+
+def test_gain_stays_in_its_range_and_nothing_clips_over() -> None:
+    config = TrainConfig(noise=0, reverberation=0, telephone=0, gain_db=12)
+    gains = [
+        10 * np.log10(power(augment.augment_waveform(speech(), config, draw(s))) / power(speech())) for s in range(50)
+    ]
+    assert -12.01 < min(gains) < -8
+    assert 3 < max(gains) < 6.01
+    loud = augment.augment_waveform(np.full(100, 0.99, np.float32), config, draw(3))
+    assert abs(loud).max() <= 1.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(frames=st.integers(1, 400), bands=st.sampled_from([1, 2, 20, 80, 128]), seed=st.integers(0, 10**6))
+def test_spectrograms_of_any_size(frames: int, bands: int, seed: int) -> None:
+    mel = torch.randn(frames, bands, generator=torch.Generator().manual_seed(seed))
+    before = mel.clone()
+    changed = augment.augment_mel(mel, EVERYTHING, draw(seed))
+    assert changed.shape == mel.shape
+    assert changed.isfinite().all()
+    assert torch.equal(augment.augment_mel(mel, EVERYTHING, draw(seed)), changed)
+    assert torch.equal(mel, before)
+
+
+def test_masks_are_stripes_of_limited_width() -> None:
+    mel = torch.arange(320 * 80, dtype=torch.float32).reshape(320, 80)
+    hidden_bands, hidden_frames = [], []
+    for seed in range(40):
+        changed = augment.mask_spectrogram(mel, draw(seed)) != mel
+        bands, frames = changed.all(dim=0), changed.all(dim=1)
+        assert torch.equal(changed, bands[None, :] | frames[:, None])
+        hidden_bands.append(int(bands.sum()))
+        hidden_frames.append(int(frames.sum()))
+    assert 0 < max(hidden_bands) <= 40
+    assert 0 < max(hidden_frames) <= 90
+    assert len(set(hidden_bands)) > 10
+    assert len(set(hidden_frames)) > 10
+
+
+def test_short_recordings_are_hardly_masked_in_time() -> None:
+    for seed in range(20):
+        changed = augment.mask_spectrogram(torch.randn(7, 80), draw(seed)).T
+        assert not (changed == changed[:1]).all()
+
+
+def test_stretching_moves_bands() -> None:
+    mel = torch.arange(20.0)[None].repeat(3, 1)
+    torch.testing.assert_close(augment.stretch_bands(mel, 1.0), mel)
+    torch.testing.assert_close(augment.stretch_bands(mel, 0.5), mel * 0.5)
+    torch.testing.assert_close(augment.stretch_bands(mel, 1.5), (mel * 1.5).clamp(max=19))

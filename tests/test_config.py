@@ -1,0 +1,153 @@
+"""Settings: every wrong one is refused in one line that names it, what was given and what is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from focusasr.config import (
+    PRESETS,
+    DataConfig,
+    DecodingConfig,
+    InputError,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    read_settings,
+    read_toml,
+    to_settings,
+)
+
+KINDS = [TextConfig, ModelConfig, DataConfig, TrainConfig, DecodingConfig]
+
+
+def refusal(kind: type, settings: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read_settings(kind, settings, "run.toml [x]")
+    line = str(caught.value)
+    assert line.startswith("run.toml [x]: ")
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_defaults_are_fine_and_survive_json(kind: type) -> None:
+    config = kind()
+    assert read_settings(kind, json.loads(json.dumps(to_settings(config))), "") == config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_says_what_it_is_for(kind: type) -> None:
+    if kind is not DataConfig:
+        assert all(field.metadata.get("help") for field in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_models(preset: str) -> None:
+    assert read_settings(ModelConfig, PRESETS[preset], preset).width == PRESETS[preset]["width"]
+
+
+def test_unknown_setting_suggests_the_near_name() -> None:
+    assert refusal(TrainConfig, {"learning_rat": 1}).endswith(
+        "unknown setting 'learning_rat'; did you mean 'learning_rate'?"
+    )
+    assert refusal(TrainConfig, {"zzzz": 1}).endswith("unknown setting 'zzzz'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "says"),
+    [
+        (TrainConfig, {"steps": "many"}, "steps is 'many'; wanted: int"),
+        (TrainConfig, {"steps": 1.5}, "steps is 1.5; wanted: int"),
+        (TrainConfig, {"steps": True}, "steps is True; wanted: int"),
+        (TrainConfig, {"learning_rate": "fast"}, "learning_rate is 'fast'; wanted: float"),
+        (TrainConfig, {"learning_rate": True}, "learning_rate is True; wanted: float"),
+        (TrainConfig, {"spec_augment": 1}, "spec_augment is 1; wanted: bool"),
+        (TrainConfig, {"steps": None}, "steps is None; wanted: int"),
+        (TextConfig, {"language": 5}, "language is 5; wanted: str"),
+        (TextConfig, {"case": "Lower"}, "case is 'Lower'; wanted: 'lower' or 'upper' or 'keep'"),
+        (TextConfig, {"case": ["lower"]}, "case is ['lower']; wanted: 'lower' or 'upper' or 'keep'"),
+        (ModelConfig, {"strides": 2}, "strides is 2; wanted: tuple"),
+        (ModelConfig, {"strides": [2]}, "strides is [2]; wanted: 2 values"),
+        (ModelConfig, {"strides": [2, 2, 2]}, "strides is [2, 2, 2]; wanted: 2 values"),
+        (ModelConfig, {"strides": [2, "2"]}, "strides is '2'; wanted: int"),
+        (ModelConfig, {"max_dist": 2.5}, "max_dist is 2.5; wanted: int"),
+        (DataConfig, {"train": "a.jsonl"}, "train is 'a.jsonl'; wanted: list"),
+        (DataConfig, {"train": ["a.jsonl", 3]}, "train is 3; wanted: str"),
+    ],
+)
+def test_wrong_types(kind: type, settings: dict[str, Any], says: str) -> None:
+    assert says in refusal(kind, settings)
+
+
+@pytest.mark.parametrize("settings", [5, "tiny", ["steps"], None, True])
+def test_what_is_no_table_is_refused(settings: Any) -> None:
+    assert "expected a table of settings" in refusal(TrainConfig, settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "says"),
+    [
+        (TrainConfig, {"steps": 0}, "steps is 0; wanted: at least 1"),
+        (TrainConfig, {"batch_seconds": 0}, "batch_seconds is 0.0; wanted: above 0"),
+        (TrainConfig, {"learning_rate": float("nan")}, "learning_rate is nan; wanted: a finite number"),
+        (TrainConfig, {"weight_decay": float("inf")}, "weight_decay is inf; wanted: a finite number"),
+        (TrainConfig, {"ctc_weight": 1.01}, "ctc_weight is 1.01; wanted: 0 to 1"),
+        (TrainConfig, {"workers": -1}, "workers is -1; wanted: at least 0"),
+        (TrainConfig, {"speed": 0.9}, "speed is 0.9"),
+        (TrainConfig, {"ema_decay": 1.0}, "ema_decay is 1.0"),
+        (ModelConfig, {"width": 100, "heads": 3}, "width is 100; wanted: a multiple of heads (3)"),
+        (ModelConfig, {"width": 12, "heads": 4}, "width is 12; wanted: an even width per head (4 heads)"),
+        (ModelConfig, {"heads": 0}, "heads is 0; wanted: at least 1"),
+        (ModelConfig, {"strides": [0, 2]}, "strides is (0, 2)"),
+        (ModelConfig, {"max_span": 4, "ramp": 8}, "max_span is 4; wanted: at least ramp (8)"),
+        (ModelConfig, {"max_dist": -1}, "max_dist is -1"),
+        (ModelConfig, {"dropout": 1}, "dropout is 1.0"),
+        (ModelConfig, {"text_context": 3}, "text_context is 3; wanted: at least 4"),
+        (TextConfig, {"vocabulary_size": 7}, "vocabulary_size is 7; wanted: at least 8"),
+        (DecodingConfig, {"batch_size": 0}, "batch_size is 0; wanted: at least 1"),
+        (DecodingConfig, {"ctc_weight": -0.1}, "ctc_weight is -0.1; wanted: 0 to 1"),
+        (DecodingConfig, {"vad_threshold": 1.0}, "vad_threshold is 1.0"),
+    ],
+)
+def test_bounds(kind: type, settings: dict[str, Any], says: str) -> None:
+    assert says in refusal(kind, settings)
+
+
+def test_types_that_fit_are_taken() -> None:
+    assert read_settings(TrainConfig, {"learning_rate": 1}, "").learning_rate == 1.0
+    assert type(read_settings(TrainConfig, {"learning_rate": 1}, "").learning_rate) is float
+    assert read_settings(ModelConfig, {"strides": [1, 2]}, "").strides == (1, 2)
+    assert read_settings(ModelConfig, {"max_dist": 5}, "").max_dist == 5
+    assert read_settings(ModelConfig, {"max_dist": None}, "").max_dist is None
+
+
+def test_step_seconds_follow_from_the_strides() -> None:
+    assert ModelConfig(strides=(2, 2)).step_seconds == pytest.approx(0.04)
+    assert ModelConfig(strides=(1, 2)).step_seconds == pytest.approx(0.02)
+
+
+def test_toml(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[text]\nlanguage = "ελ"\n', encoding="utf-8")
+    assert read_toml(path) == {"text": {"language": "ελ"}}
+
+
+@pytest.mark.parametrize("content", [b"[train\nsteps = 1", b"steps = 1\nsteps = 2", b"a = '\xff'"])
+def test_toml_errors_name_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.toml: not a TOML file \(.+\)") as caught:
+        read_toml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_toml(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.toml: no such configuration file"):
+        read_toml(tmp_path / "nowhere.toml")
+    with pytest.raises(InputError, match="not a TOML file"):
+        read_toml(tmp_path)
