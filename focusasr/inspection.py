@@ -224,7 +224,7 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _ratio(local: Tensor, globe: Tensor) -> Tensor:
-    return local / globe.clamp(min=torch.finfo(globe.dtype).tiny)
+    return local / globe.clamp(min=1e-9)  # finite, as JSON wants
 
 
 def layer_figures(number: int, view: LayerView, step_seconds: float) -> LayerFigures:

@@ -64,7 +64,9 @@ def draw_sound(axes: Axes, inspection: Inspection) -> None:
     """Draw the log-mel spectrogram in gray, seconds by Hz."""
     frames, bands = inspection.mel.shape
     extent = (inspection.config.offset, inspection.config.offset + frames / FRAMES_PER_SECOND, 0, bands)
-    axes.imshow(inspection.mel.T, origin="lower", aspect="auto", extent=extent, cmap="Greys", vmin=-1.0, vmax=2.5)
+    axes.imshow(
+        inspection.mel.T.numpy(), origin="lower", aspect="auto", extent=extent, cmap="Greys", vmin=-1.0, vmax=2.5
+    )
     axes.set(xlabel="time, s", ylabel="mel band, Hz")
     axes.set_yticks([_band_of(hz, bands) for hz in MEL_TICKS_HZ], [str(hz) for hz in MEL_TICKS_HZ])
 
@@ -134,8 +136,8 @@ def draw_layer(part: SubFigure, inspection: Inspection, figures: LayerFigures, v
         "aspect": "auto",
         "interpolation": "nearest",
     }
-    near = by_offset(view.local.weights, steps).cpu()
-    far = view.globe.weights.cpu()
+    near = by_offset(view.local.weights, steps).cpu().numpy()
+    far = view.globe.weights.cpu().numpy()
     for index, head in enumerate(figures.heads):
         local, globe = rows[0, index], rows[1, index]
         image = local.imshow(near[index], extent=(-reach, reach, stop, start), **looks)
