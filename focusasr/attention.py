@@ -13,17 +13,19 @@ What query i may see of key j in the local branch, for a radius r and a soft edg
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focusasr.config import ModelConfig
+from focusasr.config import InputError, KnobsConfig, ModelConfig
 
 Rotation = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 LEARNED_TEMPERATURE_RANGE = 4.0  # a learned temperature stays within the formula's value divided or multiplied by this
 
@@ -243,7 +245,8 @@ class AdaptiveSpanAttention(nn.Module):
 
     radius r = ramp + (max_span - ramp) · span_scale. Temperature τ = 1 + temp_scale · (1 - span_scale) where
     `sharpen_longer`, else τ = 0.5 + temp_scale · span_scale; `temperature="learned"` multiplies it per head by
-    a bounded factor that starts at 1.
+    a bounded factor that starts at 1. Two knobs, 1 unless `with_knobs` turned them, multiply what was learned:
+    one the span_scale that gives the radius, up to 1, the other the temperature, which keeps to the learned span.
     """
 
     def __init__(self, config: ModelConfig, causal: bool = False) -> None:
@@ -255,10 +258,12 @@ class AdaptiveSpanAttention(nn.Module):
         self.key = nn.Linear(config.width, config.width, bias=False)
         self.value = nn.Linear(config.width, config.width)
         self.sharpness = nn.Parameter(torch.zeros(config.heads)) if config.temperature == "learned" else None
+        self.span_knob, self.temperature_knob = 1.0, 1.0
 
     def radius(self, span_scale: Tensor) -> Tensor:
         """Return the radius in steps, (B, H), differentiable in span_scale (B, H)."""
-        return self.config.ramp + (self.config.max_span - self.config.ramp) * span_scale
+        turned = (self.span_knob * span_scale).clamp(max=1.0)
+        return self.config.ramp + (self.config.max_span - self.config.ramp) * turned
 
     def temperature(self, span_scale: Tensor) -> Tensor:
         """Return the softmax temperature (B, H) for span_scale (B, H)."""
@@ -266,9 +271,9 @@ class AdaptiveSpanAttention(nn.Module):
             formula = 1.0 + self.config.temp_scale * (1.0 - span_scale)
         else:
             formula = 0.5 + self.config.temp_scale * span_scale
-        if self.sharpness is None:
-            return formula
-        return formula * LEARNED_TEMPERATURE_RANGE ** torch.tanh(self.sharpness)
+        if self.sharpness is not None:
+            formula = formula * LEARNED_TEMPERATURE_RANGE ** torch.tanh(self.sharpness)
+        return self.temperature_knob * formula
 
     def forward(
         self,
@@ -347,3 +352,21 @@ class HybridAttention(nn.Module):
         local, local_kv = self.attn_local(self.ln_local(x), span_scale, mask, past, rotation)
         out = self.projection(torch.cat((local, globe), dim=-1))
         return Attended(out, Cache(globe_kv, local_kv), span_scale)
+
+
+def with_knobs(model: Module, knobs: KnobsConfig) -> Module:
+    """Return `model` with every learned span and temperature multiplied, for use, not for training.
+
+    The weights are shared and `model` stays as it is. InputError where a knob is turned and nothing has spans.
+    """
+    if knobs.span_scale == knobs.temperature_scale == 1.0:
+        return model
+    shared: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    turned = copy.deepcopy(model, shared)
+    branches = [module for module in turned.modules() if isinstance(module, AdaptiveSpanAttention)]
+    if not branches:
+        given = f"span_scale is {knobs.span_scale}, temperature_scale {knobs.temperature_scale}"
+        raise InputError(f"{given}, but this model's attention is global, without spans; leave both at 1")
+    for branch in branches:
+        branch.span_knob, branch.temperature_knob = knobs.span_scale, knobs.temperature_scale
+    return turned

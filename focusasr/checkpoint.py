@@ -36,11 +36,11 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str | None) -> Path:
-    """Return the folder of a checkpoint: a path, the default where `name` is None; InputError where there is none.
+    """Return the folder of a checkpoint: a path, or the default one for None and "default"; InputError without one.
 
     A training run's folder stands for its best checkpoint.
     """
-    if name is None:
+    if name is None or name == "default":
         inside = Path(__file__).parent / "checkpoints" / DEFAULT_CHECKPOINT
         beside = Path(__file__).parents[1] / "checkpoints" / DEFAULT_CHECKPOINT
         folder = inside if inside.is_dir() else beside
@@ -51,7 +51,7 @@ def find_checkpoint(name: str | None) -> Path:
     if (folder / "best" / "config.json").is_file() and not (folder / "config.json").exists():
         return folder / "best"
     if not folder.is_dir():
-        raise InputError(f"{name}: no such checkpoint folder; give --model a folder that 'focusasr train' wrote")
+        raise InputError(f"{name}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
     return folder
 
 

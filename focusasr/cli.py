@@ -1,4 +1,4 @@
-"""The command line: preprocess, train, transcribe, evaluate, info. Results on stdout, everything else on stderr."""
+"""The command line: preprocess, train, transcribe, evaluate, inspect, info. Results on stdout, the rest on stderr."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from focusasr import __version__
 from focusasr.config import (
     DecodingConfig,
     InputError,
+    InspectionConfig,
     ModelConfig,
     PreprocessConfig,
     TextConfig,
@@ -333,6 +334,38 @@ def resumed_settings(output_dir: Path, read_json: Any) -> dict[str, Any]:
         raise InputError(f"{output_dir}: nothing to resume here; leave --resume out")
     kept = read_json(path)
     return {**kept.get("run", {}), "model": kept.get("model", {}), "text": kept.get("text", {})}
+
+
+@app.command(context_settings=BOTH_SPELLINGS)
+@with_settings(InspectionConfig)
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint folder, or default for the one that comes along")],
+    recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
+    given: dict[type, dict[str, Any]],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here (PNG)")] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(help="encoder layer to draw, from 1; may be given again (default: first, middle, last)"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Show what the focus of a model does with a recording: span, temperature, entropy and norms per layer and head."""
+    from focusasr import inspection as room
+    from focusasr.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.device import choose_device
+
+    config = read_settings(InspectionConfig, given[InspectionConfig], "inspect")
+    model = load_checkpoint(find_checkpoint(checkpoint), choose_device(device)[0]).model
+    seen = room.inspect_recording(model, recording, config, layer)
+    if output:
+        from focusasr.picture import draw
+
+        draw(seen, output)
+    if as_json:
+        print(json.dumps(room.to_json(seen)))
+    else:
+        room.print_table(seen, Console())
 
 
 @app.command(context_settings=BOTH_SPELLINGS)

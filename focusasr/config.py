@@ -200,7 +200,32 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True)
-class DecodingConfig:
+class KnobsConfig:
+    """The knobs of focused attention, turned when a checkpoint is used: 1 is as it was learned."""
+
+    span_scale: float = setting(1.0, "hybrid models: multiplies the learned spans, up to the largest; 1: as learned")
+    temperature_scale: float = setting(1.0, "hybrid models: multiplies the local temperatures; 1: as learned")
+
+    def __post_init__(self) -> None:
+        for name in ("span_scale", "temperature_scale"):
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0; 1 is as learned")
+
+
+@dataclass(frozen=True)
+class InspectionConfig(KnobsConfig):
+    """Which part of a recording is looked at; attention pictures grow with its square."""
+
+    offset: float = setting(0.0, "where in the recording to begin, in seconds")
+    seconds: float = setting(20.0, "how much of the recording to look at")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.offset < math.inf, "offset", self.offset, "seconds, at least 0")
+        _require(0 < self.seconds < math.inf, "seconds", self.seconds, "above 0")
+
+
+@dataclass(frozen=True)
+class DecodingConfig(KnobsConfig):
     """How text is found for sound. The result does not depend on `batch_size`."""
 
     batch_size: int = setting(16, "segments decoded together")
@@ -209,6 +234,7 @@ class DecodingConfig:
     vad_threshold: float = setting(0.5, "speech probability of the pause finder")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         _require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
         _require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")

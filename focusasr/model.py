@@ -169,6 +169,17 @@ class Encoder(nn.Module):
 
     def forward(self, mel: Tensor, lengths: Tensor) -> Memory:
         """Encode mel (B, F, M) with lengths (B,) in frames, at least 1 each; ValueError on wrong shapes."""
+        x, visible, rotation = self.embed(mel, lengths)
+        x = self.dropout(x)
+        spans = []
+        for block in self.blocks:
+            x, span_scale = block(x, visible, rotation)
+            if span_scale is not None:
+                spans.append(span_scale)
+        return Memory(self.ln_post(x), visible, spans)
+
+    def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None, Rotation | None]:
+        """Return what the first block reads: x (B, T, D), its mask (None where nothing is padding), the rotation."""
         if mel.dim() != 3 or mel.shape[2] != self.config.mel_bands or mel.shape[1] == 0:
             raise ValueError(f"mel has shape {tuple(mel.shape)}; wanted (B, F ≥ 1, {self.config.mel_bands})")
         if int(lengths.min()) < 1 or int(lengths.max()) > mel.shape[1]:
@@ -181,13 +192,7 @@ class Encoder(nn.Module):
             rotation = rotary(steps, self.config.width // self.config.heads, self.config.base)
         else:
             x = x + self._absolute(x.shape[1]).to(x.dtype)
-        x = self.dropout(x)
-        spans = []
-        for block in self.blocks:
-            x, span_scale = block(x, visible, rotation)
-            if span_scale is not None:
-                spans.append(span_scale)
-        return Memory(self.ln_post(x), visible, spans)
+        return x, visible, rotation
 
     def _absolute(self, steps: int) -> Tensor:
         if steps > self.config.audio_context:

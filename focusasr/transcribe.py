@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from focusasr import audio
+from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, InputError
@@ -48,7 +49,7 @@ class Recognizer:
     """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
-        self.model = checkpoint.model.to(device).eval()
+        self.model = with_knobs(checkpoint.model.to(device).eval(), config)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from focusasr.attention import HybridAttention
 from focusasr.audio import Source, load
 from focusasr.checkpoint import Checkpoint, load_checkpoint, read_json, save_checkpoint
 from focusasr.config import DecodingConfig
 from focusasr.evaluate import evaluate, to_json
-from focusasr.features import log_mel, stack
+from focusasr.features import log_mel
 from focusasr.files import written_aside
+from focusasr.inspection import mean_spans
 from focusasr.manifest import read_manifest
-from focusasr.model import EncoderBlock, Model
+from focusasr.model import Model
 from focusasr.transcribe import Recognizer
 
 NORMALIZERS = ("basic", "english")
@@ -105,23 +105,15 @@ def training_line(checkpoint: Checkpoint, run: dict[str, Any]) -> str:
     )
 
 
-@torch.inference_mode()
 def spans_table(model: Model, manifest: Path) -> str:
     """Return what the hybrid layers learned: local radius in ms and temperature per head, means over a manifest."""
-    model.eval()
     rows = ["| layer | local radius of each head, ms | temperature of each head |", "|---|---|---|"]
-    spans: list[list[torch.Tensor]] = []
-    for utterance in read_manifest(manifest)[:64]:
-        waveform = load(Source(str(utterance.audio), utterance.offset, utterance.duration))
-        spans.append(model.encode(*stack([log_mel(torch.from_numpy(waveform), model.config.mel_bands)])).spans)
-    for layer, block in enumerate(model.encoder.blocks):
-        assert isinstance(block, EncoderBlock) and isinstance(block.attention, HybridAttention)
-        local = block.attention.attn_local
-        scale = torch.cat([utterance[layer] for utterance in spans]).mean(dim=0)
-        radii = 1000 * model.config.step_seconds * local.radius(scale)
+    waveforms = (load(Source(str(u.audio), u.offset, u.duration)) for u in read_manifest(manifest)[:64])
+    mels = (log_mel(torch.from_numpy(waveform), model.config.mel_bands) for waveform in waveforms)
+    for layer, (radii, temperatures) in enumerate(mean_spans(model, mels), start=1):
         shown = ", ".join(f"{radius:.0f}" for radius in radii.tolist())
-        sharp = ", ".join(f"{value:.2f}" for value in local.temperature(scale).tolist())
-        rows.append(f"| {layer + 1} | {shown} | {sharp} |")
+        sharp = ", ".join(f"{value:.2f}" for value in temperatures.tolist())
+        rows.append(f"| {layer} | {shown} | {sharp} |")
     return "\n".join(rows)
 
 

@@ -79,3 +79,31 @@ def heard(sample: Path) -> str:
     (outcome,) = recognizer.transcribe([Source(str(sample))])
     assert outcome.transcript is not None and len(outcome.transcript.text) > 20
     return outcome.transcript.text
+
+
+class Result:
+    """Status and output of one call."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Return a function that runs the command line in this process."""
+
+    from focusasr import cli
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["focusasr", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            status: object = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Result(int(str(status)), out, err)
+
+    return call

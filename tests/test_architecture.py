@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 ORDER = (
     "config files text tokenizer device manifest journal containers audio tables sources features attention model "
-    "score augment data decoding checkpoint segments output transcribe preprocess evaluate validate training_log "
-    "train options cli"
+    "inspection picture score augment data decoding checkpoint segments output transcribe preprocess evaluate validate "
+    "training_log train options cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)
@@ -112,5 +112,5 @@ assert not heavy, f"focusasr --help loads {sorted(heavy)}"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    for command in ("preprocess", "train", "transcribe", "evaluate", "info"):
+    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info"):
         assert command in result.stdout

@@ -11,35 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from focusasr import cli
-
 RATE_HZ = 16_000
-
-
-class Result:
-    """Status and output of one call."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Return a function that runs the command line in this process."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["focusasr", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            status: object = 0
-        except SystemExit as leaving:
-            status = leaving.code or 0
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Result(int(str(status)), out, err)
-
-    return call
 
 
 def tone(samples: int, channels: int = 1) -> np.ndarray:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from focusasr.audio import Source
 from rich.console import Console
 
+from focusasr.audio import Source
 from focusasr.config import InputError
 from focusasr.evaluate import Evaluation, evaluate, print_table, to_json, write_rows
 from focusasr.manifest import Utterance, write_manifest
