@@ -94,6 +94,8 @@ class ModelConfig:
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
         fits = self.conv_kernel == 0 or self.conv_kernel % 2 == 1
         _require(fits and self.conv_kernel >= 0, "conv_kernel", self.conv_kernel, "0 or an odd number")
+        _require(self.base > 0, "base", self.base, "above 0")
+        _require(self.audio_context >= 1, "audio_context", self.audio_context, "at least 1")
         _require(self.text_context >= 4, "text_context", self.text_context, "at least 4")
 
     @property

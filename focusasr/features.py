@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
 
 from focusasr.config import SAMPLE_RATE_HZ
 
@@ -16,13 +16,29 @@ HOP_SAMPLES = 160  # 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 
+def hz_from_mel(mel: Tensor) -> Tensor:
+    """Return the frequency of each point of Slaney's mel scale: linear up to 1 kHz (mel 15), then logarithmic."""
+    return torch.where(mel < 15, 200 / 3 * mel, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+def mel_filters(mel_bands: int) -> Tensor:
+    """Return the triangular filters of equal area (M, FFT_SAMPLES // 2 + 1) from 0 Hz to 8 kHz, in float64.
+
+    Those of librosa's `filters.mel`, which Whisper's file of filters was made with; torchaudio's are computed in
+    float32 and miss them by more than 1e-5 in the logarithm.
+    """
+    nyquist_hz = SAMPLE_RATE_HZ / 2
+    highest = 15 + 27 * math.log(nyquist_hz / 1000) / math.log(6.4)
+    edges_hz = hz_from_mel(torch.linspace(0, highest, mel_bands + 2, dtype=torch.float64))[:, None]
+    bins_hz = torch.linspace(0, nyquist_hz, FFT_SAMPLES // 2 + 1, dtype=torch.float64)
+    low, middle, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
+    triangles = torch.minimum((bins_hz - low) / (middle - low), (high - bins_hz) / (high - middle)).clamp(min=0)
+    return triangles * 2 / (high - low)
+
+
 @lru_cache
 def _filters(mel_bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    bank = melscale_fbanks(
-        n_freqs=FFT_SAMPLES // 2 + 1, f_min=0.0, f_max=SAMPLE_RATE_HZ / 2, n_mels=mel_bands,
-        sample_rate=SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney",
-    )  # fmt: skip
-    return bank.T.contiguous().to(device), torch.hann_window(FFT_SAMPLES, device=device)
+    return mel_filters(mel_bands).float().to(device), torch.hann_window(FFT_SAMPLES, device=device)
 
 
 def log_mel(waveform: Tensor, mel_bands: int = 80) -> Tensor:
