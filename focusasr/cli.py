@@ -383,8 +383,8 @@ def info(
 
     chosen, reason = choose_device(device)
     checkpoint = load_checkpoint(find_checkpoint(model))
-    packages = ("focusasr", "torch", "torchaudio", "tokenizers", "librosa", "jiwer", "soundfile")
-    versions = {name: version(name) for name in packages} | {"python": sys.version.split()[0]}
+    packages = ("torch", "torchaudio", "tokenizers", "librosa", "jiwer", "soundfile")
+    versions = {"focusasr": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in packages}
     if as_json:
         facts = {"checkpoint": str(checkpoint.folder), "weights": checkpoint.model.parameter_count()}
         settings = {"model": to_settings(checkpoint.model.config), "metrics": checkpoint.metrics}

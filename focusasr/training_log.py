@@ -87,7 +87,7 @@ class TrainingLog:
             heard += f", {position.skipped_steps} steps skipped for want of a finite gradient"
         wer = ", ".join(parts) or "no dev set"
         self.say(f"step {position.step}, epoch {position.epoch}, {heard}: WER % {wer}{' *' if better else ''}")
-        if self.main:
+        if self.main and (self.output / "metrics.jsonl").exists():
             draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
 
     def _keep(self, step: int, kind: str, row: dict[str, float]) -> None:

@@ -65,6 +65,22 @@ def sample() -> Path:
     return ROOT / "tests" / "data" / "sample.flac"
 
 
+@pytest.fixture(scope="session")
+def heard(sample: Path) -> str:
+    """Return what the default checkpoint hears in the sample, so that only one test depends on its being right."""
+    import torch
+
+    from focusasr.audio import Source
+    from focusasr.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.config import DecodingConfig
+    from focusasr.transcribe import Recognizer
+
+    recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
+    (outcome,) = recognizer.transcribe([Source(str(sample))])
+    assert outcome.transcript is not None and len(outcome.transcript.text) > 20
+    return outcome.transcript.text
+
+
 class Result:
     """Status and output of one call."""
 

@@ -33,6 +33,7 @@ def built(kind: type[nn.Module], causal: bool = False, dtype: torch.dtype = torc
     module = kind(config(**changes), causal).to(dtype)
     if isinstance(module, HybridAttention):
         nn.init.normal_(module.span_pred.linear.weight, std=3.0)
+        nn.init.zeros_(module.span_pred.linear.bias)
         if module.attn_local.sharpness is not None:
             nn.init.normal_(module.attn_local.sharpness)
     return module
@@ -302,11 +303,16 @@ def test_radius_runs_from_the_ramp_to_the_largest_span() -> None:
 
 
 def test_span_predictor_takes_the_mean_of_what_is_no_padding() -> None:
-    predictor, x = SpanPredictor(8, 2), noise(2, 10)
+    predictor, x = SpanPredictor(config()), noise(2, 10)
     mask = torch.arange(10) < torch.tensor([[10], [4]])
     expected = torch.sigmoid(predictor.linear(torch.stack((x[0].mean(dim=0), x[1, :4].mean(dim=0)))))
     torch.testing.assert_close(predictor(x, mask), expected)
     torch.testing.assert_close(predictor(x)[0], expected[0])
+
+
+def test_spans_start_at_the_initial_span() -> None:
+    predictor = SpanPredictor(config(initial_span=0.3))
+    torch.testing.assert_close(predictor(torch.zeros(3, 5, 8)), torch.full((3, 2), 0.3))
 
 
 def test_projection_of_zero_and_identity_computes_the_global_branch() -> None:

@@ -17,6 +17,7 @@ BANDS, VOCABULARY, BLANK, END = 8, 11, 0, 2
 WHISPER = {"strides": (1, 2), "positions": "absolute", "attention": "global", "ctc": False, "audio_context": 30}
 KINDS = {
     "hybrid": {},
+    "convolution": {"conv_kernel": 5},
     "global": {"attention": "global"},
     "hybrid decoder, near": {"decoder_attention": "hybrid", "max_dist": 5},
     "whisper": WHISPER,
@@ -334,6 +335,8 @@ def test_model_needs_a_vocabulary() -> None:
         ({"encoder_layers": 0}, "encoder_layers is 0"),
         ({"max_dist": -1}, "max_dist is -1"),
         ({"temp_scale": -0.5}, "temp_scale is -0.5"),
+        ({"initial_span": 0.0}, "initial_span is 0.0"),
+        ({"conv_kernel": 4}, "conv_kernel is 4; wanted: 0 or an odd number"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"strides": (2,)}, r"strides is \(2,\)"),
         ({"strides": (0, 2)}, r"strides is \(0, 2\)"),

@@ -100,7 +100,7 @@ def by_path(path: str, q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Te
 
 
 @pytest.mark.parametrize("path", ["chosen", "blocked", "dense"])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(case=CASES)
 def test_equals_the_slow_twin(path: str, case: Case) -> None:
     torch.manual_seed(case.seed)
@@ -123,7 +123,7 @@ def test_equals_the_slow_twin(path: str, case: Case) -> None:
         assert_close(x.grad, wanted, case.dtype, f"gradient of {name}")
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     case=CASES,
     temperature=st.sampled_from(["formula", "learned"]),

@@ -1,0 +1,325 @@
+"""Training: it learns, it keeps and shows what it should, and bad data, steps and settings do no harm."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tones import TINY, mels, write_song_book
+
+from focusasr import train as room
+from focusasr.checkpoint import load_checkpoint
+from focusasr.config import InputError, ModelConfig, TrainConfig
+from focusasr.decoding import decode
+from focusasr.manifest import Utterance, write_manifest
+from focusasr.train import (
+    MOST_BAD_STEPS,
+    Position,
+    Run,
+    Trainer,
+    average,
+    choose_precision,
+    learning_rate,
+    make_optimizer,
+    read_run,
+)
+from focusasr.training_log import TrainingLog
+from focusasr.validate import measure, read_dev_set
+
+TEXTS = ["bad cab", "a fed egg", "hag", "deaf bee"]
+CLEAN = TrainConfig(
+    steps=60, learning_rate=0.01, warmup_steps=10, evaluate_every=60, ema_decay=0.9, batch_seconds=20, workers=0,
+    silence=0, join=0, clean_epochs=10**9, label_smoothing=0,
+)  # fmt: skip
+
+
+def made_run(folder: Path, manifest: Path, dev: tuple[str, ...] = (), **settings: Any) -> Run:
+    model = ModelConfig(**{**TINY, "width": 32})  # type: ignore[arg-type]
+    return Run((str(manifest),), dev, folder / "run", model, settings=dataclasses.replace(CLEAN, **settings))
+
+
+def trained(run: Run, resume: bool = False) -> tuple[Trainer, str]:
+    """Train to the end; return the trainer and what was shown."""
+    shown = io.StringIO()
+    trainer = Trainer(run, torch.device("cpu"), resume)
+    with TrainingLog(run.output, run.settings, Console(file=shown, width=1000)) as log:
+        for line in trainer.summary():
+            log.say(line)
+        trainer.fit(log)
+    return trainer, shown.getvalue()
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def songs(tmp_path: Path) -> Path:
+    return write_song_book(tmp_path, TEXTS)
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("focusasr.training_log.draw_curves", lambda *_: None)
+
+
+def test_a_tiny_model_learns_four_songs(tmp_path: Path, songs: Path) -> None:
+    run = made_run(tmp_path, songs, (str(songs),))
+    trainer, shown = trained(run)
+    assert "4 utterances" in shown
+    assert "WER % " in shown
+    losses = [row["total"] for row in rows(run) if row["kind"] == "train"]
+    assert len(losses) == 3
+    assert losses[-1] < 0.2 * losses[0]
+    (dev,) = [row for row in rows(run) if row["kind"] == "dev"]
+    assert (dev["step"], dev["wer"]) == (60, 0.0)
+    assert trainer.position.best_wer == 0.0
+    for name in ("best", "last"):
+        loaded = load_checkpoint(run.output / name)
+        answers = decode(loaded.model, mels(TEXTS), loaded.tokenizer, 0.5)
+        assert [loaded.tokenizer.decode(answer.tokens) for answer in answers] == TEXTS
+        assert loaded.metrics["position"]["step"] == 60
+        assert f"| {tmp_path.name}/songs | 0.0 |" in loaded.card
+    assert (run.output / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run.output / "tensorboard").iterdir())
+    assert sorted(path.name for path in run.output.iterdir()) == [
+        "best", "curves.png", "last", "metrics.jsonl", "tensorboard",
+    ]  # fmt: skip
+    assert not (run.output / "best" / "trainer").exists()
+
+
+# Data that is not as it should be
+
+
+def test_broken_audio_is_named_and_training_goes_on(tmp_path: Path, no_curves: None) -> None:
+    songs = write_song_book(tmp_path, [*TEXTS, "cab", "fed"])
+    known = [json.loads(line) for line in songs.read_text().splitlines()]
+    songs.write_text(
+        "".join(json.dumps({**row, "duration": 0.48} if n == 5 else row) + "\n" for n, row in enumerate(known))
+    )
+    (tmp_path / "songs" / "04.wav").write_bytes(b"not sound")  # found when lengths are looked up
+    (tmp_path / "songs" / "05.wav").write_bytes(b"not sound")  # found when it is read
+    run = made_run(tmp_path, songs, (str(songs),), steps=3, evaluate_every=3)
+    trainer, shown = trained(run)
+    assert trainer.position.step == 3
+    assert f"left out 1 (audio cannot be read), such as {tmp_path}/songs/04.wav" in shown
+    assert shown.count(f"left out: {tmp_path}/songs/05.wav: ") == 1
+    assert (run.output / "last").is_dir()
+
+
+def test_dev_audio_that_is_broken_is_left_out_of_the_score(tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, TEXTS)
+    (tmp_path / "songs" / "02.wav").write_bytes(b"")
+    trainer = Trainer(made_run(tmp_path, songs), torch.device("cpu"))
+    measured = measure(trainer.best_model, trainer.tokenizer, read_dev_set(str(songs)))
+    assert measured.references == ["bad cab", "a fed egg", "deaf bee"]
+    assert measured.score.utterances == 3
+    assert len(measured.broken) == 1
+    assert "02.wav" in measured.broken[0]
+    for path in (tmp_path / "songs").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"songs: no recording can be read, such as .*00\.wav"):
+        measure(trainer.best_model, trainer.tokenizer, read_dev_set(str(songs)))
+
+
+def test_manifests_without_use_are_refused_at_the_start(tmp_path: Path, songs: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(InputError, match=r"empty\.jsonl: no utterances to measure on"):
+        Trainer(made_run(tmp_path, songs, (str(tmp_path / "empty.jsonl"),)), torch.device("cpu"))
+    with pytest.raises(InputError, match="nothing to learn a tokenizer from"):
+        Trainer(made_run(tmp_path, tmp_path / "empty.jsonl"), torch.device("cpu"))
+    write_manifest(tmp_path / "gone.jsonl", [Utterance(tmp_path / "gone.wav", "abc", 0.0, 1.0)])
+    with pytest.raises(InputError, match=r"gone\.jsonl: no utterance can be used: left out 1 \(no such audio file\)"):
+        Trainer(made_run(tmp_path, tmp_path / "gone.jsonl"), torch.device("cpu"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_dev_every_evaluation_is_the_best(tmp_path: Path, songs: Path) -> None:
+    run = made_run(tmp_path, songs, steps=2, evaluate_every=1, patience=1)
+    trainer, shown = trained(run)
+    assert trainer.position.step == 2
+    assert shown.count("no dev set *") == 2
+    assert not (run.output / "metrics.jsonl").exists(), "there was nothing to say"
+    json.loads((run.output / "last" / "metrics.json").read_text(), parse_constant=pytest.fail)  # no Infinity, no NaN
+    assert (run.output / "best" / "config.json").exists()
+
+
+# Steps
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    config = TrainConfig(steps=110, warmup_steps=10, learning_rate=2.0, final_rate=0.1)
+    assert learning_rate(0, config) == pytest.approx(0.2)
+    assert learning_rate(4, config) == pytest.approx(1.0)
+    assert learning_rate(9, config) == learning_rate(10, config) == pytest.approx(2.0)
+    assert learning_rate(60, config) == pytest.approx(0.2 + 1.8 / 2)
+    assert learning_rate(35, config) == pytest.approx(0.2 + 1.8 * (1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(110, config) == learning_rate(500, config) == pytest.approx(0.2)
+    falling = [learning_rate(step, config) for step in range(10, 111)]
+    assert falling == sorted(falling, reverse=True)
+    assert learning_rate(0, TrainConfig(warmup_steps=0, learning_rate=2.0)) == pytest.approx(2.0)
+    assert learning_rate(5, TrainConfig(warmup_steps=5, steps=5, learning_rate=2.0)) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_average_against_a_loop(decay: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    averaged = [torch.zeros(3), torch.zeros(2, 2)]
+    wanted = [[0.0] * 3, [0.0] * 4]
+    for count in range(30):
+        current = [torch.randn(tensor.shape, generator=draw) for tensor in averaged]
+        average(decay, averaged, current, torch.tensor(count))
+        kept = min(decay, (1 + count) / (10 + count))
+        for row, now in zip(wanted, current, strict=True):
+            row[:] = [kept * old + (1 - kept) * new for old, new in zip(row, now.flatten().tolist(), strict=True)]
+    for row, tensor in zip(wanted, averaged, strict=True):
+        assert tensor.flatten().tolist() == pytest.approx(row, abs=1e-5)
+
+
+def test_the_average_is_what_is_saved(tmp_path: Path, songs: Path, no_curves: None) -> None:
+    trainer, _ = trained(made_run(tmp_path, songs, steps=3, evaluate_every=3, ema_decay=0.9))
+    saved = load_checkpoint(tmp_path / "run" / "last").model.state_dict()
+    for name, value in trainer.average.module.state_dict().items():
+        assert torch.equal(saved[name], value)
+    assert any(not torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items())
+    without = Trainer(made_run(tmp_path / "other", songs, ema_decay=0), torch.device("cpu"))
+    assert without.best_model is without.accelerator.unwrap_model(without.model)
+
+
+def test_weight_decay_is_for_matrices(tmp_path: Path, songs: Path) -> None:
+    model = Trainer(made_run(tmp_path, songs), torch.device("cpu")).best_model
+    decayed, free = make_optimizer(model, TrainConfig(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    assert {parameter.dim() > 1 for parameter in decayed["params"]} == {True}
+    assert {parameter.dim() > 1 for parameter in free["params"]} == {False}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_precision() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [choose_precision("auto", device) for device in (cpu, cuda)] == ["no", "bf16"]
+    assert [choose_precision(wanted, cuda) for wanted in ("fp32", "bf16")] == ["no", "bf16"]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> None:
+    """Make the loss of some calls NaN."""
+    calls = iter(range(10**6))
+
+    def loss(*arguments: Any) -> Any:
+        losses = honest(*arguments)
+        return losses._replace(total=losses.total * (math.nan if next(calls) in bad_calls else 1.0))
+
+    honest = room.joint_loss
+    monkeypatch.setattr(room, "joint_loss", loss)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
+) -> None:
+    poison(monkeypatch, {1, 4})
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def look(_log: TrainingLog, position: Position, *_: object) -> None:
+        weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+        averaged = torch.cat([parameter.detach().flatten() for parameter in trainer.average.module.parameters()])
+        seen.append((position.bad_steps, torch.cat((weights, averaged))))
+
+    monkeypatch.setattr(TrainingLog, "step", look)
+    run = made_run(tmp_path, songs, steps=6, evaluate_every=6)
+    trainer, shown = Trainer(run, torch.device("cpu")), io.StringIO()
+    with TrainingLog(run.output, run.settings, Console(file=shown, width=1000)) as log:
+        trainer.fit(log)
+    assert [bad for bad, _ in seen] == [0, 1, 0, 0, 1, 0]
+    assert trainer.position.skipped_steps == 2
+    assert "2 steps skipped for want of a finite gradient" in shown.getvalue()
+    moved = [not torch.equal(now, before) for (_, before), (_, now) in itertools.pairwise(seen)]
+    assert moved == [False, True, True, False, True]
+    assert seen[-1][1].isfinite().all()
+
+
+def test_too_many_bad_steps_end_the_run(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, set(range(10**4)))
+    run = made_run(tmp_path, songs)
+    with pytest.raises(InputError, match=rf"step {MOST_BAD_STEPS}: .*lower --learning-rate"):
+        trained(run)
+    assert not (run.output / "last").exists()
+
+
+def test_patience_ends_a_run_that_does_not_get_better(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
+) -> None:
+    wers = iter([0.5, 0.4, 0.4, 0.6, 0.1])
+
+    def same(*arguments: Any) -> Any:
+        measured = measure(*arguments)
+        return dataclasses.replace(measured, score=dataclasses.replace(measured.score, wer=next(wers)))
+
+    monkeypatch.setattr(room, "measure", same)
+    trainer, shown = trained(made_run(tmp_path, songs, (str(songs),), evaluate_every=1, patience=2))
+    assert trainer.position.step == 4
+    assert trainer.position.best_wer == 0.4
+    assert [line.endswith("*") for line in shown.splitlines() if line.startswith("step")] == [True, True, False, False]
+    assert load_checkpoint(tmp_path / "run" / "best").metrics["position"]["step"] == 2
+    assert load_checkpoint(tmp_path / "run" / "last").metrics["position"]["step"] == 4
+
+
+def test_several_batches_make_one_step(tmp_path: Path, songs: Path, no_curves: None) -> None:
+    trainer, _ = trained(made_run(tmp_path, songs, steps=2, evaluate_every=2, accumulate=3, batch_seconds=0.5))
+    assert (trainer.position.step, trainer.position.batches, trainer.position.epoch) == (2, 6, 1)
+
+
+# Settings
+
+
+def test_a_run_is_read_from_tables(tmp_path: Path) -> None:
+    tables = {
+        "data": {"train": ["a.jsonl", "/abs/b.jsonl=3"], "dev": ["../dev.jsonl"]},
+        "text": {"case": "upper"},
+        "model": {"preset": "tiny", "heads": 8},
+        "train": {"steps": 5},
+    }
+    run = read_run(tables, tmp_path, Path("out"), "run.toml")
+    assert run.train == (str(tmp_path / "a.jsonl"), "/abs/b.jsonl=3")
+    assert run.dev == (str(tmp_path / "../dev.jsonl"),)
+    assert (run.model.width, run.model.heads, run.text.case, run.settings.steps) == (128, 8, "upper", 5)
+    assert read_run({}, tmp_path, Path("out"), "").model.width == 224
+    assert tables["model"]["preset"] == "tiny", "what was given is not changed"
+
+
+def test_manifests_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = read_run({"data": {"train": ["a.jsonl"]}}, Path(), Path("out"), "")
+    assert run.train == (str(tmp_path / "a.jsonl"),)  # so that another folder can resume it
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"training": {}}, "run.toml: unknown table [training]; wanted: data, text, model, train"),
+        (
+            {"train": {"batch_second": 3}},
+            "run.toml [train]: unknown setting 'batch_second'; did you mean 'batch_seconds'?",
+        ),
+        ({"train": {"steps": "3"}}, "run.toml [train]: steps is '3'; wanted: int"),
+        ({"train": 3}, "run.toml [train]: expected a table of settings, got 3"),
+        ({"model": "tiny"}, "run.toml [model]: expected a table of settings, got 'tiny'"),
+        ({"data": ["a.jsonl"]}, "run.toml [data]: expected a table of settings, got ['a.jsonl']"),
+        ({"model": {"preset": "huge"}}, "run.toml [model]: preset is 'huge'; wanted: tiny, small, base"),
+        ({"model": {"preset": ["tiny"]}}, "run.toml [model]: preset is ['tiny']; wanted: tiny, small, base"),
+        ({"model": {"heads": 3}}, "run.toml [model]: width is 224; wanted: a multiple of heads (3)"),
+        ({"text": {"case": "UPPER"}}, "run.toml [text]: case is 'UPPER'; wanted: 'lower' or 'upper' or 'keep'"),
+        ({"data": {"train": "a.jsonl"}}, "run.toml [data]: train is 'a.jsonl'; wanted: list"),
+    ],
+)
+def test_tables_that_are_refused(tables: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_run(tables, Path(), Path("out"), "run.toml")
+    assert str(caught.value) == says
