@@ -339,7 +339,7 @@ def resumed_settings(output_dir: Path, read_json: Any) -> dict[str, Any]:
 @app.command(context_settings=BOTH_SPELLINGS)
 @with_settings(InspectionConfig)
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(help="checkpoint folder, or default for the one that comes along")],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="checkpoint folder, or default")],
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
     given: dict[type, dict[str, Any]],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here (PNG)")] = None,

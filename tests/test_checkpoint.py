@@ -201,7 +201,7 @@ def test_finding(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     saved.rename(tmp_path / "run" / "best")
     assert find_checkpoint(str(tmp_path / "run")) == tmp_path / "run" / "best"
-    with pytest.raises(InputError, match=r"nowhere: no such checkpoint folder; give --model a folder"):
+    with pytest.raises(InputError, match=r"nowhere: no such checkpoint folder; give one that 'focusasr train' wrote"):
         find_checkpoint("nowhere")
 
 
@@ -211,7 +211,7 @@ def test_the_default_checkpoint_is_found_or_missed(tmp_path: Path, monkeypatch: 
         find_checkpoint(None)
     for place in (tmp_path / "checkpoints", tmp_path / "focusasr" / "checkpoints"):  # a clone's, then a wheel's
         (place / room.DEFAULT_CHECKPOINT).mkdir(parents=True)
-        assert find_checkpoint(None) == place / room.DEFAULT_CHECKPOINT
+        assert find_checkpoint(None) == find_checkpoint("default") == place / room.DEFAULT_CHECKPOINT
 
 
 def test_a_loaded_checkpoint_can_be_saved_again(saved: Path, tmp_path: Path) -> None:
