@@ -255,7 +255,7 @@ class Examples(Dataset):
                 continue
             pieces.append(waveform if clean else change_speed(waveform, self.config, draw))
             tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
-        waveform = join(pieces, draw)
+        waveform = join(pieces, draw, around=0.0 if clean else 0.5)
         if draw.random() < self.config.silence:
             waveform, tokens = noise_alone(len(waveform), draw), []
         if not clean:
@@ -264,14 +264,15 @@ class Examples(Dataset):
         return mel if clean else augment_mel(mel, self.config, draw), tokens, item, broken
 
 
-def join(pieces: Sequence[np.ndarray], draw: np.random.Generator) -> np.ndarray:
-    """Return the waveforms one after the other, drawn silences of up to 0.4 s between them, and around half of the time.
+def join(pieces: Sequence[np.ndarray], draw: np.random.Generator, around: float = 0.0) -> np.ndarray:
+    """Return the waveforms one after the other, with drawn silences up to 0.4 s between them.
 
-    Recordings begin and end with silence or without; a model that met only one kind stumbles over the other.
+    In the share `around` of the cases a silence also comes before them, and behind them: recordings begin and end with
+    silence or without, and a model that met only one kind stumbles over the other.
     """
-    parts = [_silence(draw, share=0.5)]
+    parts = [_silence(draw, around)]
     for index, piece in enumerate(pieces):
-        parts += [piece, _silence(draw, share=1.0 if index < len(pieces) - 1 else 0.5)]
+        parts += [piece, _silence(draw, 1.0 if index < len(pieces) - 1 else around)]
     return np.concatenate(parts).astype(np.float32)
 
 

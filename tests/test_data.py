@@ -275,12 +275,13 @@ def test_joining_sound_keeps_every_sample() -> None:
     joined = join(pieces, np.random.default_rng(0))
     assert joined.dtype == np.float32
     np.testing.assert_array_equal(joined[joined != 0], np.concatenate(pieces))
-    assert len(joined) <= 8 + 4 * 0.4 * SAMPLE_RATE_HZ
-    assert len(join([], np.random.default_rng(0))) <= 0.8 * SAMPLE_RATE_HZ
+    assert len(joined) <= 8 + 2 * 0.4 * SAMPLE_RATE_HZ
+    np.testing.assert_array_equal(join(pieces[:1], np.random.default_rng(0)), pieces[0])
+    assert join([], np.random.default_rng(0)).shape == (0,)
 
 
 def test_recordings_begin_and_end_with_and_without_silence() -> None:
-    alone = [join([np.ones(5, np.float32)], np.random.default_rng(seed)) for seed in range(40)]
+    alone = [join([np.ones(5, np.float32)], np.random.default_rng(seed), around=0.5) for seed in range(40)]
     assert {bool(sound[0]) for sound in alone} == {bool(sound[-1]) for sound in alone} == {True, False}
 
 
