@@ -119,9 +119,10 @@ def test_a_killed_run_ends_as_one_that_never_stopped(
         if position.step == 4:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as caught:
         patched.setattr(TrainingLog, "step", interrupt)
         train(killed, resume=True)
+    assert caught.tb, "the traceback holds the batches, and is held here"
     children = torch.multiprocessing.active_children()
     for child in children:
         child.join(timeout=20)  # a busy machine needs a moment to end what was told to
