@@ -304,9 +304,13 @@ def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, blank: int, 
     log_probs (B, T, V) with lengths (B,) in steps; targets (B, L) padded with IGNORED. `zero_infinity` makes an
     infinite loss and its gradient 0: torch's gradient of an infinite loss is NaN even behind a mask.
     """
+    device = log_probs.device
+    if device.type == "mps":  # which has no CTC
+        log_probs, targets = log_probs.cpu(), targets.cpu()
     target_lengths = (targets != IGNORED).sum(dim=1)
     columns = targets.clamp(min=0)
-    return F.ctc_loss(log_probs.transpose(0, 1), columns, lengths, target_lengths, blank, "none", zero_infinity)
+    losses = F.ctc_loss(log_probs.transpose(0, 1), columns, lengths, target_lengths, blank, "none", zero_infinity)
+    return losses.to(device)
 
 
 class LossWeights(NamedTuple):
