@@ -231,7 +231,7 @@ class DecodingConfig(KnobsConfig):
     """How text is found for sound. The result does not depend on `batch_size`."""
 
     batch_size: int = setting(16, "segments decoded together")
-    ctc_weight: float = setting(0.5, "native models: share of CTC in the choice between hypotheses")
+    ctc_weight: float = setting(0.3, "native models: share of CTC in the choice between hypotheses; chosen on dev")
     max_segment_seconds: float = setting(20.0, "longer recordings are split at pauses into segments up to this")
     vad_threshold: float = setting(0.5, "speech probability of the pause finder")
 

@@ -15,7 +15,7 @@ from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.score import count_errors
 from focusasr.transcribe import Outcome, Recognizer
 
-SAMPLE_TEXT = "g r a c e h o p p e r december ninth nineteen oh six"
+SAMPLE_TEXT = "s a r a h four one two six nine seven five"
 NOISES = {
     "digital silence": lambda draw, n: np.zeros(n),
     "faint hiss": lambda draw, n: 1e-4 * draw.standard_normal(n),
