@@ -72,6 +72,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | 
     (folder / "README.md").write_text(checkpoint.card, encoding="utf-8")
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
 
 
 def _write_json(path: Path, value: Any) -> None:

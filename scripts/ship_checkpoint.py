@@ -80,9 +80,9 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def interval(figures: dict[str, Any]) -> str:
-    """Return a WER with its interval, in percent."""
+    """Return a WER with its interval, in percent; one recording has none."""
     low, middle, high = (100 * figures[key] for key in ("wer_low", "wer", "wer_high"))
-    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
+    return f"{middle:.1f} ({low:.1f}–{high:.1f})" if figures["utterances"] > 1 else f"{middle:.1f} (one recording)"
 
 
 def size_line(checkpoint: Checkpoint) -> str:
