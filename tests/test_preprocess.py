@@ -238,8 +238,9 @@ def test_a_stopped_run_keeps_whole_files_and_is_taken_up(tmp_path):
 
 
 SLOW_RUN = """
-import sys, time
+import signal, sys, time
 from focusasr import preprocess as room
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
 real = room._to_int16
 room._to_int16 = lambda wave: (time.sleep(0.1), real(wave))[1]
 room.preprocess([sys.argv[1]], sys.argv[2], room.PreprocessConfig(workers=2), lambda *step: print(*step, flush=True))
