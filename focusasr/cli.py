@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +25,7 @@ from focusasr.config import (
     read_toml,
 )
 from focusasr.options import BOTH_SPELLINGS, with_settings
+from focusasr.progress import file_bar, progress_bar, stderr
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
@@ -36,7 +36,6 @@ INTERRUPTED, CLOSED_PIPE = 130, 141
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
 )
-stderr = Console(stderr=True)
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="checkpoint folder; without it the default one that comes along")
@@ -52,8 +51,12 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow busy machines by multiples
     try:
         app(args=arguments, prog_name="focusasr")
-    except KeyboardInterrupt:
-        fail("interrupted; outputs are whole or absent, run the same command again to go on", INTERRUPTED)
+    except SystemExit as leaving:  # which Typer makes of Ctrl-C too
+        if leaving.code == INTERRUPTED:
+            fail(
+                "interrupted; files are whole or absent. preprocess goes on by itself, train with --resume", INTERRUPTED
+            )
+        raise
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
@@ -98,27 +101,6 @@ def make_recognizer(model: str | None, device: str, threads: int, config: Decodi
     return Recognizer(load_checkpoint(find_checkpoint(model), chosen), chosen, config)
 
 
-@contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Any]:
-    """Show `what` on stderr while files are heard; yields a function told (files done, seconds of audio)."""
-    import time
-
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    began, heard = time.perf_counter(), 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} files"))
-    with Progress(*columns, TimeElapsedColumn(), console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-
-        def tell(files: int, seconds: float) -> None:
-            nonlocal heard
-            heard += seconds
-            speed = heard / (time.perf_counter() - began)
-            bar.update(task, advance=files, description=f"{what}: {heard:.0f} s of sound, {speed:.0f}x real time")
-
-        yield tell
-
-
 @app.command(context_settings=BOTH_SPELLINGS)
 @with_settings(PreprocessConfig)
 def preprocess(
@@ -138,19 +120,8 @@ def preprocess(
         report = room.preprocess(inputs, output_dir, config, tell)
     stderr.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
     print(report.manifest)
-    if report.failed:
+    if report.failed or not report.kept:
         raise typer.Exit(1)
-
-
-@contextmanager
-def file_bar(what: str) -> Iterator[Any]:
-    """Show on stderr how many files are done; yields a function told (done, in all)."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command(context_settings=BOTH_SPELLINGS)
@@ -210,7 +181,7 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str) -> int:
         if outcome.transcript is None:
             failed += 1
         elif several:
-            print(f"{outcome.source.path}\t{outcome.transcript.text}", flush=True)
+            print(f"{outcome.source.name}\t{outcome.transcript.text}", flush=True)
         elif suffix == "txt":
             print(outcome.transcript.text, flush=True)
         else:
@@ -284,7 +255,8 @@ def train(
     ),
     config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, text, model, train")] = None,
     preset: Annotated[
-        Literal["tiny", "small", "base"] | None, typer.Option(help="model size: about 2, 8, 25 M")
+        Literal["tiny", "small", "base"] | None,
+        typer.Option(help="size: about 2, 8, 25 M weights (default small)"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --output-dir stopped")] = False,
     device: DeviceOption = "auto",

@@ -59,13 +59,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def parse_line(line: str, number: int, path: Path) -> Utterance:
+def parse_line(line: str, number: int, path: Path, text_required: bool = True) -> Utterance:
     """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line."""
     where = f"{path}, line {number}"
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+        raise InputError(
+            f"{where}: not JSON ({error.msg} at column {error.colno}); correct or delete the line"
+        ) from None
     except RecursionError:
         raise InputError(f"{where}: not a flat JSON object (too many brackets inside one another)") from None
     if not isinstance(row, dict):
@@ -74,11 +76,14 @@ def parse_line(line: str, number: int, path: Path) -> Utterance:
     audio = extra.pop("audio_filepath", None)
     if not isinstance(audio, str) or not audio or "\0" in audio:
         raise InputError(f"{where}: audio_filepath must name a file, got {audio!r}")
+    untold = "text" not in extra
     text = extra.pop("text", "")
     if not isinstance(text, str) or not _is_unicode(text):
         raise InputError(f"{where}: text must be a string of whole characters, got {text!r}")
     offset = _seconds(extra.pop("offset", 0.0), "offset", where) or 0.0
     duration = _seconds(extra.pop("duration", None), "duration", where)
+    if untold and text_required:
+        raise InputError(f"{where}: text is missing; write what is said, or an empty text where nothing is")
     return Utterance((path.parent / audio).absolute(), text, offset, duration, extra)
 
 

@@ -227,11 +227,13 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        table = torch.empty(config.vocabulary, config.width)
+        self.token_embedding = nn.Embedding(config.vocabulary, config.width, _weight=table)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers))
         self.ln = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        nn.init.normal_(self.token_embedding.weight, std=config.width**-0.5)
+        if not table.is_meta:  # where drawing numbers would import half of PyTorch, for nothing
+            nn.init.normal_(self.token_embedding.weight, std=config.width**-0.5)
         if config.positions == "absolute":
             self.positional_embedding = nn.Parameter(torch.randn(config.text_context, config.width) * 0.01)
 

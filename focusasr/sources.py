@@ -314,7 +314,7 @@ def _read_manifests(path: Path, columns: Columns) -> Readings:
     for manifest in manifests:
         for number, line in numbered_lines(manifest):
             try:
-                utterance = parse_line(line, number, manifest)
+                utterance = parse_line(line, number, manifest, text_required=False)
             except InputError as error:
                 yield Reject("broken row", str(error))
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -201,7 +202,8 @@ class Trainer:
                     self._evaluate(log)
         finally:
             if settings.workers:
-                batches._shutdown_workers()  # else they live on while anything, such as a traceback, holds `batches`
+                with contextlib.suppress(RuntimeError):  # of a worker that Ctrl-C ended first
+                    batches._shutdown_workers()  # else they live while anything, such as a traceback, holds `batches`
 
     def _out_of_patience(self) -> bool:
         return 0 < self.run.settings.patience <= self.position.evaluations_since_best

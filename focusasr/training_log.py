@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from focusasr.config import TrainConfig
+from focusasr.config import InputError, TrainConfig
 from focusasr.files import written_aside
 from focusasr.model import Losses
 from focusasr.score import Score
@@ -25,7 +25,10 @@ class TrainingLog:
     def __init__(self, output: Path, config: TrainConfig, console: Console, main: bool = True) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{output}: cannot be a folder ({error.strerror}); give another --output-dir") from None
         self.output = output
         self.console = console
         self.main = main  # of several processes, one shows and keeps
@@ -33,7 +36,7 @@ class TrainingLog:
         self.broken_seen: set[str] = set()
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         quiet = not (main and console.is_terminal)
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet)
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet, redirect_stdout=False)
         self.task = self.progress.add_task("training", total=config.steps)
         self.dev_wer = ""
 

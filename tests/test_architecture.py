@@ -16,7 +16,7 @@ PACKAGE = ROOT / "focusasr"
 ORDER = (
     "config files text tokenizer device manifest journal containers audio tables sources features attention model "
     "inspection picture score augment data decoding checkpoint segments output transcribe preprocess evaluate validate "
-    "training_log train options cli"
+    "training_log train options progress cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)

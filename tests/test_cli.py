@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +212,16 @@ def test_closed_output_ends_quietly(sample: Path) -> None:
     command = f"'{sys.executable}' -m focusasr transcribe '{sample}' '{sample}' '{sample}' | true"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr and "Exception" not in result.stderr
+
+
+def test_results_reach_a_pipe_when_stderr_is_a_terminal(sample: Path, heard: str) -> None:
+    """A progress bar must not draw what belongs to stdout onto itself."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "focusasr", "transcribe", str(sample), str(sample.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower) as process:
+        os.close(follower)
+        out = process.communicate(timeout=120)[0].decode()
+    shown = os.read(leader, 10_000).decode()
+    os.close(leader)
+    assert out == f"{sample}\t{heard}\n" or out == heard + "\n"
+    assert "transcribing" in shown

@@ -35,9 +35,11 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    (utterance,) = read_manifest(write(tmp_path, '{"audio_filepath": "a.wav"}'))
+    (utterance,) = read_manifest(write(tmp_path, '{"audio_filepath": "a.wav", "text": ""}'))
     assert utterance == Utterance(tmp_path / "a.wav", "", 0.0, None, {})
-    (utterance,) = read_manifest(write(tmp_path, '{"audio_filepath": "a.wav", "offset": null, "duration": null}'))
+    (utterance,) = read_manifest(
+        write(tmp_path, '{"audio_filepath": "a.wav", "text": "", "offset": null, "duration": null}')
+    )
     assert (utterance.offset, utterance.duration) == (0.0, None)
 
 
@@ -49,14 +51,19 @@ def test_other_editors_files_are_read(tmp_path: Path, ending: str, start: bytes)
 
 
 def test_no_newline_at_the_end_and_separators_inside(tmp_path: Path) -> None:
-    path = write(tmp_path, '{"audio_filepath": "a", "text": "x\u2028y\u0085z"}', '{"audio_filepath": "b"}', ending="\n")
+    path = write(
+        tmp_path,
+        '{"audio_filepath": "a", "text": "x\u2028y\u0085z"}',
+        '{"audio_filepath": "b", "text": ""}',
+        ending="\n",
+    )
     path.write_bytes(path.read_bytes().rstrip())
     assert [utterance.text for utterance in read_manifest(path)] == ["x\u2028y\u0085z", ""]
 
 
 def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
-    rows = ['{"audio_filepath": "wav/a.wav"}', '{"audio_filepath": "/abs/b.wav"}', '{"audio_filepath": "../c.wav"}']
+    rows = [json.dumps({"audio_filepath": name, "text": ""}) for name in ("wav/a.wav", "/abs/b.wav", "../c.wav")]
     write(tmp_path / "data", *rows)
     monkeypatch.chdir(tmp_path)
     found = [utterance.audio for utterance in read_manifest(Path("data/set.jsonl"))]
@@ -79,6 +86,7 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.
         ('{"audio_filepath": ""}', "audio_filepath must name a file, got ''"),
         ('{"audio_filepath": 7}', "audio_filepath must name a file, got 7"),
         ('{"audio_filepath": "a\\u0000b"}', "audio_filepath must name a file"),
+        ('{"audio_filepath": "a.wav"}', "text is missing"),
         ('{"audio_filepath": "a.wav", "text": null}', "text must be a string"),
         ('{"audio_filepath": "a.wav", "text": ["x"]}', "text must be a string"),
         ('{"audio_filepath": "a.wav", "text": "\\ud800"}', "text must be a string of whole characters"),
@@ -90,7 +98,7 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
-    path = write(tmp_path, '{"audio_filepath": "fine.wav"}', "", line)
+    path = write(tmp_path, '{"audio_filepath": "fine.wav", "text": ""}', "", line)
     with pytest.raises(InputError, match=re.escape(says)) as caught:
         read_manifest(path)
     assert str(caught.value).startswith(f"{path}, line 3: ")
