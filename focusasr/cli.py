@@ -297,6 +297,8 @@ def train(
         trainer.fit(log)
     if trainer.accelerator.is_main_process:
         print(output_dir / "best")
+    if log.broken_seen or trainer.findings.unreadable():
+        raise typer.Exit(1)  # trained, but not on all that was given
 
 
 def resumed_settings(output_dir: Path, read_json: Any) -> dict[str, Any]:

@@ -55,9 +55,9 @@ class ModelConfig:
 
     vocabulary: int = 0  # tokens, special ones included; follows from the tokenizer, so it is no option
     mel_bands: int = setting(80, "80, or 128 as in Whisper large-v3")
-    width: int = setting(192, "width of the residual stream")
+    width: int = setting(224, "width of the residual stream")
     heads: int = setting(4, "attention heads")
-    encoder_layers: int = setting(6, "encoder blocks")
+    encoder_layers: int = setting(8, "encoder blocks")
     decoder_layers: int = setting(2, "decoder blocks")
     strides: tuple[int, int] = setting((2, 2), "strides of the stem: 2 2 makes 40 ms steps, 1 2 makes 20 ms")
     attention: Literal["hybrid", "global"] = setting("hybrid", "self-attention of the encoder")

@@ -26,6 +26,7 @@ from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import IGNORED
 from focusasr.tokenizer import Tokenizer
 
+UNREADABLE = frozenset(("no such audio file", "audio cannot be read"))
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
 
 
@@ -53,6 +54,10 @@ class Findings:
     def note(self, reason: str, utterance: Utterance) -> None:
         """Count one utterance under a reason."""
         self.left_out[reason].append(str(utterance.audio))
+
+    def unreadable(self) -> bool:
+        """Return whether audio was missing or broken, which is a fault and no choice."""
+        return not UNREADABLE.isdisjoint(self.left_out)
 
     def lines(self) -> list[str]:
         """Return one line per reason, with the count and the first example."""

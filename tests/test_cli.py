@@ -195,6 +195,13 @@ def test_the_whole_story(run) -> None:
     assert "step 4" in result.err
     assert run("train", "data/manifest.jsonl", *options).status == 1  # a run is never overwritten
     assert run("train", "--resume", "-o", "runs/a", "--steps", 6).status == 0
+    Path("gone.jsonl").write_text(json.dumps({"audio_filepath": "gone.wav", "text": "one"}) + "\n")
+    result = run("train", "data/manifest.jsonl", "gone.jsonl", "-o", "runs/b", "--steps", 2, *tiny)
+    assert result.status == 1 and "gone.jsonl" in result.err  # a manifest of which nothing is left
+    with Path("gone.jsonl").open("a") as more:
+        more.write(json.dumps({"audio_filepath": "recordings/one.wav", "text": "one"}) + "\n")
+    result = run("train", "gone.jsonl", "-o", "runs/c", "--steps", 2, *tiny)
+    assert (result.status, result.out.strip()) == (1, "runs/c/best") and "gone.wav" in result.err
     assert run("transcribe", "recordings", "--model", "runs/a").status == 0
     figures = json.loads(run("evaluate", "data/manifest.jsonl", "--model", "runs/a/last", "--json").out)
     assert figures["utterances"] == 4
