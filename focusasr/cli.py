@@ -223,7 +223,10 @@ def evaluate(
     from focusasr import evaluate as room
     from focusasr.manifest import read_manifest
 
-    utterances = read_manifest(manifest)
+    bad_lines: list[str] = []
+    utterances = read_manifest(manifest, bad_lines.append)
+    for line in bad_lines:
+        stderr.print(f"focusasr: {line}", markup=False, highlight=False, soft_wrap=True)
     config = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
     recognizer = make_recognizer(model, device, threads, config)
     with progress_bar(len(utterances), "evaluating") as tell:
@@ -238,7 +241,7 @@ def evaluate(
         print(json.dumps(room.to_json(evaluation)))
     else:
         room.print_table(evaluation, Console(), worst)
-    if evaluation.failures:
+    if evaluation.failures or bad_lines:
         raise typer.Exit(1)
 
 

@@ -26,7 +26,8 @@ from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import IGNORED
 from focusasr.tokenizer import Tokenizer
 
-UNREADABLE = frozenset(("no such audio file", "audio cannot be read"))
+BAD_LINE = "bad line in the manifest"
+UNREADABLE = frozenset(("no such audio file", "audio cannot be read", BAD_LINE))
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
 
 
@@ -61,7 +62,11 @@ class Findings:
 
     def lines(self) -> list[str]:
         """Return one line per reason, with the count and the first example."""
-        return [f"left out {len(places)} ({reason}), such as {places[0]}" for reason, places in self.left_out.items()]
+        return [
+            f"left out {len(places)} ({reason}), such as {places[0]}"
+            for reason, places in self.left_out.items()
+            if places
+        ]
 
 
 def parse_manifest_option(option: str) -> tuple[Path, float]:
@@ -80,14 +85,16 @@ def parse_manifest_option(option: str) -> tuple[Path, float]:
 
 def read_texts(options: Sequence[str]) -> list[str]:
     """Return every text of the manifests, for learning a tokenizer."""
-    return [utterance.text for option in options for utterance in read_manifest(parse_manifest_option(option)[0])]
+    paths = [parse_manifest_option(option)[0] for option in options]
+    bad: list[str] = []  # told by read_corpus
+    return [utterance.text for path in paths for utterance in read_manifest(path, bad.append)]
 
 
 def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_seconds: float, found: Findings) -> Corpus:
     """Read one manifest for training; what cannot be used is noted in `found` with the reason."""
     path, weight = parse_manifest_option(option)
     kept, tokens = [], []
-    for utterance in read_manifest(path):
+    for utterance in read_manifest(path, lambda line: found.left_out[BAD_LINE].append(line)):
         ids = tokenizer.encode(utterance.text)
         try:
             utterance = _with_duration(utterance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,20 @@ class Utterance:
         return {**row, "text": self.text, **self.extra}
 
 
-def read_manifest(path: Path) -> list[Utterance]:
-    """Read every utterance of a manifest; the first bad line raises InputError naming the line.
+def read_manifest(path: Path, on_bad_line: Callable[[str], object] | None = None) -> list[Utterance]:
+    """Read every utterance of a manifest; a bad line is told to `on_bad_line` and passed over, else InputError.
 
     Files that the lines point to are not opened here: whoever reads them reports them one by one.
     """
-    return [parse_line(line, number, path) for number, line in numbered_lines(path)]
+    utterances = []
+    for number, line in numbered_lines(path):
+        try:
+            utterances.append(parse_line(line, number, path))
+        except InputError as error:
+            if on_bad_line is None:
+                raise
+            on_bad_line(str(error))
+    return utterances
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

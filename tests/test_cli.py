@@ -169,6 +169,13 @@ def test_evaluate_prints_one_object_and_writes_rows(run, sample: Path, heard: st
     assert "WER" in run("evaluate", "m.jsonl").out
 
 
+def test_evaluate_goes_on_past_a_bad_line_and_says_so(run, sample: Path, heard: str) -> None:
+    Path("m.jsonl").write_text("not json\n" + json.dumps({"audio_filepath": str(sample), "text": heard}) + "\n")
+    result = run("evaluate", "m.jsonl", "--json")
+    assert (result.status, json.loads(result.out)["utterances"]) == (1, 1)
+    assert "m.jsonl, line 1: not JSON" in result.err
+
+
 def test_evaluate_goes_on_past_a_missing_file_and_says_so(run, sample: Path, heard: str) -> None:
     rows = [{"audio_filepath": name, "text": heard} for name in ("absent.wav", str(sample))]
     Path("m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
