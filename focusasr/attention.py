@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focusasr.config import InputError, KnobsConfig, ModelConfig
+from focusasr.config import KnobsConfig, ModelConfig
+from focusasr.settings import InputError
 
 Rotation = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]

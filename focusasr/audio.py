@@ -18,8 +18,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from focusasr.config import SAMPLE_RATE_HZ, InputError
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.containers import AudioError, Sound, opened
+from focusasr.settings import InputError
 
 AUDIO_SUFFIXES = frozenset(
     ".3gp .aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .flac .flv .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 "

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from focusasr import __version__
-from focusasr.config import DEFAULT_CHECKPOINT, InputError, ModelConfig, TextConfig, read_settings, to_settings
+from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig
 from focusasr.model import Model
+from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.tokenizer import Tokenizer
 
 FORMAT = 1

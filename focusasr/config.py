@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import sys
-import types
-import typing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from focusasr.settings import require, require_choices, setting
 
 SAMPLE_RATE_HZ = 16_000
 DEFAULT_CHECKPOINT = "focusasr-alnum-en"
-
-
-class InputError(ValueError):
-    """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
-
-
-def setting(default: Any, help: str) -> Any:
-    """Declare one setting of a configuration: its default and what it is for, which is also its option's help."""
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -41,8 +24,8 @@ class TextConfig:
     vocabulary_size: int = setting(1000, "bpe only: the largest vocabulary, special tokens included")
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.vocabulary_size >= 8, "vocabulary_size", self.vocabulary_size, "at least 8")
+        require_choices(self)
+        require(self.vocabulary_size >= 8, "vocabulary_size", self.vocabulary_size, "at least 8")
 
 
 @dataclass(frozen=True)
@@ -81,22 +64,22 @@ class ModelConfig:
     dropout: float = setting(0.1, "dropout on the residual stream")
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        require_choices(self)
         for name in ("mel_bands", "width", "heads", "encoder_layers", "decoder_layers", "win_size", "ramp"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
-        _require(self.width // self.heads % 2 == 0, "width", self.width, f"an even width per head ({self.heads} heads)")
-        _require(len(self.strides) == 2 and min(self.strides) >= 1, "strides", self.strides, "two numbers, at least 1")
-        _require(self.max_span >= self.ramp, "max_span", self.max_span, f"at least ramp ({self.ramp})")
-        _require(0 < self.initial_span < 1, "initial_span", self.initial_span, "above 0 and below 1")
-        _require(self.max_dist is None or self.max_dist >= 0, "max_dist", self.max_dist, "at least 0, or none")
-        _require(self.temp_scale >= 0, "temp_scale", self.temp_scale, "at least 0")
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
+        require(self.width // self.heads % 2 == 0, "width", self.width, f"an even width per head ({self.heads} heads)")
+        require(len(self.strides) == 2 and min(self.strides) >= 1, "strides", self.strides, "two numbers, at least 1")
+        require(self.max_span >= self.ramp, "max_span", self.max_span, f"at least ramp ({self.ramp})")
+        require(0 < self.initial_span < 1, "initial_span", self.initial_span, "above 0 and below 1")
+        require(self.max_dist is None or self.max_dist >= 0, "max_dist", self.max_dist, "at least 0, or none")
+        require(self.temp_scale >= 0, "temp_scale", self.temp_scale, "at least 0")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
         fits = self.conv_kernel == 0 or self.conv_kernel % 2 == 1
-        _require(fits and self.conv_kernel >= 0, "conv_kernel", self.conv_kernel, "0 or an odd number")
-        _require(self.base > 0, "base", self.base, "above 0")
-        _require(self.audio_context >= 1, "audio_context", self.audio_context, "at least 1")
-        _require(self.text_context >= 4, "text_context", self.text_context, "at least 4")
+        require(fits and self.conv_kernel >= 0, "conv_kernel", self.conv_kernel, "0 or an odd number")
+        require(self.base > 0, "base", self.base, "above 0")
+        require(self.audio_context >= 1, "audio_context", self.audio_context, "at least 1")
+        require(self.text_context >= 4, "text_context", self.text_context, "at least 4")
 
     @property
     def step_seconds(self) -> float:
@@ -156,11 +139,11 @@ class TrainConfig:
     max_seconds: float = setting(20.0, "longest training item; longer utterances are left out and counted")
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        require_choices(self)
         for name in ("steps", "accumulate", "evaluate_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("batch_seconds", "learning_rate", "clip_norm", "max_seconds", "join_seconds"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in (
             "ctc_weight",
             "label_smoothing",
@@ -171,12 +154,12 @@ class TrainConfig:
             "join",
             "final_rate",
         ):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db", "clean_epochs"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
-        _require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
+        require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -194,11 +177,11 @@ class PreprocessConfig:
     workers: int = setting(0, "files converted at once; 0: one per CPU core")
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.min_seconds >= 0, "min_seconds", self.min_seconds, "at least 0")
+        require_choices(self)
+        require(self.min_seconds >= 0, "min_seconds", self.min_seconds, "at least 0")
         fits = self.max_seconds is None or (self.max_seconds > 0 and self.max_seconds >= self.min_seconds)
-        _require(fits, "max_seconds", self.max_seconds, f"at least min_seconds ({self.min_seconds})")
-        _require(self.workers >= 0, "workers", self.workers, "at least 0, where 0 means one per CPU core")
+        require(fits, "max_seconds", self.max_seconds, f"at least min_seconds ({self.min_seconds})")
+        require(self.workers >= 0, "workers", self.workers, "at least 0, where 0 means one per CPU core")
 
 
 @dataclass(frozen=True)
@@ -210,7 +193,7 @@ class KnobsConfig:
 
     def __post_init__(self) -> None:
         for name in ("span_scale", "temperature_scale"):
-            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0; 1 is as learned")
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0; 1 is as learned")
 
 
 @dataclass(frozen=True)
@@ -222,8 +205,8 @@ class InspectionConfig(KnobsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.offset < math.inf, "offset", self.offset, "seconds, at least 0")
-        _require(0 < self.seconds < math.inf, "seconds", self.seconds, "above 0")
+        require(0 <= self.offset < math.inf, "offset", self.offset, "seconds, at least 0")
+        require(0 < self.seconds < math.inf, "seconds", self.seconds, "above 0")
 
 
 @dataclass(frozen=True)
@@ -237,74 +220,7 @@ class DecodingConfig(KnobsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
-        _require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")
-        _require(0 < self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "above 0 and below 1")
-
-
-def _require(fine: bool, name: str, value: Any, wanted: str) -> None:
-    if not fine:
-        raise InputError(f"{name} is {value!r}; wanted: {wanted}")
-
-
-def _require_choices(config: Any) -> None:
-    for name, hint in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            _require(getattr(config, name) in choices, name, getattr(config, name), " or ".join(map(repr, choices)))
-
-
-Config = TypeVar("Config")
-
-
-def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> Config:
-    """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
-    if not isinstance(settings, dict):
-        raise InputError(f"{where}: expected a table of settings, got {settings!r}")
-    hints = typing.get_type_hints(kind)
-    for name in settings:
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            raise InputError(f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    try:
-        return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _fit(value: Any, hint: Any, name: str) -> Any:
-    """Return `value` as the type that `hint` says, or refuse it."""
-    if typing.get_origin(hint) is Literal:
-        return value
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        kinds = typing.get_args(hint)
-        _require(len(value) == len(kinds), name, value, f"{len(kinds)} values")
-        return tuple(_fit(item, kind, name) for item, kind in zip(value, kinds, strict=True))
-    if typing.get_origin(hint) is list and isinstance(value, (list, tuple)):
-        return [_fit(item, typing.get_args(hint)[0], name) for item in value]
-    if hint is float and type(value) in (int, float):
-        _require(math.isfinite(value), name, value, "a finite number")
-        return float(value)
-    if type(value) is hint:
-        return value
-    raise InputError(f"{name} is {value!r}; wanted: {getattr(hint, '__name__', hint)}")
-
-
-def to_settings(config: Any) -> dict[str, Any]:
-    """Return a configuration's names and values, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; InputError where it is missing or malformed."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from None
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
+        require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")
+        require(0 < self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "above 0 and below 1")

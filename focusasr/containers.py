@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from focusasr.config import SAMPLE_RATE_HZ, InputError
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.settings import InputError
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # beyond these a header lies, and resampling would need any memory
 READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB however many channels a header claims

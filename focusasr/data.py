@@ -20,10 +20,11 @@ from torch.utils.data import Dataset, Sampler
 
 from focusasr import audio
 from focusasr.augment import augment_mel, augment_waveform, change_speed, noise_alone
-from focusasr.config import SAMPLE_RATE_HZ, InputError, ModelConfig, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
 from focusasr.features import log_mel, stack
 from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import IGNORED
+from focusasr.settings import InputError
 from focusasr.tokenizer import Tokenizer
 
 BAD_LINE = "bad line in the manifest"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from focusasr.config import InputError
+from focusasr.settings import InputError
 
 
 def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:

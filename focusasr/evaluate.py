@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from focusasr.audio import Source
-from focusasr.config import InputError
 from focusasr.files import written_aside
 from focusasr.manifest import Utterance
 from focusasr.score import Errors, Score, align_columns, count_character_errors, count_errors, normalize, summarize
+from focusasr.settings import InputError
 
 if TYPE_CHECKING:
     from focusasr.transcribe import Outcome

@@ -28,9 +28,10 @@ from focusasr.attention import (
     soft_mask,
     with_knobs,
 )
-from focusasr.config import InputError, InspectionConfig
+from focusasr.config import InspectionConfig
 from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
 from focusasr.model import EncoderBlock, Model
+from focusasr.settings import InputError
 
 NOTICEABLE = 0.01  # a weight above this counts in `share_above_1_percent`
 COLUMNS = (

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from focusasr.config import InputError
 from focusasr.files import written_aside
+from focusasr.settings import InputError
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,12 @@ import typer
 
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="checkpoint folder; without it the default one that comes along")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", min=0)]
+
 
 def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option per setting of the configuration classes.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.config import InputError
 from focusasr.files import written_aside
+from focusasr.settings import InputError
 
 if TYPE_CHECKING:
     from focusasr.audio import Source

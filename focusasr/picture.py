@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focusasr.config import SAMPLE_RATE_HZ, InputError
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.features import FRAMES_PER_SECOND
 from focusasr.files import written_aside
 from focusasr.inspection import Inspection, LayerFigures, LayerView
+from focusasr.settings import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

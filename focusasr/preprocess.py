@@ -16,10 +16,11 @@ import numpy as np
 import soundfile
 
 from focusasr.audio import Source, stream
-from focusasr.config import SAMPLE_RATE_HZ, InputError, PreprocessConfig
+from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.files import written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.manifest import Utterance, write_manifest
+from focusasr.settings import InputError
 from focusasr.sources import Columns, Found, Reject, read_corpora
 
 FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row"))  # kinds that make the command fail

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from focusasr.config import InputError
+from focusasr.settings import InputError
 
 # jiwer, numpy, rich and whisper_normalizer are imported where they are used: the command line reads NORMALIZERS.
 if TYPE_CHECKING:

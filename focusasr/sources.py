@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from focusasr.audio import AUDIO_SUFFIXES, find_sources
-from focusasr.config import InputError
 from focusasr.manifest import Utterance, numbered_lines, parse_line
+from focusasr.settings import InputError
 from focusasr.tables import delimiter_of, pick_column, read_header, read_lines, read_rows, require_column
 
 AUDIO_COLUMNS = ("audio_filepath", "path", "file", "audio", "filename", "file_name", "wav")

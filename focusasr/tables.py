@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from focusasr.config import InputError
+from focusasr.settings import InputError
 
 
 def read_lines(path: Path) -> list[str]:

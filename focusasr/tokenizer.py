@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
-from focusasr.config import InputError, TextConfig
+from focusasr.config import TextConfig
+from focusasr.settings import InputError
 from focusasr.text import apply_policy
 
 SPECIALS = ("<blank>", "<start>", "<end>", "<unknown>")

@@ -21,20 +21,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from focusasr.config import (
-    PRESETS,
-    DataConfig,
-    InputError,
-    ModelConfig,
-    TextConfig,
-    TrainConfig,
-    read_settings,
-    to_settings,
-)
+from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
 from focusasr.data import Batch, Corpus, Examples, Findings, Plan, collate, read_corpus, read_texts
 from focusasr.files import written_aside
 from focusasr.model import Losses, LossWeights, Model, joint_loss
 from focusasr.score import Score
+from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import measure, model_card, read_dev_set

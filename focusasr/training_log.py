@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from focusasr.config import InputError, TrainConfig
+from focusasr.config import TrainConfig
 from focusasr.files import written_aside
 from focusasr.model import Losses
 from focusasr.score import Score
+from focusasr.settings import InputError
 
 STEPS_PER_ROW = 20  # of metrics.jsonl
 MOST_BROKEN_SHOWN = 10

@@ -14,11 +14,12 @@ from focusasr import audio
 from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, InputError
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding import Hypothesis, decode
 from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
+from focusasr.settings import InputError
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from focusasr import audio
-from focusasr.config import DecodingConfig, InputError
+from focusasr.config import DecodingConfig
 from focusasr.data import parse_manifest_option
 from focusasr.decoding import decode
 from focusasr.features import log_mel
 from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import Model
 from focusasr.score import Score, score
+from focusasr.settings import InputError
 from focusasr.text import apply_policy
 from focusasr.tokenizer import Tokenizer
 

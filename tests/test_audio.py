@@ -16,7 +16,7 @@ import soundfile
 import soxr
 
 from focusasr.audio import AudioError, Source, find_sources, load, probe_seconds, stream
-from focusasr.config import InputError
+from focusasr.settings import InputError
 
 
 def tone(seconds: float, rate_hz: int = 16_000, pitch_hz: float = 440.0) -> np.ndarray:

@@ -15,8 +15,9 @@ from tones import letters_tokenizer, mels, tiny_model
 
 from focusasr import checkpoint as room
 from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
-from focusasr.config import InputError, TextConfig
+from focusasr.config import TextConfig
 from focusasr.features import stack
+from focusasr.settings import InputError
 from focusasr.tokenizer import train_tokenizer
 
 TOKENIZER = letters_tokenizer()

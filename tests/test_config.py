@@ -9,19 +9,8 @@ from typing import Any
 
 import pytest
 
-from focusasr.config import (
-    PRESETS,
-    DataConfig,
-    DecodingConfig,
-    InputError,
-    ModelConfig,
-    PreprocessConfig,
-    TextConfig,
-    TrainConfig,
-    read_settings,
-    read_toml,
-    to_settings,
-)
+from focusasr.config import PRESETS, DataConfig, DecodingConfig, ModelConfig, PreprocessConfig, TextConfig, TrainConfig
+from focusasr.settings import InputError, read_settings, read_toml, to_settings
 
 KINDS = [TextConfig, ModelConfig, DataConfig, TrainConfig, DecodingConfig, PreprocessConfig]
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import letters_tokenizer, sung, write_song_book
 
-from focusasr.config import SAMPLE_RATE_HZ, InputError, ModelConfig, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
 from focusasr.data import (
     Corpus,
     Examples,
@@ -31,6 +31,7 @@ from focusasr.data import (
 from focusasr.features import log_mel
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.model import IGNORED
+from focusasr.settings import InputError
 
 CLEAN = TrainConfig(clean_epochs=10**9, silence=0, join=0)
 TOKENIZER = letters_tokenizer()

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from focusasr.audio import Source
-from focusasr.config import InputError
 from focusasr.evaluate import Evaluation, evaluate, print_table, to_json, write_rows
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.output import Transcript
 from focusasr.score import score
+from focusasr.settings import InputError
 from focusasr.transcribe import Outcome
 
 KEYS = [

@@ -16,9 +16,10 @@ from torch import Tensor
 from focusasr import inspection as room
 from focusasr.attention import HybridAttention, rotary, with_knobs
 from focusasr.checkpoint import Checkpoint, save_checkpoint
-from focusasr.config import SAMPLE_RATE_HZ, InputError, InspectionConfig, KnobsConfig, ModelConfig
+from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig, KnobsConfig, ModelConfig
 from focusasr.model import Model
 from focusasr.picture import DOTS_PER_INCH, by_offset, draw, picture_inches
+from focusasr.settings import InputError
 
 TOKENIZER = letters_tokenizer()
 HEAD_KEYS = (

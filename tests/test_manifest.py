@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focusasr.config import InputError
 from focusasr.manifest import Utterance, parse_line, read_manifest, write_manifest
+from focusasr.settings import InputError
 
 
 def write(folder: Path, *lines: str, ending: str = "\n", start: bytes = b"") -> Path:

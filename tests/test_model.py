@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focusasr.config import InputError, ModelConfig
+from focusasr.config import ModelConfig
 from focusasr.model import IGNORED, Heard, LossWeights, Memory, Model, Stem, ctc_losses, joint_loss, sinusoids
+from focusasr.settings import InputError
 
 BANDS, VOCABULARY, BLANK, END = 8, 11, 0, 2
 WHISPER = {"strides": (1, 2), "positions": "absolute", "attention": "global", "ctc": False, "audio_context": 30}

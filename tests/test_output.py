@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.config import InputError
 from focusasr.output import FORMATS, Segment, Transcript, output_stems, render, to_json_dict, write
+from focusasr.settings import InputError
 
 
 def segment(id: int, start: float, end: float, text: str, words=None) -> Segment:

@@ -16,9 +16,9 @@ import pytest
 import soundfile
 
 from focusasr import preprocess as room
-from focusasr.config import InputError
 from focusasr.manifest import read_manifest
 from focusasr.preprocess import PreprocessConfig, preprocess
+from focusasr.settings import InputError
 from focusasr.sources import READERS
 
 

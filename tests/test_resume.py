@@ -18,7 +18,8 @@ from rich.console import Console
 from tones import TINY, write_song_book
 
 from focusasr.checkpoint import load_checkpoint
-from focusasr.config import InputError, ModelConfig, TrainConfig
+from focusasr.config import ModelConfig, TrainConfig
+from focusasr.settings import InputError
 from focusasr.train import Run, Trainer
 from focusasr.training_log import TrainingLog
 

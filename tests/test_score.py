@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focusasr.config import InputError
 from focusasr.score import (
     NORMALIZERS,
     Errors,
@@ -25,6 +24,7 @@ from focusasr.score import (
     score,
     summarize,
 )
+from focusasr.settings import InputError
 
 SENTENCE = st.lists(st.sampled_from(["a", "bee", "sea", "ü"]), max_size=6).map(" ".join)
 SENTENCES = st.lists(SENTENCE, min_size=1, max_size=8)

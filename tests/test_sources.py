@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.config import InputError
+from focusasr.settings import InputError
 from focusasr.sources import Columns, Found, Reject, read_corpora, recognize
 
 

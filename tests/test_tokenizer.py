@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focusasr.config import InputError, TextConfig
+from focusasr.config import TextConfig
+from focusasr.settings import InputError
 from focusasr.text import apply_policy
 from focusasr.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 

@@ -17,9 +17,10 @@ from tones import TINY, mels, write_song_book
 
 from focusasr import train as room
 from focusasr.checkpoint import load_checkpoint
-from focusasr.config import InputError, ModelConfig, TrainConfig
+from focusasr.config import ModelConfig, TrainConfig
 from focusasr.decoding import decode
 from focusasr.manifest import Utterance, write_manifest
+from focusasr.settings import InputError
 from focusasr.train import (
     MOST_BAD_STEPS,
     Position,

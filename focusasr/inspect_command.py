@@ -1,0 +1,74 @@
+"""The commands `inspect` and `info`: what the focus does with a recording, and what there is to compute with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from focusasr import __version__
+from focusasr.config import InspectionConfig
+from focusasr.options import DeviceOption, ModelOption, with_settings
+from focusasr.settings import read_settings
+
+
+@with_settings(InspectionConfig)
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="checkpoint folder, or default")],
+    recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
+    given: dict[type, dict[str, Any]],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here (PNG)")] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(help="encoder layer to draw, from 1; may be given again (default: first, middle, last)"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Show what the focus of a model does with a recording: span, temperature, entropy and norms per layer and head."""
+    from focusasr import inspection as room
+    from focusasr.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.device import choose_device
+
+    config = read_settings(InspectionConfig, given[InspectionConfig], "inspect")
+    model = load_checkpoint(find_checkpoint(checkpoint), choose_device(device)[0]).model
+    seen = room.inspect_recording(model, recording, config, layer)
+    if output:
+        from focusasr.picture import draw
+
+        draw(seen, output)
+    if as_json:
+        print(json.dumps(room.to_json(seen)))
+    else:
+        room.print_table(seen, Console())
+
+
+def info(
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
+) -> None:
+    """Show a checkpoint's card, the device that would compute and why, and versions."""
+    from importlib.metadata import version
+
+    from focusasr.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.device import choose_device
+    from focusasr.settings import to_settings
+
+    chosen, reason = choose_device(device)
+    checkpoint = load_checkpoint(find_checkpoint(model))
+    packages = ("torch", "torchaudio", "tokenizers", "librosa", "jiwer", "soundfile")
+    versions = {"focusasr": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in packages}
+    if as_json:
+        facts = {"checkpoint": str(checkpoint.folder), "weights": checkpoint.model.parameter_count()}
+        settings = {"model": to_settings(checkpoint.model.config), "metrics": checkpoint.metrics}
+        print(json.dumps({**facts, "device": chosen.type, "reason": reason, "versions": versions, **settings}))
+        return
+    print(checkpoint.card.strip() + "\n")
+    print(f"checkpoint  {checkpoint.folder}, {checkpoint.model.parameter_count():,} weights")
+    print(f"device      {chosen} ({reason})")
+    print("versions    " + ", ".join(f"{name} {number}" for name, number in versions.items()))

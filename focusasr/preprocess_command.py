@@ -1,0 +1,35 @@
+"""The command `preprocess`: corpora as they lie to 16 kHz files and a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from focusasr.config import PreprocessConfig
+from focusasr.options import with_settings
+from focusasr.progress import file_bar, stderr
+from focusasr.settings import read_settings
+
+
+@with_settings(PreprocessConfig)
+def preprocess(
+    inputs: Annotated[list[str], typer.Argument(help="folders, tables (CSV, TSV) or manifests of audio and text")],
+    given: dict[type, dict[str, Any]],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="where audio/ and manifest.jsonl go")],
+) -> None:
+    """Turn audio and text as they come into 16 kHz mono files and a manifest.
+
+    Reads audio with sidecar .txt, CSV/TSV with headers, LibriSpeech, LJSpeech and Common Voice trees, and manifests.
+    What cannot be used is listed with its reason; a rerun goes on where the last one stopped.
+    """
+    from focusasr import preprocess as room
+
+    config = read_settings(PreprocessConfig, given[PreprocessConfig], "preprocess")
+    with file_bar("preprocessing") as tell:
+        report = room.preprocess(inputs, output_dir, config, tell)
+    stderr.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+    print(report.manifest)
+    if report.failed or not report.kept:
+        raise typer.Exit(1)

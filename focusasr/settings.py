@@ -1,0 +1,95 @@
+"""What settings are made of: declared with a default and a help text, checked, read from TOML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class InputError(ValueError):
+    """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
+
+
+def setting(default: Any, help: str) -> Any:
+    """Declare one setting of a configuration: its default and what it is for, which is also its option's help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def require(fine: bool, name: str, value: Any, wanted: str) -> None:
+    """Refuse a value that is not fine: InputError with the name, the value seen and what is wanted."""
+    if not fine:
+        raise InputError(f"{name} is {value!r}; wanted: {wanted}")
+
+
+def require_choices(config: Any) -> None:
+    """Refuse a configuration in which a setting with choices has another value."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            choices = typing.get_args(hint)
+            require(getattr(config, name) in choices, name, getattr(config, name), " or ".join(map(repr, choices)))
+
+
+Config = TypeVar("Config")
+
+
+def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> Config:
+    """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
+    if not isinstance(settings, dict):
+        raise InputError(f"{where}: expected a table of settings, got {settings!r}")
+    hints = typing.get_type_hints(kind)
+    for name in settings:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            raise InputError(f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _fit(value: Any, hint: Any, name: str) -> Any:
+    """Return `value` as the type that `hint` says, or refuse it."""
+    if typing.get_origin(hint) is Literal:
+        return value
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        kinds = typing.get_args(hint)
+        require(len(value) == len(kinds), name, value, f"{len(kinds)} values")
+        return tuple(_fit(item, kind, name) for item, kind in zip(value, kinds, strict=True))
+    if typing.get_origin(hint) is list and isinstance(value, (list, tuple)):
+        return [_fit(item, typing.get_args(hint)[0], name) for item in value]
+    if hint is float and type(value) in (int, float):
+        require(math.isfinite(value), name, value, "a finite number")
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise InputError(f"{name} is {value!r}; wanted: {getattr(hint, '__name__', hint)}")
+
+
+def to_settings(config: Any) -> dict[str, Any]:
+    """Return a configuration's names and values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; InputError where it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from None
