@@ -5,23 +5,61 @@ Every function draws from the generator it is given, so that one seed makes one 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import soxr
 import torch
 from numpy.random import Generator
 from torch import Tensor
 
+from focusasr import audio
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.settings import InputError
 
 Waveform = np.ndarray  # (N,) float32 at 16 kHz
+Recording = tuple[str, float]  # path and seconds
+LONGEST_ROOM_SECONDS = 2.0  # of an impulse response
 
 
-def augment_waveform(waveform: Waveform, config: TrainConfig, draw: Generator) -> Waveform:
+class Sounds(NamedTuple):
+    """Recordings to augment with: noises, and the impulse responses of rooms."""
+
+    noises: tuple[Recording, ...] = ()
+    rooms: tuple[Recording, ...] = ()
+
+
+def read_sounds(config: TrainConfig) -> Sounds:
+    """List what the folders of noises and rooms hold; InputError where one holds nothing or something unreadable."""
+    return Sounds(*(_recordings(folder) for folder in (config.noise_folder, config.room_folder)))
+
+
+def _recordings(folder: str | None) -> tuple[Recording, ...]:
+    if folder is None:
+        return ()
+    found = []
+    for source in audio.find_sources([folder]):
+        seconds = audio.probe_seconds(source)
+        if seconds is None:
+            seconds = len(audio.load(source)) / SAMPLE_RATE_HZ
+        if seconds > 0:
+            found.append((source.name, seconds))
+    if not found:
+        raise InputError(f"{folder}: holds no recordings to augment with; give another folder, or none")
+    return tuple(sorted(found))
+
+
+def augment_waveform(
+    waveform: Waveform,
+    config: TrainConfig,
+    draw: Generator,
+    sounds: Sounds = Sounds(),  # noqa: B008
+) -> Waveform:
     """Return the waveform in another room, through another line, with another noise and level, as the draw goes."""
     if draw.random() < config.reverberation:
-        waveform = reverberate(waveform, draw)
+        waveform = reverberate(waveform, draw, sounds.rooms)
     if draw.random() < config.noise:
-        waveform = add_noise(waveform, draw)
+        waveform = add_noise(waveform, draw, sounds.noises)
     if draw.random() < config.telephone:
         waveform = through_telephone(waveform)
     if config.gain_db:
@@ -37,13 +75,28 @@ def change_speed(waveform: Waveform, config: TrainConfig, draw: Generator) -> Wa
     return soxr.resample(waveform, factor, 1.0, quality="MQ")
 
 
-def add_noise(waveform: Waveform, draw: Generator) -> Waveform:
-    """Add noise of a drawn color, from white to brown, at 5 to 35 dB below the speech."""
+def add_noise(waveform: Waveform, draw: Generator, noises: tuple[Recording, ...] = ()) -> Waveform:
+    """Add noise at 5 to 35 dB below the speech: of a drawn color, white to brown, or as often a recorded one."""
     if not len(waveform):
         return waveform
-    noise = colored_noise(len(waveform), draw.uniform(0, 2), draw)
+    if noises and draw.random() < 0.5:
+        noise = recorded_noise(len(waveform), noises, draw)
+    else:
+        noise = colored_noise(len(waveform), draw.uniform(0, 2), draw)
     level = np.sqrt(np.mean(waveform**2) + 1e-12) * 10 ** (-draw.uniform(5, 35) / 20)
     return (waveform + level * noise).astype(np.float32)
+
+
+def recorded_noise(samples: int, noises: tuple[Recording, ...], draw: Generator) -> Waveform:
+    """Return a drawn part of a drawn recording, at unit power, repeated where it is too short."""
+    path, seconds = noises[draw.integers(len(noises))]
+    wanted = samples / SAMPLE_RATE_HZ
+    start = draw.uniform(0, max(0.0, seconds - wanted))
+    noise = audio.load(audio.Source(path, start, wanted))
+    if not len(noise):
+        return np.zeros(samples, np.float32)
+    noise = np.resize(noise, samples)
+    return (noise / (np.sqrt(np.mean(noise**2)) + 1e-9)).astype(np.float32)
 
 
 def colored_noise(samples: int, exponent: float, draw: Generator) -> Waveform:
@@ -62,18 +115,33 @@ def noise_alone(samples: int, draw: Generator) -> Waveform:
     return (level * colored_noise(samples, draw.uniform(0, 2), draw)).astype(np.float32)
 
 
-def reverberate(waveform: Waveform, draw: Generator) -> Waveform:
-    """Put the waveform into a made-up room: an exponentially decaying noise tail of 0.1 to 0.6 s, level kept."""
-    decay_seconds = draw.uniform(0.1, 0.6)
-    tail = np.arange(int(decay_seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    response = draw.standard_normal(len(tail)) * 10 ** (-3 * tail / decay_seconds)
-    response *= draw.uniform(0.1, 0.6) / np.sqrt(np.sum(response**2))
-    response[0] = 1.0
+def reverberate(waveform: Waveform, draw: Generator, rooms: tuple[Recording, ...] = ()) -> Waveform:
+    """Put the waveform into a made-up room, or half of the time into a recorded one, level kept."""
+    response = recorded_room(rooms, draw) if rooms and draw.random() < 0.5 else made_up_room(draw)
     size = 1 << (len(waveform) + len(response)).bit_length()
     wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)[: len(waveform)]
     return (
         (wet * np.sqrt((waveform**2).mean() / ((wet**2).mean() + 1e-12))).astype(np.float32) if len(wet) else waveform
     )
+
+
+def made_up_room(draw: Generator) -> Waveform:
+    """Return an impulse response: the direct sound and an exponentially decaying noise tail of 0.1 to 0.6 s."""
+    decay_seconds = draw.uniform(0.1, 0.6)
+    tail = np.arange(int(decay_seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    response = draw.standard_normal(len(tail)) * 10 ** (-3 * tail / decay_seconds)
+    response *= draw.uniform(0.1, 0.6) / np.sqrt(np.sum(response**2))
+    response[0] = 1.0
+    return response
+
+
+def recorded_room(rooms: tuple[Recording, ...], draw: Generator) -> Waveform:
+    """Return a drawn impulse response from its loudest sample on, so that speech keeps its place in time."""
+    path, _ = rooms[draw.integers(len(rooms))]
+    response = audio.load(path)
+    start = int(np.argmax(np.abs(response))) if len(response) else 0
+    response = response[start : start + int(LONGEST_ROOM_SECONDS * SAMPLE_RATE_HZ)]
+    return response if len(response) and response[0] else np.ones(1, np.float32)
 
 
 def through_telephone(waveform: Waveform) -> Waveform:

@@ -56,8 +56,10 @@ def find_checkpoint(name: str | None) -> Path:
     return folder
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | None = None) -> None:
-    """Write the pieces into `folder`, an empty or new one; `run` is kept in config.json as it is."""
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | None = None, made_with: dict[str, Any] | None = None
+) -> None:
+    """Write the pieces into `folder`, an empty or new one; `run` and `made_with` are kept in config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
     config = {
@@ -66,6 +68,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | 
         "model": to_settings(model.config),
         "text": to_settings(checkpoint.tokenizer.policy),
         **({"run": run} if run else {}),
+        **({"made_with": made_with} if made_with else {}),
     }
     _write_json(folder / "config.json", config)
     _write_json(folder / "metrics.json", checkpoint.metrics)

@@ -87,10 +87,11 @@ class ModelConfig:
         return 0.01 * self.strides[0] * self.strides[1]
 
 
+# About 2, 8 and 25 million weights.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "heads": 4, "encoder_layers": 5, "decoder_layers": 1},
     "small": {"width": 224, "heads": 4, "encoder_layers": 8, "decoder_layers": 2},
-    "base": {"width": 352, "heads": 8, "encoder_layers": 10, "decoder_layers": 3},
+    "base": {"width": 336, "heads": 8, "encoder_layers": 10, "decoder_layers": 3},
 }
 
 
@@ -115,12 +116,23 @@ class TrainConfig:
     weight_decay: float = setting(0.05, "matrices only")
     clip_norm: float = setting(1.0, "a bad batch may not throw the weights far")
     ctc_weight: float = setting(0.3, "share of the CTC loss: teaches alignment long before the decoder can")
+    intermediate_ctc: float = setting(
+        0.0, "share of the CTC loss taken half-way up the encoder: lower layers learn sounds too (Lee & Watanabe 2021)"
+    )
     label_smoothing: float = setting(0.1, "decoder targets; keeps it from overconfidence on little data")
     span_penalty: float = setting(
         0.0, "price of the mean local radius (1 = the largest); makes short spans worth learning"
     )
     ema_decay: float = setting(0.999, "weights averaged over about 1/(1 - decay) steps; 0: off")
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on CUDA, fp32 elsewhere")
+    freeze: int = setting(
+        0, "lowest encoder layers that stay as they are, the stem with them: sound is alike in all tasks; 0: none"
+    )
+    explosion: float = setting(
+        10.0, "a step whose loss is this many times the usual is skipped, its utterances named; 0: never"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 on CUDA, fp32 elsewhere; fp16 scales its losses"
+    )
     seed: int = setting(0, "one seed makes one run")
     evaluate_every: int = setting(500, "steps between evaluations on dev, each followed by a checkpoint")
     patience: int = setting(0, "stop after so many evaluations without a better dev WER; 0: never")
@@ -132,6 +144,10 @@ class TrainConfig:
     gain_db: float = setting(12.0, "level drawn from -gain_db ... +gain_db / 2")
     noise: float = setting(0.3, "share of utterances with noise made up on the spot")
     reverberation: float = setting(0.15, "share of utterances put into a made-up room")
+    noise_folder: str | None = setting(
+        None, "recordings of noise, of which half of the noise is then taken: real rooms hum, chatter and clatter"
+    )
+    room_folder: str | None = setting(None, "impulse responses, of which half of the rooms are then taken")
     telephone: float = setting(0.1, "share of utterances band-limited to 8 kHz")
     silence: float = setting(0.02, "share of training items replaced by noise or silence without text")
     join: float = setting(0.5, "share of training items made by joining utterances, so that every length is seen")
@@ -146,6 +162,7 @@ class TrainConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in (
             "ctc_weight",
+            "intermediate_ctc",
             "label_smoothing",
             "noise",
             "reverberation",
@@ -155,8 +172,19 @@ class TrainConfig:
             "final_rate",
         ):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        for name in ("warmup_steps", "weight_decay", "span_penalty", "patience", "workers", "gain_db", "clean_epochs"):
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "span_penalty",
+            "freeze",
+            "patience",
+            "workers",
+            "gain_db",
+            "clean_epochs",
+        ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        off_or_more = self.explosion == 0 or self.explosion > 1
+        require(off_or_more, "explosion", self.explosion, "above 1, or 0 for never")
         require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
         require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")

@@ -1,16 +1,12 @@
-"""Training data: which utterances are used, how they are joined, batched by length and turned into tensors.
+"""Training data: how utterances are joined, batched by length and turned into tensors.
 
 The order of everything follows from (seed, epoch) alone, so that a resumed run sees what it would have seen.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,122 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from focusasr import audio
-from focusasr.augment import augment_mel, augment_waveform, change_speed, noise_alone
-from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
-from focusasr.features import log_mel, stack
-from focusasr.manifest import Utterance, read_manifest
+from focusasr.augment import Sounds, augment_mel, augment_waveform, change_speed, noise_alone
+from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.corpora import Corpus
+from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
 from focusasr.model import IGNORED
 from focusasr.settings import InputError
-from focusasr.tokenizer import Tokenizer
 
-BAD_LINE = "bad line in the manifest"
-UNREADABLE = frozenset(("no such audio file", "audio cannot be read", BAD_LINE))
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The usable utterances of one manifest, with how often each is seen per epoch."""
-
-    name: str
-    weight: float
-    utterances: list[Utterance]
-    tokens: list[list[int]]
-
-    @property
-    def seconds(self) -> float:
-        """Return the length of all utterances together."""
-        return sum(utterance.duration or 0.0 for utterance in self.utterances)
-
-
-@dataclass
-class Findings:
-    """What was left out of training and why: reason → the utterances' places."""
-
-    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def note(self, reason: str, utterance: Utterance) -> None:
-        """Count one utterance under a reason."""
-        self.left_out[reason].append(str(utterance.audio))
-
-    def unreadable(self) -> bool:
-        """Return whether audio was missing or broken, which is a fault and no choice."""
-        return not UNREADABLE.isdisjoint(self.left_out)
-
-    def lines(self) -> list[str]:
-        """Return one line per reason, with the count and the first example."""
-        return [
-            f"left out {len(places)} ({reason}), such as {places[0]}"
-            for reason, places in self.left_out.items()
-            if places
-        ]
-
-
-def parse_manifest_option(option: str) -> tuple[Path, float]:
-    """Split PATH or PATH=WEIGHT; the weight says how often each utterance is seen per epoch."""
-    path, equals, weight = option.rpartition("=")
-    if not equals or Path(option).exists():
-        return Path(option), 1.0
-    try:
-        number = float(weight)
-    except ValueError:
-        return Path(option), 1.0
-    if not 0 < number < 1000:
-        raise InputError(f"manifest {option!r}: the weight is {weight}; wanted: above 0 and below 1000")
-    return Path(path), number
-
-
-def read_texts(options: Sequence[str]) -> list[str]:
-    """Return every text of the manifests, for learning a tokenizer."""
-    paths = [parse_manifest_option(option)[0] for option in options]
-    bad: list[str] = []  # told by read_corpus
-    return [utterance.text for path in paths for utterance in read_manifest(path, bad.append)]
-
-
-def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_seconds: float, found: Findings) -> Corpus:
-    """Read one manifest for training; what cannot be used is noted in `found` with the reason."""
-    path, weight = parse_manifest_option(option)
-    kept, tokens = [], []
-    for utterance in read_manifest(path, lambda line: found.left_out[BAD_LINE].append(line)):
-        ids = tokenizer.encode(utterance.text)
-        try:
-            utterance = _with_duration(utterance)
-            reason = _refusal(utterance, ids, model, max_seconds)
-        except InputError:
-            reason = "audio cannot be read"
-        if reason:
-            found.note(reason, utterance)
-        else:
-            kept.append(utterance)
-            tokens.append(ids)
-    return Corpus(str(path), weight, kept, tokens)
-
-
-def _with_duration(utterance: Utterance) -> Utterance:
-    """Return the utterance with its length, decoded where the header does not know; InputError where that fails."""
-    if utterance.duration is not None or not utterance.audio.is_file():
-        return utterance
-    seconds = audio.probe_seconds(utterance.audio)
-    if seconds is None:
-        seconds = len(audio.load(utterance.audio)) / SAMPLE_RATE_HZ
-    return dataclasses.replace(utterance, duration=max(0.0, seconds - utterance.offset))
-
-
-def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_seconds: float) -> str | None:
-    """Return why an utterance cannot be trained on, or None."""
-    seconds = utterance.duration or 0.0
-    repeats = sum(a == b for a, b in itertools.pairwise(ids))
-    if not utterance.audio.is_file():
-        return "no such audio file"
-    if not ids:
-        return "empty text"
-    if seconds > max_seconds:
-        return f"longer than max_seconds {max_seconds:g}"
-    if seconds < (len(ids) + repeats) * model.step_seconds:
-        return "too short for its text"
-    if len(ids) + 1 > model.text_context:
-        return f"text longer than text_context {model.text_context}"
-    return None
 
 
 Group = tuple[tuple[tuple[int, int], ...], float]  # what one item joins, (corpus, utterance) pairs, and its seconds
@@ -234,22 +122,49 @@ class Batch(NamedTuple):
     lengths: Tensor
     tokens: Tensor
     targets: Tensor
-    position: tuple[int, int]
+    items: list[Item]  # what each row is
     broken: list[str]  # what could not be read
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Return the epoch and the batch's place in it."""
+        return self.items[0].position
 
     @property
     def seconds(self) -> float:
         """Return the seconds of audio, padding not counted."""
-        return float(self.lengths.sum()) / 100.0
+        return float(self.lengths.sum()) / FRAMES_PER_SECOND
+
+    @property
+    def padded_frames(self) -> int:
+        """Return the frames of audio, padding counted: what memory follows."""
+        return self.mel.shape[0] * self.mel.shape[1]
+
+    def rows(self, first: int, last: int) -> Batch:
+        """Return the rows from `first` to before `last` as a batch of their own, no wider than they need."""
+        lengths, targets = self.lengths[first:last], self.targets[first:last]
+        frames, width = int(lengths.max()), max(1, int((targets != IGNORED).sum(dim=1).max()))
+        return Batch(
+            self.mel[first:last, :frames], lengths, self.tokens[first:last, :width], targets[:, :width],
+            self.items[first:last], [],
+        )  # fmt: skip
 
 
 class Examples(Dataset):
     """Items to features and tokens, augmented by the item's own seed."""
 
-    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, mel_bands: int, separator: list[int]) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        config: TrainConfig,
+        mel_bands: int,
+        separator: list[int],
+        sounds: Sounds = Sounds(),  # noqa: B008
+    ) -> None:
         self.corpora = corpora
         self.config = config
         self.mel_bands = mel_bands
+        self.sounds = sounds
         self.separator = separator  # the tokens between joined texts
 
     def __getitem__(self, item: Item) -> tuple[Tensor, list[int], Item, list[str]]:
@@ -272,7 +187,7 @@ class Examples(Dataset):
         if draw.random() < self.config.silence:
             waveform, tokens = noise_alone(len(waveform), draw), []
         if not clean:
-            waveform = augment_waveform(waveform, self.config, draw)
+            waveform = augment_waveform(waveform, self.config, draw, self.sounds)
         mel = log_mel(torch.from_numpy(waveform), self.mel_bands)
         return mel if clean else augment_mel(mel, self.config, draw), tokens, item, broken
 
@@ -304,6 +219,6 @@ def collate(examples: Sequence[tuple[Tensor, list[int], Item, list[str]]], start
     pad = torch.nn.utils.rnn.pad_sequence
     return Batch(
         mel, lengths, pad(inputs, batch_first=True, padding_value=end),
-        pad(targets, batch_first=True, padding_value=IGNORED), examples[0][2].position,
+        pad(targets, batch_first=True, padding_value=IGNORED), [example[2] for example in examples],
         [line for example in examples for line in example[3]],
     )  # fmt: skip

@@ -14,7 +14,7 @@ from focusasr.config import DecodingConfig
 from focusasr.options import DeviceOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, stderr
 from focusasr.settings import read_settings
-from focusasr.transcribe_command import make_recognizer, told
+from focusasr.transcribe_command import make_recognizer, shared, shared_work, told
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
@@ -42,16 +42,18 @@ def evaluate(
 
     bad_lines: list[str] = []
     utterances = read_manifest(manifest, bad_lines.append)
-    for line in bad_lines:
-        stderr.print(f"focusasr: {line}", markup=False, highlight=False, soft_wrap=True)
     config = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
-    recognizer = make_recognizer(model, device, threads, config)
-    with progress_bar(len(utterances), "evaluating") as tell:
+    recognizer, processes = make_recognizer(model, device, threads, config)
+    for line in bad_lines if processes.main else ():
+        stderr.print(f"focusasr: {line}", markup=False, highlight=False, soft_wrap=True)
+    with shared_work(processes), progress_bar(len(utterances), "evaluating") as tell:
 
         def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
-            return told(recognizer.transcribe(sources, lambda seconds: tell(0, seconds)), tell)
+            return told(shared(recognizer, processes, list(sources), tell), tell, processes)
 
         evaluation = room.evaluate(recognize, utterances, normalizer)
+    if not processes.main:
+        raise typer.Exit(0)
     if output:
         room.write_rows(evaluation, output)
     if as_json:

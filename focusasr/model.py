@@ -33,6 +33,7 @@ class Memory(NamedTuple):
     states: Tensor
     mask: Tensor | None
     spans: list[Tensor]  # span_scale (B, H) of each hybrid layer
+    middle: Tensor | None = None  # states (B, T, D) after half of the layers, in training
 
     def lengths(self) -> Tensor:
         """Return the encoder steps of each utterance, (B,)."""
@@ -48,11 +49,15 @@ class Memory(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head."""
+    """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head.
+
+    `middle` are those of the same head on the states after half of the encoder's layers, where they were asked for.
+    """
 
     memory: Memory
     logits: Tensor
     ctc: Tensor | None
+    middle: Tensor | None = None
 
 
 class DecoderState(NamedTuple):
@@ -72,6 +77,7 @@ class Losses(NamedTuple):
     attention: Tensor
     ctc: Tensor
     span: Tensor  # mean span_scale
+    rows: Tensor  # (B,), each utterance's own loss
 
 
 def _self_attention(config: ModelConfig, kind: str, causal: bool) -> nn.Module:
@@ -171,12 +177,14 @@ class Encoder(nn.Module):
         """Encode mel (B, F, M) with lengths (B,) in frames, at least 1 each; ValueError on wrong shapes."""
         x, visible, rotation = self.embed(mel, lengths)
         x = self.dropout(x)
-        spans = []
-        for block in self.blocks:
+        spans, middle = [], None
+        for number, block in enumerate(self.blocks, start=1):
             x, span_scale = block(x, visible, rotation)
             if span_scale is not None:
                 spans.append(span_scale)
-        return Memory(self.ln_post(x), visible, spans)
+            if self.training and number == len(self.blocks) // 2:
+                middle = x
+        return Memory(self.ln_post(x), visible, spans, middle)
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None, Rotation | None]:
         """Return what the first block reads: x (B, T, D), its mask (None where nothing is padding), the rotation."""
@@ -289,11 +297,19 @@ class Model(nn.Module):
             raise ValueError("this model has no CTC head")
         return self.ctc_head(memory.states).float().log_softmax(dim=-1)
 
-    def forward(self, mel: Tensor, lengths: Tensor, tokens: Tensor) -> Heard:
-        """Encode mel (B, F, M) with lengths (B,) and read tokens (B, L): all that the losses need."""
+    def forward(self, mel: Tensor, lengths: Tensor, tokens: Tensor, middle: bool = False) -> Heard:
+        """Encode mel (B, F, M) with lengths (B,) and read tokens (B, L): all that the losses need.
+
+        `middle` asks for CTC in the middle of the encoder too (intermediate CTC).
+        """
         memory = self.encode(mel, lengths)
         logits, _ = self.decoder(tokens, self.decoder.start(memory))
-        return Heard(memory, logits, None if self.ctc_head is None else self.ctc_log_probs(memory))
+        if self.ctc_head is None:
+            return Heard(memory, logits, None)
+        below = None
+        if middle and memory.middle is not None:
+            below = self.ctc_log_probs(memory._replace(states=self.encoder.ln_post(memory.middle)))
+        return Heard(memory, logits, self.ctc_log_probs(memory), below)
 
     def parameter_count(self) -> int:
         """Return the number of weights."""
@@ -321,28 +337,52 @@ class LossWeights(NamedTuple):
     ctc: float = 0.3
     label_smoothing: float = 0.1
     span_penalty: float = 0.0
+    intermediate_ctc: float = 0.0  # share of the CTC loss that is taken in the middle of the encoder
 
 
-def joint_loss(heard: Heard, targets: Tensor, blank: int, weights: LossWeights) -> Losses:
+class Size(NamedTuple):
+    """What a loss is a mean over: target tokens, the end tokens among them, and utterances."""
+
+    tokens: float
+    utterances: float
+
+
+def joint_loss(heard: Heard, targets: Tensor, blank: int, weights: LossWeights, whole: Size | None = None) -> Losses:
     """Return the joint CTC/attention loss (Watanabe et al. 2017, equation 8) plus the span penalty.
 
     `targets` (B, L) end with the end token and are padded with IGNORED; CTC's targets are those without the end.
+    Where the batch is one piece of a larger one, `whole` is the size of that: the losses and gradients of all pieces
+    then add up to those of the larger batch. Intermediate CTC: Lee & Watanabe 2021, equation 10.
     """
-    memory, logits, log_probs = heard
-    attention = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, label_smoothing=weights.label_smoothing
-    )
-    ctc, ctc_share = attention.new_zeros(()), 0.0
+    memory, logits, log_probs, below = heard
+    spelled = (targets != IGNORED).sum(dim=1)
+    whole = whole or Size(float(spelled.sum()), len(targets))
+    per_token = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, label_smoothing=weights.label_smoothing,
+        reduction="none",
+    )  # fmt: skip
+    attention = per_token.view(targets.shape).sum(dim=1)  # (B,)
+    ctc, ctc_share = torch.zeros_like(attention), 0.0
     if log_probs is not None and weights.ctc > 0:
         ctc_share = weights.ctc
-        text = targets.masked_fill(_is_last(targets), IGNORED)
-        losses = ctc_losses(log_probs, memory.lengths(), text, blank, zero_infinity=True)
-        lengths = (text != IGNORED).sum(dim=1).clamp(min=1)
-        ctc = (losses / lengths).mean()
-    spans = [scale.float().mean() for scale in memory.spans]
-    span = torch.stack(spans).mean() if spans else attention.new_zeros(())
-    total = (1 - ctc_share) * attention + ctc_share * ctc + weights.span_penalty * span
-    return Losses(total, attention.detach(), ctc.detach(), span.detach())
+        ctc = _mean_ctc(log_probs, memory, targets, blank)
+        if below is not None:
+            share = weights.intermediate_ctc
+            ctc = (1 - share) * ctc + share * _mean_ctc(below, memory, targets, blank)
+    spans = [scale.float().mean(dim=1) for scale in memory.spans]
+    span = torch.stack(spans).mean(dim=0) if spans else torch.zeros_like(attention)
+    parts = attention.sum() / whole.tokens, ctc.sum() / whole.utterances, span.sum() / whole.utterances
+    total = (1 - ctc_share) * parts[0] + ctc_share * parts[1] + weights.span_penalty * parts[2]
+    rows = (1 - ctc_share) * attention / spelled.clamp(min=1) + ctc_share * ctc + weights.span_penalty * span
+    means = [part.detach() for part in parts]
+    return Losses(total, means[0], means[1], means[2], rows.detach())
+
+
+def _mean_ctc(log_probs: Tensor, memory: Memory, targets: Tensor, blank: int) -> Tensor:
+    """Return each utterance's CTC loss per target token, (B,), 0 where the audio is too short for the text."""
+    text = targets.masked_fill(_is_last(targets), IGNORED)
+    losses = ctc_losses(log_probs, memory.lengths(), text, blank, zero_infinity=True)
+    return losses / (text != IGNORED).sum(dim=1).clamp(min=1)
 
 
 def _is_last(targets: Tensor) -> Tensor:

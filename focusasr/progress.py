@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,13 @@ stderr = Console(stderr=True)
 def shown_on_stderr() -> dict[str, Any]:
     """Return how a bar is shown: on a terminal only, and stdout left alone unless it is a terminal too."""
     shared = sys.stdout.isatty()  # then results are printed above the bar
-    return {"console": stderr, "disable": not stderr.is_terminal, "transient": True, "redirect_stdout": shared}
+    alone = os.environ.get("RANK", "0") == "0"  # of several processes, one shows
+    return {
+        "console": stderr,
+        "disable": not (stderr.is_terminal and alone),
+        "transient": True,
+        "redirect_stdout": shared,
+    }
 
 
 @contextmanager

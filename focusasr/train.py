@@ -1,4 +1,4 @@
-"""Training: manifests to a checkpoint folder, by a joint CTC/attention loss, on the engine of accelerate."""
+"""Training: manifests to a checkpoint folder, by a joint CTC/attention loss; what a run does from step to step."""
 
 from __future__ import annotations
 
@@ -9,46 +9,37 @@ import math
 import pickle
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
-from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
-from focusasr.data import Batch, Corpus, Examples, Findings, Plan, collate, read_corpus, read_texts
-from focusasr.files import written_aside
-from focusasr.model import Losses, LossWeights, Model, joint_loss
+from focusasr.augment import read_sounds
+from focusasr.checkpoint import Checkpoint, load_checkpoint, read_json, save_checkpoint
+from focusasr.corpora import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
+from focusasr.data import Batch, Examples, Item, Plan, collate
+from focusasr.engine import MOST_NAMED, Engine, Measured, learning_rate, start_accelerator
+from focusasr.files import restore, written_aside
+from focusasr.model import Model
+from focusasr.processes import flat
+from focusasr.provenance import changed, made_with
+from focusasr.recipe import Run
 from focusasr.score import Score
-from focusasr.settings import InputError, read_settings, to_settings
+from focusasr.settings import InputError
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
-from focusasr.validate import measure, model_card, read_dev_set
+from focusasr.validate import DevSet, focus, measure, model_card, read_dev_set, spectrogram
 
 UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)  # a state.pt
-MOST_BAD_STEPS = 20  # consecutive steps without a finite loss before training gives up
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: manifests (PATH or PATH=WEIGHT), where the result goes, and every setting."""
-
-    train: tuple[str, ...]
-    dev: tuple[str, ...]
-    output: Path
-    model: ModelConfig = ModelConfig()
-    text: TextConfig = TextConfig()
-    settings: TrainConfig = TrainConfig()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what is kept in the checkpoint of how it was made."""
-        return {"data": {"train": list(self.train), "dev": list(self.dev)}, "train": to_settings(self.settings)}
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
+MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
+USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
+FOCUS_UTTERANCES = 4  # whose spans are followed
 
 
 @dataclass
@@ -62,38 +53,26 @@ class Position:
     evaluations_since_best: int = 0
     seconds: float = 0.0  # of training, evaluation included
     audio_seconds: float = 0.0  # that the model has heard
-    bad_steps: int = 0  # skipped in a row, for want of a finite gradient
+    bad_steps: int = 0  # skipped in a row, for want of a loss to trust
     skipped_steps: int = 0  # in all
+    padded_seconds: float = 0.0  # of audio, padding counted
+    waiting_seconds: float = 0.0  # of training, for data
+    usual_loss: float | None = None  # a moving mean
 
+    @property
+    def speed(self) -> float:
+        """Return the seconds of audio heard per second, evaluation included."""
+        return self.audio_seconds / max(self.seconds, 1e-9)
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of optimizer step `step`, from 0: a linear rise, then half a cosine down to final_rate."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return config.learning_rate * share
+    @property
+    def padding(self) -> float:
+        """Return the share of padding in what was computed."""
+        return 1 - self.audio_seconds / self.padded_seconds if self.padded_seconds else 0.0
 
-
-def average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-    """Move averaged weights toward the current ones; slowly only once `count` updates have been made."""
-    warm = min(decay, (1 + int(count)) / (10 + int(count)))
-    torch._foreach_lerp_(averaged, current, 1 - warm)
-
-
-def make_optimizer(model: Model, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """Return accelerate's name for the precision; auto is bf16 on CUDA and fp32 elsewhere."""
-    if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" else "fp32"
-    return {"bf16": "bf16", "fp32": "no"}[wanted]
+    @property
+    def waiting(self) -> float:
+        """Return the share of the time that was spent waiting for data."""
+        return self.waiting_seconds / max(self.seconds, 1e-9)
 
 
 class Trainer:
@@ -101,30 +80,32 @@ class Trainer:
 
     def __init__(self, run: Run, device: torch.device, resume: bool = False) -> None:
         last = run.output / "last"
+        for name in ("best", "last"):
+            restore(run.output / name)
         if last.exists() and not resume:
             raise InputError(f"{run.output}: holds a training run already; give --resume, or another --output-dir")
         if resume and not last.exists():
             raise InputError(f"{run.output}: nothing to resume here; leave --resume out")
         torch.manual_seed(run.settings.seed)
-        precision = choose_precision(run.settings.precision, device)
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+        self.accelerator = start_accelerator(run.settings, device)
         before = load_checkpoint(last) if resume else None
         self.tokenizer = before.tokenizer if before else train_tokenizer(read_texts(run.train), run.text)
         model_config = dataclasses.replace(run.model, vocabulary=self.tokenizer.size)
         self.run = dataclasses.replace(run, model=model_config)
         self.findings = Findings()
         self.corpora = self._read_corpora()
+        self.sounds = read_sounds(run.settings)
         self.dev_sets = [read_dev_set(option) for option in run.dev]
+        doubt_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
+        self.made_with = made_with(self.corpora, run.dev)
         self.position = Position()
         model = Model(model_config)
-        self.optimizer: Any
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, run.settings))
-        self.average = AveragedModel(
-            self.accelerator.unwrap_model(self.model),
-            multi_avg_fn=functools.partial(average, run.settings.ema_decay),
-        )
+        self.engine = Engine(self.accelerator, model, run.settings, self.tokenizer.blank)
         if resume:
             self._load_state(last / "trainer" / "state.pt")
+            kept = read_json(last / "config.json").get("made_with") or {}
+            for manifest in changed(kept, self.made_with):
+                self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
 
     def _read_corpora(self) -> list[Corpus]:
         read = functools.partial(
@@ -139,10 +120,9 @@ class Trainer:
         return corpora
 
     @property
-    def best_model(self) -> Any:
+    def best_model(self) -> Model:
         """Return the model that is measured and saved: the averaged one where averaging is on."""
-        averaging = self.run.settings.ema_decay > 0
-        return self.average.module if averaging else self.accelerator.unwrap_model(self.model)
+        return self.engine.best_model
 
     def summary(self) -> list[str]:
         """Return lines that say what will be trained on what."""
@@ -157,12 +137,16 @@ class Trainer:
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
         lines.append(f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * (1 - held / padded):.0f} % padding")
+        count = self.engine.processes.count
+        if count > 1 or self.run.settings.accumulate > 1:
+            batches_each = self.run.settings.accumulate
+            lines.append(f"each step: {count} processes x {batches_each} batches, as one batch of all of them")
         return lines + self.findings.lines()
 
     def loader(self) -> DataLoader:
         """Return the batches from the present position on, read and augmented by worker processes."""
         settings = self.run.settings
-        examples = Examples(self.corpora, settings, self.run.model.mel_bands, self.tokenizer.separator)
+        examples = Examples(self.corpora, settings, self.run.model.mel_bands, self.tokenizer.separator, self.sounds)
         workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
         return DataLoader(
             examples,
@@ -179,121 +163,184 @@ class Trainer:
             **workers,
         )
 
+    @contextlib.contextmanager
+    def batches(self) -> Iterator[Iterator[Batch]]:
+        """Yield the loader's batches; its workers end with the block."""
+        batches: Any = iter(self.loader())
+        try:
+            yield batches
+        finally:
+            if self.run.settings.workers:
+                with contextlib.suppress(RuntimeError):  # of a worker that Ctrl-C ended first
+                    batches._shutdown_workers()  # else they live while anything, such as a traceback, holds `batches`
+
     def fit(self, log: TrainingLog) -> None:
         """Train until the last step, evaluating and saving on the way."""
         settings = self.run.settings
-        batches: Any = iter(self.loader())
-        try:
+        if self.accelerator.is_main_process:
+            self._write_findings()
+        if self.position.step:
+            log.go_on(self.position.step)
+        with self.batches() as batches:
             while self.position.step < settings.steps and not self._out_of_patience():
                 began = time.perf_counter()
-                losses, heard = self._step(batches, log)
+                figures = self._step(batches, log)
                 self.position.seconds += time.perf_counter() - began
-                self.position.audio_seconds += heard
-                log.step(self.position, losses, self.optimizer.param_groups[0]["lr"])
+                log.step(self.position, figures, self.engine.optimizer.param_groups[0]["lr"])
                 if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
                     self._evaluate(log)
-        finally:
-            if settings.workers:
-                with contextlib.suppress(RuntimeError):  # of a worker that Ctrl-C ended first
-                    batches._shutdown_workers()  # else they live while anything, such as a traceback, holds `batches`
+
+    def _write_findings(self) -> None:
+        path = self.run.output / "findings.jsonl"
+        if self.findings.lines() or path.exists():
+            try:
+                self.findings.write(path)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written ({error.strerror}); make room there") from None
 
     def _out_of_patience(self) -> bool:
         return 0 < self.run.settings.patience <= self.position.evaluations_since_best
 
-    def _step(self, batches: Any, log: TrainingLog) -> tuple[Losses, float]:
-        """Make one optimizer step from `accumulate` batches; return the last losses and the seconds of audio heard."""
-        settings = self.run.settings
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.position.step, settings)
-        weights = LossWeights(settings.ctc_weight, settings.label_smoothing, settings.span_penalty)
-        heard = 0.0
-        for _ in range(settings.accumulate):
-            batch: Batch = next(batches)
+    def _step(self, batches: Iterator[Batch], log: TrainingLog) -> dict[str, float]:
+        """Make one optimizer step from `accumulate` batches of every process; return its losses by name."""
+        position, settings = self.position, self.run.settings
+        began = time.perf_counter()
+        group = [next(batches) for _ in range(settings.accumulate)]
+        position.waiting_seconds += time.perf_counter() - began
+        for batch in group:
             log.broken(batch.broken)
-            mel, lengths, tokens, targets = (part.to(self.accelerator.device) for part in batch[:4])
-            with self.accelerator.autocast():
-                losses = joint_loss(self.model(mel, lengths, tokens), targets, self.tokenizer.blank, weights)
-            self.accelerator.backward(losses.total / settings.accumulate)
-            heard += batch.seconds * self.accelerator.num_processes
-            self.position.batches += self.accelerator.num_processes
-            self.position.epoch = batch.position[0]
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        self._apply(bool(torch.isfinite(norm)), batch)
-        return losses, heard
+        self.engine.set_rate(learning_rate(position.step, settings))
+        measured = self.engine.measure(group, position.batches)
+        for note in measured.notes:
+            log.say(f"step {position.step + 1}: {note}")
+        position.batches += settings.accumulate * self.accelerator.num_processes
+        position.epoch = group[-1].position[0]
+        position.audio_seconds += measured.figures["seconds"]
+        position.padded_seconds += measured.figures["padded_seconds"]
+        self._apply(measured, log)
+        return measured.figures
 
-    def _apply(self, finite: bool, batch: Batch) -> None:
-        """Take the step, or skip it where the gradient is not finite; InputError after too many in a row."""
-        if finite:
-            self.optimizer.step()
-            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
-        self.position.bad_steps = 0 if finite else self.position.bad_steps + 1
-        self.position.skipped_steps += not finite
-        self.optimizer.zero_grad(set_to_none=True)
-        self.position.step += 1
-        if self.position.bad_steps >= MOST_BAD_STEPS:
+    def _apply(self, measured: Measured, log: TrainingLog) -> None:
+        """Take the step, or skip and count it where its loss cannot be trusted; InputError after too many in a row."""
+        position = self.position
+        position.step += 1
+        trouble = self._trouble(measured)
+        if trouble is None:
+            self.engine.take()
+            position.bad_steps = 0
+            usual = position.usual_loss
+            loss = measured.figures["total"]
+            position.usual_loss = loss if usual is None else usual + (loss - usual) / USUAL_STEPS
+            return
+        self.engine.skip()
+        position.bad_steps += 1
+        position.skipped_steps += 1
+        named = self._offenders(measured)
+        log.say(f"step {position.step}: skipped, {trouble}; worst: {named}")
+        if position.bad_steps >= MOST_BAD_STEPS:
             raise InputError(
-                f"step {self.position.step}: {MOST_BAD_STEPS} steps in a row without a finite gradient "
-                f"(epoch and batch {batch.position}); lower --learning-rate, then --resume from the last checkpoint"
+                f"step {position.step}: {MOST_BAD_STEPS} steps in a row skipped ({trouble}), the last with {named}; "
+                "look at these utterances, or lower --learning-rate, then --resume from the last checkpoint"
             )
+
+    def _trouble(self, measured: Measured) -> str | None:
+        """Return why a step's loss cannot be trusted, or None; the same in every process."""
+        loss, usual, most = measured.figures["total"], self.position.usual_loss, self.run.settings.explosion
+        if not math.isfinite(loss):
+            return f"its loss is {loss}"
+        if not measured.finite:
+            return "its gradient is not finite"
+        if most and usual is not None and loss > most * usual:
+            return f"its loss is {loss:.3g} where {usual:.3g} is usual"
+        return None
+
+    def _offenders(self, measured: Measured) -> str:
+        """Name the utterances of a step with the highest losses, not finite ones first, over all processes."""
+        mine = [(loss, self._place(item)) for loss, item in measured.rows]
+        rows = flat(self.engine.processes.gather(mine))
+        rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0], reverse=True)
+        bad = [row for row in rows if not math.isfinite(row[0])] or rows
+        return ", ".join(f"{place} (loss {loss:.3g})" for loss, place in bad[:MOST_NAMED])
+
+    def _place(self, item: Item) -> str:
+        return " + ".join(place_of(self.corpora[corpus].utterances[index]) for corpus, index in item.parts)
 
     def _evaluate(self, log: TrainingLog) -> None:
         began = time.perf_counter()
-        model = self.best_model
-        scores = {}
-        for dev in self.dev_sets:
-            measured = measure(model, self.tokenizer, dev)
-            scores[dev.name] = measured.score
+        model, position = self.best_model, self.position
+        measures = {dev.name: measure(model, self.tokenizer, dev, self.engine.processes) for dev in self.dev_sets}
+        for measured in measures.values():
             log.broken(measured.broken)
-        model.train()
-        overall, best = _overall(scores), self.position.best_wer
+        scores = {name: measured.score for name, measured in measures.items()}
+        overall, best = _overall(scores), position.best_wer
         better = overall is None or best is None or overall < best
-        self.position.best_wer = overall if better else best
-        self.position.evaluations_since_best = 0 if better else self.position.evaluations_since_best + 1
-        self.position.seconds += time.perf_counter() - began
-        log.evaluation(self.position, scores, overall, better)
+        position.best_wer = overall if better else best
+        position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
+        position.seconds += time.perf_counter() - began
+        log.evaluation(position, scores, overall, better)
+        for name, measured in measures.items():
+            log.samples(position.step, name, measured.references, measured.hypotheses)
         if self.accelerator.is_main_process:
+            for dev in self.dev_sets[:1]:
+                log.focus(position.step, focus(model, _few_mels(dev, model.config.mel_bands)))
+            log.draw()
             self._save(scores, better)
+        model.train()
 
     def _save(self, scores: dict[str, Score], better: bool) -> None:
+        """Write best/, where it is better, and then last/: killed between them, the run comes to this point again."""
         metrics = {
             "position": dataclasses.asdict(self.position),
             "dev": {k: dataclasses.asdict(v) for k, v in scores.items()},
         }
         card = model_card(self.run.output.name, self.best_model, self.run.to_json(), scores)
         checkpoint = Checkpoint(self.best_model, self.tokenizer, metrics, card)
-        with written_aside(self.run.output / "last") as aside:
-            save_checkpoint(aside, checkpoint, self.run.to_json())
-            (aside / "trainer").mkdir()
-            torch.save(self._state(), aside / "trainer" / "state.pt")
-        if better:
-            with written_aside(self.run.output / "best") as aside:
-                save_checkpoint(aside, checkpoint, self.run.to_json())
+        for name in ("best", "last") if better else ("last",):
+            with self._written(name) as aside:
+                save_checkpoint(aside, checkpoint, self.run.to_json(), self.made_with)
+                if name == "last":
+                    (aside / "trainer").mkdir()
+                    torch.save(self._state(), aside / "trainer" / "state.pt")
+
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[Path]:
+        folder = self.run.output / name
+        try:
+            with written_aside(folder) as aside:
+                yield aside
+        except UNWRITABLE as error:
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:150]
+            raise InputError(
+                f"{folder}: the checkpoint of step {self.position.step} cannot be written ({reason}); the one before "
+                "is whole; make room there, then --resume"
+            ) from None
 
     def _state(self) -> dict[str, Any]:
-        """Return what exact resuming needs, in types that load without unpickling code."""
-        return {
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "position": dataclasses.asdict(self.position),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+        """Return what exact resuming needs, in types that load without unpickling code.
+
+        Chance needs nothing: what is drawn follows from the seed and the position.
+        """
+        return {**self.engine.state(), "position": dataclasses.asdict(self.position)}
 
     def _load_state(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.engine.load_state(state)
             self.position = Position(**state["position"])
-            torch.set_rng_state(state["rng"])
-            if state["cuda_rng"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["cuda_rng"])
         except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None
+
+
+def _few_mels(dev: DevSet, mel_bands: int) -> list[torch.Tensor]:
+    """Return the spectrograms of the first dev utterances that can be read."""
+    mels: list[torch.Tensor] = []
+    for utterance in dev.utterances:
+        with contextlib.suppress(InputError):
+            mels.append(spectrogram(utterance, mel_bands))
+        if len(mels) == FOCUS_UTTERANCES:
+            break
+    return mels
 
 
 def _overall(scores: dict[str, Score]) -> float | None:
@@ -304,34 +351,3 @@ def _overall(scores: dict[str, Score]) -> float | None:
 def _begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which ends its workers
-
-
-def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -> Run:
-    """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
-
-    `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
-    InputError names unknown tables and settings.
-    """
-    unknown = settings.keys() - {"data", "text", "model", "train"}
-    if unknown:
-        raise InputError(f"{where}: unknown table [{min(unknown)}]; wanted: data, text, model, train")
-    data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
-    model = settings.get("model", {})
-    if not isinstance(model, dict):
-        raise InputError(f"{where} [model]: expected a table of settings, got {model!r}")
-    model = dict(model)
-    preset = model.pop("preset", "small")
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise InputError(f"{where} [model]: preset is {preset!r}; wanted: {', '.join(PRESETS)}")
-    return Run(
-        train=tuple(_anchored(option, folder) for option in data.train),
-        dev=tuple(_anchored(option, folder) for option in data.dev),
-        output=output,
-        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]"),
-        text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]"),
-        settings=read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]"),
-    )
-
-
-def _anchored(option: str, folder: Path) -> str:
-    return str((folder / option).absolute())

@@ -37,7 +37,9 @@ def train(
 
     from focusasr.checkpoint import read_json
     from focusasr.device import choose_device
-    from focusasr.train import Trainer, read_run
+    from focusasr.processes import leave, peers_watched
+    from focusasr.recipe import read_run
+    from focusasr.train import Trainer
     from focusasr.training_log import TrainingLog
 
     settings: dict[str, Any] = read_toml(config) if config else {}
@@ -59,13 +61,16 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     chosen, reason = choose_device(device)
-    trainer = Trainer(run, chosen, resume)
-    with TrainingLog(output_dir, run.settings, stderr, trainer.accelerator.is_main_process) as log:
-        log.say(f"on {chosen.type}: {reason}")
-        for line in trainer.summary():
-            log.say(line)
-        trainer.fit(log)
-    if trainer.accelerator.is_main_process:
+    with peers_watched("start the run again with --resume"):
+        trainer = Trainer(run, chosen, resume)
+        processes = trainer.engine.processes
+        with TrainingLog(output_dir, run.settings, stderr, processes.main) as log:
+            log.say(f"on {chosen.type}: {reason}")
+            for line in trainer.summary():
+                log.say(line)
+            trainer.fit(log)
+        leave(processes)
+    if processes.main:
         print(output_dir / "best")
     if log.broken_seen or trainer.findings.unreadable():
         raise typer.Exit(1)  # trained, but not on all that was given

@@ -1,54 +1,85 @@
-"""What a training run shows: progress, lines, metrics.jsonl, TensorBoard and curves."""
+"""What a training run shows: progress, lines, metrics.jsonl, samples.txt, TensorBoard and curves."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from focusasr.config import TrainConfig
+from focusasr.curves import draw_curves, read_rows
 from focusasr.files import written_aside
-from focusasr.model import Losses
-from focusasr.score import Score
+from focusasr.score import Score, align
 from focusasr.settings import InputError
 
 STEPS_PER_ROW = 20  # of metrics.jsonl
 MOST_BROKEN_SHOWN = 10
+SAMPLES = 8  # dev utterances whose texts are kept at each evaluation, the same each time
+SAMPLES_SHOWN = 2
 
 
 class TrainingLog:
     """Shows a run on stderr and keeps its figures in the output folder."""
 
     def __init__(self, output: Path, config: TrainConfig, console: Console, main: bool = True) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{output}: cannot be a folder ({error.strerror}); give another --output-dir") from None
         self.output = output
         self.console = console
         self.main = main  # of several processes, one shows and keeps
-        self.board = SummaryWriter(str(output / "tensorboard")) if main else None
+        with self._writing():
+            output.mkdir(parents=True, exist_ok=True)
+            self.board = _board(output / "tensorboard") if main else None
         self.broken_seen: set[str] = set()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        quiet = not (main and console.is_terminal)
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet, redirect_stdout=False)
+        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(None), TaskProgressColumn())
+        left = TextColumn("time left")
+        self.progress = Progress(*columns, left, TimeRemainingColumn(), console=console, expand=True)
         self.task = self.progress.add_task("training", total=config.steps)
-        self.dev_wer = ""
+        self.lines = Text()
+        self.live: Live | None = None
+        if main and console.is_terminal:
+            picture = Group(self.progress, self.lines)
+            self.live = Live(picture, console=console, transient=True, redirect_stdout=False, refresh_per_second=2)
+        self.dev_wer = "no dev WER yet"
 
     def __enter__(self) -> TrainingLog:
-        self.progress.start()
+        if self.live:
+            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        if self.live:
+            self.live.stop()
         if self.board:
-            self.board.close()
+            with contextlib.suppress(OSError):
+                self.board.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.output}: cannot be written to ({error.strerror}); the last checkpoint there is whole; "
+                "make room, or give another --output-dir"
+            ) from None
+
+    def go_on(self, step: int) -> None:
+        """Forget the rows after `step`, from which a run goes on: they will come again."""
+        path = self.output / "metrics.jsonl"
+        if self.main and path.exists():
+            with self._writing(), written_aside(path) as aside, aside.open("w", encoding="utf-8") as rows:
+                for row in read_rows(path):
+                    if row["step"] <= step:
+                        rows.write(json.dumps(row) + "\n")
 
     def say(self, line: str) -> None:
         """Print one line on stderr."""
@@ -63,71 +94,109 @@ class TrainingLog:
                 if len(self.broken_seen) <= MOST_BROKEN_SHOWN:
                     self.say(f"left out: {line}")
 
-    def step(self, position: Any, losses: Losses, rate: float) -> None:
+    def step(self, position: Any, figures: dict[str, float], rate: float) -> None:
         """Show one optimizer step."""
-        speed = position.audio_seconds / max(position.seconds, 1e-9)
-        if not self.progress.disable:
-            parts = f"loss {losses.total:.2f} (ctc {losses.ctc:.2f}, attention {losses.attention:.2f})"
-            description = f"epoch {position.epoch} {parts} {self.dev_wer} {speed:.0f}x real time"
-            self.progress.update(self.task, completed=position.step, description=description)
+        if self.live:
+            self.progress.update(self.task, completed=position.step)
+            self.lines.plain = "\n".join(self.dashboard(position, figures, rate))
         if position.step % STEPS_PER_ROW == 0:
-            row = {name: float(value.detach()) for name, value in losses._asdict().items()}
-            row |= {"learning_rate": rate, "audio_seconds_per_second": speed, "epoch": position.epoch}
+            row = {name: figures[name] for name in ("total", "ctc", "attention", "span")}
+            row |= {"learning_rate": rate, "audio_seconds_per_second": position.speed, "epoch": position.epoch}
+            row |= {"padding_share": position.padding, "waiting_share": position.waiting}
             self._keep(position.step, "train", row)
 
+    def dashboard(self, position: Any, figures: dict[str, float], rate: float) -> list[str]:
+        """Return what stands under the bar, in lines of at most 80 columns."""
+        parts = f"loss {figures['total']:.3f} (ctc {figures['ctc']:.3f}, attention {figures['attention']:.3f})"
+        skipped = f"  {position.skipped_steps} skipped" if position.skipped_steps else ""
+        return [
+            f"epoch {position.epoch}  {parts}  rate {rate:.1e}{skipped}",
+            f"{self.dev_wer}  {position.speed:.0f} h/h  {_percent(position.padding)} padding  "
+            f"{_percent(position.waiting)} waiting  {memory_gigabytes():.1f} GB",
+        ]
+
     def evaluation(self, position: Any, scores: dict[str, Score], overall: float | None, better: bool) -> None:
-        """Show and keep one evaluation, and draw the curves anew; `overall` is None where there is no dev set."""
+        """Show and keep one evaluation; `overall` is None where there is no dev set."""
         if overall is not None:
             row = {"wer": overall}
             for name, score in scores.items():
                 row |= {f"{name} wer": score.wer, f"{name} cer": score.cer}
             self._keep(position.step, "dev", row)
-            self.dev_wer = f"dev WER {100 * overall:.1f} %"
+            self.dev_wer = f"dev WER {100 * overall:.1f} % ({_interval(list(scores.values()), overall)})"
         parts = [
             f"{name} {100 * s.wer:.1f} ({100 * s.wer_low:.1f}-{100 * s.wer_high:.1f})" for name, s in scores.items()
         ]
         heard = f"{position.seconds / 60:.1f} min, {position.audio_seconds / 3600:.1f} h heard"
         if position.skipped_steps:
-            heard += f", {position.skipped_steps} steps skipped for want of a finite gradient"
+            heard += f", {position.skipped_steps} steps skipped"
         wer = ", ".join(parts) or "no dev set"
         self.say(f"step {position.step}, epoch {position.epoch}, {heard}: WER % {wer}{' *' if better else ''}")
+        self.say(
+            f"  {position.speed:.0f} h/h, {_percent(position.padding)} padding, "
+            f"{_percent(position.waiting)} waiting for data, {memory_gigabytes():.1f} GB"
+        )
+
+    def focus(self, step: int, layers: Sequence[dict[str, float]]) -> None:
+        """Keep the mean span and temperature of each hybrid layer."""
+        if layers:
+            row = {f"layer {n} {name}": value for n, layer in enumerate(layers, 1) for name, value in layer.items()}
+            self._keep(step, "focus", row)
+
+    def samples(self, step: int, name: str, references: Sequence[str], hypotheses: Sequence[str]) -> None:
+        """Show and keep a few texts of a dev set, what was said over what was heard."""
+        if not self.main or not references:
+            return
+        chosen = sorted({index * len(references) // SAMPLES for index in range(SAMPLES)})
+        texts = [align(references[index], hypotheses[index]) for index in chosen]
+        with self._writing(), (self.output / "samples.txt").open("a", encoding="utf-8") as out:
+            out.write(f"step {step}, {name}\n\n" + "\n\n".join(texts) + "\n\n")
+        if self.board:
+            self.board.add_text(name, "\n".join(f"    {line}" for text in texts for line in text.split("\n")), step)
+        for text in texts[:SAMPLES_SHOWN]:
+            for line in text.split("\n")[:2]:
+                self.say(f"  {line[:74]}…" if len(line) > 75 else f"  {line}")
+
+    def draw(self) -> None:
+        """Draw the curves anew."""
         if self.main and (self.output / "metrics.jsonl").exists():
-            draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+            with self._writing():
+                draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
 
     def _keep(self, step: int, kind: str, row: dict[str, float]) -> None:
         if self.board is None:
             return
-        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as rows:
-            rows.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
-        for name, value in row.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+        known = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
+        with self._writing():
+            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as rows:
+                rows.write(json.dumps({"step": step, "kind": kind, **known}) + "\n")
+            for name, value in row.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
 
 
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw losses and dev WER against steps from metrics.jsonl; a resumed run's repeated steps count once."""
-    import matplotlib
+def _board(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    return SummaryWriter(str(folder))
 
-    series: dict[str, dict[int, float]] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        step, kind = row.pop("step"), row.pop("kind")
-        names = ("total", "ctc", "attention") if kind == "train" else [name for name in row if name.endswith("wer")]
-        for name in names:
-            series.setdefault(f"{kind} {name}", {})[step] = row[name]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
-    for name, points in sorted(series.items()):
-        axes, scale = (left, 1) if name.startswith("train") else (right, 100)
-        axes.plot(list(points), [scale * value for value in points.values()], label=name.split(" ", 1)[1])
-    left.set(xlabel="optimizer step", ylabel="training loss")
-    right.set(xlabel="optimizer step", ylabel="dev WER, %", ylim=(0, 100))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
-    figure.tight_layout()
-    with written_aside(picture) as aside:
-        figure.savefig(aside, format="png", dpi=110)
-    pyplot.close(figure)
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _interval(scores: list[Score], overall: float) -> str:
+    """Return the interval of the mean of several WERs, from those of each; the sets are independent."""
+    low = math.sqrt(sum((s.wer - s.wer_low) ** 2 for s in scores)) / len(scores)
+    high = math.sqrt(sum((s.wer_high - s.wer) ** 2 for s in scores)) / len(scores)
+    return f"{100 * (overall - low):.1f}-{100 * (overall + high):.1f}"
+
+
+def memory_gigabytes() -> float:
+    """Return the most memory in use so far: the GPU's where there is one, else this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / (1e9 if sys.platform == "darwin" else 1e6)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from focusasr.settings import read_settings
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
+    from focusasr.processes import Processes
     from focusasr.transcribe import Outcome, Recognizer
 
 
@@ -37,31 +39,52 @@ def transcribe(
     Without --output-dir the text goes to stdout: one file gives its text, several give PATH<TAB>TEXT, a line each,
     in the order given. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
     """
-    from focusasr.audio import find_sources
+    from focusasr.audio import STDIN, find_sources
 
     sources = find_sources(files)
     several = len(sources) > 1
     if several and output_dir is None and output_format not in ("all", "txt"):
         raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
     config = read_settings(DecodingConfig, given[DecodingConfig], "transcribe")
-    recognizer = make_recognizer(model, device, threads, config)
-    with progress_bar(len(sources), "transcribing") as tell:
-        outcomes = told(recognizer.transcribe(sources, lambda seconds: tell(0, seconds)), tell)
-        if output_dir is None:
+    recognizer, processes = make_recognizer(model, device, threads, config)
+    if processes.count > 1 and any(source.path == STDIN for source in sources):
+        raise typer.BadParameter("- (standard input) cannot be shared among processes; give it to one alone")
+    with shared_work(processes), progress_bar(len(sources), "transcribing") as tell:
+        outcomes = told(shared(recognizer, processes, sources, tell), tell, processes)
+        if not processes.main:
+            failed = 0  # the main process tells
+            for _ in outcomes:
+                pass
+        elif output_dir is None:
             failed = print_texts(outcomes, several, "txt" if output_format == "all" else output_format)
         else:
             failed = write_files(outcomes, sources, output_dir, output_format)
     if failed:
-        if len(sources) > 1:
+        if len(sources) > 1 and processes.main:
             print(f"focusasr: {failed} of {len(sources)} files failed", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def told(outcomes: Iterable[Outcome], tell: Any) -> Iterator[Outcome]:
-    """Count each outcome on the progress bar, and name those that failed on stderr."""
+def shared(recognizer: Recognizer, processes: Processes, sources: Sequence[Source], tell: Any) -> Iterator[Outcome]:
+    """Yield every source's outcome, in order and in every process; the processes share the work."""
+    return processes.in_order(sources, lambda mine: recognizer.transcribe(mine, lambda seconds: tell(0, seconds)))
+
+
+@contextmanager
+def shared_work(processes: Processes) -> Iterator[None]:
+    """Say in one line when a sister process has ended, and leave the job of several in good order."""
+    from focusasr.processes import leave, peers_watched
+
+    with peers_watched("see its own message, and start the job again"):
+        yield
+    leave(processes)
+
+
+def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterator[Outcome]:
+    """Count each outcome on the progress bar, and name those that failed on stderr, once for all processes."""
     for outcome in outcomes:
         tell(1, 0.0)
-        if outcome.error is not None:
+        if outcome.error is not None and processes.main:
             stderr.print(f"focusasr: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
         yield outcome
 
@@ -97,15 +120,18 @@ def write_files(outcomes: Iterable[Outcome], sources: list[Source], folder: Path
     return failed
 
 
-def make_recognizer(model: str | None, device: str, threads: int, config: DecodingConfig) -> Recognizer:
-    """Load what transcribes; torch is imported here."""
+def make_recognizer(
+    model: str | None, device: str, threads: int, config: DecodingConfig
+) -> tuple[Recognizer, Processes]:
+    """Load what transcribes, on this process's device, and tell which process this is; torch is imported here."""
     import torch
 
     from focusasr.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.device import choose_device
+    from focusasr.processes import join_processes
     from focusasr.transcribe import Recognizer
 
     if threads:
         torch.set_num_threads(threads)
-    chosen, _ = choose_device(device)
-    return Recognizer(load_checkpoint(find_checkpoint(model), chosen), chosen, config)
+    processes, chosen = join_processes(choose_device(device)[0])
+    return Recognizer(load_checkpoint(find_checkpoint(model), chosen), chosen, config), processes

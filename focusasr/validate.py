@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from focusasr import audio
+from focusasr.attention import HybridAttention
 from focusasr.config import DecodingConfig
-from focusasr.data import parse_manifest_option
+from focusasr.corpora import parse_manifest_option
 from focusasr.decoding import decode
-from focusasr.features import log_mel
+from focusasr.features import log_mel, stack
 from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import Model
+from focusasr.processes import Processes, flat
 from focusasr.score import Score, score
 from focusasr.settings import InputError
 from focusasr.text import apply_policy
 from focusasr.tokenizer import Tokenizer
 
 FRAMES_PER_BATCH = 12_000
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -51,33 +54,45 @@ def read_dev_set(option: str) -> DevSet:
     return DevSet(f"{path.absolute().parent.name}/{path.stem}", utterances)
 
 
-def measure(model: Model, tokenizer: Tokenizer, dev: DevSet) -> Measured:
-    """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where none can be read."""
-    device = next(model.parameters()).device
-    heard, mels, broken = _listen(dev, model.config.mel_bands)
-    hypotheses = [""] * len(mels)
-    weight = DecodingConfig().ctc_weight
-    for rows in _batches([mel.shape[0] for mel in mels]):
-        for row, answer in zip(rows, decode(model, [mels[r].to(device) for r in rows], tokenizer, weight), strict=True):
-            hypotheses[row] = tokenizer.decode(answer.tokens)
-    references = [apply_policy(utterance.text, tokenizer.policy) for utterance in heard]
+def measure(model: Model, tokenizer: Tokenizer, dev: DevSet, processes: Processes = ALONE) -> Measured:
+    """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where none can be read.
+
+    Every process transcribes its share and gets the whole result.
+    """
+    mine = list(_transcribe(model, tokenizer, processes.share(list(enumerate(dev.utterances)))))
+    answers = sorted(flat(processes.gather(mine)))
+    broken = [error for _, _, error in answers if error]
+    heard = [(number, text) for number, text, error in answers if not error]
+    if not heard:
+        raise InputError(f"dev set {dev.name}: no recording can be read, such as {broken[0]}")
+    references = [apply_policy(dev.utterances[number].text, tokenizer.policy) for number, _ in heard]
+    hypotheses = [text for _, text in heard]
     return Measured(score(references, hypotheses, normalizer="none"), references, hypotheses, broken)
 
 
-def _listen(dev: DevSet, mel_bands: int) -> tuple[list[Utterance], list[Tensor], list[str]]:
-    """Return the utterances that can be read, their spectrograms (F, M), and lines on those that cannot."""
-    heard, mels, broken = [], [], []
-    for utterance in dev.utterances:
+def _transcribe(
+    model: Model, tokenizer: Tokenizer, utterances: Sequence[tuple[int, Utterance]]
+) -> Iterator[tuple[int, str, str]]:
+    """Yield number, text and error of each numbered utterance, in any order."""
+    device = next(model.parameters()).device
+    numbers, mels = [], []
+    for number, utterance in utterances:
         try:
-            waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
+            mels.append(spectrogram(utterance, model.config.mel_bands))
+            numbers.append(number)
         except InputError as error:
-            broken.append(str(error))
-            continue
-        heard.append(utterance)
-        mels.append(log_mel(torch.from_numpy(waveform), mel_bands))
-    if not heard:
-        raise InputError(f"dev set {dev.name}: no recording can be read, such as {broken[0]}")
-    return heard, mels, broken
+            yield number, "", str(error)
+    weight = DecodingConfig().ctc_weight
+    for rows in _batches([mel.shape[0] for mel in mels]):
+        answers = decode(model, [mels[row].to(device) for row in rows], tokenizer, weight)
+        for row, answer in zip(rows, answers, strict=True):
+            yield numbers[row], tokenizer.decode(answer.tokens), ""
+
+
+def spectrogram(utterance: Utterance, mel_bands: int) -> Tensor:
+    """Return the spectrogram (F, M) of an utterance; InputError where its audio cannot be read."""
+    waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
+    return log_mel(torch.from_numpy(waveform), mel_bands)
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
@@ -88,6 +103,25 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
             groups.append([])
         groups[-1].append(row)
     return groups
+
+
+@torch.inference_mode()
+def focus(model: Model, mels: Sequence[Tensor]) -> list[dict[str, float]]:
+    """Return each hybrid layer's mean span in milliseconds and mean temperature over some spectrograms (F, M)."""
+    layers = [block.attention for block in model.encoder.blocks if isinstance(block.attention, HybridAttention)]
+    if not layers:
+        return []
+    mel, lengths = stack(list(mels))
+    device = next(model.parameters()).device
+    spans = model.eval().encode(mel.to(device), lengths.to(device)).spans
+    step_ms = 1000 * model.config.step_seconds
+    return [
+        {
+            "span_ms": step_ms * float(layer.attn_local.radius(scale.float()).mean()),
+            "temperature": float(layer.attn_local.temperature(scale.float()).mean()),
+        }
+        for layer, scale in zip(layers, spans, strict=True)
+    ]
 
 
 def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, Score]) -> str:

@@ -16,18 +16,8 @@ from hypothesis import strategies as st
 from tones import letters_tokenizer, sung, write_song_book
 
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
-from focusasr.data import (
-    Corpus,
-    Examples,
-    Findings,
-    Item,
-    Plan,
-    collate,
-    join,
-    parse_manifest_option,
-    read_corpus,
-    read_texts,
-)
+from focusasr.corpora import Corpus, Findings, parse_manifest_option, read_corpus, read_texts
+from focusasr.data import Examples, Item, Plan, collate, join
 from focusasr.features import log_mel
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.model import IGNORED
@@ -117,7 +107,7 @@ def test_findings_for_each_reason(tmp_path: Path) -> None:
 
 def test_lengths_that_no_header_knows_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_song_book(tmp_path, ["abc"])
-    monkeypatch.setattr("focusasr.data.audio.probe_seconds", lambda _: None)
+    monkeypatch.setattr("focusasr.corpora.audio.probe_seconds", lambda _: None)
     used = read_corpus(str(manifest), TOKENIZER, MODEL, 20.0, Findings())
     assert used.seconds == pytest.approx(0.48)
 

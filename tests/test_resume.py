@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import pickle
 import signal
@@ -19,8 +20,9 @@ from tones import TINY, write_song_book
 
 from focusasr.checkpoint import load_checkpoint
 from focusasr.config import ModelConfig, TrainConfig
+from focusasr.recipe import Run
 from focusasr.settings import InputError
-from focusasr.train import Run, Trainer
+from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog
 
 TEXTS = ["bad cab", "a fed egg", "hag", "deaf bee", "cafe", "a face"]
@@ -32,24 +34,67 @@ CHILD = """
 import io, os, pickle, signal, sys, torch
 from pathlib import Path
 from rich.console import Console
-from focusasr import training_log
+from focusasr import curves, files, engine, train, training_log
 from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog
 
 training_log.draw_curves = lambda *_: None
+train._overall = lambda _: None  # every evaluation is the best
 
-class Killed(Trainer):
-    def _save(self, *arguments):
-        super()._save(*arguments)
-        os.kill(os.getpid(), signal.SIGKILL)
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def nth(owner, name, number, before=None):
+    # The call of that number dies, before it or in its place; the others are as they were.
+    honest, calls = getattr(owner, name), [0]
+    def counted(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == number:
+            if before:
+                before(*arguments, **options)
+            die()
+        return honest(*arguments, **options)
+    setattr(owner, name, counted)
+
+def half(state, path):
+    buffer = io.BytesIO()
+    honest_save(state, buffer)
+    Path(path).write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+
+honest_save, honest_replace = torch.save, os.replace
+MOMENTS = {
+    "whole": lambda: None,
+    "after a checkpoint": lambda: nth(Trainer, "_out_of_patience", 4),
+    "in a step": lambda: nth(engine.Engine, "_backward", 9),  # the first half of step 5
+    "in the clipping of a gradient": lambda: nth(torch.nn.utils, "clip_grad_norm_", 5),
+    "in an evaluation": lambda: nth(train, "measure", 2),
+    "in the writing of weights": lambda: nth(train, "save_checkpoint", 3),
+    "in the writing of the state": lambda: nth(torch, "save", 2, half),
+    "between best and last": lambda: nth(Trainer, "_written", 4),
+    "between two renames": lambda: nth(files, "_replace_folder", 3, lambda _aside, path: honest_replace(
+        path, files._beside(path, "old"))),
+    "between two renames of last": lambda: nth(files, "_replace_folder", 4, lambda _aside, path: honest_replace(
+        path, files._beside(path, "old"))),
+}
+
+def train_until(moment, run):
+    MOMENTS[moment]()
+    with TrainingLog(run.output, run.settings, Console(file=io.StringIO())) as log:
+        Trainer(run, torch.device("cpu")).fit(log)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kind = {"killed": Killed, "whole": Trainer}[sys.argv[1]]
-    run = pickle.loads(Path(sys.argv[2]).read_bytes())
-    with TrainingLog(run.output, run.settings, Console(file=io.StringIO())) as log:
-        kind(run, torch.device("cpu")).fit(log)
+    for moment, run in pickle.loads(Path(sys.argv[1]).read_bytes()):
+        pid = os.fork()
+        if not pid:
+            train_until(moment, run)
+            os._exit(0)
+        print(moment, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sep=": ")
 """
+MOMENTS = [
+    "in a step", "in the clipping of a gradient", "in an evaluation", "in the writing of weights",
+    "in the writing of the state", "between best and last", "between two renames", "between two renames of last",
+]  # fmt: skip
 
 
 def made_run(folder: Path, manifest: Path, **settings: Any) -> Run:
@@ -65,18 +110,19 @@ def train(run: Run, resume: bool = False) -> Trainer:
     return trainer
 
 
-def run_child(kind: str, run: Run, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Train in a process of its own, which kills itself after the first checkpoint or goes on to the end."""
+def run_children(folder: Path, *runs: tuple[str, Run]) -> subprocess.CompletedProcess[str]:
+    """Train each run in a process of its own, which kills itself at the moment named or goes on to the end."""
     (folder / "child.py").write_text(CHILD)
-    (folder / "run.pickle").write_bytes(pickle.dumps(run))
-    command = [sys.executable, str(folder / "child.py"), kind, str(folder / "run.pickle")]
+    (folder / "runs.pickle").write_bytes(pickle.dumps(runs))
+    command = [sys.executable, str(folder / "child.py"), str(folder / "runs.pickle")]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def state_of(run: Run) -> dict[str, Any]:
     """Return everything that is kept of a run except the time it took."""
     state = torch.load(run.output / "last" / "trainer" / "state.pt", weights_only=True)
-    del state["position"]["seconds"]
+    for name in ("seconds", "waiting_seconds"):
+        del state["position"][name]
     return {**state, "saved": load_checkpoint(run.output / "last").model.state_dict()}
 
 
@@ -109,10 +155,12 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_run_ends_as_one_that_never_stopped(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
     straight = made_run(tmp_path / "straight", songs)
     train(straight)
     killed = made_run(tmp_path / "killed", songs, workers=1)
-    assert run_child("killed", killed, tmp_path).returncode == -signal.SIGKILL
+    child = run_children(tmp_path, ("after a checkpoint", killed))
+    assert child.stdout == f"after a checkpoint: {-signal.SIGKILL}\n", child.stderr
     assert state_of(killed)["position"]["step"] == 3
     assert [path.name for path in killed.output.iterdir() if path.suffix in (".part", ".old")] == []
 
@@ -133,12 +181,40 @@ def test_a_killed_run_ends_as_one_that_never_stopped(
     assert_same(state_of(killed), state_of(straight))
 
 
-def test_a_run_with_workers_ends_quietly_and_as_one_without(tmp_path: Path, songs: Path) -> None:
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, evaluations, the writing of a checkpoint, the two renames of a folder: the end is the same to the bit."""
+    monkeypatch.setattr("focusasr.train._overall", lambda _: None)  # every evaluation is the best
+    straight = made_run(tmp_path / "straight", songs)
+    train(straight)
+    wanted = state_of(straight)
+    runs = {moment: made_run(tmp_path / moment.replace(" ", "_"), songs) for moment in MOMENTS}
+    child = run_children(tmp_path, *runs.items())
+    assert child.stdout.splitlines() == [f"{moment}: {-signal.SIGKILL}" for moment in MOMENTS], child.stderr
+    assert not (runs["between two renames of last"].output / "last").exists()
+    for moment, run in runs.items():
+        trainer = Trainer(run, torch.device("cpu"), resume=True)
+        assert trainer.position.step == 3, moment
+        with TrainingLog(run.output, run.settings, Console(file=io.StringIO())) as log:
+            trainer.fit(log)
+        assert_same(state_of(run), wanted, moment)
+        kept = sorted(path.name for path in run.output.iterdir())
+        assert kept == sorted(path.name for path in straight.output.iterdir()), moment
+        steps = [json.loads(line)["step"] for line in (run.output / "metrics.jsonl").read_text().splitlines()]
+        assert steps == [3, 6], moment
+        best = load_checkpoint(run.output / "best").model.state_dict()
+        assert_same(best, load_checkpoint(straight.output / "best").model.state_dict(), moment)
+
+
+def test_a_run_with_workers_ends_quietly_and_as_one_without(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
     alone = made_run(tmp_path / "alone", songs, steps=3)
     train(alone)
     helped = made_run(tmp_path / "helped", songs, steps=3, workers=1)
-    child = run_child("whole", helped, tmp_path)
-    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+    child = run_children(tmp_path, ("whole", helped))
+    assert (child.returncode, child.stdout, child.stderr) == (0, "whole: 0\n", "")
     assert_same(state_of(helped), state_of(alone))
 
 
