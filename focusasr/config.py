@@ -128,7 +128,7 @@ class TrainConfig:
         0, "lowest encoder layers that stay as they are, the stem with them: sound is alike in all tasks; 0: none"
     )
     explosion: float = setting(
-        10.0, "a step whose loss is this many times the usual is skipped, its utterances named; 0: never"
+        10.0, "a step whose attention loss is this many times the usual is skipped, its utterances named; 0: never"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 on CUDA, fp32 elsewhere; fp16 scales its losses"

@@ -48,7 +48,7 @@ class Position:
 
     step: int = 0
     batches: int = 0  # that all processes together have read
-    epoch: int = 0
+    epoch: int = 0  # in which the last step began
     best_wer: float | None = None
     evaluations_since_best: int = 0
     seconds: float = 0.0  # of training, evaluation included
@@ -57,7 +57,7 @@ class Position:
     skipped_steps: int = 0  # in all
     padded_seconds: float = 0.0  # of audio, padding counted
     waiting_seconds: float = 0.0  # of training, for data
-    usual_loss: float | None = None  # a moving mean
+    usual_loss: float | None = None  # of attention, a moving mean
 
     @property
     def speed(self) -> float:
@@ -214,7 +214,7 @@ class Trainer:
         for note in measured.notes:
             log.say(f"step {position.step + 1}: {note}")
         position.batches += settings.accumulate * self.accelerator.num_processes
-        position.epoch = group[-1].position[0]
+        position.epoch = group[0].position[0]
         position.audio_seconds += measured.figures["seconds"]
         position.padded_seconds += measured.figures["padded_seconds"]
         self._apply(measured, log)
@@ -229,7 +229,7 @@ class Trainer:
             self.engine.take()
             position.bad_steps = 0
             usual = position.usual_loss
-            loss = measured.figures["total"]
+            loss = measured.figures["attention"]
             position.usual_loss = loss if usual is None else usual + (loss - usual) / USUAL_STEPS
             return
         self.engine.skip()
@@ -244,14 +244,17 @@ class Trainer:
             )
 
     def _trouble(self, measured: Measured) -> str | None:
-        """Return why a step's loss cannot be trusted, or None; the same in every process."""
-        loss, usual, most = measured.figures["total"], self.position.usual_loss, self.run.settings.explosion
-        if not math.isfinite(loss):
-            return f"its loss is {loss}"
+        """Return why a step's loss cannot be trusted, or None; the same in every process.
+
+        An explosion is looked for in the attention loss, per token: CTC's grows with the length of silences, rightly.
+        """
+        loss, usual, most = measured.figures["attention"], self.position.usual_loss, self.run.settings.explosion
+        if not math.isfinite(measured.figures["total"]):
+            return f"its loss is {measured.figures['total']}"
         if not measured.finite:
             return "its gradient is not finite"
         if most and usual is not None and loss > most * usual:
-            return f"its loss is {loss:.3g} where {usual:.3g} is usual"
+            return f"its attention loss is {loss:.3g} where {usual:.3g} is usual"
         return None
 
     def _offenders(self, measured: Measured) -> str:

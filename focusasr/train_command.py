@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from focusasr.config import ModelConfig, TextConfig, TrainConfig
 from focusasr.options import DeviceOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
 from focusasr.settings import InputError, read_toml
+
+if TYPE_CHECKING:
+    from focusasr.recipe import Run
 
 
 @with_settings(TrainConfig, ModelConfig, TextConfig)
@@ -29,55 +32,80 @@ def train(
         typer.Option(help="size: about 2, 8, 25 M weights (default small)"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --output-dir stopped")] = False,
+    find_batch: Annotated[
+        bool, typer.Option("--find-batch", help="do not train: print the --batch-seconds that this machine can hold")
+    ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="do not train: print a --learning-rate; its curve is in find_lr.png")
+    ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Train a recognizer on manifests; what is on the command line wins over the TOML file."""
     import torch
 
-    from focusasr.checkpoint import read_json
     from focusasr.device import choose_device
-    from focusasr.processes import leave, peers_watched
     from focusasr.recipe import read_run
+
+    tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
+    for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
+        tables[table] = {**tables.get(table, {}), **given[kind]}
+    if preset:
+        tables["model"]["preset"] = preset
+    if not tables["data"].get("train"):
+        raise typer.BadParameter("give a training manifest, or --config with [data] train")
+    run = read_run(tables, config.parent if config else Path(), output_dir, str(config or "options"))
+    if threads:
+        torch.set_num_threads(threads)
+    carry_out(run, *choose_device(device), resume, "batch" if find_batch else "lr" if find_lr else None)
+
+
+def carry_out(run: Run, device: Any, reason: str, resume: bool, find: Literal["batch", "lr"] | None) -> None:
+    """Train, or find a batch or a learning rate; the result goes to stdout."""
+    from focusasr import tuning
+    from focusasr.processes import leave, peers_watched
     from focusasr.train import Trainer
     from focusasr.training_log import TrainingLog
 
-    settings: dict[str, Any] = read_toml(config) if config else {}
-    if resume and not config:
-        settings = resumed_settings(output_dir, read_json)
-    folder = config.parent if config else Path()
-    for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
-        settings[table] = {**settings.get(table, {}), **given[kind]}
-    here = {
-        "train": [str(Path(m).absolute()) for m in manifests or []],
-        "dev": [str(Path(m).absolute()) for m in dev or []],
-    }
-    settings["data"] = {**settings.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
-    if preset:
-        settings["model"]["preset"] = preset
-    if not settings["data"].get("train"):
-        raise typer.BadParameter("give a training manifest, or --config with [data] train")
-    run = read_run(settings, folder, output_dir, str(config or "options"))
-    if threads:
-        torch.set_num_threads(threads)
-    chosen, reason = choose_device(device)
     with peers_watched("start the run again with --resume"):
-        trainer = Trainer(run, chosen, resume)
+        trainer = Trainer(run, device, resume)
         processes = trainer.engine.processes
-        with TrainingLog(output_dir, run.settings, stderr, processes.main) as log:
-            log.say(f"on {chosen.type}: {reason}")
+        result: Any = run.output / "best"
+        with TrainingLog(run.output, run.settings, stderr, processes.main) as log:
+            log.say(f"on {device.type}: {reason}")
             for line in trainer.summary():
                 log.say(line)
-            trainer.fit(log)
+            if find:
+                tune = {"batch": tuning.find_batch, "lr": tuning.find_learning_rate}[find]
+                result = f"{tune(trainer, log):g}"
+            else:
+                trainer.fit(log)
         leave(processes)
     if processes.main:
-        print(output_dir / "best")
+        print(result)
     if log.broken_seen or trainer.findings.unreadable():
         raise typer.Exit(1)  # trained, but not on all that was given
 
 
-def resumed_settings(output_dir: Path, read_json: Any) -> dict[str, Any]:
+def collected(
+    manifests: list[str] | None, dev: list[str] | None, config: Path | None, resumed_from: Path | None
+) -> dict[str, Any]:
+    """Return the tables of the TOML file or of the run that goes on, with the manifests that were given here."""
+    tables: dict[str, Any] = read_toml(config) if config else resumed_settings(resumed_from) if resumed_from else {}
+    here = {
+        "train": [str(Path(m).absolute()) for m in manifests or []],
+        "dev": [str(Path(m).absolute()) for m in dev or []],
+    }
+    tables["data"] = {**tables.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
+    return tables
+
+
+def resumed_settings(output_dir: Path) -> dict[str, Any]:
     """Return the settings that the run in `output_dir` was started with."""
+    from focusasr.checkpoint import read_json
+    from focusasr.files import restore
+
+    restore(output_dir / "last")
     path = output_dir / "last" / "config.json"
     if not path.is_file():
         raise InputError(f"{output_dir}: nothing to resume here; leave --resume out")

@@ -239,6 +239,69 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert seen[-1][1].isfinite().all()
 
 
+def test_an_exploding_loss_is_skipped_and_its_utterance_named(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
+) -> None:
+    honest, calls = engine.joint_loss, iter(range(10**6))
+
+    def loss(heard: Any, targets: Any, *rest: Any) -> Any:
+        losses = honest(heard, targets, *rest)
+        if next(calls) != 3:
+            return losses
+        rows = losses.rows.clone()
+        rows[1] = 1e6
+        return losses._replace(attention=losses.attention * 1e4, rows=rows)
+
+    monkeypatch.setattr(engine, "joint_loss", loss)
+    trainer, shown = trained(made_run(tmp_path, songs, steps=5, evaluate_every=5))
+    (line,) = [line for line in shown.splitlines() if "skipped, " in line]
+    assert line.startswith("step 4: skipped, its attention loss is ")
+    assert line.partition("worst: ")[2].startswith(f"{tmp_path}/songs/0")
+    assert line.partition(" (loss ")[2].startswith("1e+06)"), "the worst comes first"
+    assert (trainer.position.skipped_steps, trainer.position.bad_steps) == (1, 0)
+    assert trained(made_run(tmp_path / "never", songs, steps=1, explosion=0))[0].position.skipped_steps == 0
+
+
+def test_a_loss_that_is_not_finite_names_its_utterance(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
+) -> None:
+    bad = str(tmp_path / "songs" / "02.wav")
+    honest = engine.Engine._backward
+
+    def backward(self: Any, piece: Any, whole: Any) -> Any:
+        figures, rows = honest(self, piece, whole)
+        if self.optimizer.param_groups[0]["lr"] == learning_rate(1, CLEAN):
+            rows = [(math.nan if item.parts == ((0, 2),) else loss, item) for loss, item in rows]
+            figures[0] = math.nan
+        return figures, rows
+
+    monkeypatch.setattr(engine.Engine, "_backward", backward)
+    _, shown = trained(made_run(tmp_path, songs, steps=3, evaluate_every=3))
+    assert [line for line in shown.splitlines() if "skipped, " in line] == [
+        f"step 2: skipped, its loss is nan; worst: {bad} (loss nan)"
+    ]
+
+
+def test_what_is_left_out_or_odd_is_named_in_a_file(tmp_path: Path, no_curves: None) -> None:
+    songs = write_song_book(tmp_path, [*TEXTS, "cab"])
+    lines = songs.read_text().splitlines()
+    row = json.loads(lines[0])
+    songs.write_text("\n".join([*lines, lines[1], json.dumps({**row, "offset": 0.5, "text": "bad cab " * 9})]) + "\n")
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text(lines[2] + "\n")
+    run = made_run(tmp_path, songs, (str(dev),), steps=1, evaluate_every=1)
+    _, shown = trained(run)
+    found = [json.loads(line) for line in (run.output / "findings.jsonl").read_text().splitlines()]
+    audio = tmp_path / "songs"
+    assert found == [
+        {"utterance": f"{audio}/00.wav at 0.5 s", "reason": "too short for its text", "used": False},
+        {"utterance": f"{audio}/02.wav", "reason": "is in a dev manifest too: its WER will flatter", "used": True},
+        {"utterance": f"{audio}/01.wav", "reason": "stands twice in the training manifests", "used": True},
+    ]
+    assert "left out 1 (too short for its text)" in shown
+    assert f"used, but look at 1 (stands twice in the training manifests), such as {audio}/01.wav" in shown
+
+
 def test_too_many_bad_steps_end_the_run(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, set(range(10**4)))
     run = made_run(tmp_path, songs)
@@ -267,7 +330,7 @@ def test_patience_ends_a_run_that_does_not_get_better(
 
 def test_several_batches_make_one_step(tmp_path: Path, songs: Path, no_curves: None) -> None:
     trainer, _ = trained(made_run(tmp_path, songs, steps=2, evaluate_every=2, accumulate=3, batch_seconds=0.5))
-    assert (trainer.position.step, trainer.position.batches, trainer.position.epoch) == (2, 6, 1)
+    assert (trainer.position.step, trainer.position.batches, trainer.position.epoch) == (2, 6, 0)
 
 
 # Settings

@@ -1,0 +1,176 @@
+"""Batches that do not fit are cut and noted; a batch and a learning rate are found."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tones import TINY, write_song_book
+
+from focusasr import engine, tuning
+from focusasr.config import ModelConfig, TrainConfig
+from focusasr.data import Batch
+from focusasr.engine import Engine
+from focusasr.recipe import Run
+from focusasr.settings import InputError
+from focusasr.train import Trainer
+from focusasr.training_log import TrainingLog
+from focusasr.tuning import BatchTrial, find_batch, find_learning_rate, suggest
+
+TEXTS = ["bad cab", "a fed egg", "hag", "deaf bee", "cafe", "a face"]
+SETTINGS = TrainConfig(steps=2, evaluate_every=2, batch_seconds=20, workers=0, join=0, silence=0, learning_rate=0.01)
+
+
+def trainer_in(folder: Path, **model: Any) -> Trainer:
+    songs = write_song_book(folder, TEXTS)
+    config = ModelConfig(**{**TINY, **model})  # type: ignore[arg-type]
+    return Trainer(Run((str(songs),), (), folder / "run", config, settings=SETTINGS), torch.device("cpu"))
+
+
+def with_log(trainer: Trainer) -> tuple[TrainingLog, io.StringIO]:
+    shown = io.StringIO()
+    return TrainingLog(trainer.run.output, trainer.run.settings, Console(file=shown, width=200)), shown
+
+
+def memory_for(monkeypatch: pytest.MonkeyPatch, frames: int, kind: type[RuntimeError]) -> list[int]:
+    """Let the loss of larger pieces fail as torch does where memory ends; return the sizes of those that fit."""
+    fitted: list[int] = []
+    honest = engine.joint_loss
+
+    def limited(heard: Any, targets: Any, *rest: Any) -> Any:
+        size = len(targets) * heard.memory.states.shape[1] * 4
+        if size > frames:
+            raise kind("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: not enough memory: CUDA out of memory")
+        fitted.append(size)
+        return honest(heard, targets, *rest)
+
+    monkeypatch.setattr(engine, "joint_loss", limited)
+    return fitted
+
+
+def first_batch(trainer: Trainer) -> Batch:
+    with trainer.batches() as batches:
+        return next(batches)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError])
+def test_a_batch_that_does_not_fit_is_cut_and_gives_the_same_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
+) -> None:
+    trainer = trainer_in(tmp_path)
+    batch = first_batch(trainer)
+    assert len(batch.lengths) == 6
+    whole = trainer.engine.measure([batch], 0)
+    wanted = [parameter.grad.clone() for parameter in trainer.engine.model.parameters()]
+    trainer.engine.skip()
+    fitted = memory_for(monkeypatch, batch.padded_frames // 2, kind)
+    cut = trainer.engine.measure([batch], 0)
+    assert len(cut.notes) == 1 and "does not fit the memory; it and its like are cut" in cut.notes[0]
+    assert len(fitted) == 2
+    assert [item for _, item in cut.rows] == batch.items
+    for name in ("total", "attention", "ctc", "span", "seconds"):
+        assert cut.figures[name] == pytest.approx(whole.figures[name], rel=1e-5)
+    for parameter, gradient in zip(trainer.engine.model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    trainer.engine.skip()
+    assert trainer.engine.measure([batch], 1).notes == [], "the next of its like is cut before it fails"
+
+
+def test_training_goes_on_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_in(tmp_path)
+    monkeypatch.setattr("focusasr.training_log.draw_curves", lambda *_: None)
+    longest = max(int(length) for length in first_batch(trainer).lengths)
+    memory_for(monkeypatch, longest - 8, RuntimeError)  # the longest song alone is too much
+    log, shown = with_log(trainer)
+    with log:
+        trainer.fit(log)
+    assert trainer.position.step == 2
+    assert f"an utterance of {longest / 100:.1f} s does not fit the memory and is passed over" in shown.getvalue()
+    assert (trainer.run.output / "last").is_dir()
+
+
+def test_other_errors_are_no_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_in(tmp_path)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(engine, "joint_loss", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        trainer.engine.measure([first_batch(trainer)], 0)
+
+
+@pytest.mark.parametrize("largest", [7.0, 40.0, 333.0])
+def test_the_largest_batch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
+    trainer = trainer_in(tmp_path)
+    monkeypatch.setattr(BatchTrial, "run", lambda _, seconds: 0.1 if seconds <= largest else None)
+    log, shown = with_log(trainer)
+    found = find_batch(trainer, log)
+    assert largest * tuning.SAFE_SHARE * 0.8 <= found <= largest * tuning.SAFE_SHARE * 1.01
+    assert "does not fit" in shown.getvalue()
+    monkeypatch.setattr(BatchTrial, "run", lambda *_: None)
+    with pytest.raises(InputError, match="not even 5 s of audio fit"):
+        find_batch(trainer, log)
+
+
+def test_a_trial_is_a_real_step_that_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_in(tmp_path)
+    before = [parameter.clone() for parameter in trainer.engine.model.parameters()]
+    trial = BatchTrial(trainer)
+    batch = trial.batch(20)
+    assert 18 <= batch.seconds <= 20
+    assert trial.run(20) > 0
+    memory_for(monkeypatch, 500, RuntimeError)
+    assert trial.run(20) is None
+    assert trainer.engine.most_frames is None
+    monkeypatch.setattr(tuning, "free_bytes", lambda: 0.0)
+    trial.bytes_per_frame = 1.0
+    assert trial.run(20) is None
+    for parameter, value in zip(trainer.engine.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value) and parameter.grad is None
+
+
+def test_a_learning_rate_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "RATE_STEPS", 30)
+    trainer = trainer_in(tmp_path)
+    log, _ = with_log(trainer)
+    found = find_learning_rate(trainer, log)
+    assert 1e-5 < found < 0.1
+    assert (trainer.run.output / "find_lr.png").read_bytes().startswith(b"\x89PNG")
+    assert not (trainer.run.output / "last").exists(), "training can begin in the same folder"
+
+
+def test_a_suggestion_from_a_known_curve() -> None:
+    rates = [10 ** (-6 + place / 10) for place in range(61)]
+    losses = [5 - 3 / (1 + math.exp(-4 * (math.log10(rate) + 4))) + 20 * max(0, rate - 0.1) for rate in rates]
+    assert suggest(rates, losses) == pytest.approx(math.sqrt(1e-4 * 1e-1 / 10), rel=0.2)
+    with pytest.raises(InputError, match="falls at no learning rate"):
+        suggest(rates, [1.0 + rate for rate in rates])
+    with pytest.raises(InputError, match="falls at no learning rate"):
+        suggest([], [])
+
+
+def test_the_engine_says_what_it_cannot_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="precision is 'fp16', which the CPU has no fast path for"):
+        engine.choose_precision("fp16", torch.device("cpu"))
+    assert engine.choose_precision("fp16", torch.device("cuda")) == "fp16"
+    with pytest.raises(InputError, match="freeze is 2; wanted: 0 to 1"):
+        engine.freeze(trainer_in(tmp_path).engine.model, 2)
+
+
+def test_frozen_layers_keep_their_weights(tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, TEXTS)
+    settings = TrainConfig(steps=2, batch_seconds=20, workers=0, learning_rate=0.01, freeze=1)
+    run = Run((str(songs),), (), tmp_path / "run", ModelConfig(**{**TINY, "encoder_layers": 2}), settings=settings)  # type: ignore[arg-type]
+    trainer = Trainer(run, torch.device("cpu"))
+    frozen: Engine = trainer.engine
+    before = {name: value.clone() for name, value in frozen.model.named_parameters()}
+    frozen.measure([first_batch(trainer)], 0)
+    frozen.take()
+    still = {name for name, value in frozen.model.named_parameters() if torch.equal(value, before[name])}
+    assert still == {name for name in before if name.startswith(("encoder.stem.", "encoder.blocks.0."))}
