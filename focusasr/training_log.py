@@ -107,7 +107,7 @@ class TrainingLog:
 
     def dashboard(self, position: Any, figures: dict[str, float], rate: float) -> list[str]:
         """Return what stands under the bar, in lines of at most 80 columns."""
-        parts = f"loss {figures['total']:.3f} (ctc {figures['ctc']:.3f}, attention {figures['attention']:.3f})"
+        parts = f"loss {figures['total']:.4g} (ctc {figures['ctc']:.4g}, attention {figures['attention']:.4g})"
         skipped = f"  {position.skipped_steps} skipped" if position.skipped_steps else ""
         return [
             f"epoch {position.epoch}  {parts}  rate {rate:.1e}{skipped}",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focusasr import augment
+from focusasr.augment import Sounds, add_noise, augment_waveform, read_sounds, recorded_noise, recorded_room
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.settings import InputError
 
 EVERYTHING = TrainConfig(noise=1, reverberation=1, telephone=1, gain_db=12)
 NOTHING = TrainConfig(noise=0, reverberation=0, telephone=0, gain_db=0, speed=0, formant=0, spec_augment=False)
@@ -178,3 +182,36 @@ def test_stretching_moves_bands() -> None:
     torch.testing.assert_close(augment.stretch_bands(mel, 1.0), mel)
     torch.testing.assert_close(augment.stretch_bands(mel, 0.5), mel * 0.5)
     torch.testing.assert_close(augment.stretch_bands(mel, 1.5), (mel * 1.5).clamp(max=19))
+
+
+# Recorded noises and rooms
+
+
+def test_recorded_noise_and_rooms_stand_beside_made_up_ones(tmp_path: Path) -> None:
+    for name, sound in (("noises/hum", np.sin(np.arange(8_000) / 5)), ("rooms/hall", np.r_[np.zeros(400), 1.0, 0.5])):
+        path = tmp_path / f"{name}.wav"
+        path.parent.mkdir()
+        soundfile.write(path, 0.5 * sound, SAMPLE_RATE_HZ, "FLOAT")
+    config = TrainConfig(noise_folder=str(tmp_path / "noises"), room_folder=str(tmp_path / "rooms"))
+    sounds = read_sounds(config)
+    assert sounds.noises == ((str(tmp_path / "noises" / "hum.wav"), 0.5),)
+    noise = recorded_noise(20_000, sounds.noises, np.random.default_rng(0))
+    assert noise.shape == (20_000,) and np.mean(noise**2) == pytest.approx(1, rel=1e-3)
+    frequency = np.argmax(np.abs(np.fft.rfft(noise[:8_000]))) * 2
+    assert frequency == pytest.approx(SAMPLE_RATE_HZ / (2 * np.pi * 5), abs=3)
+    np.testing.assert_allclose(recorded_room(sounds.rooms, np.random.default_rng(0)), [0.5, 0.25])
+    voice = speech(20_000)
+    kinds = {recorded_of(voice, sounds, seed) for seed in range(40)}
+    assert kinds == {True, False}, "half of the noise is recorded, half made up"
+    one, again = (augment_waveform(voice, config, draw(3), sounds) for _ in range(2))
+    np.testing.assert_array_equal(one, again)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no recordings in this folder"):
+        read_sounds(TrainConfig(noise_folder=str(tmp_path / "empty")))
+
+
+def recorded_of(voice: np.ndarray, sounds: Sounds, seed: int) -> bool:
+    """Return whether the noise that was added is the recorded hum, which has one frequency."""
+    added = add_noise(voice, draw(seed), sounds.noises) - voice
+    spectrum = np.sort(np.abs(np.fft.rfft(added)) ** 2)
+    return bool(spectrum[-100:].sum() > 0.8 * spectrum.sum())

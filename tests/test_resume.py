@@ -7,9 +7,11 @@ import io
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,75 @@ def test_what_cannot_be_resumed_is_told_in_a_line(tmp_path: Path, songs: Path) -
     assert not (tmp_path / "sprung").exists()
     path.unlink()
     refused(run, "No such file")
+
+
+# A disk that is full, a folder that cannot be written
+
+
+def limited(run: Run, bytes_left: int) -> Trainer:
+    """Resume where no file may grow beyond `bytes_left`, by the system's own limit: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
+        return train(run, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("piece", ["model.safetensors", "trainer/state.pt"])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, piece: str
+) -> None:
+    """The kernel refuses to write; each library that writes says so in its own way."""
+    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
+    run = made_run(tmp_path / "run", songs, steps=3)
+    train(run)
+    before = {name: files_of(run.output / name) for name in ("best", "last")}
+    sizes = {name: len(content) for name, content in before["last"].items()}
+    assert sizes["model.safetensors"] < sizes["trainer/state.pt"]
+    longer = dataclasses.replace(run, settings=SETTINGS)
+    with pytest.raises(InputError) as caught:
+        limited(longer, sizes[piece] - 1000)
+    line = str(caught.value)
+    assert "the checkpoint of step 6 cannot be written (" in line and "\n" not in line
+    assert line.endswith("the one before is whole; make room there, then --resume")
+    assert files_of(run.output / "last") == before["last"]
+    if piece == "model.safetensors":
+        assert files_of(run.output / "best") == before["best"]
+    assert [path.name for path in run.output.iterdir() if path.name.startswith(".")] == []
+    train(longer, resume=True)
+    straight = made_run(tmp_path / "straight", songs)
+    train(straight)
+    assert_same(state_of(longer), state_of(straight))
+
+
+def test_a_full_disk_while_figures_are_kept(tmp_path: Path, songs: Path) -> None:
+    run = made_run(tmp_path / "run", songs, steps=3)
+    train(run)
+    before = files_of(run.output / "last")
+    with pytest.raises(InputError, match=r"cannot be written (to )?\(File too large\).*make room"):
+        limited(dataclasses.replace(run, settings=SETTINGS), 100)
+    assert files_of(run.output / "last") == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path, songs: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:  # outside of folders that only root may enter
+        Path(place).chmod(0o555)
+        run = made_run(Path(place) / "run", songs)
+        trainer = Trainer(run, torch.device("cpu"))
+        root = os.geteuid() == 0  # who may write everywhere
+        if root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(InputError, match=r"run: cannot be written to \(Permission denied\)"):
+                TrainingLog(trainer.run.output, run.settings, Console(file=io.StringIO()))
+        finally:
+            if root:
+                os.seteuid(0)
+            Path(place).chmod(0o755)
