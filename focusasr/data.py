@@ -60,7 +60,7 @@ class Plan(Sampler[list[Item]]):
         """Return the batches of one epoch, the same for the same seed."""
         draw = np.random.default_rng([self.config.seed, epoch])
         groups = [group for index in range(len(self.corpora)) for group in self._groups(index, draw)]
-        lengths = np.array([seconds for _, seconds in groups])
+        lengths = np.array([seconds + LARGEST_GAP_SECONDS / 2 * (len(parts) - 1) for parts, seconds in groups])
         order = np.argsort(lengths * draw.uniform(0.95, 1.05, len(lengths)), kind="stable")
         batches = self._fill([groups[index] for index in order])
         batches = [batches[index] for index in draw.permutation(len(batches))]

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def batch_of(utterances: list[Utterance], count: int) -> list[tuple[torch.Tensor, str]]:
-    """Return spectrograms (F, M) and texts of `count` items whose mean is about 10 s.
+    """Return spectrograms (F, M) and texts of the `count` items nearest to 10 s.
 
     Shorter utterances are joined with the next ones, as training does.
     """
@@ -76,12 +76,14 @@ def batch_of(utterances: list[Utterance], count: int) -> list[tuple[torch.Tensor
         waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
         pieces.append(torch.from_numpy(waveform))
         words.append(utterance.text)
-        if sum(map(len, pieces)) >= (MEAN_SECONDS - 2.5) * 16_000:
+        if sum(map(len, pieces)) >= 0.8 * MEAN_SECONDS * 16_000:
             items.append((log_mel(torch.cat(pieces)), " ".join(words)))
             pieces, words = [], []
-        if len(items) == count:
-            return items
-    raise SystemExit(f"only {len(items)} items of {MEAN_SECONDS:g} s in this manifest; take fewer --utterances")
+        if len(items) == 6 * count:
+            break
+    if len(items) < count:
+        raise SystemExit(f"only {len(items)} items of {MEAN_SECONDS:g} s in this manifest; take fewer --utterances")
+    return sorted(items, key=lambda item: abs(len(item[0]) - 100 * MEAN_SECONDS))[:count]
 
 
 def padded(texts: list[list[int]], filling: int) -> torch.Tensor:
