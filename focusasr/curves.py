@@ -35,6 +35,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
             place = _panel(kind, name)
             if place is not None and value is not None:
                 panels[place].setdefault(name.removesuffix(" span_ms").removesuffix(" temperature"), {})[step] = value
+    if len(panels[1]) == 2:  # one dev set is its own mean
+        del panels[1]["wer"]
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True)
     titles = ("training loss", "dev WER, %", "mean span, ± ms", "mean temperature")
     for place, (series, title, plot) in enumerate(zip(panels, titles, axes.flat, strict=True)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.files import written_aside
+from focusasr.files import restore, written_aside
 
 
 def listing(folder: Path) -> list[str]:
@@ -80,3 +80,29 @@ def test_the_temporary_name_is_hidden_and_beside(tmp_path: Path) -> None:
         assert aside.parent == tmp_path
         assert aside.name.startswith(".")
         assert aside.suffix == ".part"  # no search for sound or manifests takes it for one
+
+
+def folder_with(path: Path, text: str) -> None:
+    path.mkdir()
+    (path / "a").write_text(text)
+
+
+def test_a_folder_whose_writer_was_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    folder_with(tmp_path / ".last.0123.old", "before")
+    folder_with(tmp_path / ".last.4567.part", "after")
+    folder_with(tmp_path / ".best.89ab.old", "another's")
+    restore(tmp_path / "last")
+    assert listing(tmp_path) == [".best.89ab.old", ".best.89ab.old/a", "last", "last/a"]
+    assert (tmp_path / "last" / "a").read_text() == "before"
+    restore(tmp_path / "last")
+    assert (tmp_path / "last" / "a").read_text() == "before"
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    folder_with(tmp_path / "a[1]", "kept")
+    folder_with(tmp_path / ".a[1].0123.old", "retired")
+    folder_with(tmp_path / ".a[1].4567.part", "half")
+    restore(tmp_path / "a[1]")
+    restore(tmp_path / "absent")
+    assert listing(tmp_path) == ["a[1]", "a[1]/a"]
+    assert (tmp_path / "a[1]" / "a").read_text() == "kept"
