@@ -23,7 +23,7 @@ from focusasr.augment import read_sounds
 from focusasr.checkpoint import Checkpoint, load_checkpoint, read_json, save_checkpoint
 from focusasr.corpora import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
 from focusasr.data import Batch, Examples, Item, Plan, collate
-from focusasr.engine import MOST_NAMED, Engine, Measured, learning_rate, start_accelerator
+from focusasr.stepper import MOST_NAMED, Stepper, Measured, learning_rate, start_accelerator
 from focusasr.files import restore, written_aside
 from focusasr.model import Model
 from focusasr.processes import flat
@@ -100,7 +100,7 @@ class Trainer:
         self.made_with = made_with(self.corpora, run.dev)
         self.position = Position()
         model = Model(model_config)
-        self.engine = Engine(self.accelerator, model, run.settings, self.tokenizer.blank)
+        self.stepper = Stepper(self.accelerator, model, run.settings, self.tokenizer.blank)
         if resume:
             self._load_state(last / "trainer" / "state.pt")
             kept = read_json(last / "config.json").get("made_with") or {}
@@ -122,7 +122,7 @@ class Trainer:
     @property
     def best_model(self) -> Model:
         """Return the model that is measured and saved: the averaged one where averaging is on."""
-        return self.engine.best_model
+        return self.stepper.best_model
 
     def summary(self) -> list[str]:
         """Return lines that say what will be trained on what."""
@@ -137,7 +137,7 @@ class Trainer:
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
         lines.append(f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * (1 - held / padded):.0f} % padding")
-        count = self.engine.processes.count
+        count = self.stepper.processes.count
         if count > 1 or self.run.settings.accumulate > 1:
             batches_each = self.run.settings.accumulate
             lines.append(f"each step: {count} processes x {batches_each} batches, as one batch of all of them")
@@ -186,7 +186,7 @@ class Trainer:
                 began = time.perf_counter()
                 figures = self._step(batches, log)
                 self.position.seconds += time.perf_counter() - began
-                log.step(self.position, figures, self.engine.optimizer.param_groups[0]["lr"])
+                log.step(self.position, figures, self.stepper.optimizer.param_groups[0]["lr"])
                 if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
                     self._evaluate(log)
 
@@ -209,8 +209,8 @@ class Trainer:
         position.waiting_seconds += time.perf_counter() - began
         for batch in group:
             log.broken(batch.broken)
-        self.engine.set_rate(learning_rate(position.step, settings))
-        measured = self.engine.measure(group, position.batches)
+        self.stepper.set_rate(learning_rate(position.step, settings))
+        measured = self.stepper.measure(group, position.batches)
         for note in measured.notes:
             log.say(f"step {position.step + 1}: {note}")
         position.batches += settings.accumulate * self.accelerator.num_processes
@@ -226,13 +226,13 @@ class Trainer:
         position.step += 1
         trouble = self._trouble(measured)
         if trouble is None:
-            self.engine.take()
+            self.stepper.take()
             position.bad_steps = 0
             usual = position.usual_loss
             loss = measured.figures["attention"]
             position.usual_loss = loss if usual is None else usual + (loss - usual) / USUAL_STEPS
             return
-        self.engine.skip()
+        self.stepper.skip()
         position.bad_steps += 1
         position.skipped_steps += 1
         named = self._offenders(measured)
@@ -260,7 +260,7 @@ class Trainer:
     def _offenders(self, measured: Measured) -> str:
         """Name the utterances of a step with the highest losses, not finite ones first, over all processes."""
         mine = [(loss, self._place(item)) for loss, item in measured.rows]
-        rows = flat(self.engine.processes.gather(mine))
+        rows = flat(self.stepper.processes.gather(mine))
         rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0], reverse=True)
         bad = [row for row in rows if not math.isfinite(row[0])] or rows
         return ", ".join(f"{place} (loss {loss:.3g})" for loss, place in bad[:MOST_NAMED])
@@ -271,7 +271,7 @@ class Trainer:
     def _evaluate(self, log: TrainingLog) -> None:
         began = time.perf_counter()
         model, position = self.best_model, self.position
-        measures = {dev.name: measure(model, self.tokenizer, dev, self.engine.processes) for dev in self.dev_sets}
+        measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
         for measured in measures.values():
             log.broken(measured.broken)
         scores = {name: measured.score for name, measured in measures.items()}
@@ -323,12 +323,12 @@ class Trainer:
 
         Chance needs nothing: what is drawn follows from the seed and the position.
         """
-        return {**self.engine.state(), "position": dataclasses.asdict(self.position)}
+        return {**self.stepper.state(), "position": dataclasses.asdict(self.position)}
 
     def _load_state(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            self.engine.load_state(state)
+            self.stepper.load_state(state)
             self.position = Position(**state["position"])
         except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200]

@@ -69,7 +69,7 @@ def carry_out(run: Run, device: Any, reason: str, resume: bool, find: Literal["b
 
     with peers_watched("start the run again with --resume"):
         trainer = Trainer(run, device, resume)
-        processes = trainer.engine.processes
+        processes = trainer.stepper.processes
         result: Any = run.output / "best"
         with TrainingLog(run.output, run.settings, stderr, processes.main) as log:
             log.say(f"on {device.type}: {reason}")

@@ -45,11 +45,11 @@ def find_learning_rate(trainer: Trainer, log: TrainingLog) -> float:
         for step in range(RATE_STEPS):
             rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / (RATE_STEPS - 1))
             group = [next(batches) for _ in range(trainer.run.settings.accumulate)]
-            trainer.engine.set_rate(rate)
-            measured = trainer.engine.measure(group, step * len(group) * trainer.engine.processes.count)
+            trainer.stepper.set_rate(rate)
+            measured = trainer.stepper.measure(group, step * len(group) * trainer.stepper.processes.count)
             if not measured.finite:
                 break
-            trainer.engine.take()
+            trainer.stepper.take()
             raw.append(measured.figures["total"])
             smooth = SMOOTHING * smooth + (1 - SMOOTHING) * statistics.median(raw[-OUTLIERS:])
             rates.append(rate)
@@ -127,12 +127,12 @@ class BatchTrial:
         batch = self.batch(seconds)
         if batch.padded_frames * self.bytes_per_frame > free_bytes():  # Linux would end the process, not the step
             return None
-        engine = self.trainer.engine
+        stepper = self.trainer.stepper
         began = time.perf_counter()
-        cut = engine.measure([batch], 0).notes
+        cut = stepper.measure([batch], 0).notes
         took = time.perf_counter() - began
-        engine.skip()
-        engine.most_frames = None
+        stepper.skip()
+        stepper.most_frames = None
         self.bytes_per_frame = max(0.0, used_bytes() - self.before) / batch.padded_frames
         return None if cut else took
 

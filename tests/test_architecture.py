@@ -16,7 +16,7 @@ PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config files text tokenizer device manifest journal containers audio tables sources features attention "
     "model inspection picture score augment corpora data decoding checkpoint segments output processes transcribe "
-    "preprocess evaluate validate provenance recipe engine curves training_log train tuning options "
+    "preprocess evaluate validate provenance recipe stepper curves training_log train tuning options "
     "progress preprocess_command train_command transcribe_command evaluate_command inspect_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`

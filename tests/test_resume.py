@@ -36,7 +36,7 @@ CHILD = """
 import io, os, pickle, signal, sys, torch
 from pathlib import Path
 from rich.console import Console
-from focusasr import curves, files, engine, train, training_log
+from focusasr import curves, files, stepper, train, training_log
 from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog
 
@@ -67,7 +67,7 @@ honest_save, honest_replace = torch.save, os.replace
 MOMENTS = {
     "whole": lambda: None,
     "after a checkpoint": lambda: nth(Trainer, "_out_of_patience", 4),
-    "in a step": lambda: nth(engine.Engine, "_backward", 9),  # the first half of step 5
+    "in a step": lambda: nth(stepper.Stepper, "_backward", 9),  # the first half of step 5
     "in the clipping of a gradient": lambda: nth(torch.nn.utils, "clip_grad_norm_", 5),
     "in an evaluation": lambda: nth(train, "measure", 2),
     "in the writing of weights": lambda: nth(train, "save_checkpoint", 3),

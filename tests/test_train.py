@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 from tones import TINY, mels, write_song_book
 
-from focusasr import engine
+from focusasr import stepper
 from focusasr import train as room
 from focusasr.checkpoint import load_checkpoint
 from focusasr.config import ModelConfig, TrainConfig
 from focusasr.decoding import decode
-from focusasr.engine import average, choose_precision, learning_rate, make_optimizer
+from focusasr.stepper import average, choose_precision, learning_rate, make_optimizer
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.recipe import Run, read_run
 from focusasr.settings import InputError
@@ -181,11 +181,11 @@ def test_average_against_a_loop(decay: float) -> None:
 def test_the_average_is_what_is_saved(tmp_path: Path, songs: Path, no_curves: None) -> None:
     trainer, _ = trained(made_run(tmp_path, songs, steps=3, evaluate_every=3, ema_decay=0.9))
     saved = load_checkpoint(tmp_path / "run" / "last").model.state_dict()
-    for name, value in trainer.engine.average.module.state_dict().items():
+    for name, value in trainer.stepper.average.module.state_dict().items():
         assert torch.equal(saved[name], value)
-    assert any(not torch.equal(saved[name], value) for name, value in trainer.engine.model.state_dict().items())
+    assert any(not torch.equal(saved[name], value) for name, value in trainer.stepper.model.state_dict().items())
     without = Trainer(made_run(tmp_path / "other", songs, ema_decay=0), torch.device("cpu"))
-    assert without.best_model is without.engine.model
+    assert without.best_model is without.stepper.model
 
 
 def test_weight_decay_is_for_matrices(tmp_path: Path, songs: Path) -> None:
@@ -211,8 +211,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> None:
         losses = honest(*arguments)
         return losses._replace(total=losses.total * (math.nan if next(calls) in bad_calls else 1.0))
 
-    honest = engine.joint_loss
-    monkeypatch.setattr(engine, "joint_loss", loss)
+    honest = stepper.joint_loss
+    monkeypatch.setattr(stepper, "joint_loss", loss)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
@@ -222,8 +222,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     seen: list[tuple[int, torch.Tensor]] = []
 
     def look(_log: TrainingLog, position: Position, *_: object) -> None:
-        weights = torch.cat([parameter.detach().flatten() for parameter in trainer.engine.model.parameters()])
-        averaged = torch.cat([parameter.detach().flatten() for parameter in trainer.engine.average.module.parameters()])
+        weights = torch.cat([parameter.detach().flatten() for parameter in trainer.stepper.model.parameters()])
+        averaged = torch.cat([parameter.detach().flatten() for parameter in trainer.stepper.average.module.parameters()])
         seen.append((position.bad_steps, torch.cat((weights, averaged))))
 
     monkeypatch.setattr(TrainingLog, "step", look)
@@ -242,7 +242,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 def test_an_exploding_loss_is_skipped_and_its_utterance_named(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
 ) -> None:
-    honest, calls = engine.joint_loss, iter(range(10**6))
+    honest, calls = stepper.joint_loss, iter(range(10**6))
 
     def loss(heard: Any, targets: Any, *rest: Any) -> Any:
         losses = honest(heard, targets, *rest)
@@ -252,7 +252,7 @@ def test_an_exploding_loss_is_skipped_and_its_utterance_named(
         rows[1] = 1e6
         return losses._replace(attention=losses.attention * 1e4, rows=rows)
 
-    monkeypatch.setattr(engine, "joint_loss", loss)
+    monkeypatch.setattr(stepper, "joint_loss", loss)
     trainer, shown = trained(made_run(tmp_path, songs, steps=5, evaluate_every=5))
     (line,) = [line for line in shown.splitlines() if "skipped, " in line]
     assert line.startswith("step 4: skipped, its attention loss is ")
@@ -266,7 +266,7 @@ def test_a_loss_that_is_not_finite_names_its_utterance(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
 ) -> None:
     bad = str(tmp_path / "songs" / "02.wav")
-    honest = engine.Engine._backward
+    honest = stepper.Stepper._backward
 
     def backward(self: Any, piece: Any, whole: Any) -> Any:
         figures, rows = honest(self, piece, whole)
@@ -275,7 +275,7 @@ def test_a_loss_that_is_not_finite_names_its_utterance(
             figures[0] = math.nan
         return figures, rows
 
-    monkeypatch.setattr(engine.Engine, "_backward", backward)
+    monkeypatch.setattr(stepper.Stepper, "_backward", backward)
     _, shown = trained(made_run(tmp_path, songs, steps=3, evaluate_every=3))
     assert [line for line in shown.splitlines() if "skipped, " in line] == [
         f"step 2: skipped, its loss is nan; worst: {bad} (loss nan)"

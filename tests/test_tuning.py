@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from tones import TINY, write_song_book
 
-from focusasr import engine, tuning
+from focusasr import stepper, tuning
 from focusasr.config import ModelConfig, TrainConfig
 from focusasr.data import Batch
-from focusasr.engine import Engine
+from focusasr.stepper import Stepper
 from focusasr.recipe import Run
 from focusasr.settings import InputError
 from focusasr.train import Trainer
@@ -40,7 +40,7 @@ def with_log(trainer: Trainer) -> tuple[TrainingLog, io.StringIO]:
 def memory_for(monkeypatch: pytest.MonkeyPatch, frames: int, kind: type[RuntimeError]) -> list[int]:
     """Let the loss of larger pieces fail as torch does where memory ends; return the sizes of those that fit."""
     fitted: list[int] = []
-    honest = engine.joint_loss
+    honest = stepper.joint_loss
 
     def limited(heard: Any, targets: Any, *rest: Any) -> Any:
         size = len(targets) * heard.memory.states.shape[1] * 4
@@ -49,7 +49,7 @@ def memory_for(monkeypatch: pytest.MonkeyPatch, frames: int, kind: type[RuntimeE
         fitted.append(size)
         return honest(heard, targets, *rest)
 
-    monkeypatch.setattr(engine, "joint_loss", limited)
+    monkeypatch.setattr(stepper, "joint_loss", limited)
     return fitted
 
 
@@ -65,20 +65,20 @@ def test_a_batch_that_does_not_fit_is_cut_and_gives_the_same_gradient(
     trainer = trainer_in(tmp_path)
     batch = first_batch(trainer)
     assert len(batch.lengths) == 6
-    whole = trainer.engine.measure([batch], 0)
-    wanted = [parameter.grad.clone() for parameter in trainer.engine.model.parameters()]
-    trainer.engine.skip()
+    whole = trainer.stepper.measure([batch], 0)
+    wanted = [parameter.grad.clone() for parameter in trainer.stepper.model.parameters()]
+    trainer.stepper.skip()
     fitted = memory_for(monkeypatch, batch.padded_frames // 2, kind)
-    cut = trainer.engine.measure([batch], 0)
+    cut = trainer.stepper.measure([batch], 0)
     assert len(cut.notes) == 1 and "does not fit the memory; it and its like are cut" in cut.notes[0]
     assert len(fitted) == 2
     assert [item for _, item in cut.rows] == batch.items
     for name in ("total", "attention", "ctc", "span", "seconds"):
         assert cut.figures[name] == pytest.approx(whole.figures[name], rel=1e-5)
-    for parameter, gradient in zip(trainer.engine.model.parameters(), wanted, strict=True):
+    for parameter, gradient in zip(trainer.stepper.model.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-    trainer.engine.skip()
-    assert trainer.engine.measure([batch], 1).notes == [], "the next of its like is cut before it fails"
+    trainer.stepper.skip()
+    assert trainer.stepper.measure([batch], 1).notes == [], "the next of its like is cut before it fails"
 
 
 def test_training_goes_on_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +100,9 @@ def test_other_errors_are_no_lack_of_memory(tmp_path: Path, monkeypatch: pytest.
     def broken(*_: Any) -> Any:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(engine, "joint_loss", broken)
+    monkeypatch.setattr(stepper, "joint_loss", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        trainer.engine.measure([first_batch(trainer)], 0)
+        trainer.stepper.measure([first_batch(trainer)], 0)
 
 
 @pytest.mark.parametrize("largest", [7.0, 40.0, 333.0])
@@ -120,18 +120,18 @@ def test_the_largest_batch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_trial_is_a_real_step_that_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_in(tmp_path)
-    before = [parameter.clone() for parameter in trainer.engine.model.parameters()]
+    before = [parameter.clone() for parameter in trainer.stepper.model.parameters()]
     trial = BatchTrial(trainer)
     batch = trial.batch(20)
     assert 18 <= batch.seconds <= 20
     assert trial.run(20) > 0
     memory_for(monkeypatch, 500, RuntimeError)
     assert trial.run(20) is None
-    assert trainer.engine.most_frames is None
+    assert trainer.stepper.most_frames is None
     monkeypatch.setattr(tuning, "free_bytes", lambda: 0.0)
     trial.bytes_per_frame = 1.0
     assert trial.run(20) is None
-    for parameter, value in zip(trainer.engine.model.parameters(), before, strict=True):
+    for parameter, value in zip(trainer.stepper.model.parameters(), before, strict=True):
         assert torch.equal(parameter, value) and parameter.grad is None
 
 
@@ -157,10 +157,10 @@ def test_a_suggestion_from_a_known_curve() -> None:
 
 def test_the_engine_says_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="precision is 'fp16', which the CPU has no fast path for"):
-        engine.choose_precision("fp16", torch.device("cpu"))
-    assert engine.choose_precision("fp16", torch.device("cuda")) == "fp16"
+        stepper.choose_precision("fp16", torch.device("cpu"))
+    assert stepper.choose_precision("fp16", torch.device("cuda")) == "fp16"
     with pytest.raises(InputError, match="freeze is 2; wanted: 0 to 1"):
-        engine.freeze(trainer_in(tmp_path).engine.model, 2)
+        stepper.freeze(trainer_in(tmp_path).stepper.model, 2)
 
 
 def test_frozen_layers_keep_their_weights(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_frozen_layers_keep_their_weights(tmp_path: Path) -> None:
     settings = TrainConfig(steps=2, batch_seconds=20, workers=0, learning_rate=0.01, freeze=1)
     run = Run((str(songs),), (), tmp_path / "run", ModelConfig(**{**TINY, "encoder_layers": 2}), settings=settings)  # type: ignore[arg-type]
     trainer = Trainer(run, torch.device("cpu"))
-    frozen: Engine = trainer.engine
+    frozen: Stepper = trainer.stepper
     before = {name: value.clone() for name, value in frozen.model.named_parameters()}
     frozen.measure([first_batch(trainer)], 0)
     frozen.take()

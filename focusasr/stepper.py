@@ -1,4 +1,4 @@
-"""The engine of training: one exact optimizer step from several batches, on accelerate.
+"""One exact optimizer step from several batches, on accelerate.
 
 A step's gradient is that of the mean over all its utterances and tokens, however they are cut into batches, processes
 and pieces that fit the memory. Chance in the network follows from (seed, batch) alone, so that neither resuming nor
@@ -87,13 +87,13 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def start_accelerator(settings: TrainConfig, device: torch.device) -> Accelerator:
-    """Return the engine's engine: device, precision, and the other processes where there are any."""
+    """Return the engine: device, precision, and the other processes where there are any."""
     whole = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = choose_precision(settings.precision, device)
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[whole])
 
 
-class Engine:
+class Stepper:
     """A model in training: weights, optimizer, averaged weights, loss scaling."""
 
     def __init__(self, accelerator: Accelerator, model: Model, settings: TrainConfig, blank: int) -> None:
