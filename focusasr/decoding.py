@@ -91,9 +91,10 @@ def greedy(model: Model, memory: Memory, tokenizer: Tokenizer) -> tuple[list[lis
     A text is cut at the number of encoder steps (no CTC alignment could be longer) and at `text_context`.
     """
     device = memory.states.device
-    limits = memory.lengths().to(device).clamp(max=model.config.text_context - 2)
+    prompt = tokenizer.prompt
+    limits = memory.lengths().to(device).clamp(max=model.config.text_context - len(prompt) - 1)
     state = model.decoder.start(memory)
-    token = torch.full((len(limits), 1), tokenizer.start, device=device)
+    token = torch.tensor([prompt], device=device).expand(len(limits), -1)
     done = torch.zeros(len(limits), dtype=torch.bool, device=device)
     scores = torch.zeros(len(limits), device=device)
     columns = []

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config files text tokenizer whisper_tokenizer device manifest journal containers audio tables sources "
     "features attention model inspection picture score augment data decoding whisper checkpoint segments output "
-    "transcribe preprocess evaluate validate training_log train options progress preprocess_command train_command "
-    "transcribe_command evaluate_command inspect_command cli"
+    "transcribe preprocess evaluate validate training_log warm_start train options progress preprocess_command "
+    "train_command transcribe_command evaluate_command inspect_command convert_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)
@@ -113,5 +113,5 @@ assert not heavy, f"focusasr --help loads {sorted(heavy)}"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info"):
+    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info", "convert"):
         assert command in result.stdout
