@@ -69,11 +69,14 @@ def test_a_long_recording_does_not_wear_the_sums_out() -> None:
 def test_a_wide_beam_finds_the_best_of_all_texts(ctc_weight: float) -> None:
     tokenizer = letters_tokenizer("ab")
     found = []
-    for seed in range(3):
+    for seed in range(4):
         model = tiny_model(tokenizer, seed, decoder_layers=1)
         for parameter in model.parameters():
             parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+        model.decoder.ln.weight.neg_()  # else each token calls for itself again, the embeddings being tied
         model.decoder.token_embedding.weight[tokenizer.end] *= 0.1  # else empty texts win
+        assert model.ctc_head is not None
+        model.ctc_head.weight.mul_(4.0)
         memory = model.encode(*stack([mel[:16] for mel in mels(["ab", "b a"])]))  # 4 steps each
         log_probs = model.ctc_log_probs(memory)
         others = {tokenizer.blank, tokenizer.start, tokenizer.end}
@@ -91,4 +94,4 @@ def test_a_wide_beam_finds_the_best_of_all_texts(ctc_weight: float) -> None:
             assert best[row] == texts[winner]
             assert scores[row] == pytest.approx(float(by_decoder[winner]), abs=1e-3)
             found.append(tuple(best[row]))
-    assert len(set(found)) > 1, "a test of equal answers would prove nothing"
+    assert len(set(found)) > 2, "a test of equal answers would prove nothing"
