@@ -19,7 +19,7 @@ from focusasr.engine import Engine, State
 from focusasr.model import Memory
 from focusasr.tokenizer import Tokenizer
 
-LOOK_FOR = (1, -1, 2, 3)  # where in the draft, from the refused token, the decoder's own token is looked for
+LOOK_FOR = (1, -1, 2, -2, 3)  # where in the draft, from the refused token, the decoder's own token is looked for
 FIRST_AFTER_DOUBT = 4  # tokens that a draft ventures when it is right again
 
 
@@ -75,7 +75,7 @@ class _Row:
             self.at += 1
         else:
             near = [self.at + step for step in LOOK_FOR if 0 <= self.at + step < len(self.draft)]
-            self.at = next((place for place in near if self.draft[place] == own), self.at) + 1
+            self.at = next((place + 1 for place in near if self.draft[place] == own), self.at)  # else: one was missing
         if agreed == ventured:
             self.width = max(FIRST_AFTER_DOUBT, 2 * self.width) if fits or ventured else 0
         elif agreed < ventured // 4:
