@@ -1,7 +1,8 @@
 """What focusasr computes against what the packages compute that people know: a table of the largest differences.
 
-Run `.venv/bin/python scripts/parity.py`; it needs the extra `peers` (transformers, openai-whisper). Weights are random, of the shapes of Whisper's own models, and written and read as files. Each comparison is a function
-that yields rows; tests/test_parity.py holds every row against its bound.
+Run `.venv/bin/python scripts/parity.py`; it needs the extra `peers` (transformers, openai-whisper). Weights are
+random, of the shapes of Whisper's own models, written and read as files. Each comparison is a function that yields
+rows; tests/test_parity.py holds every row against its bound.
 """
 
 from __future__ import annotations
