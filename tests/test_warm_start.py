@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_whisper import TEXTS, as_whisper, write_whisper
-from tones import letters_tokenizer, mels, tiny_model, write_song_book
+from tones import letters_tokenizer, mels, sung, tiny_model, write_song_book
 
 from focusasr.attention import HybridAttention
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
-from focusasr.data import LARGEST_GAP_SECONDS, Item, collate
+from focusasr.data import LARGEST_GAP_SECONDS, Examples, Findings, Item, Plan, collate, read_corpus
 from focusasr.features import log_mel, stack
 from focusasr.model import IGNORED, Model
 from focusasr.settings import InputError, read_settings
@@ -150,6 +150,23 @@ def test_batches_open_with_whispers_prompt(folder: Path) -> None:
     batch = collate([(torch.zeros(5, 20), text, item, [])], tokenizer.prompt, tokenizer.end)
     assert batch.tokens.tolist() == [[*tokenizer.prompt, *text]]
     assert batch.targets.tolist() == [[IGNORED] * 3 + [*text, tokenizer.end]]
+
+
+def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path: Path) -> None:
+    source = load_checkpoint(folder)
+    window = source.model.config.window_samples
+    songs = write_song_book(tmp_path, SONGS)
+    corpus = read_corpus(str(songs), source.tokenizer, source.model.config, 2.0, Findings())
+    assert len(corpus.utterances) == len(SONGS)
+    settings = TrainConfig(batch_seconds=6.0, join=0.0, clean_epochs=1, silence=0.0)
+    batches = Plan([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
+    assert sorted(map(len, batches)) == [2, 3, 3]
+    examples = Examples([corpus], settings, 20, [], window)
+    mel, tokens, _, _ = examples[batches[0][0]]
+    assert mel.shape == (200, 20)
+    wave = torch.from_numpy(sung(SONGS[batches[0][0].parts[0][1]]))
+    assert torch.equal(mel, log_mel(wave, 20, window))
+    assert tokens == corpus.tokens[batches[0][0].parts[0][1]]
 
 
 def test_items_fit_the_window_however_slow(folder: Path) -> None:
