@@ -9,26 +9,34 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from focusasr.alignment import Word, word_times
 from focusasr.features import stack
 from focusasr.model import IGNORED, Memory, Model, ctc_losses
 from focusasr.tokenizer import Tokenizer
 
 
 class Hypothesis(NamedTuple):
-    """What was heard: token ids without start and end, mean log probability per token, and CTC's P(no text)."""
+    """What was heard: token ids without start and end, mean log probability per token, and CTC's P(no text).
+
+    `words`, where they were asked for, are its words with their times.
+    """
 
     tokens: list[int]
     avg_logprob: float
     no_speech_prob: float
+    words: list[Word] | None = None
 
 
 @torch.inference_mode()
-def decode(model: Model, mels: Sequence[Tensor], tokenizer: Tokenizer, ctc_weight: float) -> list[Hypothesis]:
+def decode(
+    model: Model, mels: Sequence[Tensor], tokenizer: Tokenizer, ctc_weight: float, timed: bool = False
+) -> list[Hypothesis]:
     """Return the text of each spectrogram (F, M); the answer for one does not depend on the others.
 
     Models with a CTC head: where CTC's best path is empty the text is empty (guard); else the CTC text and the
     decoder's greedy text are both scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder, and the
-    better one is taken. Without a CTC head the decoder's greedy text is the answer.
+    better one is taken. Without a CTC head the decoder's greedy text is the answer. `timed`: with word times, which
+    need a CTC head.
     """
     model.eval()
     memory = model.encode(*stack(mels))
@@ -51,6 +59,10 @@ def decode(model: Model, mels: Sequence[Tensor], tokenizer: Tokenizer, ctc_weigh
     best = _joint(by_ctc, by_decoder, ctc_weight).argmax(dim=0).tolist()
     for place, (row, choice) in enumerate(zip(heard, best, strict=True)):
         answers[row] = _hypothesis(candidates[choice][place], float(by_decoder[choice, place]), silent[row])
+        if timed:
+            heard_probs = log_probs[place, : int(memory.lengths()[place])]
+            words = word_times(heard_probs, mels[row], answers[row].tokens, tokenizer, model.config.step_seconds)
+            answers[row] = answers[row]._replace(words=words)
     return answers
 
 
