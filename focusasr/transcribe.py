@@ -18,6 +18,7 @@ from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding import Hypothesis, decode
+from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
@@ -57,7 +58,7 @@ class Recognizer:
                 "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
                 "or train with --ctc"
             )
-        self.model = with_knobs(checkpoint.model.to(device).eval(), config)
+        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
@@ -98,9 +99,9 @@ class Recognizer:
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
-        bands = self.model.config.mel_bands
+        bands = self.engine.config.mel_bands
         mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands) for _, piece in held]
-        answers = decode(self.model, mels, self.tokenizer, self.config.ctc_weight, self.config.word_timestamps)
+        answers = decode(self.engine, mels, self.tokenizer, self.config)
         for (job, piece), answer in zip(held, answers, strict=True):
             job.waiting -= 1
             segment = self._segment(piece, answer)

@@ -19,6 +19,7 @@ from focusasr.audio import Source, load
 from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, TextConfig
 from focusasr.decoding import decode
+from focusasr.engine import Engine
 from focusasr.features import log_mel
 from focusasr.manifest import read_manifest
 from focusasr.output import render_srt
@@ -143,8 +144,9 @@ def test_other_times_in_another_batch() -> None:
         for parameter in model.parameters():
             parameter.mul_(3.0)
     sounds = mels(["abcabcab", "h", "fed cab", "gg gg gg gg gg"])
-    alone = [decode(model, [mel], TOKENIZER, 1.0, timed=True)[0].words for mel in sounds]
-    together = [answer.words for answer in decode(model, sounds, TOKENIZER, 1.0, timed=True)]
+    config = DecodingConfig(ctc_weight=1.0, word_timestamps=True)
+    alone = [decode(Engine(model), [mel], TOKENIZER, config)[0].words for mel in sounds]
+    together = [answer.words for answer in decode(Engine(model), sounds, TOKENIZER, config)]
     assert sum(bool(words) for words in alone) > 1
     for one, other in zip(alone, together, strict=True):
         assert [word[:3] for word in one or []] == [word[:3] for word in other or []]
