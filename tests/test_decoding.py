@@ -330,7 +330,7 @@ def test_the_better_scored_text_is_chosen(
 
     read = Read(texts["greedy"], score=decoder[1], draft_score=decoder[0], passes=3)
     monkeypatch.setattr("focusasr.decoding.ctc_greedy", lambda *_: [texts["draft"]])
-    monkeypatch.setattr("focusasr.decoding.greedy", lambda *_: [read])
+    monkeypatch.setattr("focusasr.decoding.greedy", lambda *_, **__: [read])
     monkeypatch.setattr("focusasr.decoding.ctc_score", lambda _l, _m, given, _b: torch.tensor([ctc[place(given)]]))
     (answer,) = heard(lively_model(0), mels(["abc"]), ctc_weight)
     assert answer.passes == 3

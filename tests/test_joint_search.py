@@ -69,18 +69,21 @@ def test_a_long_recording_does_not_wear_the_sums_out() -> None:
 def test_a_wide_beam_finds_the_best_of_all_texts(ctc_weight: float) -> None:
     tokenizer = letters_tokenizer("ab")
     found = []
-    for seed in range(3):
+    for seed in range(4):
         model = tiny_model(tokenizer, seed, decoder_layers=1)
         for parameter in model.parameters():
             parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+        model.decoder.ln.weight.neg_()  # else each token calls for itself again, the embeddings being tied
         model.decoder.token_embedding.weight[tokenizer.end] *= 0.1  # else empty texts win
+        assert model.ctc_head is not None
+        model.ctc_head.weight.mul_(4.0)
         memory = model.encode(*stack([mel[:16] for mel in mels(["ab", "b a"])]))  # 4 steps each
         log_probs = model.ctc_log_probs(memory)
         others = {tokenizer.blank, tokenizer.start, tokenizer.end}
         letters = [token for token in range(tokenizer.size) if token not in others]
         texts = [list(text) for length in range(5) for text in itertools.product(letters, repeat=length)]
         engine = Engine(model)
-        best, scores = joint_search(
+        reads = joint_search(
             engine, memory, log_probs, tokenizer, DecodingConfig(ctc_weight=ctc_weight, beam_size=len(texts))
         )
         for row in range(2):
@@ -88,7 +91,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(ctc_weight: float) -> None:
             by_decoder = torch.tensor(decoder_score(engine, one, texts, tokenizer))
             by_ctc = ctc_score(log_probs[row : row + 1].expand(len(texts), -1, -1), one, texts, tokenizer.blank)
             winner = int(joint(by_ctc, by_decoder, ctc_weight).argmax())
-            assert best[row] == texts[winner]
-            assert scores[row] == pytest.approx(float(by_decoder[winner]), abs=1e-3)
-            found.append(tuple(best[row]))
-    assert len(set(found)) > 1, "a test of equal answers would prove nothing"
+            assert reads[row].tokens == texts[winner]
+            assert reads[row].score == pytest.approx(float(by_decoder[winner]), abs=1e-3)
+            found.append(tuple(reads[row].tokens))
+    assert len(set(found)) > 2, "a test of equal answers would prove nothing"
