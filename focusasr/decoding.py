@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from focusasr.alignment import Word, word_times
 from focusasr.config import DecodingConfig
 from focusasr.engine import Engine
 from focusasr.greedy import Read, greedy
@@ -21,13 +22,15 @@ from focusasr.tokenizer import Tokenizer
 class Hypothesis(NamedTuple):
     """What was heard: token ids without start and end, mean log probability per token, CTC's P(no text), passes.
 
-    `passes` counts the decoder's passes that this text took part in.
+    `passes` counts the decoder's passes that this text took part in; `words`, where they were asked for, are its words
+    with their times.
     """
 
     tokens: list[int]
     avg_logprob: float
     no_speech_prob: float
     passes: int = 0
+    words: list[Word] | None = None
 
 
 @torch.inference_mode()
@@ -53,7 +56,13 @@ def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config:
         spoken = _Spoken(_rows(memory, heard), log_probs[heard], [drafts[row] for row in heard])
         for row, read in zip(heard, _read(engine, spoken, tokenizer, config), strict=True):
             answers[row] = _hypothesis(read, silent[row])
-    return answers
+    if not config.word_timestamps:
+        return answers
+    timed = []
+    for answer, steps, length, mel in zip(answers, log_probs, memory.lengths().tolist(), mels, strict=True):
+        words = word_times(steps[:length], mel, answer.tokens, tokenizer, engine.config.step_seconds)
+        timed.append(answer._replace(words=words))
+    return timed
 
 
 class _Spoken(NamedTuple):
