@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from focusasr.alignment import Word, word_times
 from focusasr.config import DecodingConfig
 from focusasr.engine import Engine
 from focusasr.greedy import Read, greedy
@@ -21,13 +22,15 @@ from focusasr.tokenizer import Tokenizer
 class Hypothesis(NamedTuple):
     """What was heard: token ids without start and end, mean log probability per token, CTC's P(no text), passes.
 
-    `passes` counts the decoder's passes that this text took part in.
+    `passes` counts the decoder's passes that this text took part in; `words`, where they were asked for, are its words
+    with their times.
     """
 
     tokens: list[int]
     avg_logprob: float
     no_speech_prob: float
     passes: int = 0
+    words: list[Word] | None = None
 
 
 @torch.inference_mode()
@@ -37,7 +40,7 @@ def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config:
     Models with a CTC head: where CTC's best path is empty the text is empty (guard). Else that path is the decoder's
     draft, and where the decoder reads the same it is the answer, after one pass. Where it does not, the draft and
     another reading are scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder and the better one is
-    taken; the other reading comes from the joint beam search, or with a `beam_size` of 1 is the decoder's greedy text.
+    taken; the other reading comes from the joint search, or with a `joint_beam_size` of 1 is the decoder's greedy text.
     Without a CTC head the decoder's greedy text is the answer.
     """
     memory = engine.encode(mels)
@@ -53,7 +56,13 @@ def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config:
         spoken = _Spoken(_rows(memory, heard), log_probs[heard], [drafts[row] for row in heard])
         for row, read in zip(heard, _read(engine, spoken, tokenizer, config), strict=True):
             answers[row] = _hypothesis(read, silent[row])
-    return answers
+    if not config.word_timestamps:
+        return answers
+    timed = []
+    for answer, steps, length, mel in zip(answers, log_probs, memory.lengths().tolist(), mels, strict=True):
+        words = word_times(steps[:length], mel, answer.tokens, tokenizer, engine.config.step_seconds)
+        timed.append(answer._replace(words=words))
+    return timed
 
 
 class _Spoken(NamedTuple):
@@ -73,14 +82,14 @@ def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: Decodin
     if config.ctc_weight == 1:
         scores = decoder_score(engine, memory, drafts, tokenizer)
         return [Read(draft, score, score, 1) for draft, score in zip(drafts, scores, strict=True)]
-    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if config.beam_size > 1 else None)
+    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if config.joint_beam_size > 1 else None)
     open_rows = [row for row, read in enumerate(reads) if not read.ended or read.tokens != drafts[row]]
     if not open_rows:
         return reads
     doubtful = spoken.rows(open_rows)
     drafted = [reads[row]._replace(tokens=drafts[row], score=_known(reads[row].draft_score)) for row in open_rows]
     other = [reads[row] for row in open_rows]
-    if config.beam_size > 1:
+    if config.joint_beam_size > 1:
         found = joint_search(engine, doubtful.memory, doubtful.log_probs, tokenizer, config)
         other = [read._replace(passes=read.passes + 1) for read in found]
     for row, read in zip(open_rows, _better(doubtful, drafted, other, tokenizer.blank, config.ctc_weight), strict=True):
