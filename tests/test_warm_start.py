@@ -18,7 +18,7 @@ from focusasr.data import LARGEST_GAP_SECONDS, Examples, Findings, Item, Plan, c
 from focusasr.features import log_mel, stack
 from focusasr.model import IGNORED, Model
 from focusasr.settings import InputError, read_settings
-from focusasr.warm_start import freeze, settings_from, warm_model, within_window
+from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
 
 SONGS = ["abc", "cab", "bad cab", "face", "dab", "abba", "ebb", "fade"]
 QUICK = ("--batch-seconds", 40, "--workers", 0, "--warmup-steps", 2, "--ema-decay", 0, "--max-span", 16)
@@ -77,7 +77,7 @@ def test_a_hybrid_begins_as_a_native_checkpoint_that_was_global(native: Path) ->
 def test_the_projection_gets_a_gradient_at_once_and_the_spans_after_one_step(folder: Path) -> None:
     source = load_checkpoint(folder)
     model = hybrid_of(source)
-    freeze(model, "local")
+    learn_only(model, "local")
     optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], 0.1)
     mel = log_mel(torch.randn(source.model.config.window_samples or 0), 20)
     layer = next(module for module in model.modules() if isinstance(module, HybridAttention))
@@ -97,9 +97,9 @@ def test_the_projection_gets_a_gradient_at_once_and_the_spans_after_one_step(fol
 
 def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
     model = hybrid_of(load_checkpoint(folder))
-    freeze(model, "all")
+    learn_only(model, "all")
     assert new_parts(model) == {name for name, _ in model.named_parameters()}
-    freeze(model, "local")
+    learn_only(model, "local")
     learning = new_parts(model)
     assert learning and all(name.startswith("encoder.blocks.") for name in learning)
     parts = {name.split(".")[4] for name in learning}
@@ -109,7 +109,7 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
 
 def test_train_only_local_wants_something_local(folder: Path) -> None:
     with pytest.raises(InputError, match="train_only is 'local', but this model has no hybrid attention"):
-        freeze(load_checkpoint(folder).model, "local")
+        learn_only(load_checkpoint(folder).model, "local")
 
 
 # What is refused
