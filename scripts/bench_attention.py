@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,8 @@ def attend(name: str, given: Inputs, grad: bool) -> None:
 
 
 def seconds(steps: int, grad: bool, device: torch.device, budget: float) -> dict[str, float]:
-    """Return median seconds by contestant; rounds go on until the budget is spent, at least 3 and at most 25."""
+    """Return median seconds by contestant; rounds go on until the budget is spent, at least 2 and at most 25."""
+    print(f"{MODES[grad]}, T = {steps}", file=sys.stderr, flush=True)
     given = inputs(steps, grad, device)
     taken: dict[str, list[float]] = {name: [] for name in CONTESTANTS if enters(name, steps, grad)}
     began = time.perf_counter()
@@ -119,7 +121,7 @@ def seconds(steps: int, grad: bool, device: torch.device, budget: float) -> dict
             start = time.perf_counter()
             attend(name, given, grad)
             taken[name].append(time.perf_counter() - start)
-        if round_ >= 3 and time.perf_counter() - began > budget:
+        if round_ >= 2 and time.perf_counter() - began > budget:
             break
     return {name: statistics.median(values[1:]) for name, values in taken.items()}  # the first round warms up
 
@@ -208,7 +210,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for axis, (title, unit, values, scale) in zip(axes, panels, strict=True):
         for name, color in zip(NAMES, ("tab:gray", "tab:blue", "tab:cyan", "tab:red"), strict=True):
             points = [(T, scale * values[T][name]) for T in LENGTHS if name in values[T]]
-            axis.plot(*zip(*points, strict=True), "o-", color=color, label=name, markersize=4)
+            xs, ys = [point[0] for point in points], [point[1] for point in points]
+            axis.plot(xs, ys, "o-", color=color, label=name, markersize=4)
         axis.set(xscale="log", yscale="log", title=title, xlabel="T, encoder steps", ylabel=unit)
         axis.set_xticks(LENGTHS, [str(T) for T in LENGTHS])
         axis.minorticks_off()
