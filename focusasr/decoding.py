@@ -40,7 +40,7 @@ def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config:
     Models with a CTC head: where CTC's best path is empty the text is empty (guard). Else that path is the decoder's
     draft, and where the decoder reads the same it is the answer, after one pass. Where it does not, the draft and
     another reading are scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder and the better one is
-    taken; the other reading comes from the joint beam search, or with a `beam_size` of 1 is the decoder's greedy text.
+    taken; the other reading comes from the joint search, or with a `joint_beam_size` of 1 is the decoder's greedy text.
     Without a CTC head the decoder's greedy text is the answer.
     """
     memory = engine.encode(mels)
@@ -82,14 +82,14 @@ def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: Decodin
     if config.ctc_weight == 1:
         scores = decoder_score(engine, memory, drafts, tokenizer)
         return [Read(draft, score, score, 1) for draft, score in zip(drafts, scores, strict=True)]
-    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if config.beam_size > 1 else None)
+    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if config.joint_beam_size > 1 else None)
     open_rows = [row for row, read in enumerate(reads) if not read.ended or read.tokens != drafts[row]]
     if not open_rows:
         return reads
     doubtful = spoken.rows(open_rows)
     drafted = [reads[row]._replace(tokens=drafts[row], score=_known(reads[row].draft_score)) for row in open_rows]
     other = [reads[row] for row in open_rows]
-    if config.beam_size > 1:
+    if config.joint_beam_size > 1:
         found = joint_search(engine, doubtful.memory, doubtful.log_probs, tokenizer, config)
         other = [read._replace(passes=read.passes + 1) for read in found]
     for row, read in zip(open_rows, _better(doubtful, drafted, other, tokenizer.blank, config.ctc_weight), strict=True):

@@ -113,7 +113,7 @@ def joint_search(
 
     log_probs (U, T, V) are the CTC head's. A text has at most as many tokens as there are encoder steps.
     """
-    lengths, size = memory.lengths(), config.beam_size
+    lengths, size = memory.lengths(), config.joint_beam_size
     limits = lengths.clamp(max=engine.config.text_context - 2).tolist()
     scorer = PrefixScorer(log_probs, lengths, tokenizer.blank)
     beam = _first_beam(scorer, len(limits), size)

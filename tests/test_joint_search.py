@@ -84,7 +84,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(ctc_weight: float) -> None:
         texts = [list(text) for length in range(5) for text in itertools.product(letters, repeat=length)]
         engine = Engine(model)
         reads = joint_search(
-            engine, memory, log_probs, tokenizer, DecodingConfig(ctc_weight=ctc_weight, beam_size=len(texts))
+            engine, memory, log_probs, tokenizer, DecodingConfig(ctc_weight=ctc_weight, joint_beam_size=len(texts))
         )
         for row in range(2):
             one = memory._replace(states=memory.states[row : row + 1].expand(len(texts), -1, -1), mask=None)
