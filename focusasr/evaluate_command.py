@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.config import DecodingConfig
-from focusasr.options import DeviceOption, ModelOption, ThreadsOption, with_settings
+from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.settings import read_settings
 from focusasr.transcribe_command import make_recognizer, told
@@ -34,6 +34,7 @@ def evaluate(
     worst: Annotated[int, typer.Option(help="how many of the worst utterances to show", min=0)] = 5,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Measure word error rate on a manifest, with its 95 % interval."""
     from rich.console import Console
@@ -47,7 +48,7 @@ def evaluate(
     for line in bad_lines:
         say(f"focusasr: {line}")
     config = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
-    recognizer = make_recognizer(model, device, threads, config)
+    recognizer = make_recognizer(model, device, threads, config, local_files_only)
 
     def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
         wanted = list(sources)

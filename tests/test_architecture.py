@@ -14,10 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 ORDER = (
-    "settings config startup files text tokenizer device manifest journal containers audio tables sources features "
-    "attention model inspection picture score augment data alignment quantize engine greedy joint_search decoding "
-    "checkpoint segments output transcribe preprocess evaluate validate training_log train options progress "
-    "preprocess_command train_command transcribe_command evaluate_command inspect_command cli"
+    "settings config startup files text tokenizer whisper_tokenizer device manifest journal containers audio tables "
+    "sources features attention model inspection picture score augment data alignment quantize engine greedy "
+    "joint_search decoding whisper_weights hugging_face openai_file whisper checkpoint segments output transcribe "
+    "preprocess evaluate validate training_log warm_start train options progress preprocess_command train_command "
+    "transcribe_command evaluate_command inspect_command convert_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)
@@ -113,5 +114,5 @@ assert not heavy, f"focusasr --help loads {sorted(heavy)}"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info"):
+    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info", "convert"):
         assert command in result.stdout
