@@ -120,6 +120,20 @@ def probe_seconds(path: Source | str | Path) -> float | None:
         return None
 
 
+def total_seconds(sources: Iterable[Source]) -> float | None:
+    """Return how much sound there is in all, by headers and given durations; None where one does not know."""
+    total = 0.0
+    for source in sources:
+        seconds = source.duration
+        if seconds is None:
+            whole = None if source.path == STDIN else probe_seconds(source)
+            if whole is None:
+                return None
+            seconds = max(0.0, whole - source.offset)
+        total += seconds
+    return total
+
+
 def to_samples(seconds: float, sample_rate_hz: int) -> int:
     """Return the number of samples in a time: the only place where seconds become samples, rounded once."""
     return round(seconds * sample_rate_hz)

@@ -15,16 +15,30 @@ from focusasr.inspect_command import info, inspect
 from focusasr.options import BOTH_SPELLINGS
 from focusasr.preprocess_command import preprocess
 from focusasr.settings import InputError
+from focusasr.startup import CLOSED_PIPE, leave
 from focusasr.train_command import train
 from focusasr.transcribe_command import transcribe
 
-INTERRUPTED, CLOSED_PIPE = 130, 141
+INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
 )
 for command in (preprocess, train, transcribe, evaluate, inspect, info, convert):
     app.command(context_settings=BOTH_SPELLINGS)(command)
+
+
+def program() -> None:
+    """Be the process `focusasr`: run the command line, then leave fast."""
+    status: object = 0
+    try:
+        main()
+    except SystemExit as leaving:
+        status = leaving.code or 0
+    if not isinstance(status, int):  # a message, as sys.exit takes one
+        print(status, file=sys.stderr)
+        status = 1
+    leave(status)
 
 
 def main() -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from focusasr.config import DecodingConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
-from focusasr.progress import progress_bar, stderr
+from focusasr.progress import progress_bar, say
 from focusasr.settings import read_settings
 from focusasr.transcribe_command import make_recognizer, told
 
@@ -38,21 +37,25 @@ def evaluate(
     local_files_only: LocalFilesOption = False,
 ) -> None:
     """Measure word error rate on a manifest, with its 95 % interval."""
+    from rich.console import Console
+
     from focusasr import evaluate as room
+    from focusasr.audio import total_seconds
     from focusasr.manifest import read_manifest
 
     bad_lines: list[str] = []
     utterances = read_manifest(manifest, bad_lines.append)
     for line in bad_lines:
-        stderr.print(f"focusasr: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(f"focusasr: {line}")
     config = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
     recognizer = make_recognizer(model, device, threads, config, local_files_only)
-    with progress_bar(len(utterances), "evaluating") as tell:
 
-        def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
-            return told(recognizer.transcribe(sources, lambda seconds: tell(0, seconds)), tell)
+    def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
+        wanted = list(sources)
+        with progress_bar(len(wanted), "evaluating", lambda: total_seconds(wanted)) as tell:
+            yield from told(recognizer.transcribe(wanted, lambda seconds: tell(0, seconds)), tell)
 
-        evaluation = room.evaluate(recognize, utterances, normalizer)
+    evaluation = room.evaluate(recognize, utterances, normalizer)
     if output:
         room.write_rows(evaluation, output)
     if as_json:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from focusasr import __version__
 from focusasr.config import InspectionConfig
@@ -48,6 +47,8 @@ def inspect(
     if as_json:
         print(json.dumps(room.to_json(seen)))
     else:
+        from rich.console import Console
+
         room.print_table(seen, Console())
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from focusasr.settings import hints_of
+
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
 ModelOption = Annotated[
@@ -67,7 +69,7 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def _option(kind: type, field: dataclasses.Field) -> inspect.Parameter:
-    hint = typing.get_type_hints(kind)[field.name]
+    hint = hints_of(kind)[field.name]
     shown = (
         "none"
         if field.default is None

@@ -9,7 +9,7 @@ import typer
 
 from focusasr.config import PreprocessConfig
 from focusasr.options import with_settings
-from focusasr.progress import file_bar, stderr
+from focusasr.progress import file_bar, say
 from focusasr.settings import read_settings
 
 
@@ -29,7 +29,7 @@ def preprocess(
     config = read_settings(PreprocessConfig, given[PreprocessConfig], "preprocess")
     with file_bar("preprocessing") as tell:
         report = room.preprocess(inputs, output_dir, config, tell)
-    stderr.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+    say(report.summary())
     print(report.manifest)
     if report.failed or not report.kept:
         raise typer.Exit(1)

@@ -65,7 +65,7 @@ def train(
         torch.set_num_threads(threads)
     chosen, reason = choose_device(device)
     trainer = Trainer(run, chosen, resume, source)
-    with TrainingLog(output_dir, run.settings, stderr, trainer.accelerator.is_main_process) as log:
+    with TrainingLog(output_dir, run.settings, stderr(), trainer.accelerator.is_main_process) as log:
         log.say(f"on {chosen.type}: {reason}")
         for line in trainer.summary():
             log.say(line)

@@ -26,6 +26,8 @@ from focusasr.segments import Piece, cut
 from focusasr.settings import InputError
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
+HELD_SECONDS = 400.0  # but no more sound than this, which bounds memory
+CPU_BATCH_SECONDS = 160.0  # padded sound in a batch: a CPU gains nothing from more, and its memory grows with it
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,35 @@ class Recognizer:
         jobs: list[_Job] = []
         pieces = self._pieces(sources, jobs)
         while True:
-            held = list(islice(pieces, self.config.batch_size * BATCHES_AHEAD))
-            held.sort(key=lambda pair: len(pair[1].waveform))
-            for start in range(0, len(held), self.config.batch_size):
-                self._decode(held[start : start + self.config.batch_size])
+            held = self._hold(pieces)
+            last = not held
+            while held:
+                batch = self._batch(held)
+                self._decode(batch)
                 if progress:
-                    progress(
-                        sum(len(p.waveform) for _, p in held[start : start + self.config.batch_size]) / SAMPLE_RATE_HZ
-                    )
+                    progress(sum(len(piece.waveform) for _, piece in batch) / SAMPLE_RATE_HZ)
             while jobs and jobs[0].complete and not jobs[0].waiting:
                 yield self._outcome(jobs.pop(0))
-            if not held:
+            if last:
                 return
+
+    def _hold(self, pieces: Iterator[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+        """Take the next pieces, as many as may be held at once, and return them, the longest first."""
+        held, samples = [], 0
+        for job, piece in islice(pieces, self.config.batch_size * BATCHES_AHEAD):
+            held.append((job, piece))
+            samples += len(piece.waveform)
+            if samples >= HELD_SECONDS * SAMPLE_RATE_HZ:
+                break
+        return sorted(held, key=lambda pair: -len(pair[1].waveform))
+
+    def _batch(self, held: list[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+        """Take the shortest pieces off `held`, as many as make a batch."""
+        limit = CPU_BATCH_SECONDS * SAMPLE_RATE_HZ if self.device.type == "cpu" else math.inf
+        batch = [held.pop()]
+        while held and len(batch) < self.config.batch_size and (len(batch) + 1) * len(held[-1][1].waveform) <= limit:
+            batch.append(held.pop())
+        return batch
 
     def _pieces(self, sources: Iterable[Source], jobs: list[_Job]) -> Iterator[tuple[_Job, Piece]]:
         for source in sources:

@@ -11,8 +11,9 @@ import typer
 
 from focusasr.config import DecodingConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
-from focusasr.progress import progress_bar, stderr
+from focusasr.progress import progress_bar, say
 from focusasr.settings import read_settings
+from focusasr.startup import loading
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
@@ -38,7 +39,7 @@ def transcribe(
     Without --output-dir the text goes to stdout: one file gives its text, several give PATH<TAB>TEXT, a line each,
     in the order given. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
     """
-    from focusasr.audio import find_sources
+    from focusasr.audio import find_sources, total_seconds
 
     sources = find_sources(files)
     several = len(sources) > 1
@@ -46,7 +47,7 @@ def transcribe(
         raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
     config = read_settings(DecodingConfig, given[DecodingConfig], "transcribe")
     recognizer = make_recognizer(model, device, threads, config, local_files_only)
-    with progress_bar(len(sources), "transcribing") as tell:
+    with progress_bar(len(sources), "transcribing", lambda: total_seconds(sources)) as tell:
         outcomes = told(recognizer.transcribe(sources, lambda seconds: tell(0, seconds)), tell)
         if output_dir is None:
             failed = print_texts(outcomes, several, "txt" if output_format == "all" else output_format)
@@ -63,7 +64,7 @@ def told(outcomes: Iterable[Outcome], tell: Any) -> Iterator[Outcome]:
     for outcome in outcomes:
         tell(1, 0.0)
         if outcome.error is not None:
-            stderr.print(f"focusasr: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
+            say(f"focusasr: {outcome.error}")
         yield outcome
 
 
@@ -102,13 +103,14 @@ def make_recognizer(
     model: str | None, device: str, threads: int, config: DecodingConfig, local_files_only: bool = False
 ) -> Recognizer:
     """Load what transcribes; torch is imported here."""
-    import torch
+    with loading():
+        import torch
 
-    from focusasr.checkpoint import find_checkpoint, load_checkpoint
-    from focusasr.device import choose_device
-    from focusasr.transcribe import Recognizer
+        from focusasr.checkpoint import find_checkpoint, load_checkpoint
+        from focusasr.device import choose_device
+        from focusasr.transcribe import Recognizer
 
-    if threads:
-        torch.set_num_threads(threads)
-    chosen, _ = choose_device(device)
-    return Recognizer(load_checkpoint(find_checkpoint(model, local_files_only), chosen), chosen, config)
+        if threads:
+            torch.set_num_threads(threads)
+        chosen, _ = choose_device(device)
+        return Recognizer(load_checkpoint(find_checkpoint(model, local_files_only), chosen), chosen, config)
