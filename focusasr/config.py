@@ -185,6 +185,29 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, how it is drawn for intervals, and what is shown of it."""
+
+    normalizer: Literal["none", "basic", "english"] = setting(
+        "basic", "what is done to both texts first: nothing, case and punctuation, Whisper's English rules"
+    )
+    bootstrap: Literal["auto", "utterance", "speaker"] = setting(
+        "auto", "what is drawn for intervals; auto: speakers, where all are named and there are twenty or more"
+    )
+    slice: list[str] | None = setting(  # noqa: RUF009
+        None, "a rate for each value of speaker, duration, language, source or any key of the manifest; repeatable"
+    )
+    worst: int = setting(5, "how many of the worst utterances to show")
+    fail_above: float | None = setting(None, "leave with status 1 where WER is above this, such as 0.10 for 10 %")
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.worst >= 0, "worst", self.worst, "at least 0")
+        fits = self.fail_above is None or 0 <= self.fail_above <= 1
+        require(fits, "fail_above", self.fail_above, "a ratio from 0 to 1, such as 0.10 for 10 %")
+
+
+@dataclass(frozen=True)
 class KnobsConfig:
     """The knobs of focused attention, turned when a checkpoint is used: 1 is as it was learned."""
 
