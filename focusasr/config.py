@@ -178,6 +178,9 @@ class PreprocessConfig:
     )
     lufs: float = setting(-23.0, "loudness ebu: the target; what would clip stays quieter")
     peak_db: float = setting(-1.0, "loudness ebu and peak: the highest peak, in dB of full scale")
+    split_seconds: float | None = setting(None, "longer recordings are cut at pauses, the text aligned; none: never")
+    align_with: str | None = setting(None, "checkpoint folder that aligns the text of what is cut, or default")
+    min_confidence: float = setting(0.1, "pieces whose text fits worse are rejected: mean probability of their tokens")
     case: Literal["keep", "lower", "upper"] = setting("keep", "case of the texts")
     punctuation: Literal["keep", "remove"] = setting("keep", "whether the texts keep punctuation")
     format: Literal["flac", "wav"] = setting("flac", "container of the 16 bit output; FLAC takes half the space")
@@ -203,6 +206,11 @@ class PreprocessConfig:
         require(self.channel is None or self.channel >= 0, "channel", self.channel, "at least 0, or none for the mean")
         require(-60 <= self.lufs <= 0, "lufs", self.lufs, "-60 to 0")
         require(-60 <= self.peak_db <= 0, "peak_db", self.peak_db, "-60 to 0")
+        cuts = self.split_seconds is None or self.split_seconds >= 1
+        require(cuts, "split_seconds", self.split_seconds, "at least 1, or none")
+        aligned = self.split_seconds is None or self.align_with is not None
+        require(aligned, "align_with", self.align_with, "a checkpoint folder, or default: split_seconds needs one")
+        require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
         require(self.split is not None or not self.by, "by", self.by, "only with split, such as --split 90/5/5")
 
 

@@ -115,6 +115,9 @@ def _found(
         end = cut[1] if end is None else min(end, cut[1])
     begin = max(0.0, begin)
     keys = {name: supervision[name] for name in ("id", "speaker", "language", "gender") if supervision.get(name)}
+    side, sides = supervision.get("channel"), recording["sources"][0].get("channels")
+    if isinstance(sides, list) and len(sides) > 1 and type(side) is int:
+        keys["channel"] = side
     if isinstance(supervision.get("custom"), dict):
         keys = {**supervision["custom"], **keys}
     duration = None if end is None else round(max(0.0, end - begin), 6)

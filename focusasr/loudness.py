@@ -12,6 +12,7 @@ from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 
 TRIM_PADDING_SECONDS = 0.2  # kept on both sides of speech: soft beginnings and ends
 BLOCK_SECONDS = 0.4  # ITU-R BS.1770-4, section 5: the block of the gate
+HEADROOM = 0.25
 QUIETEST_LUFS = -70.0  # its absolute gate: below there is no loudness
 CLIP_LEVEL = 0.99
 QUIETEST_DB = -120.0  # what digital silence is said to have
@@ -130,7 +131,8 @@ def integrated_loudness(waveform: np.ndarray) -> float:
     if not len(waveform):
         return QUIETEST_LUFS
     whole = np.resize(waveform, max(len(waveform), least)).astype(np.float32)
-    found = float(loudness(torch.from_numpy(whole)[None], SAMPLE_RATE_HZ))
+    scale = min(1.0, HEADROOM / max(float(np.abs(whole).max()), 1e-9))  # torchaudio's filters clip at full scale
+    found = float(loudness(torch.from_numpy(whole * scale)[None], SAMPLE_RATE_HZ)) - decibels(scale)
     return found if found > QUIETEST_LUFS else QUIETEST_LUFS  # also where every block was gated away: NaN
 
 

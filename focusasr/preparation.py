@@ -173,6 +173,8 @@ def _facts(report: Report, inputs: Sequence[object], config: PreprocessConfig) -
 def steps(config: PreprocessConfig) -> list[str]:
     """Return what was done to each utterance, in order, one line a step."""
     done = ["decode", "mean of the channels" if config.channel is None else f"channel {config.channel}"]
+    if config.split_seconds is not None:
+        done.append(f"cut at pauses where longer than {config.split_seconds:g} s, aligned by {config.align_with}")
     done.append(f"resample to {SAMPLE_RATE_HZ} Hz where it has another rate (soxr, HQ)")
     if config.trim_silence:
         done.append("cut silence off before and after speech (silero-vad)")

@@ -84,6 +84,11 @@ def preprocess(
     inputs, folder = list(inputs), Path(output_dir).resolve()
     readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
     journal = Journal(folder, ".preprocess.jsonl")
+    if config.split_seconds is not None:
+        from focusasr.checkpoint import find_checkpoint
+        from focusasr.splitting import Splitter
+
+        readings = list(Splitter(folder, find_checkpoint(config.align_with), config).split(readings))
     foreign = [reading for reading in readings if reading.audio is None or reading.audio not in journal]
     plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config)
     _keep_inputs(inputs, plan, folder, config)
