@@ -156,7 +156,7 @@ class _Sndfile:
         try:
             self._sound.seek(position)
             while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
-                yield block.mean(axis=1) if channel is None else block[:, channel]
+                yield _mixed(block) if channel is None else block[:, channel]
                 position += len(block)
         except soundfile.LibsndfileError:
             raise _damaged(self._name, position / self.rate_hz) from None
@@ -241,6 +241,16 @@ class _Ffmpeg:
                 yield frame
         if failed and not self._end_seconds:
             raise AudioError(f"{self._name}: nothing in it can be decoded ({_reason(failed)}); export it again")
+
+
+def _mixed(block: np.ndarray) -> np.ndarray:
+    """Return the mean of the channels of a block (n, channels); column by column, which NumPy does much faster."""
+    if block.shape[1] > 8:
+        return block.mean(axis=1)
+    total = block[:, 0].copy()
+    for column in range(1, block.shape[1]):
+        total += block[:, column]
+    return total / np.float32(block.shape[1])
 
 
 def _check_channel(channel: int | None, channels: int, name: str) -> None:

@@ -49,13 +49,14 @@ class Meter:
         """Take in the next samples."""
         if not len(block):
             return
-        values = block.astype(np.float64) / 32768.0
-        loud = np.abs(values)
+        lowest, highest = int(block.min()), int(block.max())
         self.samples += len(block)
-        self._peak = max(self._peak, float(loud.max()))
-        self._sum += float(values.sum())
-        self._power += float(values @ values)
-        self._clipped += int((loud >= CLIP_LEVEL).sum())
+        self._peak = max(self._peak, highest / 32768.0, -lowest / 32768.0)
+        self._sum += int(block.sum(dtype=np.int64)) / 32768.0
+        self._power += float(np.square(block, dtype=np.float32).sum(dtype=np.float64)) / 32768.0**2
+        if self._peak >= CLIP_LEVEL:
+            level = round(CLIP_LEVEL * 32768)
+            self._clipped += int(np.count_nonzero(block >= level) + np.count_nonzero(block <= -level))
         self._digest.update(block.tobytes())
 
     def result(self, source_seconds: float) -> Measured:
