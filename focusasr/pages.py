@@ -12,6 +12,7 @@ from focusasr.files import written_aside
 from focusasr.settings import InputError
 
 WIDTH, HEIGHT = 460, 240
+LETTERS_PER_AXIS = 64
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 44
 
 STYLE = """
@@ -93,6 +94,7 @@ def bar_chart(title: str, bars: Sequence[Bar], unit: str) -> str:
     top = _round_top(max([max(bar.value, bar.high or 0.0) for bar in bars], default=0.0))
     parts = [*_frame(title, unit, top)]
     room = (WIDTH - LEFT - RIGHT) / max(1, len(bars))
+    apart = max(1, math.ceil(len(bars) * max((len(bar.name) for bar in bars), default=0) / LETTERS_PER_AXIS))
     for index, bar in enumerate(bars):
         x, y = LEFT + index * room, _y(bar.value, top)
         note = f"<title>{escaped(f'{bar.name}: {bar.value:g} {bar.note}')}</title>"
@@ -101,7 +103,7 @@ def bar_chart(title: str, bars: Sequence[Bar], unit: str) -> str:
         if bar.low is not None and bar.high is not None:
             ends = f'y1="{_y(bar.low, top):.1f}" y2="{_y(bar.high, top):.1f}"'
             parts.append(f'<line class="whisker" x1="{x + room / 2:.1f}" x2="{x + room / 2:.1f}" {ends}/>')
-        if index % max(1, math.ceil(len(bars) / 8)) == 0:
+        if index % apart == 0:
             parts.append(_text(x + room / 2, HEIGHT - BOTTOM + 14, bar.name, "middle"))
     return _svg(parts)
 
@@ -114,7 +116,7 @@ def scatter(title: str, points: Sequence[tuple[float, float]], unit: str) -> str
     for x, y in points:
         parts.append(f'<circle class="dot" r="2.5" cx="{LEFT + span * x / right:.1f}" cy="{_y(y, top):.1f}"/>')
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_text(LEFT + span * share, HEIGHT - BOTTOM + 14, f"{right * share:.3g}", "middle"))
+        parts.append(_text(LEFT + span * share, HEIGHT - BOTTOM + 14, f"{right * share:g}", "middle"))
     return _svg(parts)
 
 
@@ -125,7 +127,7 @@ def _frame(title: str, unit: str, top: float) -> list[str]:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = _y(top * share, top)
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(LEFT - 6, y + 4, f"{top * share:.3g}", "end"))
+        parts.append(_text(LEFT - 6, y + 4, f"{top * share:g}", "end"))
     return parts
 
 
@@ -143,10 +145,10 @@ def _svg(parts: Sequence[str]) -> str:
 
 def _round_top(largest: float) -> float:
     """Return the end of an axis that holds `largest` and whose quarters are round numbers."""
-    return 4 * _round_step(largest / 4) if largest > 0 else 1.0
+    return 4 * _round_step(largest / 4, (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)) if largest > 0 else 1.0
 
 
-def _round_step(step: float) -> float:
-    """Return the smallest of 1, 2, 5 times a power of ten that is not below `step`."""
+def _round_step(step: float, factors: Sequence[float] = (1, 2, 5, 10)) -> float:
+    """Return the smallest of the factors times a power of ten that is not below `step`."""
     power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+    return next(factor * power for factor in factors if factor * power >= step * (1 - 1e-9))

@@ -22,14 +22,15 @@ def write_preparation_page(
     parts = ["<h1>Prepared speech</h1>", table(("", ""), rows), f'<div class="charts">{_charts(kept)}</div>']
     for name in ("splits", "rejects", "findings"):
         if facts.get(name):
-            parts.append(f"<h2>{name.capitalize()}</h2>" + table(("kind", "count"), list(facts[name].items())))
+            parts.append(f"<h2>{name.capitalize()}</h2>" + table(("name", "count"), list(facts[name].items())))
     for kind in dict.fromkeys(finding.kind for finding in findings):
         own = [finding for finding in findings if finding.kind == kind]
         more = f"<p class=soft>and {len(own) - MOST_SHOWN} more</p>" if len(own) > MOST_SHOWN else ""
         lines = "".join(f"<li>{escaped(finding.reason)}</li>" for finding in own[:MOST_SHOWN])
         parts.append(f"<details><summary>{escaped(kind)}: {len(own)}</summary><ul>{lines}</ul>{more}</details>")
-    steps = [(name, "none" if value is None else value) for name, value in facts["settings"].items()]
-    parts.append("<h2>Steps and settings</h2>" + table(("setting", "value"), steps))
+    parts.append("<h2>Steps</h2><ol>" + "".join(f"<li>{escaped(step)}</li>" for step in facts["steps"]) + "</ol>")
+    chosen = [(name, "none" if value is None else value) for name, value in facts["settings"].items()]
+    parts.append("<h2>Settings</h2>" + table(("setting", "value"), chosen))
     write_page(path, "Prepared speech", "\n".join(parts))
 
 
