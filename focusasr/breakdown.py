@@ -13,6 +13,7 @@ from typing import Any
 from focusasr.config import EvaluationConfig
 from focusasr.evaluate import Evaluation, Row, score_rows
 from focusasr.intervals import Comparison, Interval, choose_unit, compare, group_totals, middle, resample_totals
+from focusasr.manifest import Utterance
 from focusasr.score import Score, align_words, count_errors, normalize
 from focusasr.settings import InputError
 
@@ -69,7 +70,7 @@ def take_apart(
     others: Sequence[str | None] | None = None,
     against: str | None = None,
 ) -> Breakdown:
-    """Return the breakdown; `others` are another system's texts, one per row. InputError on an unknown slice."""
+    """Return the breakdown; `others` are another system's texts, one per row."""
     rows = evaluation.scored
     return Breakdown(
         slices=[part for key in config.slice or [] for part in slices(rows, key, evaluation.unit)],
@@ -83,14 +84,19 @@ def take_apart(
 # Slices
 
 
+def check_slices(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
+    """Refuse a key that no utterance has, before any work: InputError with those that there are."""
+    known = ["duration", "source", *sorted({name for one in utterances for name in one.extra})]
+    for key in keys:
+        if key not in known:
+            raise InputError(f"slice {key!r}: no line has that key; there are {', '.join(known)}")
+
+
 def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:
     """Return a score for each value of a key; durations come in buckets, shortest first, others by their rate."""
     members: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         members[slice_value(row, key)].append(row)
-    if set(members) == {ABSENT}:
-        known = sorted({name for row in rows for name in row.utterance.extra})
-        raise InputError(f"slice {key!r}: no line has that key; there are duration, source, {', '.join(known)}")
     scored = ((value, score_rows(part, unit)) for value, part in members.items())
     parts = [Slice(key, value, score) for value, score in scored if score is not None]
     if key == "duration":

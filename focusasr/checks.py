@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,18 +100,22 @@ def _scripts(text: str) -> Iterator[str]:
 
 
 def _rates(kept: Sequence[Kept]) -> Iterator[Finding]:
-    """Find far too many or far too few characters per second, as when text and sound are not of each other."""
-    import math
-
-    logs = [math.log(max(one.rate, 1e-3)) for one in kept]
-    if len(logs) < FEWEST_FOR_RATES:
-        return
-    middle = median(logs)
-    spread = max(1.4826 * median(abs(value - middle) for value in logs), 0.1)
-    for index, (one, value) in enumerate(zip(kept, logs, strict=True)):
-        if abs(value - middle) > RATE_DEVIATIONS * spread:
-            seen = f"{one.rate:.1f} characters per second where the median is {math.exp(middle):.1f}"
-            yield Finding(index, "speaking rate", f"{one.utterance.audio.name}: {seen}; does the text belong to it?")
+    """Find far too many or far too few characters per second for the language: text and sound not of each other?"""
+    by_language: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for index, one in enumerate(kept):
+        by_language[key_of(one.utterance, "language")].append((index, math.log(max(one.rate, 1e-3))))
+    for several in by_language.values():
+        if len(several) < FEWEST_FOR_RATES:
+            continue
+        middle = median(value for _, value in several)
+        spread = max(1.4826 * median(abs(value - middle) for _, value in several), 0.1)
+        for index, value in several:
+            if abs(value - middle) > RATE_DEVIATIONS * spread:
+                one = kept[index]
+                seen = f"{one.rate:.1f} characters per second where the median is {math.exp(middle):.1f}"
+                yield Finding(
+                    index, "speaking rate", f"{one.utterance.audio.name}: {seen}; does the text belong to it?"
+                )
 
 
 def _repeats(kept: Sequence[Kept]) -> Iterator[Finding]:

@@ -45,7 +45,7 @@ def evaluate(
     Texts come from a model, or from --hypotheses: JSON Lines, transcribe's output, Kaldi's text, trn or plain lines.
     """
     from focusasr import evaluate as room
-    from focusasr.breakdown import take_apart, to_json
+    from focusasr.breakdown import check_slices, take_apart, to_json
     from focusasr.evaluation_page import write_evaluation_page
     from focusasr.evaluation_table import print_table
     from focusasr.hypotheses import read_hypotheses
@@ -53,7 +53,8 @@ def evaluate(
     config = read_settings(EvaluationConfig, given[EvaluationConfig], "evaluate")
     decoding = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
-    others = read_hypotheses(against, utterances) if against else None  # refused before any work
+    check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
+    others = read_hypotheses(against, utterances) if against else None
     if hypotheses:
         texts = read_hypotheses(hypotheses, utterances)
         evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from focusasr.breakdown import Breakdown, confusions, percentile, silence, slices, take_apart, to_json
+from focusasr.breakdown import Breakdown, check_slices, confusions, percentile, silence, slices, take_apart, to_json
 from focusasr.config import EvaluationConfig
 from focusasr.evaluate import evaluate_texts
 from focusasr.evaluation_page import write_evaluation_page
@@ -41,8 +41,10 @@ def test_slices_by_a_key_and_by_duration():
     durations = [(part.value, part.score.utterances) for part in slices(evaluation().rows, "duration", "auto")]
     assert durations == [("under 1 s", 1), ("2 to 5 s", 2), ("20 s and more", 1)]
     assert [part.value for part in slices(evaluation().rows, "source", "auto")] == ["sound"]
+    utterances = [row.utterance for row in evaluation().rows]
+    check_slices(utterances, ["duration", "source", "speaker"])
     with pytest.raises(InputError, match=r"slice 'mood': no line has that key; there are duration, source, speaker"):
-        slices(evaluation().rows, "mood", "auto")
+        check_slices(utterances, ["mood"])
 
 
 def test_most_confused_words_are_counted_with_an_interval():
