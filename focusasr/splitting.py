@@ -1,4 +1,4 @@
-"""Long recordings cut at pauses, their text divided among the pieces by CTC forced alignment (torchaudio).
+"""Long recordings cut at pauses, their text divided among the pieces by CTC forced alignment.
 
 The whole text is laid over the whole recording at once, so a word that is misheard in one piece cannot shift the
 text of the next. Each piece gets the words whose middle lies in it.
@@ -7,9 +7,7 @@ text of the next. Each piece gets the words whose middle lies in it.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from focusasr.alignment import Span, align
 from focusasr.audio import Source, in_blocks, load, probe_seconds
 from focusasr.checkpoint import Checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
@@ -103,7 +102,7 @@ class Splitter:
             raise InputError(f"{reading.where}: {told}; cut it in two, with the text of each")
         if self._checkpoint is None:
             self._checkpoint = load_checkpoint(self._checkpoint_folder)
-        parts = align(self._checkpoint, waveform, one.text, self._limit)
+        parts = split_text(self._checkpoint, waveform, one.text, self._limit)
         if parts is None:
             told = f"its text is too long for {seconds:.1f} s of sound, or has no letter that the checkpoint knows"
             raise InputError(f"{reading.where}: {told}; does it belong to this recording?")
@@ -124,13 +123,11 @@ class Splitter:
 
 
 @torch.inference_mode()
-def align(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seconds: float) -> list[Part] | None:
+def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seconds: float) -> list[Part] | None:
     """Cut a waveform (N,) at pauses and return the pieces that hold words of `text`; None where it cannot fit.
 
     InputError where the checkpoint has no CTC head.
     """
-    from torchaudio.functional import forced_align, merge_tokens
-
     model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
     if model.ctc_head is None:
         raise InputError(f"{checkpoint.folder}: has no CTC head to align with; give another --align-with")
@@ -141,13 +138,9 @@ def align(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seconds: 
     for piece in pieces:
         mel = log_mel(torch.from_numpy(piece.waveform), model.config.mel_bands)
         emissions.append(model.ctc_log_probs(model.encode(*stack([mel])))[0])  # (T, V)
-    steps = sum(len(emission) for emission in emissions)
-    repeats = sum(first == second for first, second in itertools.pairwise(tokens))
-    if not tokens or len(tokens) + repeats > steps:
+    spans = align(torch.cat(emissions), tokens, tokenizer.blank) if emissions else None
+    if spans is None:
         return None
-    whole = torch.cat(emissions)[None]
-    path, scores = forced_align(whole, torch.tensor([tokens], dtype=torch.int32), blank=tokenizer.blank)
-    spans = merge_tokens(path[0], scores[0], blank=tokenizer.blank)
     ends = np.cumsum([len(emission) for emission in emissions])
     return _divided(pieces, ends, words, [(owner, span) for owner, span in zip(owners, spans, strict=True)])
 
@@ -165,18 +158,18 @@ def _tokens(words: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], list
 
 
 def _divided(
-    pieces: Sequence[Piece], ends: np.ndarray, words: Sequence[str], spans: Sequence[tuple[int | None, Any]]
+    pieces: Sequence[Piece], ends: np.ndarray, words: Sequence[str], spans: Sequence[tuple[int | None, Span]]
 ) -> list[Part]:
     """Return the pieces with their words; a word without a token goes with the one before it, or the first."""
     homes = np.full(len(words), -1)
     scores: list[list[float]] = [[] for _ in pieces]
-    grouped: dict[int, list[Any]] = {}
+    grouped: dict[int, list[Span]] = {}
     for owner, span in spans:
         if owner is not None:
             grouped.setdefault(owner, []).append(span)
     for index, own in grouped.items():
         homes[index] = min(np.searchsorted(ends, (own[0].start + own[-1].end) / 2, side="right"), len(pieces) - 1)
-        scores[homes[index]] += [span.score for span in own]
+        scores[homes[index]] += [span.probability for span in own]
     homes[0] = homes[homes >= 0][0] if homes[0] < 0 else homes[0]
     for index in range(1, len(homes)):
         homes[index] = homes[index - 1] if homes[index] < 0 else homes[index]
@@ -184,7 +177,7 @@ def _divided(
     for place, piece in enumerate(pieces):
         text = " ".join(word for word, home in zip(words, homes, strict=True) if home == place)
         if text:
-            confidence = round(math.exp(sum(scores[place]) / max(1, len(scores[place]))), 4)
+            confidence = round(sum(scores[place]) / max(1, len(scores[place])), 4)
             seconds = len(piece.waveform) / SAMPLE_RATE_HZ
             parts.append(Part(round(piece.start_seconds, 3), round(seconds, 3), text, confidence))
     return parts

@@ -6,16 +6,19 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
 from focusasr import audio
+from focusasr.alignment import Word
 from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding import Hypothesis, decode
+from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
@@ -50,7 +53,12 @@ class Recognizer:
     """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
-        self.model = with_knobs(checkpoint.model.to(device).eval(), config)
+        if config.word_timestamps and checkpoint.model.ctc_head is None:
+            raise InputError(
+                "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
+                "or train with --ctc"
+            )
+        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
@@ -91,9 +99,9 @@ class Recognizer:
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
-        bands = self.model.config.mel_bands
+        bands = self.engine.config.mel_bands
         mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands) for _, piece in held]
-        answers = decode(self.model, mels, self.tokenizer, self.config.ctc_weight)
+        answers = decode(self.engine, mels, self.tokenizer, self.config)
         for (job, piece), answer in zip(held, answers, strict=True):
             job.waiting -= 1
             segment = self._segment(piece, answer)
@@ -114,6 +122,7 @@ class Recognizer:
             avg_logprob=answer.avg_logprob,
             compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
             no_speech_prob=answer.no_speech_prob,
+            words=_words(answer.words, piece.start_seconds) if self.config.word_timestamps else None,
         )
 
     def _outcome(self, job: _Job) -> Outcome:
@@ -124,6 +133,19 @@ class Recognizer:
         numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
         text = " ".join(segment.text for segment in numbered)
         return Outcome(job.source, Transcript(text, numbered, self.tokenizer.policy.language), None, seconds)
+
+
+def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any]]:
+    """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it."""
+    return [
+        {
+            "word": f" {word.text}",
+            "start": round(start_seconds + word.start, 3),
+            "end": round(start_seconds + word.end, 3),
+            "probability": word.probability,
+        }
+        for word in words or []
+    ]
 
 
 def _counted(job: _Job) -> Iterator[np.ndarray]:

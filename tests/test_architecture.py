@@ -16,9 +16,10 @@ PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config files text tokenizer device manifest journal containers audio tables hypotheses readings "
     "kaldi lhotse subtitles sources features attention model inspection picture intervals score augment data "
-    "decoding checkpoint segments output transcribe recall splitting pages splits loudness checks preparation_page "
-    "preparation preprocess evaluate breakdown evaluation_table evaluation_page validate training_log train "
-    "options progress preprocess_command train_command transcribe_command evaluate_command inspect_command cli"
+    "alignment quantize engine greedy joint_search decoding checkpoint segments output transcribe recall "
+    "splitting pages splits loudness checks preparation_page preparation preprocess evaluate breakdown "
+    "evaluation_table evaluation_page validate training_log train options progress preprocess_command "
+    "train_command transcribe_command evaluate_command inspect_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)

@@ -45,7 +45,7 @@ def test_each_piece_gets_the_words_said_in_it(tmp_path, sample, heard, monkeypat
         assert len(set(row["text"].lower().strip("!").split()) & set(heard.split())) >= len(set(heard.split())) - 1
         assert abs(row["duration"] - seconds) < 1.3 and 0 < row["confidence"] <= 1
     calls: list[int] = []
-    monkeypatch.setattr(room, "align", lambda *given: calls.append(1))
+    monkeypatch.setattr(room, "split_text", lambda *given: calls.append(1))
     again = preprocess([tmp_path / "in"], tmp_path / "out", config)
     assert (again.kept, again.reused, calls) == (3, 3, [])
 
