@@ -64,6 +64,24 @@ class DecoderState(NamedTuple):
     caches: list[Cache | None]
     length: int  # tokens read so far
 
+    def select(self, rows: Tensor) -> DecoderState:
+        """Return the state of other rows: `rows` (R,) numbers the present ones, in any order, left out or repeated."""
+        caches = [
+            cache and Cache(_picked(cache.globe, rows), cache.local and _picked(cache.local, rows))
+            for cache in self.caches
+        ]
+        return DecoderState(
+            [_picked(pair, rows) for pair in self.memory],
+            None if self.mask is None else self.mask[rows],
+            self.mean[rows],
+            caches,
+            self.length,
+        )
+
+
+def _picked(pair: KeysValues, rows: Tensor) -> KeysValues:
+    return pair[0][rows], pair[1][rows]
+
 
 class Losses(NamedTuple):
     """The training loss and its parts, means per token (attention) and per target token (CTC)."""
@@ -265,6 +283,14 @@ class Decoder(nn.Module):
             caches.append(cache)
         logits = self.ln(x) @ self.token_embedding.weight.T
         return logits, state._replace(caches=caches, length=end)
+
+    def advance(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Read tokens (R, L) and return logits (R, L, V) and the next state; `forward` by search's name."""
+        return self(tokens, state)
+
+    def select(self, state: DecoderState, rows: Tensor) -> DecoderState:
+        """Return the state of the rows (R,) that search goes on with."""
+        return state.select(rows)
 
 
 class Model(nn.Module):

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config files text tokenizer device manifest journal containers audio tables sources features attention "
-    "model inspection picture score augment data decoding checkpoint segments output transcribe preprocess evaluate "
-    "validate training_log train options progress preprocess_command train_command transcribe_command "
+    "model rules search inspection picture score augment data decoding checkpoint segments output transcribe preprocess "
+    "evaluate validate training_log train options progress preprocess_command train_command transcribe_command "
     "evaluate_command inspect_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`

@@ -1,0 +1,106 @@
+"""Random Whisper models, the same weights in openai/whisper's classes and in ours, that say something worth comparing."""
+
+from __future__ import annotations
+
+import torch
+import whisper
+from torch import Tensor
+from whisper.model import ModelDimensions
+
+from focusasr.config import ModelConfig
+from focusasr.model import Model
+
+WIDTH, HEADS, LAYERS = 64, 2, 2
+MULTILINGUAL, ENGLISH = 51865, 51864
+
+
+def peer_model(seed: int = 0, vocabulary: int = MULTILINGUAL, mel_bands: int = 80) -> whisper.model.Whisper:
+    """Return openai/whisper's model with random weights, scaled so that text, timestamps and ends all come.
+
+    Plain random weights repeat one token for ever: here the logits are peaked, attention to the audio is sharp, and
+    with every position later timestamps and the end token become likelier.
+    """
+    torch.manual_seed(seed)
+    dims = ModelDimensions(mel_bands, 1500, WIDTH, HEADS, LAYERS, vocabulary, 448, WIDTH, HEADS, LAYERS)
+    model = whisper.model.Whisper(dims).eval()
+    end = 50257 if vocabulary >= MULTILINGUAL else 50256
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.7 * weight[0].numel() ** -0.5)
+            if "cross_attn.query.weight" in name or "cross_attn.key.weight" in name:
+                weight.mul_(4.0)
+            if "decoder" in name and ("mlp.2.weight" in name or "out.weight" in name):
+                weight.mul_(2.0)
+        _teach_order(model.decoder, 50257 if vocabulary >= MULTILINGUAL else 50256)
+    return model
+
+
+def _teach_order(decoder: torch.nn.Module, end: int) -> None:
+    """Let positions point to the end token and, by waves of four lengths, to timestamps 0.18 s apart."""
+    directions = torch.linalg.qr(torch.randn(WIDTH, 9)).Q.T
+    rates = torch.tensor([1.0, 2.0, 4.0, 8.0]) * 2 * torch.pi / 1500
+
+    def waves(count: int, step: int) -> Tensor:
+        phases = step * torch.arange(count)[:, None] * rates
+        return torch.cat((phases.cos(), phases.sin()), dim=1) @ directions[1:]
+
+    places = torch.arange(448)[:, None]
+    decoder.positional_embedding.normal_(std=0.8).add_(0.2 * places * directions[0] + 3.0 * waves(448, 9))
+    decoder.token_embedding.weight.normal_(std=0.11)
+    decoder.token_embedding.weight[end] = 0.9 * directions[0]
+    decoder.token_embedding.weight[-1501:] = 0.1 * torch.randn(1501, WIDTH) + 0.45 * waves(1501, 1)
+    decoder.ln.weight.fill_(3.4)
+
+
+def our_model(peer: whisper.model.Whisper) -> Model:
+    """Return our model with the peer's weights."""
+    dims = peer.dims
+    config = ModelConfig(
+        vocabulary=dims.n_vocab,
+        mel_bands=dims.n_mels,
+        width=dims.n_audio_state,
+        heads=dims.n_audio_head,
+        encoder_layers=dims.n_audio_layer,
+        decoder_layers=dims.n_text_layer,
+        strides=(1, 2),
+        attention="global",
+        positions="absolute",
+        ctc=False,
+        dropout=0.0,
+    )
+    model = Model(config).eval()
+    model.load_state_dict({_our_name(name): weight for name, weight in peer.state_dict().items() if _kept(name)})
+    return model
+
+
+def _kept(name: str) -> bool:
+    return name not in ("alignment_heads", "decoder.mask")
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in (
+        ("cross_attn_ln", "ln_cross"),
+        ("cross_attn.", "cross."),
+        ("attn_ln", "attention.ln_global"),
+        (".attn.", ".attention.attn_global."),
+        ("mlp_ln", "mlp.0"),
+        ("mlp.2", "mlp.3"),
+        ("encoder.conv", "encoder.stem.conv"),
+        ("encoder.positional_embedding", "encoder.positions"),
+    ):
+        if theirs in name:
+            return name.replace(theirs, ours)
+    return name.replace("mlp.0.", "mlp.1.") if "mlp.0." in name else name
+
+
+def chirps(seconds: float, seed: int = 0) -> Tensor:
+    """Return made sound (N,) at 16 kHz: tones that glide, stop and start, over faint noise."""
+    chance = torch.Generator().manual_seed(seed)
+    times = torch.arange(round(seconds * 16_000)) / 16_000
+    rates = torch.rand(5, generator=chance) * 0.7 + 0.1
+    wave = 0.003 * torch.randn(len(times), generator=chance)
+    for index, rate in enumerate(rates.tolist()):
+        phase = 2 * torch.pi * (150 * 1.7**index * times + 60 * torch.sin(2 * torch.pi * rate * times) / rate)
+        wave += 0.1 * torch.sin(phase) * (torch.sin(2 * torch.pi * rate * 1.3 * times + index) > 0.2)
+    return wave
