@@ -73,7 +73,7 @@ def test_greedy_tokens_are_those_of_whisper(seed: int) -> None:
     ours, theirs = both(seed, [0, 1, 2])
     check(ours, theirs)
     assert len({tuple(text.tokens) for text in ours}) == 3  # the sounds make a difference
-    assert all(50364 <= max(text.tokens) for text in ours)
+    assert all(max(text.tokens) >= 50364 for text in ours)
     check(*both(seed, [0, 1], without_timestamps=True, sample_len=40))
 
 

@@ -1,4 +1,4 @@
-"""Random Whisper models, the same weights in openai/whisper's classes and in ours, that say something worth comparing."""
+"""Random Whisper models worth comparing, the same weights in openai/whisper's classes and in ours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def peer_model(seed: int = 0, vocabulary: int = MULTILINGUAL, mel_bands: int = 8
     torch.manual_seed(seed)
     dims = ModelDimensions(mel_bands, 1500, WIDTH, HEADS, LAYERS, vocabulary, 448, WIDTH, HEADS, LAYERS)
     model = whisper.model.Whisper(dims).eval()
-    end = 50257 if vocabulary >= MULTILINGUAL else 50256
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
