@@ -86,6 +86,28 @@ class ModelConfig:
         """Seconds of sound between two encoder steps."""
         return 0.01 * self.strides[0] * self.strides[1]
 
+    @property
+    def window_samples(self) -> int | None:
+        """Samples that absolute positions have room for, 30 s in Whisper; None: any length."""
+        if self.positions == "rotary":
+            return None
+        return self.audio_context * self.strides[0] * self.strides[1] * SAMPLE_RATE_HZ // 100
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """What a Whisper checkpoint says about its tokens and heads, in the words of its generation_config.json.
+
+    Heads are (decoder layer, head) pairs, forced ids (place, token) pairs.
+    """
+
+    multilingual: bool = True  # has language and task tokens in its prompt
+    suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never written
+    begin_suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never written first
+    forced_decoder_ids: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    alignment_heads: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # follow the audio; for word times
+    max_initial_timestamp_index: int = 50  # of 20 ms: a first segment begins within the first second
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "heads": 4, "encoder_layers": 5, "decoder_layers": 1},

@@ -9,7 +9,7 @@ import torch
 import whisper
 from torch import Tensor
 from whisper.decoding import DecodingOptions, DecodingTask
-from whisper_pairs import chirps, our_model, peer_model
+from whisper_pairs import chirps, ours, peer_model
 
 from focusasr.model import Memory, Model
 from focusasr.rules import Rule, Suppress, Timestamps
@@ -21,7 +21,7 @@ SEEDS = (0, 1)
 @cache
 def pair(seed: int) -> tuple[whisper.model.Whisper, Model]:
     peer = peer_model(seed)
-    return peer, our_model(peer)
+    return peer, ours(peer).model
 
 
 @cache
@@ -58,31 +58,31 @@ def both(seed: int, sounds: list[int], **options: object) -> tuple[list[Text], l
     opening = read(model.decoder, model.decoder.start(memory), prompt)
     searching = Search(wanted.temperature, wanted.beam_size, wanted.best_of, wanted.patience, wanted.length_penalty)
     room = min(task.sample_len, task.n_ctx - len(task.initial_tokens) + 1)
-    ours = search(model.decoder, opening, Goal(rules_of(task), task.tokenizer.eot, room), searching)
-    return ours, [whisper.decode(peer, heard(sound), wanted) for sound in sounds]
+    texts = search(model.decoder, opening, Goal(rules_of(task), task.tokenizer.eot, room), searching)
+    return texts, [whisper.decode(peer, heard(sound), wanted) for sound in sounds]
 
 
-def check(ours: list[Text], theirs: list[whisper.DecodingResult]) -> None:
-    assert [text.tokens for text in ours] == [result.tokens for result in theirs]
-    for text, result in zip(ours, theirs, strict=True):
+def check(texts: list[Text], theirs: list[whisper.DecodingResult]) -> None:
+    assert [text.tokens for text in texts] == [result.tokens for result in theirs]
+    for text, result in zip(texts, theirs, strict=True):
         assert text.avg_logprob == pytest.approx(result.avg_logprob, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_greedy_tokens_are_those_of_whisper(seed: int) -> None:
-    ours, theirs = both(seed, [0, 1, 2])
-    check(ours, theirs)
-    assert len({tuple(text.tokens) for text in ours}) == 3  # the sounds make a difference
-    assert all(max(text.tokens) >= 50364 for text in ours)
+    texts, theirs = both(seed, [0, 1, 2])
+    check(texts, theirs)
+    assert len({tuple(text.tokens) for text in texts}) == 3  # the sounds make a difference
+    assert all(max(text.tokens) >= 50364 for text in texts)
     check(*both(seed, [0, 1], without_timestamps=True, sample_len=40))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_beam_tokens_are_those_of_whisper(seed: int) -> None:
-    ours, theirs = both(seed, [0, 1], beam_size=5)
-    check(ours, theirs)
+    texts, theirs = both(seed, [0, 1], beam_size=5)
+    check(texts, theirs)
     greedy, _ = both(seed, [0, 1])
-    assert [text.tokens for text in ours] != [text.tokens for text in greedy]
+    assert [text.tokens for text in texts] != [text.tokens for text in greedy]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
+from pathlib import Path
+
 import torch
 import whisper
 from torch import Tensor
 from whisper.model import ModelDimensions
 
-from focusasr.config import ModelConfig
-from focusasr.model import Model
+from focusasr.checkpoint import Checkpoint, load_checkpoint
 
 WIDTH, HEADS, LAYERS = 64, 2, 2
 MULTILINGUAL, ENGLISH = 51865, 51864
@@ -52,45 +55,12 @@ def _teach_order(decoder: torch.nn.Module, end: int) -> None:
     decoder.ln.weight.fill_(3.4)
 
 
-def our_model(peer: whisper.model.Whisper) -> Model:
-    """Return our model with the peer's weights."""
-    dims = peer.dims
-    config = ModelConfig(
-        vocabulary=dims.n_vocab,
-        mel_bands=dims.n_mels,
-        width=dims.n_audio_state,
-        heads=dims.n_audio_head,
-        encoder_layers=dims.n_audio_layer,
-        decoder_layers=dims.n_text_layer,
-        strides=(1, 2),
-        attention="global",
-        positions="absolute",
-        ctc=False,
-        dropout=0.0,
-    )
-    model = Model(config).eval()
-    model.load_state_dict({_our_name(name): weight for name, weight in peer.state_dict().items() if _kept(name)})
-    return model
-
-
-def _kept(name: str) -> bool:
-    return name not in ("alignment_heads", "decoder.mask")
-
-
-def _our_name(name: str) -> str:
-    for theirs, ours in (
-        ("cross_attn_ln", "ln_cross"),
-        ("cross_attn.", "cross."),
-        ("attn_ln", "attention.ln_global"),
-        (".attn.", ".attention.attn_global."),
-        ("mlp_ln", "mlp.0"),
-        ("mlp.2", "mlp.3"),
-        ("encoder.conv", "encoder.stem.conv"),
-        ("encoder.positional_embedding", "encoder.positions"),
-    ):
-        if theirs in name:
-            return name.replace(theirs, ours)
-    return name.replace("mlp.0.", "mlp.1.") if "mlp.0." in name else name
+def ours(peer: whisper.model.Whisper) -> Checkpoint:
+    """Return our model with the peer's weights, through a .pt file as OpenAI's are."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "peer.pt"
+        torch.save({"dims": dataclasses.asdict(peer.dims), "model_state_dict": peer.state_dict()}, path)
+        return load_checkpoint(path)
 
 
 def chirps(seconds: float, seed: int = 0) -> Tensor:
