@@ -46,6 +46,11 @@ class Memory(NamedTuple):
         weights = self.mask.to(self.states.dtype)[..., None]
         return (self.states * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
 
+    def select(self, rows: Tensor) -> Memory:
+        """Return the memory of some utterances, numbered by `rows` (R,)."""
+        mask = None if self.mask is None else self.mask[rows]
+        return Memory(self.states[rows], mask, [span[rows] for span in self.spans])
+
 
 class Heard(NamedTuple):
     """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head."""

@@ -1,0 +1,206 @@
+"""Long recordings as openai/whisper reads them: window after window, each from where the one before found an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+
+from focusasr.audio import Source
+from focusasr.checkpoint import Checkpoint
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, LongformConfig, SearchConfig
+from focusasr.features import FRAMES_PER_SECOND
+from focusasr.output import Segment, Transcript
+from focusasr.settings import InputError
+from focusasr.spectrogram import WINDOW_FRAMES, Spectrogram
+from focusasr.transcribe import Outcome
+from focusasr.whisper_tokenizer import WhisperTokenizer
+from focusasr.window import Answer, WindowReader, is_silence
+
+FRAMES_PER_TIMESTAMP = 2
+SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
+RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
+
+
+class Window(NamedTuple):
+    """Which frames are read: `frames` of them from `seek` on."""
+
+    seek: int
+    frames: int
+
+    @property
+    def start(self) -> float:
+        """Return the time of the first frame, in seconds."""
+        return self.seek / FRAMES_PER_SECOND
+
+    @property
+    def seconds(self) -> float:
+        """Return the length in seconds."""
+        return self.frames / FRAMES_PER_SECOND
+
+
+class Stretch(NamedTuple):
+    """What a window gave: its segments, the frame to go on from, and whether its last word is known to end there."""
+
+    segments: list[Segment]
+    next_seek: int
+    closed: bool
+
+
+@dataclass
+class Script:
+    """What was written so far of one recording, and what of it the next window may know."""
+
+    initial: list[int]  # tokens of the initial prompt
+    room: int  # tokens of the prompt
+    tokens: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    known_from: int = 0  # tokens before are no prompt any more; counted with the initial prompt
+    last_speech: float = 0.0
+
+    def before(self, carry: bool) -> list[int]:
+        """Return the tokens that come before the next window."""
+        if not carry:
+            return [*self.initial, *self.tokens][self.known_from :]
+        kept = self.room - len(self.initial)
+        return [*self.initial, *self.tokens[max(0, self.known_from - len(self.initial)) :][-kept:]]
+
+    def add(self, segments: list[Segment]) -> None:
+        """Go on with a window's segments; those without text or length keep their place only."""
+        for segment in segments:
+            if segment.start == segment.end or not segment.text.strip():
+                segment = replace(segment, text="", tokens=[], words=[])
+            self.segments.append(replace(segment, id=len(self.segments)))
+            self.tokens += segment.tokens
+
+    def forget(self) -> None:
+        """Let the next window know nothing of the text so far."""
+        self.known_from = len(self.initial) + len(self.tokens)
+
+
+def split(window: Window, answer: Answer, tokenizer: WhisperTokenizer) -> Stretch:
+    """Cut a window's text where two timestamps meet, and return where to go on.
+
+    A text that ends with a single timestamp is complete, and so is one without pairs: the next window follows this
+    one. Else what comes after the last pair is read again, from there on.
+    """
+    tokens = answer.tokens
+    times = [token >= tokenizer.timestamp_begin for token in tokens]
+    closed = times[-2:] == [False, True]
+    cuts = [place for place in range(1, len(tokens)) if times[place - 1] and times[place]]
+    if not cuts:
+        seconds = window.seconds
+        last = next((token for token in reversed(tokens) if token >= tokenizer.timestamp_begin), None)
+        if last is not None and last != tokenizer.timestamp_begin:
+            seconds = (last - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
+        whole = _segment(window, answer, tokenizer, tokens, (window.start, window.start + seconds))
+        return Stretch([whole], window.seek + window.frames, closed)
+    if closed:
+        cuts.append(len(tokens))
+    segments = []
+    for first, last in zip([0, *cuts], cuts, strict=False):
+        piece = tokens[first:last]
+        start, end = (
+            window.start + (token - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
+            for token in (piece[0], piece[-1])
+        )
+        segments.append(_segment(window, answer, tokenizer, piece, (start, end)))
+    if closed:
+        return Stretch(segments, window.seek + window.frames, closed)
+    last_time = tokens[cuts[-1] - 1] - tokenizer.timestamp_begin
+    return Stretch(segments, window.seek + last_time * FRAMES_PER_TIMESTAMP, closed)
+
+
+def _segment(
+    window: Window, answer: Answer, tokenizer: WhisperTokenizer, tokens: list[int], span: tuple[float, float]
+) -> Segment:
+    return Segment(
+        id=0,
+        seek=window.seek,
+        start=span[0],
+        end=span[1],
+        text=tokenizer.decode_exactly([token for token in tokens if token < tokenizer.end]),
+        tokens=tokens,
+        temperature=answer.temperature,
+        avg_logprob=answer.avg_logprob,
+        compression_ratio=answer.compression_ratio,
+        no_speech_prob=answer.no_speech_prob,
+    )
+
+
+def clips(seconds: list[float], frames: int) -> list[tuple[int, int]]:
+    """Return the stretches to read as frames (from, to): pairs of times, the last one up to the recording's end."""
+    points = [round(second * FRAMES_PER_SECOND) for second in seconds] or [0]
+    if len(points) % 2:
+        points.append(frames)
+    return [(start, min(end, frames)) for start, end in zip(points[::2], points[1::2], strict=True)]
+
+
+class WhisperRecognizer:
+    """A Whisper model that transcribes recordings one after the other, as openai/whisper does."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        config: DecodingConfig,
+        search: SearchConfig,
+        longform: LongformConfig,
+    ) -> None:
+        assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
+        self.model = checkpoint.model.to(device).eval()
+        self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
+        self.device, self.config, self.search, self.longform = device, config, search, longform
+
+    def transcribe(
+        self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
+    ) -> Iterator[Outcome]:
+        """Yield one outcome per source, in order; `progress` is told the seconds of audio that were read.
+
+        A source that cannot be read gives an outcome with an error, and the others go on.
+        """
+        for source in sources:
+            try:
+                sound = Spectrogram(source, self.model.config.mel_bands, self.device)
+                transcript = self._transcript(sound, progress or (lambda seconds: None))
+                yield Outcome(source, transcript, None, sound.samples / SAMPLE_RATE_HZ)
+            except InputError as error:
+                yield Outcome(source, None, str(error), 0.0)
+
+    def _transcript(self, sound: Spectrogram, progress: Callable[[float], None]) -> Transcript:
+        reader = self._reader(sound)
+        prompt = self.longform.initial_prompt
+        initial = reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
+        script = Script(initial, self.model.config.text_context // 2 - 1)
+        for start, end in clips(self.longform.clips or [], sound.frames):
+            seek = start
+            while seek < end:
+                window = Window(seek, min(WINDOW_FRAMES, end - seek))
+                seek = self._read(reader, sound, window, script)
+                progress((min(seek, end) - window.seek) / FRAMES_PER_SECOND)
+        text = reader.text(script.tokens)
+        return Transcript(text, script.segments, reader.tokenizer.policy.language or "en")
+
+    def _reader(self, sound: Spectrogram) -> WindowReader:
+        """Return a reader for the language that was asked for, or for the one that the first 30 s are in."""
+        reader = WindowReader(self.model, self.tokenizer, self.search, self.longform)
+        language = self.tokenizer.policy.language
+        if language is None:
+            (language,) = reader.languages(reader.encode(sound.window(0, WINDOW_FRAMES)[None]))
+        reader.tokenizer = self.tokenizer.speaking(language)
+        return reader
+
+    def _read(self, reader: WindowReader, sound: Spectrogram, window: Window, script: Script) -> int:
+        """Add a window's text to the script and return the frame at which the next one begins."""
+        memory = reader.encode(sound.window(window.seek, window.frames)[None])
+        prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
+        (answer,) = reader.answers(memory, [prompt])
+        if is_silence(answer, self.search):
+            return window.seek + window.frames
+        stretch = split(window, answer, reader.tokenizer)
+        script.add(stretch.segments)
+        if not self.longform.condition_on_previous_text or answer.temperature > RESET_TEMPERATURE:
+            script.forget()
+        return stretch.next_seek
