@@ -76,7 +76,7 @@ def soft_mask(radius: Tensor, ramp: int, distance: Tensor) -> Tensor:
     return ((radius - distance) / ramp).clamp(0.0, 1.0)
 
 
-def _log_mask(mask: Tensor) -> Tensor:
+def log_mask(mask: Tensor) -> Tensor:
     """Return log m, -inf where m is 0, with zero gradient there."""
     seen = mask > 0
     return torch.where(seen, torch.where(seen, mask, 1.0).log(), -torch.inf)
@@ -123,7 +123,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None)
     steps, keys = q.shape[2], k.shape[2]
     positions = torch.arange(keys, device=q.device)
     distance = _distance(positions[keys - steps :], positions, window.causal)
-    bias = _log_mask(soft_mask(window.radius, window.ramp, distance))  # (B, H, T, S)
+    bias = log_mask(soft_mask(window.radius, window.ramp, distance))  # (B, H, T, S)
     if mask is not None:
         bias = bias.masked_fill(~mask[:, None, None, :], -torch.inf)
     return _attend(q, k, v, bias)
@@ -145,7 +145,7 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | Non
     inside = F.pad(inside, (behind, ahead + spare)).unfold(1, width, block)  # (B, blocks, width)
     positions = torch.arange(width, device=q.device)
     distance = _distance(positions[behind : behind + block], positions, window.causal)
-    bias = _log_mask(soft_mask(window.radius, window.ramp, distance))[:, :, None]  # (B, H, 1, W, width)
+    bias = log_mask(soft_mask(window.radius, window.ramp, distance))[:, :, None]  # (B, H, 1, W, width)
     bias = bias.masked_fill(~inside[:, None, :, None, :], -torch.inf)
     bias = bias.expand(batch, heads, blocks, block, width).reshape(batch, heads * blocks, block, width)
     queries = F.pad(q, (0, 0, 0, spare)).reshape(batch, heads * blocks, block, head_width)

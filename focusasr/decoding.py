@@ -1,7 +1,8 @@
-"""From sound to tokens: greedy decoding with a cache, the CTC draft and guard, and the choice between them."""
+"""From sound to tokens: the CTC draft and guard, the decoder's reading, and the choice between them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,33 +10,40 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from focusasr.features import stack
-from focusasr.model import IGNORED, Memory, Model, ctc_losses
+from focusasr.config import DecodingConfig
+from focusasr.engine import Engine
+from focusasr.greedy import greedy
+from focusasr.joint_search import joint, joint_search
+from focusasr.model import IGNORED, Memory, ctc_losses
 from focusasr.tokenizer import Tokenizer
 
 
 class Hypothesis(NamedTuple):
-    """What was heard: token ids without start and end, mean log probability per token, and CTC's P(no text)."""
+    """What was heard: token ids without start and end, mean log probability per token, CTC's P(no text), passes.
+
+    `passes` counts the decoder's passes that this text took part in.
+    """
 
     tokens: list[int]
     avg_logprob: float
     no_speech_prob: float
+    passes: int = 0
 
 
 @torch.inference_mode()
-def decode(model: Model, mels: Sequence[Tensor], tokenizer: Tokenizer, ctc_weight: float) -> list[Hypothesis]:
+def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config: DecodingConfig) -> list[Hypothesis]:
     """Return the text of each spectrogram (F, M); the answer for one does not depend on the others.
 
-    Models with a CTC head: where CTC's best path is empty the text is empty (guard); else the CTC text and the
-    decoder's greedy text are both scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder, and the
-    better one is taken. Without a CTC head the decoder's greedy text is the answer.
+    Models with a CTC head: where CTC's best path is empty the text is empty (guard); else the CTC text is the draft
+    of the decoder's greedy text, both are scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder, and
+    the better one is taken; with `beam_size` above 1 the best of a joint beam search stands beside them. Without a CTC
+    head the decoder's greedy text is the answer.
     """
-    model.eval()
-    memory = model.encode(*stack(mels))
-    if model.ctc_head is None:
-        texts, scores = greedy(model, memory, tokenizer)
-        return [_hypothesis(text, score, 0.0) for text, score in zip(texts, scores.tolist(), strict=True)]
-    log_probs = model.ctc_log_probs(memory)
+    memory = engine.encode(mels)
+    if engine.ctc_head is None:
+        reads = greedy(engine, memory, tokenizer, [[] for _ in mels])
+        return [_hypothesis(read.tokens, read.score, 0.0, read.passes) for read in reads]
+    log_probs = engine.ctc_log_probs(memory)
     drafts = ctc_greedy(log_probs, memory.lengths(), tokenizer.blank)
     silent = _no_speech(log_probs, memory, tokenizer.blank).tolist()
     heard = [row for row, draft in enumerate(drafts) if draft]
@@ -43,26 +51,40 @@ def decode(model: Model, mels: Sequence[Tensor], tokenizer: Tokenizer, ctc_weigh
     if not heard:
         return answers
     memory, log_probs = _rows(memory, heard), log_probs[heard]
-    candidates = [[drafts[row] for row in heard]]
-    if ctc_weight < 1:
-        candidates.append(greedy(model, memory, tokenizer)[0])
-    by_decoder = torch.stack([decoder_score(model, memory, texts, tokenizer) for texts in candidates])
-    by_ctc = torch.stack([ctc_score(log_probs, memory, texts, tokenizer.blank) for texts in candidates])
-    best = _joint(by_ctc, by_decoder, ctc_weight).argmax(dim=0).tolist()
+    candidates, passes = _candidates(engine, memory, tokenizer, [drafts[row] for row in heard], config, log_probs)
+    by_decoder = torch.tensor([scores for _, scores in candidates], device=log_probs.device)
+    by_ctc = torch.stack([ctc_score(log_probs, memory, texts, tokenizer.blank) for texts, _ in candidates])
+    best = joint(by_ctc, by_decoder, config.ctc_weight).argmax(dim=0).tolist()
     for place, (row, choice) in enumerate(zip(heard, best, strict=True)):
-        answers[row] = _hypothesis(candidates[choice][place], float(by_decoder[choice, place]), silent[row])
+        texts, scores = candidates[choice]
+        answers[row] = _hypothesis(texts[place], scores[place], silent[row], passes[place])
     return answers
 
 
-def _joint(by_ctc: Tensor, by_decoder: Tensor, ctc_weight: float) -> Tensor:
-    """Mix log probabilities, of which some may be -inf; a weight of 0 leaves one side out."""
-    if ctc_weight in (0, 1):
-        return by_ctc if ctc_weight else by_decoder
-    return ctc_weight * by_ctc + (1 - ctc_weight) * by_decoder
+Candidates = tuple[list[list[int]], list[float]]  # a text per row, and its log probability under the decoder
 
 
-def _hypothesis(tokens: list[int], score: float, no_speech_prob: float) -> Hypothesis:
-    return Hypothesis(tokens, score / (len(tokens) + 1), no_speech_prob)
+def _candidates(
+    engine: Engine,
+    memory: Memory,
+    tokenizer: Tokenizer,
+    drafts: list[list[int]],
+    config: DecodingConfig,
+    log_probs: Tensor,
+) -> tuple[list[Candidates], list[int]]:
+    """Return what is chosen from, and the decoder's passes per row."""
+    if config.ctc_weight == 1:
+        return [(drafts, decoder_score(engine, memory, drafts, tokenizer))], [1] * len(drafts)
+    reads = greedy(engine, memory, tokenizer, drafts)
+    unscored = [-math.inf if math.isnan(read.draft_score) else read.draft_score for read in reads]
+    candidates = [(drafts, unscored), ([read.tokens for read in reads], [read.score for read in reads])]
+    if config.beam_size > 1:
+        candidates.append(joint_search(engine, memory, log_probs, tokenizer, config))
+    return candidates, [read.passes for read in reads]
+
+
+def _hypothesis(tokens: list[int], score: float, no_speech_prob: float, passes: int) -> Hypothesis:
+    return Hypothesis(tokens, score / (len(tokens) + 1), no_speech_prob, passes)
 
 
 def _rows(memory: Memory, rows: list[int]) -> Memory:
@@ -85,45 +107,16 @@ def _no_speech(log_probs: Tensor, memory: Memory, blank: int) -> Tensor:
     return (blanks if memory.mask is None else blanks.masked_fill(~memory.mask, 0.0)).sum(dim=1).exp()
 
 
-def greedy(model: Model, memory: Memory, tokenizer: Tokenizer) -> tuple[list[list[int]], Tensor]:
-    """Take the decoder's likeliest token until the end token; return texts and their log probabilities (B,).
-
-    A text is cut at the number of encoder steps (no CTC alignment could be longer) and at `text_context`.
-    """
-    device = memory.states.device
-    limits = memory.lengths().to(device).clamp(max=model.config.text_context - 2)
-    state = model.decoder.start(memory)
-    token = torch.full((len(limits), 1), tokenizer.start, device=device)
-    done = torch.zeros(len(limits), dtype=torch.bool, device=device)
-    scores = torch.zeros(len(limits), device=device)
-    columns = []
-    for step in range(int(limits.max()) + 1):
-        logits, state = model.decoder(token, state)
-        log_probs = logits[:, -1].float().log_softmax(dim=-1)
-        best, choice = log_probs.max(dim=-1)
-        cut = (step >= limits) & ~done
-        choice = torch.where(cut, tokenizer.end, choice)
-        best = torch.where(cut, log_probs[:, tokenizer.end], best)
-        scores += best.masked_fill(done, 0.0)
-        columns.append(choice.masked_fill(done, tokenizer.end))
-        done |= choice == tokenizer.end
-        if bool(done.all()):
-            break
-        token = choice[:, None]
-    rows = torch.stack(columns, dim=1).tolist()
-    return [row[: row.index(tokenizer.end)] if tokenizer.end in row else row for row in rows], scores
-
-
-def decoder_score(model: Model, memory: Memory, texts: list[list[int]], tokenizer: Tokenizer) -> Tensor:
-    """Return log P(text, end | audio) of the decoder for each text, (B,); -inf where it exceeds `text_context`."""
-    device = memory.states.device
-    fits = torch.tensor([len(text) < model.config.text_context for text in texts], device=device)
-    texts = [text if fit else [] for text, fit in zip(texts, fits.tolist(), strict=True)]
-    inputs = pad_sequence([torch.tensor([tokenizer.start, *text]) for text in texts], True, tokenizer.end).to(device)
-    targets = pad_sequence([torch.tensor([*text, tokenizer.end]) for text in texts], True, IGNORED).to(device)
-    logits, _ = model.decoder(inputs, model.decoder.start(memory))
+def decoder_score(engine: Engine, memory: Memory, texts: list[list[int]], tokenizer: Tokenizer) -> list[float]:
+    """Return log P(text, end | audio) of the decoder for each text; -inf where it exceeds `text_context`."""
+    fits = [len(text) < engine.config.text_context for text in texts]
+    texts = [text if fit else [] for text, fit in zip(texts, fits, strict=True)]
+    inputs = pad_sequence([torch.tensor([tokenizer.start, *text]) for text in texts], True, tokenizer.end)
+    targets = pad_sequence([torch.tensor([*text, tokenizer.end]) for text in texts], True, IGNORED).to(engine.device)
+    logits = engine.advance(inputs.to(engine.device), engine.start(memory))
     chosen = logits.float().log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return chosen.masked_fill(targets == IGNORED, 0.0).sum(dim=1).masked_fill(~fits, -torch.inf)
+    sums = chosen.masked_fill(targets == IGNORED, 0.0).sum(dim=1).tolist()
+    return [score if fit else -math.inf for score, fit in zip(sums, fits, strict=True)]
 
 
 def ctc_score(log_probs: Tensor, memory: Memory, texts: list[list[int]], blank: int) -> Tensor:

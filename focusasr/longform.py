@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, LongformConfig, SearchConfig
+from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND
 from focusasr.output import Segment, Transcript
 from focusasr.settings import InputError
@@ -150,7 +152,7 @@ class WhisperRecognizer:
         longform: LongformConfig,
     ) -> None:
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
-        self.model = checkpoint.model.to(device).eval()
+        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
 
@@ -163,7 +165,7 @@ class WhisperRecognizer:
         """
         for source in sources:
             try:
-                sound = Spectrogram(source, self.model.config.mel_bands, self.device)
+                sound = Spectrogram(source, self.engine.config.mel_bands, self.device)
                 transcript = self._transcript(sound, progress or (lambda seconds: None))
                 yield Outcome(source, transcript, None, sound.samples / SAMPLE_RATE_HZ)
             except InputError as error:
@@ -173,7 +175,7 @@ class WhisperRecognizer:
         reader = self._reader(sound)
         prompt = self.longform.initial_prompt
         initial = reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
-        script = Script(initial, self.model.config.text_context // 2 - 1)
+        script = Script(initial, self.engine.config.text_context // 2 - 1)
         for start, end in clips(self.longform.clips or [], sound.frames):
             seek = start
             while seek < end:
@@ -185,16 +187,16 @@ class WhisperRecognizer:
 
     def _reader(self, sound: Spectrogram) -> WindowReader:
         """Return a reader for the language that was asked for, or for the one that the first 30 s are in."""
-        reader = WindowReader(self.model, self.tokenizer, self.search, self.longform)
+        reader = WindowReader(self.engine, self.tokenizer, self.search, self.longform)
         language = self.tokenizer.policy.language
         if language is None:
-            (language,) = reader.languages(reader.encode(sound.window(0, WINDOW_FRAMES)[None]))
+            (language,) = reader.languages(self.engine.encode([sound.window(0, WINDOW_FRAMES)]))
         reader.tokenizer = self.tokenizer.speaking(language)
         return reader
 
     def _read(self, reader: WindowReader, sound: Spectrogram, window: Window, script: Script) -> int:
         """Add a window's text to the script and return the frame at which the next one begins."""
-        memory = reader.encode(sound.window(window.seek, window.frames)[None])
+        memory = self.engine.encode([sound.window(window.seek, window.frames)])
         prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
         (answer,) = reader.answers(memory, [prompt])
         if is_silence(answer, self.search):

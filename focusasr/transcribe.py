@@ -16,6 +16,7 @@ from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding import Hypothesis, decode
+from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
@@ -50,7 +51,7 @@ class Recognizer:
     """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
-        self.model = with_knobs(checkpoint.model.to(device).eval(), config)
+        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
@@ -91,9 +92,9 @@ class Recognizer:
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
-        bands = self.model.config.mel_bands
+        bands = self.engine.config.mel_bands
         mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands) for _, piece in held]
-        answers = decode(self.model, mels, self.tokenizer, self.config.ctc_weight)
+        answers = decode(self.engine, mels, self.tokenizer, self.config)
         for (job, piece), answer in zip(held, answers, strict=True):
             job.waiting -= 1
             segment = self._segment(piece, answer)

@@ -13,6 +13,7 @@ from focusasr import audio
 from focusasr.config import DecodingConfig
 from focusasr.data import parse_manifest_option
 from focusasr.decoding import decode
+from focusasr.engine import Engine
 from focusasr.features import log_mel
 from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import Model
@@ -56,9 +57,11 @@ def measure(model: Model, tokenizer: Tokenizer, dev: DevSet) -> Measured:
     device = next(model.parameters()).device
     heard, mels, broken = _listen(dev, model.config.mel_bands)
     hypotheses = [""] * len(mels)
-    weight = DecodingConfig().ctc_weight
+    engine, config = Engine(model), DecodingConfig()
     for rows in _batches([mel.shape[0] for mel in mels]):
-        for row, answer in zip(rows, decode(model, [mels[r].to(device) for r in rows], tokenizer, weight), strict=True):
+        for row, answer in zip(
+            rows, decode(engine, [mels[r].to(device) for r in rows], tokenizer, config), strict=True
+        ):
             hypotheses[row] = tokenizer.decode(answer.tokens)
     references = [apply_policy(utterance.text, tokenizer.policy) for utterance in heard]
     return Measured(score(references, hypotheses, normalizer="none"), references, hypotheses, broken)

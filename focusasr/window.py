@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from focusasr.config import LongformConfig, SearchConfig
-from focusasr.model import Memory, Model
+from focusasr.engine import Engine, State
+from focusasr.model import Memory
 from focusasr.rules import NoRepeatNgram, RepetitionPenalty, Rule, Suppress, Timestamps
-from focusasr.search import Goal, Search, StepDecoder, Text, read, search
+from focusasr.search import Goal, Search, Text, read, search
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
 
@@ -50,24 +51,38 @@ def has_failed(answer: Answer, config: SearchConfig) -> bool:
     return (looping or unlikely) and not silent
 
 
+class EngineDecoder:
+    """The engine's decoder as search knows decoders: its states are changed in place and passed on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def start(self, memory: Memory) -> State:
+        """Return the state before the first token, with one row per utterance."""
+        return self._engine.start(memory)
+
+    def advance(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read tokens (R, L) and return logits (R, L, V)."""
+        return self._engine.advance(tokens, state), state
+
+    def select(self, state: State, rows: Tensor) -> State:
+        """Keep `rows` (R,), which stand in the order of their utterances."""
+        kept = rows.tolist()
+        _, counts = torch.unique_consecutive(torch.tensor([row // state.group for row in kept]), return_counts=True)
+        even = int(counts.min()) == int(counts.max())
+        state.select(kept, int(counts[0]) if even else 1)
+        return state
+
+
 class WindowReader:
     """A Whisper model with one language, task and way to search; the answer for a window does not depend on others."""
 
     def __init__(
-        self,
-        model: Model,
-        tokenizer: WhisperTokenizer,
-        config: SearchConfig,
-        longform: LongformConfig,
-        decoder: StepDecoder | None = None,
+        self, engine: Engine, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig
     ) -> None:
-        self.model, self.tokenizer, self.config, self.longform = model, tokenizer, config, longform
-        self.decoder: StepDecoder = model.decoder if decoder is None else decoder
-        self.context = model.config.text_context
-
-    def encode(self, mels: Tensor) -> Memory:
-        """Encode whole windows (B, 3000, M)."""
-        return self.model.encode(mels, torch.full((len(mels),), mels.shape[1], device=mels.device))
+        self.engine, self.tokenizer, self.config, self.longform = engine, tokenizer, config, longform
+        self.decoder = EngineDecoder(engine)
+        self.context = engine.config.text_context
 
     def languages(self, memory: Memory) -> list[str]:
         """Return the likeliest language of each window."""

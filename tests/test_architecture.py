@@ -14,10 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 ORDER = (
-    "settings config files text tokenizer whisper_tokenizer device manifest journal containers audio tables sources "
-    "features attention model rules search inspection picture score augment data decoding whisper checkpoint segments "
-    "output transcribe spectrogram cross_alignment window longform preprocess evaluate validate training_log train "
-    "options progress preprocess_command train_command "
+    "settings config files text languages tokenizer whisper_tokenizer device manifest journal containers audio tables "
+    "sources features attention model rules search inspection picture score augment data quantize engine greedy "
+    "joint_search decoding whisper checkpoint segments output transcribe spectrogram cross_alignment window longform "
+    "batched preprocess evaluate validate training_log train options progress preprocess_command train_command "
     "transcribe_command evaluate_command inspect_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`

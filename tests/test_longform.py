@@ -35,7 +35,7 @@ def recording() -> Source:
 def recognize(recording: Source, vocabulary: int, **options: Any) -> dict[str, Any]:
     settings = {kind: {} for kind in (SearchConfig, LongformConfig, DecodingConfig)}
     for name, value in options.items():
-        (kind,) = [kind for kind in settings if name in kind.__dataclass_fields__]
+        kind = next(kind for kind in settings if name in kind.__dataclass_fields__)
         settings[kind][name] = value
     search, longform, config = (kind(**given) for kind, given in settings.items())
     recognizer = WhisperRecognizer(pair(vocabulary)[1], torch.device("cpu"), config, search, longform)

@@ -17,8 +17,9 @@ from tones import TINY, mels, write_song_book
 
 from focusasr import train as room
 from focusasr.checkpoint import load_checkpoint
-from focusasr.config import ModelConfig, TrainConfig
+from focusasr.config import DecodingConfig, ModelConfig, TrainConfig
 from focusasr.decoding import decode
+from focusasr.engine import Engine
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.settings import InputError
 from focusasr.train import (
@@ -85,7 +86,7 @@ def test_a_tiny_model_learns_four_songs(tmp_path: Path, songs: Path) -> None:
     assert trainer.position.best_wer == 0.0
     for name in ("best", "last"):
         loaded = load_checkpoint(run.output / name)
-        answers = decode(loaded.model, mels(TEXTS), loaded.tokenizer, 0.5)
+        answers = decode(Engine(loaded.model), mels(TEXTS), loaded.tokenizer, DecodingConfig())
         assert [loaded.tokenizer.decode(answer.tokens) for answer in answers] == TEXTS
         assert loaded.metrics["position"]["step"] == 60
         assert f"| {tmp_path.name}/songs | 0.0 |" in loaded.card
