@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 import torch
 
+from focusasr import audio
 from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, LongformConfig, SearchConfig
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND
+from focusasr.model import Memory
 from focusasr.output import Segment, Transcript
+from focusasr.segments import cut, joined
 from focusasr.settings import InputError
 from focusasr.spectrogram import WINDOW_FRAMES, Spectrogram
 from focusasr.transcribe import Outcome
@@ -165,33 +168,46 @@ class WhisperRecognizer:
         """
         for source in sources:
             try:
-                sound = Spectrogram(source, self.engine.config.mel_bands, self.device)
-                transcript = self._transcript(sound, progress or (lambda seconds: None))
-                yield Outcome(source, transcript, None, sound.samples / SAMPLE_RATE_HZ)
+                transcript, seconds = self._recognized(source, progress or (lambda seconds: None))
+                yield Outcome(source, transcript, None, seconds)
             except InputError as error:
                 yield Outcome(source, None, str(error), 0.0)
 
-    def _transcript(self, sound: Spectrogram, progress: Callable[[float], None]) -> Transcript:
-        reader = self._reader(sound)
-        prompt = self.longform.initial_prompt
-        initial = reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
-        script = Script(initial, self.engine.config.text_context // 2 - 1)
-        for start, end in clips(self.longform.clips or [], sound.frames):
+    def _recognized(self, source: Source, progress: Callable[[float], None]) -> tuple[Transcript, float]:
+        """Return what is said in a recording, and its length in seconds."""
+        sound = Spectrogram(source, self.engine.config.mel_bands, self.device)
+        reader = self._reader(lambda: self.engine.encode([sound.window(0, WINDOW_FRAMES)]))
+        script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
+        for start, end in self._clips(source, sound):
             seek = start
             while seek < end:
                 window = Window(seek, min(WINDOW_FRAMES, end - seek))
                 seek = self._read(reader, sound, window, script)
                 progress((min(seek, end) - window.seek) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
-        return Transcript(text, script.segments, reader.tokenizer.policy.language or "en")
+        transcript = Transcript(text, script.segments, reader.tokenizer.policy.language)
+        return transcript, sound.samples / SAMPLE_RATE_HZ
 
-    def _reader(self, sound: Spectrogram) -> WindowReader:
-        """Return a reader for the language that was asked for, or for the one that the first 30 s are in."""
-        reader = WindowReader(self.engine, self.tokenizer, self.search, self.longform)
-        language = self.tokenizer.policy.language
-        if language is None:
-            (language,) = reader.languages(self.engine.encode([sound.window(0, WINDOW_FRAMES)]))
-        reader.tokenizer = self.tokenizer.speaking(language)
+    def _clips(self, source: Source, sound: Spectrogram) -> list[tuple[int, int]]:
+        """Return what is read, as frames (from, to): what was asked for, or where speech is heard."""
+        if not self.longform.vad_filter:
+            return clips(self.longform.clips or [], sound.frames)
+        longest = WINDOW_FRAMES / FRAMES_PER_SECOND
+        pieces = joined(cut(audio.stream(source), longest, self.config.vad_threshold, whole=False), longest)
+        spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
+        return clips([second for span in spans for second in span], sound.frames) if spans else []
+
+    def _initial(self, reader: WindowReader) -> list[int]:
+        prompt = self.longform.initial_prompt
+        return reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
+
+    def _reader(self, first: Callable[[], Memory]) -> WindowReader:
+        """Return a reader for the language that was asked for, or for the one that the first window is in."""
+        tokenizer = self.tokenizer
+        reader = WindowReader(self.engine, tokenizer, self.search, self.longform)
+        if tokenizer.policy.language is None:
+            (language,) = reader.languages(first())
+            reader.tokenizer = tokenizer.speaking(language)
         return reader
 
     def _read(self, reader: WindowReader, sound: Spectrogram, window: Window, script: Script) -> int:
