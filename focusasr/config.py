@@ -243,7 +243,7 @@ class DecodingConfig(KnobsConfig):
     beam_size: int = setting(1, "native models: hypotheses of the joint CTC/attention beam search; 1: greedy")
     max_segment_seconds: float = setting(20.0, "longer recordings are split at pauses into segments up to this")
     vad_threshold: float = setting(0.5, "speech probability of the pause finder")
-    word_timestamps: bool = setting(False, "find when each word begins and ends")
+    word_timestamps: bool = setting(False, "find out when each word was said, for json and subtitles")
 
     def __post_init__(self) -> None:
         super().__post_init__()

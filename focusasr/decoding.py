@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from focusasr.alignment import Word, word_times
 from focusasr.config import DecodingConfig
 from focusasr.engine import Engine
 from focusasr.greedy import greedy
@@ -21,13 +22,15 @@ from focusasr.tokenizer import Tokenizer
 class Hypothesis(NamedTuple):
     """What was heard: token ids without start and end, mean log probability per token, CTC's P(no text), passes.
 
-    `passes` counts the decoder's passes that this text took part in.
+    `passes` counts the decoder's passes that this text took part in; `words`, where they were asked for, are its words
+    with their times.
     """
 
     tokens: list[int]
     avg_logprob: float
     no_speech_prob: float
     passes: int = 0
+    words: list[Word] | None = None
 
 
 @torch.inference_mode()
@@ -58,6 +61,10 @@ def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config:
     for place, (row, choice) in enumerate(zip(heard, best, strict=True)):
         texts, scores = candidates[choice]
         answers[row] = _hypothesis(texts[place], scores[place], silent[row], passes[place])
+        if config.word_timestamps:
+            steps = log_probs[place, : int(memory.lengths()[place])]
+            words = word_times(steps, mels[row], texts[place], tokenizer, engine.config.step_seconds)
+            answers[row] = answers[row]._replace(words=words)
     return answers
 
 

@@ -6,11 +6,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
 from focusasr import audio
+from focusasr.alignment import Word
 from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
@@ -51,6 +53,11 @@ class Recognizer:
     """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
+        if config.word_timestamps and checkpoint.model.ctc_head is None:
+            raise InputError(
+                "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
+                "or train with --ctc"
+            )
         self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
@@ -115,6 +122,7 @@ class Recognizer:
             avg_logprob=answer.avg_logprob,
             compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
             no_speech_prob=answer.no_speech_prob,
+            words=_words(answer.words, piece.start_seconds) if self.config.word_timestamps else None,
         )
 
     def _outcome(self, job: _Job) -> Outcome:
@@ -125,6 +133,19 @@ class Recognizer:
         numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
         text = " ".join(segment.text for segment in numbered)
         return Outcome(job.source, Transcript(text, numbered, self.tokenizer.policy.language), None, seconds)
+
+
+def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any]]:
+    """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it."""
+    return [
+        {
+            "word": f" {word.text}",
+            "start": round(start_seconds + word.start, 3),
+            "end": round(start_seconds + word.end, 3),
+            "probability": word.probability,
+        }
+        for word in words or []
+    ]
 
 
 def _counted(job: _Job) -> Iterator[np.ndarray]:
