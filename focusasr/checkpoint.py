@@ -68,8 +68,13 @@ def find_checkpoint(name: str | None, local_files_only: bool = False) -> Path:
     raise InputError(f"{name}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | None = None) -> None:
-    """Write the pieces into `folder`, an empty or new one; `run` is kept in config.json as it is."""
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the pieces into `folder`, an empty or new one; `run` is kept in config.json as it is.
+
+    Weights are written as `dtype`; they are float32 again when loaded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
     config = {
@@ -84,7 +89,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | 
     _write_json(folder / "metrics.json", checkpoint.metrics)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(checkpoint.card, encoding="utf-8")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from focusasr import __version__
+from focusasr.convert_command import convert
 from focusasr.evaluate_command import evaluate
 from focusasr.inspect_command import info, inspect
 from focusasr.options import BOTH_SPELLINGS
@@ -22,7 +23,7 @@ INTERRUPTED, CLOSED_PIPE = 130, 141
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
 )
-for command in (preprocess, train, transcribe, evaluate, inspect, info):
+for command in (preprocess, train, transcribe, evaluate, inspect, info, convert):
     app.command(context_settings=BOTH_SPELLINGS)(command)
 
 

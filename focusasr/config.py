@@ -101,12 +101,16 @@ class WhisperConfig:
     Heads are (decoder layer, head) pairs, forced ids (place, token) pairs.
     """
 
+    task: Literal["transcribe", "translate"] = "transcribe"  # unless asked for the other
     multilingual: bool = True  # has language and task tokens in its prompt
     suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never written
     begin_suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never written first
     forced_decoder_ids: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     alignment_heads: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # follow the audio; for word times
     max_initial_timestamp_index: int = 50  # of 20 ms: a first segment begins within the first second
+
+    def __post_init__(self) -> None:
+        require_choices(self)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -128,6 +132,12 @@ class DataConfig:
 class TrainConfig:
     """One training run, data apart. Each option says why it is there."""
 
+    init_from: str | None = setting(
+        None, "begin with this checkpoint's weights and tokens, a Whisper's too: a folder, .pt or name on the hub"
+    )
+    train_only: Literal["all", "local"] = setting(
+        "all", "local: of a hybrid model only the local branches and their projections learn, which saves memory"
+    )
     steps: int = setting(10_000, "optimizer steps in all")
     batch_seconds: float = setting(120.0, "audio per batch, padding included: memory follows seconds, not counts")
     accumulate: int = setting(1, "batches per optimizer step")

@@ -100,6 +100,8 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
         try:
             utterance = _with_duration(utterance)
             reason = _refusal(utterance, ids, model, max_seconds)
+            if reason is None and len(ids) + len(tokenizer.prompt) > model.text_context:
+                reason = f"text longer than text_context {model.text_context}"
         except InputError:
             reason = "audio cannot be read"
         if reason:
@@ -130,10 +132,8 @@ def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_secon
         return "empty text"
     if seconds > max_seconds:
         return f"longer than max_seconds {max_seconds:g}"
-    if seconds < (len(ids) + repeats) * model.step_seconds:
+    if model.ctc and seconds < (len(ids) + repeats) * model.step_seconds:
         return "too short for its text"
-    if len(ids) + 1 > model.text_context:
-        return f"text longer than text_context {model.text_context}"
     return None
 
 
@@ -153,10 +153,19 @@ class Plan(Sampler[list[Item]]):
     """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch.
 
     No item made by joining is longer than `join_seconds`, or has more tokens than `text_context` has room for.
+    Every item counts for at least `shortest_seconds`, the window where items are padded to one.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, text_context: int, first: int = 0) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        config: TrainConfig,
+        text_context: int,
+        first: int = 0,
+        shortest_seconds: float = 1.0,
+    ) -> None:
         self.corpora = corpora
+        self.shortest_seconds = shortest_seconds
         self.config = config
         self.text_context = text_context
         self.first = first  # batches to pass over, which an earlier run has seen
@@ -210,10 +219,10 @@ class Plan(Sampler[list[Item]]):
         batches: list[list[Group]] = [[]]
         longest = 0.0
         for group in groups:
-            longest = max(longest, group[1], 1.0)
+            longest = max(longest, group[1], self.shortest_seconds)
             if batches[-1] and (len(batches[-1]) + 1) * longest > self.config.batch_seconds:
                 batches.append([])
-                longest = max(group[1], 1.0)
+                longest = max(group[1], self.shortest_seconds)
             batches[-1].append(group)
         return batches
 
@@ -244,9 +253,17 @@ class Batch(NamedTuple):
 
 
 class Examples(Dataset):
-    """Items to features and tokens, augmented by the item's own seed."""
+    """Items to features and tokens, augmented by the item's own seed; padded to `window_samples` where there is one."""
 
-    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, mel_bands: int, separator: list[int]) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        config: TrainConfig,
+        mel_bands: int,
+        separator: list[int],
+        window_samples: int | None = None,
+    ) -> None:
+        self.window_samples = window_samples
         self.corpora = corpora
         self.config = config
         self.mel_bands = mel_bands
@@ -273,7 +290,7 @@ class Examples(Dataset):
             waveform, tokens = noise_alone(len(waveform), draw), []
         if not clean:
             waveform = augment_waveform(waveform, self.config, draw)
-        mel = log_mel(torch.from_numpy(waveform), self.mel_bands)
+        mel = log_mel(torch.from_numpy(waveform), self.mel_bands, self.window_samples)
         return mel if clean else augment_mel(mel, self.config, draw), tokens, item, broken
 
 
@@ -295,12 +312,13 @@ def _silence(draw: np.random.Generator, share: float) -> np.ndarray:
     return np.zeros(int(seconds * SAMPLE_RATE_HZ) if draw.random() < share else 0, np.float32)
 
 
-def collate(examples: Sequence[tuple[Tensor, list[int], Item, list[str]]], start: int, end: int) -> Batch:
-    """Pad examples to one batch; decoder input begins with `start`, targets end with `end`."""
+def collate(examples: Sequence[tuple[Tensor, list[int], Item, list[str]]], prompt: Sequence[int], end: int) -> Batch:
+    """Pad examples to one batch; decoder input begins with `prompt`, which is no target, and targets end with `end`."""
     mel, lengths = stack([example[0] for example in examples])
     texts = [torch.tensor(example[1], dtype=torch.long) for example in examples]
-    inputs = [torch.cat((torch.tensor([start]), text)) for text in texts]
-    targets = [torch.cat((text, torch.tensor([end]))) for text in texts]
+    inputs = [torch.cat((torch.tensor(prompt), text)) for text in texts]
+    given = torch.full((len(prompt) - 1,), IGNORED)
+    targets = [torch.cat((given, text, torch.tensor([end]))) for text in texts]
     pad = torch.nn.utils.rnn.pad_sequence
     return Batch(
         mel, lengths, pad(inputs, batch_first=True, padding_value=end),

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from focusasr.config import DecodingConfig
-from focusasr.options import DeviceOption, ModelOption, ThreadsOption, with_settings
+from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, stderr
 from focusasr.settings import read_settings
 from focusasr.transcribe_command import make_recognizer, told
@@ -35,6 +35,7 @@ def evaluate(
     worst: Annotated[int, typer.Option(help="how many of the worst utterances to show", min=0)] = 5,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Measure word error rate on a manifest, with its 95 % interval."""
     from focusasr import evaluate as room
@@ -45,7 +46,7 @@ def evaluate(
     for line in bad_lines:
         stderr.print(f"focusasr: {line}", markup=False, highlight=False, soft_wrap=True)
     config = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
-    recognizer = make_recognizer(model, device, threads, config)
+    recognizer = make_recognizer(model, device, threads, config, local_files_only)
     with progress_bar(len(utterances), "evaluating") as tell:
 
         def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:

@@ -41,12 +41,15 @@ def _filters(mel_bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return mel_filters(mel_bands).float().to(device), torch.hann_window(FFT_SAMPLES, device=device)
 
 
-def log_mel(waveform: Tensor, mel_bands: int = 80) -> Tensor:
+def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = None) -> Tensor:
     """Return the log-mel spectrogram of one recording.
 
-    `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. Fewer than 400 samples are first padded with
-    zeros to 400, the window of one frame, so that a recording of any length has frames.
+    `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. It is first padded with silence or cut to
+    `window_samples`, as Whisper's absolute positions want it. Fewer than 400 samples are padded with zeros to 400,
+    the window of one frame, so that a recording of any length has frames.
     """
+    if window_samples is not None:
+        waveform = torch.nn.functional.pad(waveform, (0, window_samples - waveform.shape[-1]))  # or cuts
     if waveform.shape[-1] < FFT_SAMPLES:
         waveform = torch.nn.functional.pad(waveform, (0, FFT_SAMPLES - waveform.shape[-1]))
     mel = log_power(waveform, mel_bands)

@@ -89,12 +89,15 @@ def greedy(engine: Engine, memory: Memory, tokenizer: Tokenizer, drafts: Sequenc
     A text is cut at the number of encoder steps (no CTC alignment could be longer) and at `text_context`. Finished
     rows leave the batch.
     """
-    limits = memory.lengths().clamp(max=engine.config.text_context - 2).tolist()
+    *opening, last = tokenizer.prompt
+    limits = memory.lengths().clamp(max=engine.config.text_context - len(opening) - 2).tolist()
     rows = [_Row(list(draft), limit, len(draft)) for draft, limit in zip(drafts, limits, strict=True)]
     state = engine.start(memory)
+    if opening:
+        engine.advance(torch.tensor([opening], device=engine.device).expand(len(rows), -1), state)
     here, first = list(rows), True
     while True:
-        _pass(engine, state, here, tokenizer, first)
+        _pass(engine, state, here, (last, tokenizer.end), first)
         first = False
         active = [index for index, row in enumerate(here) if not row.done]
         if not active:
@@ -104,24 +107,25 @@ def greedy(engine: Engine, memory: Memory, tokenizer: Tokenizer, drafts: Sequenc
             here = [here[index] for index in active]
 
 
-def _pass(engine: Engine, state: State, rows: list[_Row], tokenizer: Tokenizer, first: bool) -> None:
-    """Check the guesses of all rows in one pass of the decoder."""
+def _pass(engine: Engine, state: State, rows: list[_Row], edges: tuple[int, int], first: bool) -> None:
+    """Check the guesses of all rows in one pass of the decoder; `edges` are the token before a text and the end."""
+    start, end = edges
     guesses = [[] if row.done else row.guess() for row in rows]
     length = 1 + max(map(len, guesses))
-    lasts = [row.tokens[-1] if row.tokens else tokenizer.start for row in rows]
-    padded = [guess + [tokenizer.end] * (length - 1 - len(guess)) for guess in guesses]
+    lasts = [row.tokens[-1] if row.tokens else start for row in rows]
+    padded = [guess + [end] * (length - 1 - len(guess)) for guess in guesses]
     inputs = [[last, *guess] for last, guess in zip(lasts, padded, strict=True)]
     before = list(state.lengths)
     logits = engine.advance(torch.tensor(inputs, device=engine.device), state).float()
     scores, choices = logits.max(dim=-1)
     totals = logits.logsumexp(dim=-1)
-    ends = logits[..., tokenizer.end] - totals
+    ends = logits[..., end] - totals
     if first:
         _score_drafts(rows, guesses, logits, totals, ends)
     chosen, scored, ended = choices.tolist(), (scores - totals).tolist(), ends.tolist()
     for index, (row, guess) in enumerate(zip(rows, guesses, strict=True)):
         if not row.done:
-            before[index] += row.accept(guess, chosen[index], scored[index], ended[index], tokenizer.end)
+            before[index] += row.accept(guess, chosen[index], scored[index], ended[index], end)
     furthest = max([length for length, row in zip(before, rows, strict=True) if not row.done], default=0)
     state.lengths = [furthest if row.done else length for length, row in zip(before, rows, strict=True)]
 

@@ -13,7 +13,16 @@ import typer
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="checkpoint folder; without it the default one that comes along")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="checkpoint folder, OpenAI's .pt, or a name on the hub such as openai/whisper-tiny.en; "
+        "without it the default model that comes along",
+    ),
+]
+LocalFilesOption = Annotated[
+    bool, typer.Option("--local-files-only", help="take a model named on the hub from the cache, never the network")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", min=0)]

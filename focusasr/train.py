@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
+from focusasr.config import PRESETS, SAMPLE_RATE_HZ, DataConfig, ModelConfig, TextConfig, TrainConfig
 from focusasr.data import Batch, Corpus, Examples, Findings, Plan, collate, read_corpus, read_texts
 from focusasr.files import written_aside
 from focusasr.model import Losses, LossWeights, Model, joint_loss
@@ -30,6 +30,7 @@ from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import measure, model_card, read_dev_set
+from focusasr.warm_start import freeze, remarks, warm_model, warm_tokenizer, within_window
 
 UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)  # a state.pt
 MOST_BAD_STEPS = 20  # consecutive steps without a finite loss before training gives up
@@ -82,9 +83,10 @@ def average(decay: float, averaged: list[Tensor], current: list[Tensor], count: 
 
 
 def make_optimizer(model: Model, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    """Return AdamW over the weights that may learn, with weight decay on matrices only."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learning if parameter.dim() > 1]
+    vectors = [parameter for parameter in learning if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
@@ -99,7 +101,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 class Trainer:
     """A run in progress: everything that changes from step to step."""
 
-    def __init__(self, run: Run, device: torch.device, resume: bool = False) -> None:
+    def __init__(self, run: Run, device: torch.device, resume: bool = False, source: Checkpoint | None = None) -> None:
         last = run.output / "last"
         if last.exists() and not resume:
             raise InputError(f"{run.output}: holds a training run already; give --resume, or another --output-dir")
@@ -109,14 +111,18 @@ class Trainer:
         precision = choose_precision(run.settings.precision, device)
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
         before = load_checkpoint(last) if resume else None
-        self.tokenizer = before.tokenizer if before else train_tokenizer(read_texts(run.train), run.text)
+        if source and not before:
+            self.tokenizer = warm_tokenizer(source, run.text)
+        else:
+            self.tokenizer = before.tokenizer if before else train_tokenizer(read_texts(run.train), run.text)
         model_config = dataclasses.replace(run.model, vocabulary=self.tokenizer.size)
-        self.run = dataclasses.replace(run, model=model_config)
+        self.run = dataclasses.replace(run, model=model_config, settings=within_window(run.settings, model_config))
         self.findings = Findings()
         self.corpora = self._read_corpora()
         self.dev_sets = [read_dev_set(option) for option in run.dev]
         self.position = Position()
-        model = Model(model_config)
+        model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
+        freeze(model, run.settings.train_only)
         self.optimizer: Any
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, run.settings))
         self.average = AveragedModel(
@@ -153,7 +159,8 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        batches = Plan(self.corpora, self.run.settings, model.text_context).epoch(0)
+        lines += remarks(self.run.settings, model, self.tokenizer)
+        batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
         lines.append(f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * (1 - held / padded):.0f} % padding")
@@ -162,22 +169,29 @@ class Trainer:
     def loader(self) -> DataLoader:
         """Return the batches from the present position on, read and augmented by worker processes."""
         settings = self.run.settings
-        examples = Examples(self.corpora, settings, self.run.model.mel_bands, self.tokenizer.separator)
+        model = self.run.model
+        examples = Examples(self.corpora, settings, model.mel_bands, self.tokenizer.separator, model.window_samples)
         workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
         return DataLoader(
             examples,
             batch_sampler=BatchSamplerShard(
-                Plan(self.corpora, settings, self.run.model.text_context, self.position.batches),
+                self._plan(self.position.batches),
                 self.accelerator.num_processes,
                 self.accelerator.process_index,
                 even_batches=False,
             ),
-            collate_fn=functools.partial(collate, start=self.tokenizer.start, end=self.tokenizer.end),
+            collate_fn=functools.partial(collate, prompt=self.tokenizer.prompt, end=self.tokenizer.end),
             num_workers=settings.workers,
             generator=torch.Generator().manual_seed(settings.seed),
             worker_init_fn=_begin_worker,
             **workers,
         )
+
+    def _plan(self, first: int = 0) -> Plan:
+        room = self.run.model.text_context - len(self.tokenizer.prompt) + 1
+        window = self.run.model.window_samples
+        shortest = window / SAMPLE_RATE_HZ if window else 1.0
+        return Plan(self.corpora, self.run.settings, room, first, shortest)
 
     def fit(self, log: TrainingLog) -> None:
         """Train until the last step, evaluating and saving on the way."""

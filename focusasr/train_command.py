@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from focusasr.config import ModelConfig, TextConfig, TrainConfig
-from focusasr.options import DeviceOption, ThreadsOption, with_settings
+from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
 from focusasr.settings import InputError, read_toml
 
@@ -31,6 +31,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --output-dir stopped")] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Train a recognizer on manifests; what is on the command line wins over the TOML file."""
     import torch
@@ -39,6 +40,7 @@ def train(
     from focusasr.device import choose_device
     from focusasr.train import Trainer, read_run
     from focusasr.training_log import TrainingLog
+    from focusasr.warm_start import find_source, settings_from
 
     settings: dict[str, Any] = read_toml(config) if config else {}
     if resume and not config:
@@ -55,11 +57,14 @@ def train(
         settings["model"]["preset"] = preset
     if not settings["data"].get("train"):
         raise typer.BadParameter("give a training manifest, or --config with [data] train")
+    source = find_source(settings, folder, output_dir / "last" if resume else None, local_files_only)
+    if source:
+        settings = settings_from(source, settings)
     run = read_run(settings, folder, output_dir, str(config or "options"))
     if threads:
         torch.set_num_threads(threads)
     chosen, reason = choose_device(device)
-    trainer = Trainer(run, chosen, resume)
+    trainer = Trainer(run, chosen, resume, source)
     with TrainingLog(output_dir, run.settings, stderr, trainer.accelerator.is_main_process) as log:
         log.say(f"on {chosen.type}: {reason}")
         for line in trainer.summary():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,8 @@ class Recognizer:
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
+        window = checkpoint.model.config.window_samples
+        self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
 
     def transcribe(
         self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
@@ -91,7 +94,7 @@ class Recognizer:
             job = _Job(source)
             jobs.append(job)
             try:
-                for piece in cut(_counted(job), self.config.max_segment_seconds, self.config.vad_threshold):
+                for piece in cut(_counted(job), self.segment_seconds, self.config.vad_threshold):
                     job.waiting += 1
                     yield job, piece
             except InputError as error:
@@ -99,8 +102,8 @@ class Recognizer:
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
-        bands = self.engine.config.mel_bands
-        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands) for _, piece in held]
+        bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
+        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for _, piece in held]
         answers = decode(self.engine, mels, self.tokenizer, self.config)
         for (job, piece), answer in zip(held, answers, strict=True):
             job.waiting -= 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.config import DecodingConfig
-from focusasr.options import DeviceOption, ModelOption, ThreadsOption, with_settings
+from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, stderr
 from focusasr.settings import read_settings
 
@@ -31,6 +31,7 @@ def transcribe(
     ] = "all",
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Write down what is said in audio files.
 
@@ -44,7 +45,7 @@ def transcribe(
     if several and output_dir is None and output_format not in ("all", "txt"):
         raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
     config = read_settings(DecodingConfig, given[DecodingConfig], "transcribe")
-    recognizer = make_recognizer(model, device, threads, config)
+    recognizer = make_recognizer(model, device, threads, config, local_files_only)
     with progress_bar(len(sources), "transcribing") as tell:
         outcomes = told(recognizer.transcribe(sources, lambda seconds: tell(0, seconds)), tell)
         if output_dir is None:
@@ -97,7 +98,9 @@ def write_files(outcomes: Iterable[Outcome], sources: list[Source], folder: Path
     return failed
 
 
-def make_recognizer(model: str | None, device: str, threads: int, config: DecodingConfig) -> Recognizer:
+def make_recognizer(
+    model: str | None, device: str, threads: int, config: DecodingConfig, local_files_only: bool = False
+) -> Recognizer:
     """Load what transcribes; torch is imported here."""
     import torch
 
@@ -108,4 +111,4 @@ def make_recognizer(model: str | None, device: str, threads: int, config: Decodi
     if threads:
         torch.set_num_threads(threads)
     chosen, _ = choose_device(device)
-    return Recognizer(load_checkpoint(find_checkpoint(model), chosen), chosen, config)
+    return Recognizer(load_checkpoint(find_checkpoint(model, local_files_only), chosen), chosen, config)

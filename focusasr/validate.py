@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from focusasr import audio
-from focusasr.config import DecodingConfig
+from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.data import parse_manifest_option
 from focusasr.decoding import decode
 from focusasr.engine import Engine
@@ -55,7 +55,7 @@ def read_dev_set(option: str) -> DevSet:
 def measure(model: Model, tokenizer: Tokenizer, dev: DevSet) -> Measured:
     """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where none can be read."""
     device = next(model.parameters()).device
-    heard, mels, broken = _listen(dev, model.config.mel_bands)
+    heard, mels, broken = _listen(dev, model.config)
     hypotheses = [""] * len(mels)
     engine, config = Engine(model), DecodingConfig()
     for rows in _batches([mel.shape[0] for mel in mels]):
@@ -67,7 +67,7 @@ def measure(model: Model, tokenizer: Tokenizer, dev: DevSet) -> Measured:
     return Measured(score(references, hypotheses, normalizer="none"), references, hypotheses, broken)
 
 
-def _listen(dev: DevSet, mel_bands: int) -> tuple[list[Utterance], list[Tensor], list[str]]:
+def _listen(dev: DevSet, config: ModelConfig) -> tuple[list[Utterance], list[Tensor], list[str]]:
     """Return the utterances that can be read, their spectrograms (F, M), and lines on those that cannot."""
     heard, mels, broken = [], [], []
     for utterance in dev.utterances:
@@ -77,7 +77,7 @@ def _listen(dev: DevSet, mel_bands: int) -> tuple[list[Utterance], list[Tensor],
             broken.append(str(error))
             continue
         heard.append(utterance)
-        mels.append(log_mel(torch.from_numpy(waveform), mel_bands))
+        mels.append(log_mel(torch.from_numpy(waveform), config.mel_bands, config.window_samples))
     if not heard:
         raise InputError(f"dev set {dev.name}: no recording can be read, such as {broken[0]}")
     return heard, mels, broken

@@ -21,6 +21,7 @@ from focusasr.model import Model
 from focusasr.settings import InputError, read_settings
 from focusasr.whisper_tokenizer import (
     ENGLISH_RANKS,
+    Task,
     WhisperTokenizer,
     document_from_parts,
     engine_from_ranks,
@@ -286,7 +287,7 @@ def _language(tokenizer: WhisperTokenizer, generation: Mapping[str, Any]) -> str
     return next((code for code, id in tokenizer.languages.items() if id in forced or code == said), None)
 
 
-def _task(tokenizer: WhisperTokenizer, generation: Mapping[str, Any]) -> str:
+def _task(tokenizer: WhisperTokenizer, generation: Mapping[str, Any]) -> Task:
     forced = {token for _, token in tokenizer.whisper.forced_decoder_ids}
     return "translate" if tokenizer.translate in forced or generation.get("task") == "translate" else "transcribe"
 

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
@@ -24,7 +24,8 @@ LANGUAGES = (
     "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
     "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 ).split()
-TASKS = ("translate", "transcribe")
+Task = Literal["translate", "transcribe"]
+TASKS = get_args(Task)
 TIMESTAMPS = [f"<|{step // 50}.{step % 50 * 2:02}|>" for step in range(1501)]  # 0.00 to 30.00, 20 ms apart
 ENGLISH_RANKS = 50_256  # tokens that are pieces of text; multilingual vocabularies have one more
 OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>"}  # as in the first conversions
@@ -46,12 +47,11 @@ class WhisperTokenizer(Tokenizer):
     make needless: both names give `end`. InputError where a special token is missing.
     """
 
-    def __init__(self, engine: Engine, policy: TextConfig, whisper: WhisperConfig, task: str = "transcribe") -> None:
+    def __init__(self, engine: Engine, policy: TextConfig, whisper: WhisperConfig) -> None:
         engine.encode_special_tokens = True  # a text that says "<|endoftext|>" does not end
         self.engine = engine
         self.policy = policy
         self.whisper = whisper
-        self.task = task
         self.start = self.token("<|startoftranscript|>")
         self.end = self.blank = self.unknown = self.token("<|endoftext|>")
         self.transcribe, self.translate = self.token("<|transcribe|>"), self.token("<|translate|>")
@@ -62,8 +62,6 @@ class WhisperTokenizer(Tokenizer):
         self.languages = {code: int(index) for code, index in ids.items() if index is not None}
         if policy.language is not None and policy.language not in self.languages:
             raise InputError(f"language is {policy.language!r}; wanted: one of {' '.join(self.languages)}")
-        if task not in TASKS:
-            raise InputError(f"task is {task!r}; wanted: {' or '.join(TASKS)}")
 
     def token(self, name: str) -> int:
         """Return the id of a special token such as "<|nospeech|>"."""
@@ -88,17 +86,18 @@ class WhisperTokenizer(Tokenizer):
         if not self.whisper.multilingual:
             return [self.start]
         language = self.languages[self.policy.language or "en"]
-        return [self.start, language, self.transcribe if self.task == "transcribe" else self.translate]
+        return [self.start, language, self.transcribe if self.whisper.task == "transcribe" else self.translate]
 
     @property
     def prompt(self) -> list[int]:
         """Return what the decoder reads before the first token of a text without timestamps."""
         return [*self.sot_sequence, self.no_timestamps]
 
-    def speaking(self, language: str | None = None, task: str | None = None) -> WhisperTokenizer:
+    def speaking(self, language: str | None = None, task: Task | None = None) -> WhisperTokenizer:
         """Return the same tokenizer for another language or task; InputError where there is no token for it."""
         policy = dataclasses.replace(self.policy, language=language or self.policy.language)
-        return WhisperTokenizer(self.engine, policy, self.whisper, task or self.task)
+        whisper = dataclasses.replace(self.whisper, task=task or self.whisper.task)
+        return WhisperTokenizer(self.engine, policy, whisper)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a transcript after the policy, with the space that Whisper's begin with."""

@@ -16,9 +16,9 @@ PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config files text languages tokenizer whisper_tokenizer device manifest journal containers audio tables "
     "sources features attention model rules search inspection picture score augment data alignment quantize engine "
-    "greedy joint_search decoding whisper checkpoint warm_start segments output transcribe spectrogram cross_alignment "
-    "window longform batched preprocess evaluate validate training_log train options progress preprocess_command "
-    "train_command transcribe_command evaluate_command inspect_command convert_command cli"
+    "greedy joint_search decoding whisper checkpoint segments output transcribe spectrogram cross_alignment "
+    "window longform batched preprocess evaluate validate training_log warm_start train options progress "
+    "preprocess_command train_command transcribe_command evaluate_command inspect_command convert_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)
@@ -114,5 +114,5 @@ assert not heavy, f"focusasr --help loads {sorted(heavy)}"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info"):
+    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info", "convert"):
         assert command in result.stdout
