@@ -12,14 +12,11 @@ import torch
 from focusasr import audio
 from focusasr.audio import Source
 from focusasr.config import SAMPLE_RATE_HZ
-from focusasr.features import HOP_SAMPLES, log_mel
+from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
 from focusasr.longform import WhisperRecognizer, Window, split
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut, joined
-from focusasr.spectrogram import WINDOW_FRAMES
 from focusasr.window import Answer, WindowReader, is_silence
-
-WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
 
 
 class BatchedWhisperRecognizer(WhisperRecognizer):
@@ -38,7 +35,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
                 samples += len(block)
                 yield block
 
-        longest = WINDOW_SAMPLES / SAMPLE_RATE_HZ
+        longest = self.window_frames / FRAMES_PER_SECOND
         pieces = joined(cut(blocks(), longest, self.config.vad_threshold, whole=False), longest)
         batch = head = list(islice(pieces, self.config.batch_size))
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
@@ -61,7 +58,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
 
     def _mel(self, piece: Piece) -> torch.Tensor:
         mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
-        return torch.nn.functional.pad(mel, (0, 0, 0, WINDOW_FRAMES - len(mel)))
+        return torch.nn.functional.pad(mel, (0, 0, 0, self.window_frames - len(mel)))
 
     def _segments(self, reader: WindowReader, piece: Piece, answer: Answer) -> list[Segment]:
         """Return a piece's segments; what comes after its last pair of timestamps is one too, up to its end."""

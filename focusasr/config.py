@@ -288,7 +288,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         require(0 <= self.temperature <= 10, "temperature", self.temperature, "0 to 10")
         for name in ("best_of", "beam_size"):
-            require((getattr(self, name) or 1) >= 1, name, getattr(self, name), "at least 1, or none")
+            given = getattr(self, name)
+            require(given is None or given >= 1, name, given, "at least 1, or none")
         enough = self.patience is None or round((self.beam_size or 1) * self.patience) >= 1
         require(enough, "patience", self.patience, f"enough for one text of {self.beam_size} beams")
         fits = self.length_penalty is None or 0 <= self.length_penalty <= 1
@@ -347,14 +348,17 @@ class LongformConfig:
 
 
 @dataclass(frozen=True)
-class SubtitleConfig:
-    """How words become subtitles; needs word times. Names and defaults are openai/whisper's."""
+class OutputConfig:
+    """What is written how; names and defaults are openai/whisper's. Lines and words need word times."""
 
     highlight_words: bool = setting(False, "srt and vtt: underline each word as it is spoken")
     max_line_width: int | None = setting(None, "most characters in a line")
     max_line_count: int | None = setting(None, "most lines in a subtitle; needs max_line_width")
     max_words_per_line: int | None = setting(None, "most words in a subtitle; without effect beside max_line_width")
+    pretty_json: bool = setting(False, "json on many lines")
+    verbose: bool = setting(True, "Whisper models: print what was heard, with its times, where files are written")
 
     def __post_init__(self) -> None:
         for name in ("max_line_width", "max_line_count", "max_words_per_line"):
-            require((getattr(self, name) or 1) >= 1, name, getattr(self, name), "at least 1, or none")
+            given = getattr(self, name)
+            require(given is None or given >= 1, name, given, "at least 1, or none")

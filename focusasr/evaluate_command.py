@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from focusasr.config import DecodingConfig
+from focusasr.config import DecodingConfig, LongformConfig, SearchConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, stderr
-from focusasr.settings import read_settings
-from focusasr.transcribe_command import make_recognizer, told
+from focusasr.recognizers import ModelChoice, load_recognizer
+from focusasr.transcribe_command import told
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
     from focusasr.transcribe import Outcome
 
 
-@with_settings(DecodingConfig)
+@with_settings(DecodingConfig, SearchConfig, LongformConfig)
 def evaluate(
     manifest: Annotated[Path, typer.Argument(help="manifest (JSON Lines with audio_filepath and text)")],
     given: dict[type, dict[str, Any]],
@@ -45,12 +45,13 @@ def evaluate(
     utterances = read_manifest(manifest, bad_lines.append)
     for line in bad_lines:
         stderr.print(f"focusasr: {line}", markup=False, highlight=False, soft_wrap=True)
-    config = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
-    recognizer = make_recognizer(model, device, threads, config, local_files_only)
+    loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only), given, "evaluate")
+    for remark in loaded.remarks:
+        stderr.print(f"focusasr: {remark}", markup=False, highlight=False, soft_wrap=True)
     with progress_bar(len(utterances), "evaluating") as tell:
 
         def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
-            return told(recognizer.transcribe(sources, lambda seconds: tell(0, seconds)), tell)
+            return told(loaded.recognizer.transcribe(sources, lambda seconds: tell(0, seconds)), tell)
 
         evaluation = room.evaluate(recognize, utterances, normalizer)
     if output:

@@ -14,16 +14,17 @@ from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, LongformConfig, SearchConfig
 from focusasr.engine import Engine
-from focusasr.features import FRAMES_PER_SECOND
+from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from focusasr.model import Memory
 from focusasr.output import Segment, Transcript
 from focusasr.segments import cut, joined
 from focusasr.settings import InputError
-from focusasr.spectrogram import WINDOW_FRAMES, Spectrogram
+from focusasr.spectrogram import Spectrogram
 from focusasr.transcribe import Outcome
 from focusasr.whisper_tokenizer import WhisperTokenizer
 from focusasr.window import Answer, WindowReader, is_silence
 
+WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # where the model does not say
 FRAMES_PER_TIMESTAMP = 2
 SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
 RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
@@ -156,6 +157,7 @@ class WhisperRecognizer:
     ) -> None:
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
         self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
+        self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
 
@@ -175,13 +177,13 @@ class WhisperRecognizer:
 
     def _recognized(self, source: Source, progress: Callable[[float], None]) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
-        sound = Spectrogram(source, self.engine.config.mel_bands, self.device)
-        reader = self._reader(lambda: self.engine.encode([sound.window(0, WINDOW_FRAMES)]))
+        sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames)
+        reader = self._reader(lambda: self.engine.encode([sound.window(0, self.window_frames)]))
         script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
         for start, end in self._clips(source, sound):
             seek = start
             while seek < end:
-                window = Window(seek, min(WINDOW_FRAMES, end - seek))
+                window = Window(seek, min(self.window_frames, end - seek))
                 seek = self._read(reader, sound, window, script)
                 progress((min(seek, end) - window.seek) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
@@ -192,7 +194,7 @@ class WhisperRecognizer:
         """Return what is read, as frames (from, to): what was asked for, or where speech is heard."""
         if not self.longform.vad_filter:
             return clips(self.longform.clips or [], sound.frames)
-        longest = WINDOW_FRAMES / FRAMES_PER_SECOND
+        longest = self.window_frames / FRAMES_PER_SECOND
         pieces = joined(cut(audio.stream(source), longest, self.config.vad_threshold, whole=False), longest)
         spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
         return clips([second for span in spans for second in span], sound.frames) if spans else []

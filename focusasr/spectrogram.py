@@ -28,8 +28,11 @@ class Spectrogram:
     AudioError, before any frame, where the recording cannot be read.
     """
 
-    def __init__(self, source: Source, mel_bands: int, device: torch.device) -> None:
+    def __init__(
+        self, source: Source, mel_bands: int, device: torch.device, window_frames: int = WINDOW_FRAMES
+    ) -> None:
         self._source, self._mel_bands, self._device = source, mel_bands, device
+        self._window_frames = window_frames
         self.samples, loudest = 0, -torch.inf
         for block in self._blocks(count=True):
             loudest = max(loudest, float(block.max()))
@@ -40,7 +43,7 @@ class Spectrogram:
         self._first = 0  # frame at which `_held` begins
 
     def window(self, start: int, frames: int) -> Tensor:
-        """Return `frames` frames (WINDOW_FRAMES, M) from `start` on, zeros after them; cheapest in order of time."""
+        """Return `frames` frames (window_frames, M) from `start` on, zeros after them; cheapest in order of time."""
         if start < self._first:
             self._ahead, self._held, self._first = self._blocks(), self._held[:0], 0
         while self._first + len(self._held) < start + frames and (block := next(self._ahead, None)) is not None:
@@ -48,11 +51,11 @@ class Spectrogram:
             self._held, self._first = torch.cat((self._held[skip:], block)), self._first + skip
         at = start - self._first
         mel = (self._held[at : at + frames].clamp(min=self._floor) + 4.0) / 4.0
-        return torch.nn.functional.pad(mel, (0, 0, 0, WINDOW_FRAMES - len(mel)))
+        return torch.nn.functional.pad(mel, (0, 0, 0, self._window_frames - len(mel)))
 
     def _blocks(self, count: bool = False) -> Iterator[Tensor]:
-        """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the 30 s of silence that Whisper adds."""
-        silence = np.zeros(WINDOW_FRAMES * HOP_SAMPLES, np.float32)
+        """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the window of silence that Whisper adds."""
+        silence = np.zeros(self._window_frames * HOP_SAMPLES, np.float32)
         held = np.zeros(0, np.float32)
         begun = False
         for samples in self._sound(silence, count):

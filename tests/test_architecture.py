@@ -16,8 +16,8 @@ PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config files text languages tokenizer whisper_tokenizer device manifest journal containers audio tables "
     "sources features attention model rules search inspection picture score augment data alignment quantize engine "
-    "greedy joint_search decoding whisper checkpoint segments output transcribe spectrogram cross_alignment "
-    "window longform batched preprocess evaluate validate training_log warm_start train options progress "
+    "greedy joint_search decoding whisper checkpoint segments subtitles output transcribe spectrogram cross_alignment "
+    "window longform batched recognizers preprocess evaluate validate training_log warm_start train options progress "
     "preprocess_command train_command transcribe_command evaluate_command inspect_command convert_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
