@@ -274,7 +274,7 @@ class SearchConfig:
 
     temperature: float = setting(0.0, "0: the likeliest text; above: sampling")
     best_of: int | None = setting(5, "samples to choose from where the temperature is above 0")
-    beam_size: int | None = setting(5, "beams where the temperature is 0; none: greedy")
+    beam_size: int | None = setting(5, "Whisper models: beams at temperature 0; none: greedy")
     patience: float | None = setting(None, "beams: how many times beam_size texts to wait for; none: 1")
     length_penalty: float | None = setting(None, "exponent α of ((5 + tokens) / 6) ** α; none: mean per token")
     suppress_tokens: str = setting("-1", "ids never written, with commas; -1: brackets, notes and the like")
@@ -328,7 +328,7 @@ class LongformConfig:
     )
     prepend_punctuations: str = setting("\"'“¿([{-", "word times: marks that belong to the next word")
     append_punctuations: str = setting("\"'.。,，!！?？:：”)]}、", "word times: marks that belong to the word before")
-    batched: bool = setting(False, "split at pauses and decode many pieces at once, without timestamps inside a piece")
+    batched: bool = setting(False, "split at pauses into pieces of up to 30 s and decode many at once")
     vad_filter: bool = setting(False, "read only where the pause finder hears speech; native models always do")
 
     def __post_init__(self) -> None:

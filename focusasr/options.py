@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,30 +52,31 @@ class WhisperSpelling(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Turn switches with a word behind them into those of this command before they are read."""
         switches = {
-            name: (parameter.opts[0], parameter.secondary_opts[0])
+            name: (parameter.opts[0], next(iter(parameter.secondary_opts), None))
             for parameter in self.params
-            if getattr(parameter, "is_flag", False) and parameter.secondary_opts
+            if getattr(parameter, "is_flag", False) and not parameter.is_eager
             for name in parameter.opts
         }
         return super().parse_args(ctx, list(_switched(args, switches)))
 
 
-def _switched(args: list[str], switches: dict[str, tuple[str, str]]) -> Iterator[str]:
-    """Yield the arguments with --name True as --name and --name False as --no-name."""
-    waiting = iter(args)
-    for argument in waiting:
+def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> Iterator[str]:
+    """Yield the arguments with --name True as --name, --name False as --no-name or not at all."""
+    waiting = deque(args)
+    while waiting:
+        argument = waiting.popleft()
         name, _, word = argument.partition("=")
         pair = switches.get(name.replace("_", "-")) if name.startswith("--") else None
         if argument == "--":
             yield from (argument, *waiting)
-        elif pair is None:
+            return
+        if pair is None:
             yield argument
-        else:
-            following = [word] if word else list(islice(waiting, 1))
-            said = following[0].lower() if following else ""
-            yield pair[said == "false"]
-            if said not in ("true", "false"):
-                waiting = chain(following, waiting)
+            continue
+        if not word and waiting and waiting[0].lower() in ("true", "false"):
+            word = waiting.popleft()
+        if switch := pair[word.lower() == "false"]:
+            yield switch
 
 
 def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -97,7 +98,10 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
         def run(**arguments: Any) -> None:
             said = {name: value for name in options if (value := arguments.pop(name)) is not None}
             said = {name: None if value == NONE else value for name, value in said.items()}
-            given = {kind: {name: said[name] for name in names if name in said} for kind, names in settings.items()}
+            given = {
+                kind: {name: said[name] for name in names if name in said and _fits(said[name], kind, name)}
+                for kind, names in settings.items()
+            }
             command(**arguments, given=given)
 
         parameters = own + list(options.values())
@@ -124,10 +128,15 @@ def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
         rich_help_panel=panel,
         show_default=False,
         parser=number and _number_or_none(number),
-        metavar=number and f"{number.__name__}|none",
+        metavar=number and f"<{number.__name__}|none>",
     )
     annotation: Any = Annotated[hint | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _fits(value: Any, kind: type, name: str) -> bool:
+    """Return whether a setting may have the value: none is nothing to a configuration that has always something."""
+    return value is not None or type(None) in typing.get_args(typing.get_type_hints(kind)[name])
 
 
 def _shown(default: Any) -> str:
