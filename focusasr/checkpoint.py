@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from focusasr import __version__
 from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig, WhisperConfig
 from focusasr.files import read_json, read_text
+from focusasr.hugging_face import download
 from focusasr.model import Model
 from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.tokenizer import Tokenizer
-from focusasr.whisper import download, is_whisper, load_whisper
+from focusasr.whisper import is_whisper, load_whisper
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
 FORMAT = 1

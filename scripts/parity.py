@@ -24,6 +24,7 @@ from torch import Tensor
 
 from focusasr.checkpoint import Checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.engine import Engine
 from focusasr.features import log_mel
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
@@ -67,6 +68,15 @@ class Sound(NamedTuple):
     tokens: Tensor
 
 
+class Answers(NamedTuple):
+    """Encoder output, the logits of all tokens at once, of one after the other, and so by the engine."""
+
+    states: Tensor
+    logits: Tensor
+    cached: Tensor
+    engine: Tensor
+
+
 def largest(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest difference; infinite where the shapes differ."""
     return float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
@@ -80,9 +90,8 @@ def sounds() -> dict[str, Tensor]:
     clicks = torch.zeros(len(times))
     clicks[::4001] = 1.0
     noise = torch.randn(len(times))
-    return {
-        "noise": 0.1 * noise, "chord": 0.1 * chord + 0.001 * noise, "clicks": clicks, "silence": torch.zeros(len(times)),
-    }  # fmt: skip
+    chord = 0.1 * chord + 0.001 * noise
+    return {"noise": 0.1 * noise, "chord": chord, "clicks": clicks, "silence": torch.zeros(len(times))}
 
 
 def openai_model(shape: str) -> Any:
@@ -146,8 +155,8 @@ def something_heard(shape: str) -> Sound:
 
 
 @torch.inference_mode()
-def our_answers(checkpoint: Checkpoint, sound: Sound) -> tuple[Tensor, Tensor, Tensor]:
-    """Return encoder output, the logits of all tokens at once, and those of one after the other with the cache."""
+def our_answers(checkpoint: Checkpoint, sound: Sound) -> Answers:
+    """Return what the model answers, and the engine's logits token by token, which are what users get."""
     model = checkpoint.model
     memory = model.encode(sound.mel, torch.tensor([sound.mel.shape[1]]))
     whole, _ = model.decoder(sound.tokens, model.decoder.start(memory))
@@ -155,11 +164,14 @@ def our_answers(checkpoint: Checkpoint, sound: Sound) -> tuple[Tensor, Tensor, T
     for token in sound.tokens.T:
         logits, state = model.decoder(token[:, None], state)
         single.append(logits)
-    return memory.states, whole, torch.cat(single, dim=1)
+    engine = Engine(model)
+    under_way = engine.start(engine.encode([sound.mel[0]]))
+    fused = [engine.advance(token[:, None], under_way) for token in sound.tokens.T]
+    return Answers(memory.states, whole, torch.cat(single, dim=1), torch.cat(fused, dim=1))
 
 
 @torch.inference_mode()
-def openai_answers(model: Any, sound: Sound) -> tuple[Tensor, Tensor, Tensor]:
+def openai_answers(model: Any, sound: Sound) -> Answers:
     """Return the same of openai-whisper's model."""
     states = model.encoder(sound.mel.transpose(1, 2))
     whole = model.decoder(sound.tokens, states)
@@ -167,11 +179,12 @@ def openai_answers(model: Any, sound: Sound) -> tuple[Tensor, Tensor, Tensor]:
     single = [model.decoder(token[:, None], states, kv_cache=cache) for token in sound.tokens.T]
     for hook in hooks:
         hook.remove()
-    return states, whole, torch.cat(single, dim=1)
+    cached = torch.cat(single, dim=1)
+    return Answers(states, whole, cached, cached)
 
 
 @torch.inference_mode()
-def hugging_face_answers(model: Any, sound: Sound) -> tuple[Tensor, Tensor, Tensor]:
+def hugging_face_answers(model: Any, sound: Sound) -> Answers:
     """Return the same of transformers' model."""
     whole = model(sound.mel.transpose(1, 2), decoder_input_ids=sound.tokens)
     states = whole.encoder_last_hidden_state
@@ -180,7 +193,8 @@ def hugging_face_answers(model: Any, sound: Sound) -> tuple[Tensor, Tensor, Tens
         step = model(encoder_outputs=(states,), decoder_input_ids=token[:, None], past_key_values=past, use_cache=True)
         past = step.past_key_values
         single.append(step.logits)
-    return states, whole.logits, torch.cat(single, dim=1)
+    cached = torch.cat(single, dim=1)
+    return Answers(states, whole.logits, cached, cached)
 
 
 def compare_models(folder: Path) -> Iterator[Row]:
@@ -192,7 +206,7 @@ def compare_models(folder: Path) -> Iterator[Row]:
 def compare_shape(shape: str, folder: Path) -> Iterator[Row]:
     """Compare one shape: OpenAI's file with openai-whisper, a folder in shards with transformers."""
     sound, name = something_heard(shape), shape.replace(" ", "-").replace(",", "")
-    names = ("encoder output", "decoder logits", "decoder logits, token by token")
+    names = ("encoder output", "decoder logits", "logits token by token", "the engine's logits")
     openai = openai_model(shape)
     checkpoint = load_checkpoint(write_openai(openai, folder / f"{name}.pt"))
     answers = zip(names, our_answers(checkpoint, sound), openai_answers(openai, sound), strict=True)
@@ -223,7 +237,7 @@ def compare_features(_folder: Path) -> Iterator[Row]:
 def vocabularies() -> dict[int, WhisperTokenizer]:
     """Return our tokenizers for the three vocabularies, built from the ranks in openai-whisper."""
     from focusasr.config import TextConfig, WhisperConfig
-    from focusasr.whisper import find_ranks
+    from focusasr.openai_file import find_ranks
     from focusasr.whisper_tokenizer import engine_from_ranks
 
     policy, made = TextConfig("keep", "keep", "bpe"), {}
@@ -268,6 +282,10 @@ def main() -> None:
     lacking = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if lacking:
         raise SystemExit(f"{' and '.join(lacking)} not installed; pip install 'focusasr[peers]'")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     table = Table("what", "against", "largest difference", "allowed", box=None, pad_edge=False)
     wrong = 0
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
