@@ -13,10 +13,13 @@ from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, LongformConfig, SearchConfig
+from focusasr.cross_alignment import align_words
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES
+from focusasr.invention import Bounds, Kept, seek_after_words, without_inventions
 from focusasr.model import Memory
 from focusasr.output import Segment, Transcript
+from focusasr.segment_words import last_word_end, with_words
 from focusasr.segments import cut, joined
 from focusasr.settings import InputError
 from focusasr.spectrogram import Spectrogram
@@ -156,6 +159,7 @@ class WhisperRecognizer:
         longform: LongformConfig,
     ) -> None:
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
+        self.aligner = checkpoint.model.decoder if config.word_timestamps else None
         self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
@@ -220,7 +224,37 @@ class WhisperRecognizer:
         if is_silence(answer, self.search):
             return window.seek + window.frames
         stretch = split(window, answer, reader.tokenizer)
-        script.add(stretch.segments)
+        segments, next_seek = stretch.segments, stretch.next_seek
+        if self.config.word_timestamps:
+            kept = self._with_words(reader, memory, Bounds(*window, self.window_frames, sound.frames), stretch, script)
+            if kept.segments is None:
+                return kept.next_seek
+            segments, next_seek = kept.segments, kept.next_seek
+            script.last_speech = last_word_end(segments) or script.last_speech
+        script.add(segments)
         if not self.longform.condition_on_previous_text or answer.temperature > RESET_TEMPERATURE:
             script.forget()
-        return stretch.next_seek
+        return next_seek
+
+    def _with_words(
+        self, reader: WindowReader, memory: Memory, bounds: Bounds, stretch: Stretch, script: Script
+    ) -> Kept:
+        """Return a window's segments with their words, without those that look invented where that is asked for."""
+        segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
+        threshold = self.longform.hallucination_silence_threshold
+        seek = stretch.next_seek
+        if not stretch.closed:
+            seek = seek_after_words(segments, bounds, seek, threshold)
+        kept = Kept(segments, seek)
+        return kept if threshold is None else without_inventions(segments, bounds, kept, script.last_speech, threshold)
+
+    def _timed(
+        self, reader: WindowReader, memory: Memory, frames: int, segments: list[Segment], last_speech: float
+    ) -> list[Segment]:
+        """Return segments of one window with the times of their words."""
+        tokenizer = reader.tokenizer
+        texts = [[token for token in segment.tokens if token < tokenizer.end] for segment in segments]
+        assert self.aligner is not None
+        steps = frames // FRAMES_PER_TIMESTAMP
+        words = align_words(self.aligner, memory, [token for text in texts for token in text], steps, tokenizer)
+        return with_words(segments, texts, words, last_speech, self.longform) if segments else []

@@ -16,8 +16,9 @@ PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config files text languages tokenizer whisper_tokenizer device manifest journal containers audio tables "
     "sources features attention model rules search inspection picture score augment data alignment quantize engine "
-    "greedy joint_search decoding whisper_weights hugging_face openai_file whisper checkpoint segments subtitles output "
-    "transcribe spectrogram cross_alignment window longform batched recognizers preprocess evaluate validate "
+    "greedy joint_search decoding whisper_weights hugging_face openai_file whisper checkpoint segments subtitles "
+    "output transcribe spectrogram cross_alignment segment_words invention window longform batched recognizers "
+    "preprocess evaluate validate "
     "training_log warm_start train options progress preprocess_command train_command transcribe_command "
     "evaluate_command inspect_command convert_command cli"
 ).split()

@@ -9,7 +9,7 @@ import torch
 import whisper
 from torch import Tensor
 from whisper.decoding import DecodingOptions, DecodingTask
-from whisper_pairs import chirps, ours, peer_model
+from whisper_pairs import PlainDecoder, chirps, ours, peer_model
 
 from focusasr.model import Memory, Model
 from focusasr.rules import Rule, Suppress, Timestamps
@@ -55,10 +55,11 @@ def both(seed: int, sounds: list[int], **options: object) -> tuple[list[Text], l
     task = DecodingTask(peer, wanted)
     memory = encode(model, sounds)
     prompt = torch.tensor([task.initial_tokens]).repeat(len(sounds), 1)
-    opening = read(model.decoder, model.decoder.start(memory), prompt)
+    decoder = PlainDecoder(model.decoder)
+    opening = read(decoder, decoder.start(memory), prompt)
     searching = Search(wanted.temperature, wanted.beam_size, wanted.best_of, wanted.patience, wanted.length_penalty)
     room = min(task.sample_len, task.n_ctx - len(task.initial_tokens) + 1)
-    texts = search(model.decoder, opening, Goal(rules_of(task), task.tokenizer.eot, room), searching)
+    texts = search(decoder, opening, Goal(rules_of(task), task.tokenizer.eot, room), searching)
     return texts, [whisper.decode(peer, heard(sound), wanted) for sound in sounds]
 
 

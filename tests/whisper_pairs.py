@@ -8,10 +8,17 @@ from pathlib import Path
 
 import torch
 import whisper
+import whisper.timing
 from torch import Tensor
 from whisper.model import ModelDimensions
 
+from focusasr.attention import Cache, KeysValues
 from focusasr.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model import Decoder, DecoderState, Memory
+
+for loop in ("dtw_cpu", "backtrace"):  # compiling these takes longer than running them as they stand
+    compiled = getattr(whisper.timing, loop)
+    setattr(whisper.timing, loop, getattr(compiled, "py_func", compiled))
 
 WIDTH, HEADS, LAYERS = 64, 2, 2
 MULTILINGUAL, ENGLISH = 51865, 51864
@@ -61,6 +68,30 @@ def ours(peer: whisper.model.Whisper) -> Checkpoint:
         path = Path(folder) / "peer.pt"
         torch.save({"dims": dataclasses.asdict(peer.dims), "model_state_dict": peer.state_dict()}, path)
         return load_checkpoint(path)
+
+
+class PlainDecoder:
+    """The model's own decoder as search knows decoders: the slow twin of the engine's."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def start(self, memory: Memory) -> DecoderState:
+        return self._decoder.start(memory)
+
+    def advance(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        return self._decoder(tokens, state)
+
+    def select(self, state: DecoderState, rows: Tensor) -> DecoderState:
+        def pick(pair: KeysValues) -> KeysValues:
+            return pair[0][rows], pair[1][rows]
+
+        caches = [
+            cache and Cache(pick(cache.globe), None if cache.local is None else pick(cache.local))
+            for cache in state.caches
+        ]
+        mask = None if state.mask is None else state.mask[rows]
+        return DecoderState([pick(pair) for pair in state.memory], mask, state.mean[rows], caches, state.length)
 
 
 def chirps(seconds: float, seed: int = 0) -> Tensor:
