@@ -49,7 +49,7 @@ def test_words_are_those_of_find_alignment(vocabulary: int, language: str, frame
     assert [(word.word, word.tokens) for word in words] == [(word.word, word.tokens) for word in expected]
     assert [(word.start, word.end) for word in words] == [(word.start, word.end) for word in expected]
     assert [word.probability for word in words] == pytest.approx([word.probability for word in expected], rel=1e-3)
-    assert len({word.start for word in words}) > 3  # the path does move
+    assert frames < 3000 or len({word.end for word in words}) > 3  # the path does move
 
 
 def test_no_text_has_no_words() -> None:

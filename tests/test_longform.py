@@ -62,6 +62,9 @@ def check(mine: dict[str, Any], wanted: dict[str, Any]) -> None:
             assert segment[name] == expected[name], name
         for name in ("avg_logprob", "no_speech_prob"):
             assert segment[name] == pytest.approx(expected[name], abs=1e-4)
+        for word, wanted_word in zip(segment.get("words", []), expected.get("words", []), strict=True):
+            assert {**word, "probability": 0} == {**wanted_word, "probability": 0}
+            assert word["probability"] == pytest.approx(wanted_word["probability"], rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,8 @@ def check(mine: dict[str, Any], wanted: dict[str, Any]) -> None:
         {"clip_timestamps": "5,14.5,40"},
         {"no_speech_threshold": 1e-8, "logprob_threshold": -2.1},
         {"suppress_tokens": "", "language": "de", "task": "translate"},
+        {"word_timestamps": True, "language": "en"},
+        {"word_timestamps": True, "hallucination_silence_threshold": 0.2, "clip_timestamps": "0,4,60,62"},
     ],
     ids=str,
 )

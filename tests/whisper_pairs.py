@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 import whisper
 import whisper.timing
 from torch import Tensor
@@ -68,6 +69,45 @@ def ours(peer: whisper.model.Whisper) -> Checkpoint:
         path = Path(folder) / "peer.pt"
         torch.save({"dims": dataclasses.asdict(peer.dims), "model_state_dict": peer.state_dict()}, path)
         return load_checkpoint(path)
+
+
+HUGGING_FACE_NAMES = {  # openai/whisper's → transformers'
+    "cross_attn_ln": "encoder_attn_layer_norm",
+    "attn_ln": "self_attn_layer_norm",
+    "mlp_ln": "final_layer_norm",
+    "mlp.0": "fc1",
+    "mlp.2": "fc2",
+    "token_embedding": "embed_tokens",
+    "positional_embedding": "embed_positions.weight",
+    "encoder.ln_post": "encoder.layer_norm",
+    "decoder.ln.": "decoder.layer_norm.",
+    **{f".cross_attn.{part}": f".encoder_attn.{part[0]}_proj" for part in ("query", "key", "value")},
+    **{f".attn.{part}": f".self_attn.{part[0]}_proj" for part in ("query", "key", "value")},
+    ".cross_attn.out": ".encoder_attn.out_proj",
+    ".attn.out": ".self_attn.out_proj",
+}
+
+
+def hugging_face_model(peer: whisper.model.Whisper) -> transformers.WhisperForConditionalGeneration:
+    """Return transformers' model with the peer's weights."""
+    dims = peer.dims
+    config = transformers.WhisperConfig(
+        vocab_size=dims.n_vocab,
+        num_mel_bins=dims.n_mels,
+        d_model=WIDTH,
+        **{f"{side}_layers": LAYERS for side in ("encoder", "decoder")},
+        **{f"{side}_attention_heads": HEADS for side in ("encoder", "decoder")},
+        **{f"{side}_ffn_dim": 4 * WIDTH for side in ("encoder", "decoder")},
+    )
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    weights = {}
+    for name, weight in peer.state_dict().items():
+        if name not in ("alignment_heads", "decoder.mask"):
+            part = next((part for part in HUGGING_FACE_NAMES if part in name), "blocks")
+            renamed = name.replace(part, HUGGING_FACE_NAMES.get(part, part)).replace("blocks", "layers")
+            weights[f"model.{renamed}"] = weight
+    model.load_state_dict({**weights, "proj_out.weight": peer.decoder.token_embedding.weight})
+    return model
 
 
 class PlainDecoder:
