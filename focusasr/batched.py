@@ -53,8 +53,17 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         """Return the segments of one batch."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
         answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
-        heard = [pair for pair in zip(pieces, answers, strict=True) if not is_silence(pair[1], self.search)]
-        return [segment for piece, answer in heard for segment in self._segments(reader, piece, answer)]
+        result: list[Segment] = []
+        for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
+            if is_silence(answer, self.search):
+                continue
+            segments = self._segments(reader, piece, answer)
+            if self.config.word_timestamps:
+                alone = memory.select(torch.tensor([row], device=self.device))
+                frames = len(piece.waveform) // HOP_SAMPLES
+                segments = self._timed(reader, alone, frames, segments, piece.start_seconds)
+            result += segments
+        return result
 
     def _mel(self, piece: Piece) -> torch.Tensor:
         mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)

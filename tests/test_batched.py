@@ -52,6 +52,11 @@ def test_pieces_keep_their_times_and_their_text_in_any_batch() -> None:
     assert len(spoken) > 1
     for segment in together.segments:
         assert 11.5 <= segment.start < segment.end <= 74
+    timed = recognize(Source("talk.wav"), word_timestamps=True).segments
+    assert [segment.text for segment in timed] == [segment.text for segment in together.segments]
+    words = [word for segment in timed for word in segment.words or []]
+    assert "".join(word["word"] for word in words).replace("\ufffd", "") == together.text.replace("\ufffd", "")
+    assert all(11.5 <= word["start"] <= word["end"] <= 75 for word in words)
     alone = recognize(Source("talk.wav"), batch_size=1)
     assert [(s.start, s.end, s.text, s.tokens) for s in alone.segments] == [
         (s.start, s.end, s.text, s.tokens) for s in together.segments
