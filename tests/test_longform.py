@@ -71,9 +71,8 @@ def check(mine: dict[str, Any], wanted: dict[str, Any]) -> None:
     "options",
     [
         {},
-        {"beam_size": 2},
-        {"condition_on_previous_text": False},
-        {"initial_prompt": "Chirps and tones"},
+        {"beam_size": 2, "clip_timestamps": "30"},
+        {"condition_on_previous_text": False, "clip_timestamps": "20,69"},
         {"initial_prompt": "Chirps", "carry_initial_prompt": True},
         {"prefix": "Well"},
         {"clip_timestamps": "5,14.5,40"},
