@@ -1,7 +1,7 @@
 """Checkpoints: folders of config.json, model.safetensors, tokenizer.json, README.md and metrics.json.
 
 Nothing is unpickled. A folder is written aside and renamed; what is read is checked against the configuration
-before any weight is loaded.
+before any weight is loaded. Whisper's checkpoints from elsewhere come by this door too.
 """
 
 from __future__ import annotations

@@ -249,8 +249,10 @@ class DecodingConfig(KnobsConfig):
     compute_type: Literal["auto", "float32", "bfloat16", "float16", "int8"] = setting(
         "auto", "numbers to compute in; auto: float16 on CUDA, on a CPU int8 for wide models and float32 for others"
     )
-    ctc_weight: float = setting(0.3, "native models: share of CTC in the choice between hypotheses; chosen on dev")
-    beam_size: int = setting(1, "native models: hypotheses of the joint CTC/attention beam search; 1: greedy")
+    ctc_weight: float = setting(0.5, "native models: share of CTC in the choice between hypotheses; chosen on dev")
+    joint_beam_size: int = setting(
+        2, "native models: hypotheses of the joint search where CTC and decoder differ; 1: greedy; chosen on dev"
+    )
     max_segment_seconds: float = setting(20.0, "longer recordings are split at pauses into segments up to this")
     vad_threshold: float = setting(0.5, "speech probability of the pause finder")
     word_timestamps: bool = setting(False, "find out when each word was said, for json and subtitles")
@@ -259,7 +261,7 @@ class DecodingConfig(KnobsConfig):
         super().__post_init__()
         require_choices(self)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(self.beam_size >= 1, "beam_size", self.beam_size, "at least 1")
+        require(self.joint_beam_size >= 1, "joint_beam_size", self.joint_beam_size, "at least 1")
         require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
         require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")
         require(0 < self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "above 0 and below 1")

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from focusasr.alignment import Word, word_times
 from focusasr.config import DecodingConfig
 from focusasr.engine import Engine
-from focusasr.greedy import greedy
+from focusasr.greedy import Read, greedy
 from focusasr.joint_search import joint, joint_search
 from focusasr.model import IGNORED, Memory, ctc_losses
 from focusasr.tokenizer import Tokenizer
@@ -37,61 +37,86 @@ class Hypothesis(NamedTuple):
 def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config: DecodingConfig) -> list[Hypothesis]:
     """Return the text of each spectrogram (F, M); the answer for one does not depend on the others.
 
-    Models with a CTC head: where CTC's best path is empty the text is empty (guard); else the CTC text is the draft
-    of the decoder's greedy text, both are scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder, and
-    the better one is taken; with `beam_size` above 1 the best of a joint beam search stands beside them. Without a CTC
-    head the decoder's greedy text is the answer.
+    Models with a CTC head: where CTC's best path is empty the text is empty (guard). Else that path is the decoder's
+    draft, and where the decoder reads the same it is the answer, after one pass. Where it does not, the draft and
+    another reading are scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder and the better one is
+    taken; the other reading comes from the joint search, or with a `joint_beam_size` of 1 is the decoder's greedy text.
+    Without a CTC head the decoder's greedy text is the answer.
     """
     memory = engine.encode(mels)
     if engine.ctc_head is None:
         reads = greedy(engine, memory, tokenizer, [[] for _ in mels])
-        return [_hypothesis(read.tokens, read.score, 0.0, read.passes) for read in reads]
+        return [_hypothesis(read, 0.0) for read in reads]
     log_probs = engine.ctc_log_probs(memory)
     drafts = ctc_greedy(log_probs, memory.lengths(), tokenizer.blank)
     silent = _no_speech(log_probs, memory, tokenizer.blank).tolist()
     heard = [row for row, draft in enumerate(drafts) if draft]
     answers = [Hypothesis([], 0.0, probability) for probability in silent]
-    if not heard:
+    if heard:
+        spoken = _Spoken(_rows(memory, heard), log_probs[heard], [drafts[row] for row in heard])
+        for row, read in zip(heard, _read(engine, spoken, tokenizer, config), strict=True):
+            answers[row] = _hypothesis(read, silent[row])
+    if not config.word_timestamps:
         return answers
-    memory, log_probs = _rows(memory, heard), log_probs[heard]
-    candidates, passes = _candidates(engine, memory, tokenizer, [drafts[row] for row in heard], config, log_probs)
-    by_decoder = torch.tensor([scores for _, scores in candidates], device=log_probs.device)
-    by_ctc = torch.stack([ctc_score(log_probs, memory, texts, tokenizer.blank) for texts, _ in candidates])
-    best = joint(by_ctc, by_decoder, config.ctc_weight).argmax(dim=0).tolist()
-    for place, (row, choice) in enumerate(zip(heard, best, strict=True)):
-        texts, scores = candidates[choice]
-        answers[row] = _hypothesis(texts[place], scores[place], silent[row], passes[place])
-        if config.word_timestamps:
-            steps = log_probs[place, : int(memory.lengths()[place])]
-            words = word_times(steps, mels[row], texts[place], tokenizer, engine.config.step_seconds)
-            answers[row] = answers[row]._replace(words=words)
-    return answers
+    timed = []
+    for answer, steps, length, mel in zip(answers, log_probs, memory.lengths().tolist(), mels, strict=True):
+        words = word_times(steps[:length], mel, answer.tokens, tokenizer, engine.config.step_seconds)
+        timed.append(answer._replace(words=words))
+    return timed
 
 
-Candidates = tuple[list[list[int]], list[float]]  # a text per row, and its log probability under the decoder
+class _Spoken(NamedTuple):
+    """Utterances in which CTC hears something: memory, CTC's log probabilities (B, T, V) and its best paths' texts."""
+
+    memory: Memory
+    log_probs: Tensor
+    drafts: list[list[int]]
+
+    def rows(self, rows: list[int]) -> _Spoken:
+        return _Spoken(_rows(self.memory, rows), self.log_probs[rows], [self.drafts[row] for row in rows])
 
 
-def _candidates(
-    engine: Engine,
-    memory: Memory,
-    tokenizer: Tokenizer,
-    drafts: list[list[int]],
-    config: DecodingConfig,
-    log_probs: Tensor,
-) -> tuple[list[Candidates], list[int]]:
-    """Return what is chosen from, and the decoder's passes per row."""
+def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[Read]:
+    """Return the answer for each utterance, with the score of the decoder."""
+    memory, drafts = spoken.memory, spoken.drafts
     if config.ctc_weight == 1:
-        return [(drafts, decoder_score(engine, memory, drafts, tokenizer))], [1] * len(drafts)
-    reads = greedy(engine, memory, tokenizer, drafts)
-    unscored = [-math.inf if math.isnan(read.draft_score) else read.draft_score for read in reads]
-    candidates = [(drafts, unscored), ([read.tokens for read in reads], [read.score for read in reads])]
-    if config.beam_size > 1:
-        candidates.append(joint_search(engine, memory, log_probs, tokenizer, config))
-    return candidates, [read.passes for read in reads]
+        scores = decoder_score(engine, memory, drafts, tokenizer)
+        return [Read(draft, score, score, 1) for draft, score in zip(drafts, scores, strict=True)]
+    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if config.joint_beam_size > 1 else None)
+    open_rows = [row for row, read in enumerate(reads) if not read.ended or read.tokens != drafts[row]]
+    if not open_rows:
+        return reads
+    doubtful = spoken.rows(open_rows)
+    drafted = [reads[row]._replace(tokens=drafts[row], score=_known(reads[row].draft_score)) for row in open_rows]
+    other = [reads[row] for row in open_rows]
+    if config.joint_beam_size > 1:
+        found = joint_search(engine, doubtful.memory, doubtful.log_probs, tokenizer, config)
+        other = [read._replace(passes=read.passes + 1) for read in found]
+    for row, read in zip(open_rows, _better(doubtful, drafted, other, tokenizer.blank, config.ctc_weight), strict=True):
+        reads[row] = read
+    return reads
 
 
-def _hypothesis(tokens: list[int], score: float, no_speech_prob: float, passes: int) -> Hypothesis:
-    return Hypothesis(tokens, score / (len(tokens) + 1), no_speech_prob, passes)
+def _known(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
+
+
+def _better(spoken: _Spoken, drafted: list[Read], other: list[Read], blank: int, ctc_weight: float) -> list[Read]:
+    """Return of two readings of each utterance the one with the better joint score, with the other's passes."""
+    scores = []
+    for reads in (drafted, other):
+        by_decoder = torch.tensor([read.score for read in reads], device=spoken.log_probs.device)
+        by_ctc = ctc_score(spoken.log_probs, spoken.memory, [read.tokens for read in reads], blank)
+        scores.append(joint(by_ctc, by_decoder, ctc_weight))
+    takes_other = (scores[1] > scores[0]).tolist()
+    return [
+        (theirs if takes else ours)._replace(passes=theirs.passes)
+        for takes, ours, theirs in zip(takes_other, drafted, other, strict=True)
+    ]
+
+
+def _hypothesis(read: Read, no_speech_prob: float) -> Hypothesis:
+    return Hypothesis(read.tokens, read.score / (len(read.tokens) + 1), no_speech_prob, read.passes)
 
 
 def _rows(memory: Memory, rows: list[int]) -> Memory:

@@ -6,7 +6,9 @@ What it computes is what `model.Decoder` computes, its slow twin in the tests; o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -23,9 +25,12 @@ from focusasr.attention import (
     rotary,
     rotate,
 )
+from focusasr.device import one_thread
 from focusasr.features import stack
 from focusasr.model import DecoderBlock, Memory, Model
 from focusasr.quantize import ComputeType, choose_compute_type, converted, layer_norm, make_linear
+
+SMALL_PASS = 4  # tokens in all rows: so few are read faster by one thread than by several, measured on two cores
 
 
 class State:
@@ -42,15 +47,21 @@ class State:
         self.lengths = [0] * (memory[0][0].shape[0] * group)
         self.caches: list[Tensor] = []  # per layer (2 or 4, B, H, capacity, E): keys, values, and the local branch's
 
-    def select(self, rows: Sequence[int], group: int | None = None) -> None:
-        """Keep `rows` in this order, some perhaps repeated, `group` consecutive ones to an utterance."""
-        group = group or self.group
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep `rows` in this order; some may be repeated.
+
+        Rows of one utterance that stand together, as many as every other utterance has, share its keys and values.
+        """
         device = self.memory[0][0].device
-        owners = [row // self.group for row in rows[::group]]
+        owners = [row // self.group for row in rows]
+        runs = [(owner, len(list(run))) for owner, run in itertools.groupby(owners)]
+        alike = len({length for _, length in runs}) == 1 and len({owner for owner, _ in runs}) == len(runs)
+        owners = [owner for owner, _ in runs] if alike else owners
         if owners != list(range(self.memory[0][0].shape[0])):
             utterances = torch.tensor(owners, device=device)
             self.memory = [(k[utterances], v[utterances]) for k, v in self.memory]
             self.mask = None if self.mask is None else self.mask[utterances]
+        self.group = runs[0][1] if alike else 1
         index = torch.tensor(list(rows), device=device)
         self.spans = [None if span is None else span[index] for span in self.spans]
         self.lengths = [self.lengths[row] for row in rows]
@@ -60,7 +71,6 @@ class State:
             if len(rows) != cache.shape[1]:  # zeros, as a weight of 0 times what memory happens to hold may be NaN
                 self.caches[layer] = cache.new_zeros(cache.shape[0], len(rows), *cache.shape[2:])
             self.caches[layer][..., :used, :] = chosen
-        self.group = group
 
 
 class _Place(NamedTuple):
@@ -69,7 +79,8 @@ class _Place(NamedTuple):
     start: int | None
     positions: Tensor  # (L,) or (B, L)
     end: int  # keys up to here are looked at
-    distance: Tensor | None  # (1 or B, L, end), negative ahead; None where every query may see every key
+    distance: Tensor | None  # (1 or B, L, end), negative ahead; None where a single query is behind all keys
+    seen: Tensor | None  # (1 or B, 1, L, end), which keys the global branch may see; None where all
     rotation: Rotation | None
 
 
@@ -100,28 +111,27 @@ class _Layer:
         return x + self.outer(F.gelu(self.inner(layer_norm(x, self.ln_mlp))))
 
     def _look_back(self, x: Tensor, cache: Tensor, span: Tensor | None, place: _Place) -> Tensor:
-        q, k, v = self._heads(self.qkv(layer_norm(x, self.attention.ln_global)))
-        past = _extend(cache[:2], rotate(k, place.rotation), v, place)
-        seen = _seen(place, self.globe.max_dist)
-        globe = self.out(_merge(F.scaled_dot_product_attention(rotate(q, place.rotation), *past, attn_mask=seen)))
+        q, past = self._project(self.qkv, layer_norm(x, self.attention.ln_global), cache[:2], place)
+        globe = self.out(_merge(F.scaled_dot_product_attention(q, *past, attn_mask=place.seen)))
         if self.local is None or span is None:
             return globe
-        q, k, v = self._heads(self.local_qkv(layer_norm(x, self.attention.ln_local)))
-        past = _extend(cache[2:], rotate(k, place.rotation), v, place)
-        q = rotate(q, place.rotation) / self.local.temperature(span)[:, :, None, None].to(q.dtype)
+        q, past = self._project(self.local_qkv, layer_norm(x, self.attention.ln_local), cache[2:], place)
+        q = q / self.local.temperature(span)[:, :, None, None].to(q.dtype)
         bias = self._soft_window(span, place).to(q.dtype)
         local = _merge(F.scaled_dot_product_attention(q, *past, attn_mask=bias))
         return self.projection(torch.cat((local, globe), dim=-1))
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """Split (B, L, 3 D) into queries, keys and values (B, H, L, E)."""
-        return qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def _project(self, qkv: nn.Module, x: Tensor, cache: Tensor, place: _Place) -> tuple[Tensor, KeysValues]:
+        """Project x (B, L, D) to queries (B, H, L, E), and to keys and values behind those of the past."""
+        split = qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, L, E)
+        q, k = rotate(split[:2], place.rotation)  # both in one go: single tokens cost calls, not sums
+        return q, _extend(cache, k, split[2], place)
 
     def _soft_window(self, span: Tensor, place: _Place) -> Tensor:
         assert self.local is not None
         distance = place.distance
         if distance is None:  # a single query behind all its keys
-            distance = place.end - 1 - torch.arange(place.end, device=span.device)[None, None]
+            distance = _behind(place.end, span.device)
         reach = torch.where(distance < 0, torch.inf, distance.float())[:, None]  # (1 or B, 1, L, end)
         radius = self.local.radius(span.float())[:, :, None, None]
         return log_mask(((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0))  # `soft_mask`, a distance per row
@@ -160,13 +170,16 @@ def _extend(cache: Tensor, k: Tensor, v: Tensor, place: _Place) -> tuple[Tensor,
     return cache[0, :, :, : place.end], cache[1, :, :, : place.end]
 
 
-def _seen(place: _Place, max_dist: int | None) -> Tensor | None:
+def _behind(end: int, device: torch.device) -> Tensor:
+    """Return the distances (1, 1, end) of a single query, the last of `end`, to its keys."""
+    return torch.arange(end - 1, -1, -1, device=device)[None, None]
+
+
+def _seen(distance: Tensor | None, end: int, max_dist: int | None, device: torch.device) -> Tensor | None:
     """Return which keys each query may see, (1 or B, 1, L, end); None where all."""
-    if place.distance is None and (max_dist is None or place.end <= max_dist + 1):
+    if distance is None and (max_dist is None or end <= max_dist + 1):
         return None
-    distance = place.distance
-    if distance is None:
-        distance = place.end - 1 - torch.arange(place.end, device=place.positions.device)[None, None]
+    distance = _behind(end, device) if distance is None else distance
     seen = distance >= 0
     return (seen if max_dist is None else seen & (distance <= max_dist))[:, None]
 
@@ -193,6 +206,10 @@ class Engine:
         self.ln = decoder.ln
         self.head = make_linear(self.embedding, None, self.compute_type)
         self.capacity = self.config.text_context + 1  # the last place takes what is written for rows that are full
+        self.turns: Rotation | None = None
+        if self.config.positions == "rotary":
+            steps = torch.arange(self.capacity, device=self.device)
+            self.turns = rotary(steps, self.config.width // self.config.heads, self.config.base)
 
     @torch.inference_mode()
     def encode(self, mels: Sequence[Tensor]) -> Memory:
@@ -239,6 +256,12 @@ class Engine:
         if min(state.lengths) + length > self.config.text_context:
             end = min(state.lengths) + length
             raise ValueError(f"{end} tokens exceed text_context {self.config.text_context}")
+        small = tokens.numel() <= SMALL_PASS and self.device.type == "cpu"
+        with one_thread() if small else nullcontext():
+            return self._advance(tokens, state)
+
+    def _advance(self, tokens: Tensor, state: State) -> Tensor:
+        length = tokens.shape[1]
         place = self._place(state.lengths, length)
         x = F.embedding(tokens, self.embedding)
         if self.positions is not None:
@@ -261,8 +284,11 @@ class Engine:
             distance = positions[..., None] - torch.arange(end, device=self.device)
             distance = distance[None] if uniform else distance
         rotation = None
-        if self.config.positions == "rotary":
-            cos, sin = rotary(positions.flatten(), self.config.width // self.config.heads, self.config.base)
-            shape = (new, -1) if uniform else (len(lengths), 1, new, cos.shape[-1])
-            rotation = cos.view(shape), sin.view(shape)
-        return _Place(first if uniform else None, positions, end, distance, rotation)
+        if self.turns is not None:
+            if uniform:
+                cos, sin = (turn[first : first + new] for turn in self.turns)
+            else:
+                cos, sin = (turn[positions][:, None] for turn in self.turns)
+            rotation = cos, sin
+        seen = _seen(distance, end, self.config.max_dist, self.device)
+        return _Place(first if uniform else None, positions, end, distance, seen, rotation)

@@ -19,7 +19,7 @@ from focusasr.engine import Engine, State
 from focusasr.model import Memory
 from focusasr.tokenizer import Tokenizer
 
-LOOK_FOR = (1, -1, 2, 3)  # where in the draft, from the refused token, the decoder's own token is looked for
+LOOK_FOR = (1, -1, 2, -2, 3)  # where in the draft, from the refused token, the decoder's own token is looked for
 FIRST_AFTER_DOUBT = 4  # tokens that a draft ventures when it is right again
 
 
@@ -30,6 +30,7 @@ class Read(NamedTuple):
     score: float
     draft_score: float  # NaN where the draft was empty or did not fit, and was not scored
     passes: int
+    ended: bool = True  # False where it was left unfinished
 
 
 @dataclass
@@ -75,7 +76,7 @@ class _Row:
             self.at += 1
         else:
             near = [self.at + step for step in LOOK_FOR if 0 <= self.at + step < len(self.draft)]
-            self.at = next((place for place in near if self.draft[place] == own), self.at) + 1
+            self.at = next((place + 1 for place in near if self.draft[place] == own), self.at)  # else: one was missing
         if agreed == ventured:
             self.width = max(FIRST_AFTER_DOUBT, 2 * self.width) if fits or ventured else 0
         elif agreed < ventured // 4:
@@ -83,11 +84,17 @@ class _Row:
 
 
 @torch.inference_mode()
-def greedy(engine: Engine, memory: Memory, tokenizer: Tokenizer, drafts: Sequence[Sequence[int]]) -> list[Read]:
+def greedy(
+    engine: Engine,
+    memory: Memory,
+    tokenizer: Tokenizer,
+    drafts: Sequence[Sequence[int]],
+    most_passes: int | None = None,
+) -> list[Read]:
     """Take the decoder's likeliest token until the end token, for each row of memory, with a draft for each.
 
     A text is cut at the number of encoder steps (no CTC alignment could be longer) and at `text_context`. Finished
-    rows leave the batch.
+    rows leave the batch; after `most_passes` all are left as they are.
     """
     *opening, last = tokenizer.prompt
     limits = memory.lengths().clamp(max=engine.config.text_context - len(opening) - 2).tolist()
@@ -95,13 +102,13 @@ def greedy(engine: Engine, memory: Memory, tokenizer: Tokenizer, drafts: Sequenc
     state = engine.start(memory)
     if opening:
         engine.advance(torch.tensor([opening], device=engine.device).expand(len(rows), -1), state)
-    here, first = list(rows), True
+    here, passes = list(rows), 0
     while True:
-        _pass(engine, state, here, (last, tokenizer.end), first)
-        first = False
+        _pass(engine, state, here, (last, tokenizer.end), first=passes == 0)
+        passes += 1
         active = [index for index, row in enumerate(here) if not row.done]
-        if not active:
-            return [Read(row.tokens, row.score, row.draft_score, row.passes) for row in rows]
+        if not active or passes == most_passes:
+            return [Read(row.tokens, row.score, row.draft_score, row.passes, row.done) for row in rows]
         if len(active) <= 0.75 * len(here):  # each leave-taking copies what stays
             state.select(active)
             here = [here[index] for index in active]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from focusasr.config import DecodingConfig
 from focusasr.engine import Engine
+from focusasr.greedy import Read
 from focusasr.model import Memory
 from focusasr.tokenizer import Tokenizer
 
@@ -107,12 +108,12 @@ class _Beam(NamedTuple):
 @torch.inference_mode()
 def joint_search(
     engine: Engine, memory: Memory, log_probs: Tensor, tokenizer: Tokenizer, config: DecodingConfig
-) -> tuple[list[list[int]], list[float]]:
-    """Return the best text found for each utterance of memory and its log probability under the decoder.
+) -> list[Read]:
+    """Return the best text found for each utterance of memory, with its log probability under the decoder.
 
     log_probs (U, T, V) are the CTC head's. A text has at most as many tokens as there are encoder steps.
     """
-    lengths, size = memory.lengths(), config.beam_size
+    lengths, size = memory.lengths(), config.joint_beam_size
     limits = lengths.clamp(max=engine.config.text_context - 2).tolist()
     scorer = PrefixScorer(log_probs, lengths, tokenizer.blank)
     beam = _first_beam(scorer, len(limits), size)
@@ -129,7 +130,7 @@ def joint_search(
             break
         state.select((parents + torch.arange(len(limits), device=engine.device)[:, None] * size).flatten().tolist())
         tokens = beam.prefix.last.reshape(-1, 1)
-    return [text for _, text, _ in finished], [score for *_, score in finished]
+    return [Read(text, score, score, length + 1) for _, text, score in finished]
 
 
 def _first_beam(scorer: PrefixScorer, utterances: int, size: int) -> _Beam:

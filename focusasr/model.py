@@ -110,7 +110,7 @@ class Stem(nn.Module):
             x = F.gelu(conv(x * mask[:, None, :].to(x.dtype)))
             lengths = (lengths - 1) // conv.stride[0] + 1
             mask = _until(lengths, x.shape[2])
-        return x.transpose(1, 2), mask
+        return x.transpose(1, 2).contiguous(), mask  # else every sum and LayerNorm of the encoder copies it
 
 
 def _until(lengths: Tensor, size: int) -> Tensor:

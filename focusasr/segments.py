@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -211,10 +210,12 @@ class SileroDetector:
         import torch
         from torch.nn.functional import conv1d, pad
 
+        from focusasr.device import one_thread
+
         weights = self._weights
         extended = np.concatenate([self._context, waveform])
         self._context = extended[-CONTEXT_SAMPLES:]
-        with _one_thread(), torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             frames = torch.from_numpy(extended).unfold(0, CONTEXT_SAMPLES + FRAME_SAMPLES, FRAME_SAMPLES)  # (n, 576)
             waves = conv1d(pad(frames[:, None], (0, 64), "reflect"), weights["stft.forward_basis_buffer"], stride=128)
             hidden = torch.hypot(*waves.chunk(2, dim=1))  # (n, 129, 4)
@@ -230,28 +231,13 @@ class SileroDetector:
 @functools.cache
 def _silero_weights() -> dict[str, torch.Tensor]:
     """Return the weights of silero-vad's model for 16 kHz by their names."""
-    with _one_thread(), warnings.catch_warnings():
+    from focusasr.device import one_thread
+
+    with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is silero-vad's choice
         import silero_vad
 
         return dict(silero_vad.load_silero_vad()._model.state_dict())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread, and leave PyTorch as it was.
-
-    Layers this small lose by more threads, many times over on a busy machine; and importing silero_vad sets one
-    thread for good.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class EnergyDetector:

@@ -106,6 +106,7 @@ def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, S
             "",
             f"A focusasr recognizer with {millions:.1f} million weights, {model.config.attention} attention.",
             "",
+            *([f"It began as `{run['train']['init_from']}`.", ""] if run["train"].get("init_from") else []),
             "Trained on: " + ", ".join(f"`{manifest}`" for manifest in run["data"]["train"]) + ".",
             "",
             "Measured on dev while training, under the checkpoint's own text policy, with 95 % bootstrap intervals:",

@@ -1,9 +1,8 @@
 """What focusasr computes against what the packages compute that people know: a table of the largest differences.
 
-    scripts/parity.py                 the whole table; needs the extra `peers` (transformers, openai-whisper)
-
-Weights are random, of the shapes of Whisper's own models, and written and read as files. Each comparison is a function
-that yields rows; tests/test_parity.py holds every row against its bound.
+Run `.venv/bin/python scripts/parity.py`; it needs the extra `peers` (transformers, openai-whisper). Weights are
+random, of the shapes of Whisper's own models, written and read as files. Each comparison is a function that yields
+rows; tests/test_parity.py holds every row against its bound.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def something_heard(shape: str) -> Sound:
     torch.manual_seed(1)
     bands, vocabulary = SHAPES[shape][0], SHAPES[shape][-1]
     mel = log_mel(0.1 * torch.randn(WINDOW_SAMPLES), bands)[None]
-    return Sound(mel, torch.randint(vocabulary, (1, 12)))
+    return Sound(mel, torch.randint(vocabulary, (1, 8)))
 
 
 @torch.inference_mode()
@@ -165,7 +164,7 @@ def our_answers(checkpoint: Checkpoint, sound: Sound) -> Answers:
         logits, state = model.decoder(token[:, None], state)
         single.append(logits)
     engine = Engine(model)
-    under_way = engine.start(engine.encode([sound.mel[0]]))
+    under_way = engine.start(memory)
     fused = [engine.advance(token[:, None], under_way) for token in sound.tokens.T]
     return Answers(memory.states, whole, torch.cat(single, dim=1), torch.cat(fused, dim=1))
 

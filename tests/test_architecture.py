@@ -18,9 +18,8 @@ ORDER = (
     "sources features attention model rules search inspection picture score augment data alignment quantize engine "
     "greedy joint_search decoding whisper_weights hugging_face openai_file whisper checkpoint segments subtitles "
     "output transcribe spectrogram cross_alignment segment_words invention window longform batched recognizers "
-    "preprocess evaluate validate "
-    "training_log warm_start train options progress preprocess_command train_command transcribe_command "
-    "evaluate_command inspect_command convert_command cli"
+    "preprocess evaluate validate training_log warm_start train options progress preprocess_command train_command "
+    "transcribe_command evaluate_command inspect_command convert_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from tones import letters_tokenizer, mels, tiny_model
 from torch import Tensor
 
+from focusasr import audio
+from focusasr.checkpoint import find_checkpoint, load_checkpoint
 from focusasr.config import DecodingConfig
 from focusasr.decoding import Hypothesis, ctc_greedy, ctc_score, decode, decoder_score
 from focusasr.engine import Engine
-from focusasr.features import stack
+from focusasr.features import log_mel, stack
 from focusasr.greedy import Read, greedy
+from focusasr.manifest import read_manifest
 from focusasr.model import Memory, Model
 from focusasr.tokenizer import Tokenizer
 
+REAL_UTTERANCES = int(os.environ.get("FOCUSASR_REAL_UTTERANCES", 6))  # of each test set; all of them take minutes
 TOKENIZER = letters_tokenizer()
 TEXTS = ["abcabcab", "h", "fed cab", "gg gg gg gg gg", "ab"]
 LETTERS = TOKENIZER.encode("abcdefgh ")
@@ -40,7 +46,7 @@ def lively_model(seed: int, **settings: object) -> Model:
 
 
 def heard(model: Model, sounds: Sequence[Tensor], ctc_weight: float, beam_size: int = 1) -> list[Hypothesis]:
-    return decode(Engine(model), sounds, TOKENIZER, DecodingConfig(ctc_weight=ctc_weight, beam_size=beam_size))
+    return decode(Engine(model), sounds, TOKENIZER, DecodingConfig(ctc_weight=ctc_weight, joint_beam_size=beam_size))
 
 
 def alone(model: Model, ctc_weight: float, beam_size: int = 1) -> list[Hypothesis]:
@@ -158,6 +164,21 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_one_hardly_more_than_none() ->
     assert [read.draft_score for read in right] == pytest.approx([read.score for read in plain], abs=1e-3)
     wrong = greedy(Engine(model), memory, tokenizer, drafts_of("wrong", [read.tokens for read in plain]))
     assert sum(read.passes for read in wrong) <= sum(read.passes for read in plain)
+
+
+@pytest.mark.real
+@torch.inference_mode()
+def test_drafts_change_no_text_of_the_default_model_on_real_speech(real_data: Path) -> None:
+    checkpoint = load_checkpoint(find_checkpoint(None))
+    engine, tokenizer = Engine(checkpoint.model), checkpoint.tokenizer
+    for manifest in sorted(real_data.glob("*/test.jsonl")):
+        for utterance in read_manifest(manifest)[:REAL_UTTERANCES]:
+            sound = audio.load(audio.Source(str(utterance.audio), utterance.offset, min(utterance.duration or 20, 20)))
+            memory = engine.encode([log_mel(torch.from_numpy(sound))])
+            drafts = ctc_greedy(engine.ctc_log_probs(memory), memory.lengths(), tokenizer.blank)
+            (drafted,), (plain,) = (greedy(engine, memory, tokenizer, each) for each in (drafts, [[]]))
+            assert drafted.tokens == plain.tokens, f"{manifest}: {utterance.audio}"
+            assert drafted.passes <= plain.passes * 1.1 + 1
 
 
 @torch.inference_mode()
@@ -330,7 +351,7 @@ def test_the_better_scored_text_is_chosen(
 
     read = Read(texts["greedy"], score=decoder[1], draft_score=decoder[0], passes=3)
     monkeypatch.setattr("focusasr.decoding.ctc_greedy", lambda *_: [texts["draft"]])
-    monkeypatch.setattr("focusasr.decoding.greedy", lambda *_: [read])
+    monkeypatch.setattr("focusasr.decoding.greedy", lambda *_, **__: [read])
     monkeypatch.setattr("focusasr.decoding.ctc_score", lambda _l, _m, given, _b: torch.tensor([ctc[place(given)]]))
     (answer,) = heard(lively_model(0), mels(["abc"]), ctc_weight)
     assert answer.passes == 3

@@ -83,15 +83,15 @@ def test_a_wide_beam_finds_the_best_of_all_texts(ctc_weight: float) -> None:
         letters = [token for token in range(tokenizer.size) if token not in others]
         texts = [list(text) for length in range(5) for text in itertools.product(letters, repeat=length)]
         engine = Engine(model)
-        best, scores = joint_search(
-            engine, memory, log_probs, tokenizer, DecodingConfig(ctc_weight=ctc_weight, beam_size=len(texts))
+        reads = joint_search(
+            engine, memory, log_probs, tokenizer, DecodingConfig(ctc_weight=ctc_weight, joint_beam_size=len(texts))
         )
         for row in range(2):
             one = memory._replace(states=memory.states[row : row + 1].expand(len(texts), -1, -1), mask=None)
             by_decoder = torch.tensor(decoder_score(engine, one, texts, tokenizer))
             by_ctc = ctc_score(log_probs[row : row + 1].expand(len(texts), -1, -1), one, texts, tokenizer.blank)
             winner = int(joint(by_ctc, by_decoder, ctc_weight).argmax())
-            assert best[row] == texts[winner]
-            assert scores[row] == pytest.approx(float(by_decoder[winner]), abs=1e-3)
-            found.append(tuple(best[row]))
+            assert reads[row].tokens == texts[winner]
+            assert reads[row].score == pytest.approx(float(by_decoder[winner]), abs=1e-3)
+            found.append(tuple(reads[row].tokens))
     assert len(set(found)) > 2, "a test of equal answers would prove nothing"
