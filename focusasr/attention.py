@@ -218,6 +218,12 @@ class MultiheadAttention(nn.Module):
         q = _split(self.query(x), self.heads)
         return self.out(_merge(F.scaled_dot_product_attention(q, *memory, attn_mask=seen)))
 
+    def cross_scores(self, x: Tensor, memory: KeysValues) -> Tensor:
+        """Return what `cross` takes the softmax of, before any mask: (B, H, T, S)."""
+        q, k = _split(self.query(x), self.heads), memory[0]
+        scale = q.shape[-1] ** -0.25  # on both sides, as Whisper has it
+        return (q * scale) @ (k * scale).transpose(-1, -2)
+
     def forward(
         self, x: Tensor, mask: Tensor | None = None, past: KeysValues | None = None, rotation: Rotation | None = None
     ) -> tuple[Tensor, KeysValues]:

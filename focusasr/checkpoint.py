@@ -27,6 +27,8 @@ from focusasr.whisper import is_whisper, load_whisper
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
 FORMAT = 1
+WHISPER_SIZES = "tiny tiny.en base base.en small small.en medium medium.en large-v1 large-v2 large-v3 large-v3-turbo"
+WHISPER_NAMES = {name: name for name in WHISPER_SIZES.split()} | {"large": "large-v3", "turbo": "large-v3-turbo"}
 PIECES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -46,11 +48,12 @@ class Checkpoint:
         return self.tokenizer.whisper if isinstance(self.tokenizer, WhisperTokenizer) else None
 
 
-def find_checkpoint(name: str | None, local_files_only: bool = False) -> Path:
+def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
     """Return where a checkpoint lies; InputError where there is none of this name.
 
     None and "default" are the default one; a training run's folder stands for its best checkpoint; else a folder,
-    OpenAI's .pt file, or a name on the hub such as openai/whisper-tiny.en, which is downloaded once.
+    OpenAI's .pt file, or a name on the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own
+    names, such as tiny.en, stand for NAME.pt in `model_dir`, where there is one, and else for the hub's.
     """
     if name is None or name == "default":
         inside = Path(__file__).parent / "checkpoints" / DEFAULT_CHECKPOINT
@@ -64,8 +67,12 @@ def find_checkpoint(name: str | None, local_files_only: bool = False) -> Path:
         return folder / "best"
     if folder.is_dir() or folder.is_file():
         return folder
+    if name in WHISPER_NAMES:
+        if model_dir is not None and (model_dir / f"{name}.pt").is_file():
+            return model_dir / f"{name}.pt"
+        return download(f"openai/whisper-{WHISPER_NAMES[name]}", local_files_only, model_dir)
     if re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", name) and not folder.is_absolute() and not name.startswith("."):
-        return download(name, local_files_only)
+        return download(name, local_files_only, model_dir)
     raise InputError(f"{name}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
 
 

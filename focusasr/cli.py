@@ -12,7 +12,7 @@ from focusasr import __version__
 from focusasr.convert_command import convert
 from focusasr.evaluate_command import evaluate
 from focusasr.inspect_command import info, inspect
-from focusasr.options import BOTH_SPELLINGS
+from focusasr.options import BOTH_SPELLINGS, WhisperSpelling
 from focusasr.preprocess_command import preprocess
 from focusasr.settings import InputError
 from focusasr.startup import CLOSED_PIPE, leave
@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
 )
 for command in (preprocess, train, transcribe, evaluate, inspect, info, convert):
-    app.command(context_settings=BOTH_SPELLINGS)(command)
+    app.command(cls=WhisperSpelling, context_settings=BOTH_SPELLINGS)(command)
 
 
 def program() -> None:

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.config import DecodingConfig, EvaluationConfig
+from focusasr.config import DecodingConfig, EvaluationConfig, LongformConfig, SearchConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
-from focusasr.settings import InputError, read_settings, to_settings
-from focusasr.transcribe_command import make_recognizer, told
+from focusasr.recognizers import AnyRecognizer, ModelChoice, load_recognizer
+from focusasr.settings import InputError, read_settings
+from focusasr.transcribe_command import tell_remarks, told
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
     from focusasr.evaluate import Evaluation
     from focusasr.manifest import Utterance
     from focusasr.recall import Recall
-    from focusasr.transcribe import Outcome, Recognizer
+    from focusasr.transcribe import Outcome
 
 
-@with_settings(EvaluationConfig, DecodingConfig)
+@with_settings(EvaluationConfig, DecodingConfig, SearchConfig, LongformConfig)
 def evaluate(
     manifest: Annotated[Path, typer.Argument(help="manifest, or with --hypotheses a file of reference texts")],
     given: dict[type, dict[str, Any]],
@@ -53,7 +54,6 @@ def evaluate(
     from focusasr.hypotheses import read_hypotheses
 
     config = read_settings(EvaluationConfig, given[EvaluationConfig], "evaluate")
-    decoding = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
     others = read_hypotheses(against, utterances) if against else None
@@ -62,9 +62,11 @@ def evaluate(
         evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
         recall = None
     else:
-        recognizer = make_recognizer(model, device, threads, decoding, local_files_only)
-        recall = _recall(output, model, recognizer.config)
-        evaluation = _recognize(recognizer, utterances, config, recall)
+        choice = ModelChoice(model, device, threads, local_files_only)
+        loaded = load_recognizer(choice, given, "evaluate")
+        tell_remarks(loaded.remarks)
+        recall = _recall(output, choice, given)
+        evaluation = _recognize(loaded.recognizer, utterances, config, recall)
     breakdown = take_apart(evaluation, config, others, str(against) if against else None)
     if output:
         room.write_rows(evaluation, output)
@@ -97,7 +99,7 @@ def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
 
 
 def _recognize(
-    recognizer: Recognizer, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
+    recognizer: AnyRecognizer, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
 ) -> Evaluation:
     from focusasr import evaluate as room
     from focusasr.audio import total_seconds
@@ -110,18 +112,21 @@ def _recognize(
     return room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
 
 
-def _recall(output: Path | None, model: str | None, config: DecodingConfig) -> Recall | None:
+def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> Recall | None:
     """Return what a run with the same output, checkpoint and options heard before it was cut short."""
     from focusasr import __version__
-    from focusasr.checkpoint import PIECES, find_checkpoint
-    from focusasr.recall import Recall, folder_digest
+    from focusasr.checkpoint import find_checkpoint
+    from focusasr.recall import Recall, checkpoint_digest
 
     if output is None:
         return None
-    options = {name: value for name, value in to_settings(config).items() if name != "batch_size"}
-    decided_by = {"focusasr": __version__, "model": folder_digest(find_checkpoint(model), PIECES), "options": options}
+    options = {kind.__name__: values for kind, values in given.items() if kind is not EvaluationConfig}
+    digest = checkpoint_digest(find_checkpoint(choice.model, choice.local_files_only))
     try:
-        return Recall(output.with_name(f".{output.name}.heard"), decided_by)
+        return Recall(
+            output.with_name(f".{output.name}.heard"),
+            {"focusasr": __version__, "model": digest, "options": options},
+        )
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error}); choose another output file") from None
 

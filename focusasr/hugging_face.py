@@ -38,15 +38,18 @@ HUB_FILES = [
 ]  # fmt: skip
 
 
-def download(name: str, local_files_only: bool = False) -> Path:
-    """Return the folder of a repository on the hub, such as openai/whisper-tiny.en, fetched or from the cache.
+def download(name: str, local_files_only: bool = False, cache: Path | None = None) -> Path:
+    """Return the folder of a repository on the hub, such as openai/whisper-tiny.en, fetched or from the cache,
+    the hub's usual one or `cache`.
 
     InputError where it is neither.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=local_files_only))
+        return Path(
+            snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=local_files_only, cache_dir=cache)
+        )
     except Exception as error:  # the library passes on those of its HTTP client
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         asked = "leave --local-files-only out" if local_files_only else "check name and connection"

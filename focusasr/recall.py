@@ -64,12 +64,11 @@ class Recall:
         return hashlib.sha256(whole.encode()).hexdigest() if content else ""
 
 
-def folder_digest(folder: Path, names: Iterable[str]) -> str:
-    """Return a digest of some files of a folder, such as a checkpoint's pieces."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(f"{name} {_digest(str(folder / name))}\n".encode())
-    return digest.hexdigest()
+def checkpoint_digest(path: Path) -> str:
+    """Return a digest of a checkpoint: of a file's content, or of a folder's weights, settings and tokens."""
+    files = [path] if path.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
+    told_apart = [file for file in files if file.name != "metrics.json"]
+    return hashlib.sha256("".join(f"{file.name} {_digest(str(file))}\n" for file in told_apart).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=16)  # the parts of a long recording come one after the other

@@ -11,7 +11,7 @@ from focusasr.audio import Source
 from focusasr.evaluate import evaluate
 from focusasr.manifest import Utterance
 from focusasr.output import Transcript
-from focusasr.recall import Recall, folder_digest
+from focusasr.recall import Recall, checkpoint_digest
 from focusasr.transcribe import Outcome
 
 OPTIONS = {"model": "abc", "ctc_weight": 0.3}
@@ -87,10 +87,14 @@ def test_failures_are_tried_again_and_torn_lines_heard_again():
     kept.forget()
 
 
-def test_a_folder_digest_follows_content():
-    Path("model").mkdir()
-    Path("model/w").write_bytes(b"1")
-    first = folder_digest(Path("model"), ["w"])
-    Path("model2").mkdir()
-    Path("model2/w").write_bytes(b"2")
-    assert first != folder_digest(Path("model2"), ["w"])
+def test_a_checkpoint_digest_follows_content():
+    digests = set()
+    for number, content in enumerate((b"1", b"2", b"1")):
+        folder = Path(f"model{number}")
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(content)
+        (folder / "metrics.json").write_text(str(number))
+        digests.add(checkpoint_digest(folder))
+    assert len(digests) == 2
+    Path("a.pt").write_bytes(b"1")
+    assert checkpoint_digest(Path("a.pt")) not in digests
