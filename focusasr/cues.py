@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from focusasr.config import OutputConfig
+from focusasr.whisper_config import OutputConfig
 
 LONG_PAUSE_SECONDS = 3.0
 ENDLESS = 1000  # characters or words, where no limit is given

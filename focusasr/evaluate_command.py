@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.config import DecodingConfig, EvaluationConfig, LongformConfig, SearchConfig
+from focusasr.config import DecodingConfig, EvaluationConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.recognizers import AnyRecognizer, ModelChoice, load_recognizer
 from focusasr.settings import InputError, read_settings
 from focusasr.transcribe_command import tell_remarks, told
+from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
     from focusasr.audio import Source

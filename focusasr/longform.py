@@ -12,7 +12,7 @@ from focusasr import audio
 from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, LongformConfig, SearchConfig
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.cross_alignment import align_words
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES
@@ -24,6 +24,7 @@ from focusasr.segments import cut, joined
 from focusasr.settings import InputError
 from focusasr.spectrogram import Spectrogram
 from focusasr.transcribe import Outcome
+from focusasr.whisper_config import LongformConfig, SearchConfig
 from focusasr.whisper_tokenizer import WhisperTokenizer
 from focusasr.window import Answer, WindowReader, is_silence
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.config import OutputConfig
 from focusasr.cues import Clock, Cue, cues
 from focusasr.files import written_aside
 from focusasr.settings import InputError
+from focusasr.whisper_config import OutputConfig
 
 if TYPE_CHECKING:
     from focusasr.audio import Source

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from focusasr.config import DecodingConfig, LongformConfig, SearchConfig
+from focusasr.config import DecodingConfig
 from focusasr.settings import InputError, read_settings
 from focusasr.startup import loading
+from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
     from focusasr.audio import Source

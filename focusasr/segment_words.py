@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from focusasr.config import LongformConfig
 from focusasr.cross_alignment import TimedWord
 from focusasr.features import FRAMES_PER_SECOND
 from focusasr.output import Segment
+from focusasr.whisper_config import LongformConfig
 
 SENTENCE_ENDS = ".。!！?？"
 LONGEST_MEDIAN_SECONDS = 0.7

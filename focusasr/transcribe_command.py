@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from focusasr.config import DecodingConfig, LongformConfig, OutputConfig, SearchConfig
+from focusasr.config import DecodingConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.recognizers import ModelChoice, load_recognizer
 from focusasr.settings import read_settings
+from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
     from focusasr.transcribe import Outcome

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from focusasr.config import LongformConfig, SearchConfig
 from focusasr.engine import Engine, State
 from focusasr.model import Memory
 from focusasr.rules import NoRepeatNgram, RepetitionPenalty, Rule, Suppress, Timestamps
 from focusasr.search import Goal, Search, Text, read, search
+from focusasr.whisper_config import LongformConfig, SearchConfig
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
 

@@ -13,9 +13,10 @@ from whisper_pairs import chirps, ours, peer_model
 from focusasr.audio import Source
 from focusasr.batched import BatchedWhisperRecognizer
 from focusasr.checkpoint import Checkpoint
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, LongformConfig, SearchConfig
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.output import Transcript
 from focusasr.segments import Piece, joined
+from focusasr.whisper_config import LongformConfig, SearchConfig
 
 
 @cache

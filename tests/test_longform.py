@@ -13,9 +13,10 @@ from whisper_pairs import ENGLISH, MULTILINGUAL, chirps, ours, peer_model
 
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
-from focusasr.config import DecodingConfig, LongformConfig, SearchConfig
+from focusasr.config import DecodingConfig
 from focusasr.longform import WhisperRecognizer
 from focusasr.output import to_json_dict
+from focusasr.whisper_config import LongformConfig, SearchConfig
 
 GREEDY = {"beam_size": None, "temperature_increment_on_fallback": None}
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from whisper.utils import get_writer
 
-from focusasr.config import OutputConfig
 from focusasr.output import FORMATS, Segment, Transcript, render, to_json_dict
+from focusasr.whisper_config import OutputConfig
 
 WORDS = " Well, I  don't know... -- Grüße 你好 I'm overwhelmingly supercalifragilistic \t".split(" ")
 OPTIONS = [

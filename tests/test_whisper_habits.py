@@ -11,9 +11,9 @@ import soundfile
 from small_whisper import write_whisper
 
 from focusasr import checkpoint
-from focusasr.config import LongformConfig, OutputConfig, SearchConfig
 from focusasr.languages import language_code
 from focusasr.settings import InputError
+from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 RATE_HZ = 16_000
 

@@ -9,8 +9,8 @@ import torch
 from small_whisper import as_whisper, write_whisper
 
 from focusasr.checkpoint import load_checkpoint
-from focusasr.config import LongformConfig, SearchConfig
 from focusasr.engine import Engine
+from focusasr.whisper_config import LongformConfig, SearchConfig
 from focusasr.window import Answer, WindowReader, compression_ratio, has_failed, is_silence
 
 
