@@ -1,6 +1,6 @@
 """`python -m focusasr` is the command line."""
 
-from focusasr.cli import main
+from focusasr.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -33,11 +33,15 @@ LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and inf
 
 @dataclass(frozen=True)
 class Source:
-    """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input."""
+    """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input.
+
+    `channel` chooses one of several, counted from 0; None is their mean.
+    """
 
     path: str
     offset: float = 0.0
     duration: float | None = None
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("offset", self.offset), ("duration", self.duration)):
@@ -120,6 +124,20 @@ def probe_seconds(path: Source | str | Path) -> float | None:
         return None
 
 
+def total_seconds(sources: Iterable[Source]) -> float | None:
+    """Return how much sound there is in all, by headers and given durations; None where one does not know."""
+    total = 0.0
+    for source in sources:
+        seconds = source.duration
+        if seconds is None:
+            whole = None if source.path == STDIN else probe_seconds(source)
+            if whole is None:
+                return None
+            seconds = max(0.0, whole - source.offset)
+        total += seconds
+    return total
+
+
 def to_samples(seconds: float, sample_rate_hz: int) -> int:
     """Return the number of samples in a time: the only place where seconds become samples, rounded once."""
     return round(seconds * sample_rate_hz)
@@ -162,7 +180,7 @@ def _span(sound: Sound, source: Source) -> Iterator[np.ndarray]:
     """Yield the samples between a source's offset and its end, at the sound's own rate, and find broken ones."""
     position = start = to_samples(source.offset, sound.rate_hz)
     stop = math.inf if source.duration is None else start + to_samples(source.duration, sound.rate_hz)
-    for block in sound.mono_from(start):
+    for block in sound.mono_from(start, source.channel):
         block = block[: int(min(len(block), stop - position))]
         if not (fine := np.abs(block) < LARGEST_VALUE).all():
             at = int(np.argmin(fine))

@@ -1,12 +1,13 @@
 """Checkpoints: folders of config.json, model.safetensors, tokenizer.json, README.md and metrics.json.
 
 Nothing is unpickled. A folder is written aside and renamed; what is read is checked against the configuration
-before any weight is loaded.
+before any weight is loaded. Whisper's checkpoints from elsewhere come by this door too.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from focusasr import __version__
-from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig
+from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig, WhisperConfig
+from focusasr.files import read_json, read_text
+from focusasr.hugging_face import download
 from focusasr.model import Model
 from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.tokenizer import Tokenizer
+from focusasr.whisper import is_whisper, load_whisper
+from focusasr.whisper_tokenizer import WhisperTokenizer
 
 FORMAT = 1
+WHISPER_SIZES = "tiny tiny.en base base.en small small.en medium medium.en large-v1 large-v2 large-v3 large-v3-turbo"
+WHISPER_NAMES = {name: name for name in WHISPER_SIZES.split()} | {"large": "large-v3", "turbo": "large-v3-turbo"}
 PIECES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -35,11 +42,18 @@ class Checkpoint:
     card: str  # README.md
     folder: Path | None = None
 
+    @property
+    def whisper(self) -> WhisperConfig | None:
+        """What a Whisper model says about its tokens and heads; None for a native model."""
+        return self.tokenizer.whisper if isinstance(self.tokenizer, WhisperTokenizer) else None
 
-def find_checkpoint(name: str | None) -> Path:
-    """Return the folder of a checkpoint: a path, or the default one for None and "default"; InputError without one.
 
-    A training run's folder stands for its best checkpoint.
+def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
+    """Return where a checkpoint lies; InputError where there is none of this name.
+
+    None and "default" are the default one; a training run's folder stands for its best checkpoint; else a folder,
+    OpenAI's .pt file, or a name on the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own
+    names, such as tiny.en, stand for NAME.pt in `model_dir`, where there is one, and else for the hub's.
     """
     if name is None or name == "default":
         inside = Path(__file__).parent / "checkpoints" / DEFAULT_CHECKPOINT
@@ -51,15 +65,28 @@ def find_checkpoint(name: str | None) -> Path:
     folder = Path(name)
     if (folder / "best" / "config.json").is_file() and not (folder / "config.json").exists():
         return folder / "best"
-    if not folder.is_dir():
-        raise InputError(f"{name}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
-    return folder
+    if folder.is_dir() or folder.is_file():
+        return folder
+    if name in WHISPER_NAMES:
+        if model_dir is not None and (model_dir / f"{name}.pt").is_file():
+            return model_dir / f"{name}.pt"
+        return download(f"openai/whisper-{WHISPER_NAMES[name]}", local_files_only, model_dir)
+    if re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", name) and not folder.is_absolute() and not name.startswith("."):
+        return download(name, local_files_only, model_dir)
+    raise InputError(f"{name}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
 
 
 def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, run: dict[str, Any] | None = None, made_with: dict[str, Any] | None = None
+    folder: Path,
+    checkpoint: Checkpoint,
+    run: dict[str, Any] | None = None,
+    made_with: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the pieces into `folder`, an empty or new one; `run` and `made_with` are kept in config.json."""
+    """Write the pieces into `folder`, an empty or new one; `run` and `made_with` are kept in config.json.
+
+    Weights are written as `dtype`; they are float32 again when loaded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
     config = {
@@ -67,6 +94,7 @@ def save_checkpoint(
         "focusasr": __version__,
         "model": to_settings(model.config),
         "text": to_settings(checkpoint.tokenizer.policy),
+        **({"whisper": to_settings(checkpoint.whisper)} if checkpoint.whisper else {}),
         **({"run": run} if run else {}),
         **({"made_with": made_with} if made_with else {}),
     }
@@ -74,7 +102,7 @@ def save_checkpoint(
     _write_json(folder / "metrics.json", checkpoint.metrics)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(checkpoint.card, encoding="utf-8")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
 
@@ -84,7 +112,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint folder; InputError names the piece that is missing, broken or of another size."""
+    """Read a checkpoint, native or Whisper's; InputError names the piece that is missing, broken or of another size."""
+    if is_whisper(folder):
+        return _from_elsewhere(folder, str(device))
     for piece in PIECES:
         if not (folder / piece).is_file():
             raise InputError(f"{folder}: not a whole checkpoint, {piece} is missing; copy the folder again")
@@ -96,7 +126,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         )
     settings = read_settings(ModelConfig, _section(config, "model", folder), str(folder / "config.json"))
     policy = read_settings(TextConfig, _section(config, "text", folder), str(folder / "config.json"))
-    tokenizer = _read_tokenizer(folder, policy)
+    tokenizer = _read_tokenizer(folder, policy, config)
     if tokenizer.size != settings.vocabulary:
         raise InputError(
             f"{folder / 'tokenizer.json'}: {tokenizer.size} tokens, but the model has {settings.vocabulary}; "
@@ -106,13 +136,22 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         model = Model(settings)
     model.load_state_dict(_read_weights(folder / "model.safetensors", model, str(device)), assign=True)
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-    card = _read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
+    card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
     return Checkpoint(model.eval(), tokenizer, metrics, card, folder)
 
 
-def _read_tokenizer(folder: Path, policy: TextConfig) -> Tokenizer:
+def _from_elsewhere(path: Path, device: str) -> Checkpoint:
+    model, tokenizer, card = load_whisper(path, device)
+    return Checkpoint(model, tokenizer, {}, card, path)
+
+
+def _read_tokenizer(folder: Path, policy: TextConfig, config: dict[str, Any]) -> Tokenizer:
+    text = read_text(folder / "tokenizer.json")
     try:
-        return Tokenizer.from_json(_read_text(folder / "tokenizer.json"), policy)
+        if "whisper" not in config:
+            return Tokenizer.from_json(text, policy)
+        whisper = read_settings(WhisperConfig, _section(config, "whisper", folder), "config.json")
+        return WhisperTokenizer.from_document(text, policy, whisper)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
 
@@ -139,21 +178,3 @@ def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise InputError(f"{folder / 'config.json'}: section {name!r} is missing; copy the folder again")
     return section
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); copy the folder again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; InputError where it is none."""
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value

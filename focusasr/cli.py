@@ -9,21 +9,36 @@ from typing import Annotated
 import typer
 
 from focusasr import __version__
+from focusasr.convert_command import convert
 from focusasr.evaluate_command import evaluate
 from focusasr.inspect_command import info, inspect
-from focusasr.options import BOTH_SPELLINGS
+from focusasr.options import BOTH_SPELLINGS, WhisperSpelling
 from focusasr.preprocess_command import preprocess
 from focusasr.settings import InputError
+from focusasr.startup import CLOSED_PIPE, leave
 from focusasr.train_command import train
 from focusasr.transcribe_command import transcribe
 
-INTERRUPTED, CLOSED_PIPE = 130, 141
+INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
 )
-for command in (preprocess, train, transcribe, evaluate, inspect, info):
-    app.command(context_settings=BOTH_SPELLINGS)(command)
+for command in (preprocess, train, transcribe, evaluate, inspect, info, convert):
+    app.command(cls=WhisperSpelling, context_settings=BOTH_SPELLINGS)(command)
+
+
+def program() -> None:
+    """Be the process `focusasr`: run the command line, then leave fast."""
+    status: object = 0
+    try:
+        main()
+    except SystemExit as leaving:
+        status = leaving.code or 0
+    if not isinstance(status, int):  # a message, as sys.exit takes one
+        print(status, file=sys.stderr)
+        status = 1
+    leave(status)
 
 
 def main() -> None:
@@ -35,9 +50,8 @@ def main() -> None:
         app(args=arguments, prog_name="focusasr")
     except SystemExit as leaving:  # which Typer makes of Ctrl-C too
         if leaving.code == INTERRUPTED:
-            fail(
-                "interrupted; files are whole or absent. preprocess goes on by itself, train with --resume", INTERRUPTED
-            )
+            again = "preprocess and evaluate --output go on by themselves, train with --resume"
+            fail(f"interrupted; files are whole or absent. {again}", INTERRUPTED)
         raise
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -109,6 +109,8 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
         try:
             utterance = _with_duration(utterance)
             reason = _refusal(utterance, ids, model, max_seconds)
+            if reason is None and len(ids) + len(tokenizer.prompt) > model.text_context:
+                reason = f"text longer than text_context {model.text_context}"
         except InputError:
             reason = "audio cannot be read"
         if reason:
@@ -159,8 +161,6 @@ def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_secon
         return "empty text"
     if seconds > max_seconds:
         return f"longer than max_seconds {max_seconds:g}"
-    if seconds < (len(ids) + repeats) * model.step_seconds:
+    if model.ctc and seconds < (len(ids) + repeats) * model.step_seconds:
         return "too short for its text"
-    if len(ids) + 1 > model.text_context:
-        return f"text longer than text_context {model.text_context}"
     return None

@@ -41,10 +41,19 @@ class Plan(Sampler[list[Item]]):
     """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch.
 
     No item made by joining is longer than `join_seconds`, or has more tokens than `text_context` has room for.
+    Every item counts for at least `shortest_seconds`, the window where items are padded to one.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], config: TrainConfig, text_context: int, first: int = 0) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        config: TrainConfig,
+        text_context: int,
+        first: int = 0,
+        shortest_seconds: float = 1.0,
+    ) -> None:
         self.corpora = corpora
+        self.shortest_seconds = shortest_seconds
         self.config = config
         self.text_context = text_context
         self.first = first  # batches to pass over, which an earlier run has seen
@@ -98,10 +107,10 @@ class Plan(Sampler[list[Item]]):
         batches: list[list[Group]] = [[]]
         longest = 0.0
         for group in groups:
-            longest = max(longest, group[1], 1.0)
+            longest = max(longest, group[1], self.shortest_seconds)
             if batches[-1] and (len(batches[-1]) + 1) * longest > self.config.batch_seconds:
                 batches.append([])
-                longest = max(group[1], 1.0)
+                longest = max(group[1], self.shortest_seconds)
             batches[-1].append(group)
         return batches
 
@@ -151,7 +160,7 @@ class Batch(NamedTuple):
 
 
 class Examples(Dataset):
-    """Items to features and tokens, augmented by the item's own seed."""
+    """Items to features and tokens, augmented by the item's own seed; padded to `window_samples` where there is one."""
 
     def __init__(
         self,
@@ -160,7 +169,9 @@ class Examples(Dataset):
         mel_bands: int,
         separator: list[int],
         sounds: Sounds = Sounds(),  # noqa: B008
+        window_samples: int | None = None,
     ) -> None:
+        self.window_samples = window_samples
         self.corpora = corpora
         self.config = config
         self.mel_bands = mel_bands
@@ -188,7 +199,7 @@ class Examples(Dataset):
             waveform, tokens = noise_alone(len(waveform), draw), []
         if not clean:
             waveform = augment_waveform(waveform, self.config, draw, self.sounds)
-        mel = log_mel(torch.from_numpy(waveform), self.mel_bands)
+        mel = log_mel(torch.from_numpy(waveform), self.mel_bands, self.window_samples)
         return mel if clean else augment_mel(mel, self.config, draw), tokens, item, broken
 
 
@@ -210,12 +221,13 @@ def _silence(draw: np.random.Generator, share: float) -> np.ndarray:
     return np.zeros(int(seconds * SAMPLE_RATE_HZ) if draw.random() < share else 0, np.float32)
 
 
-def collate(examples: Sequence[tuple[Tensor, list[int], Item, list[str]]], start: int, end: int) -> Batch:
-    """Pad examples to one batch; decoder input begins with `start`, targets end with `end`."""
+def collate(examples: Sequence[tuple[Tensor, list[int], Item, list[str]]], prompt: Sequence[int], end: int) -> Batch:
+    """Pad examples to one batch; decoder input begins with `prompt`, which is no target, and targets end with `end`."""
     mel, lengths = stack([example[0] for example in examples])
     texts = [torch.tensor(example[1], dtype=torch.long) for example in examples]
-    inputs = [torch.cat((torch.tensor([start]), text)) for text in texts]
-    targets = [torch.cat((text, torch.tensor([end]))) for text in texts]
+    inputs = [torch.cat((torch.tensor(prompt), text)) for text in texts]
+    given = torch.full((len(prompt) - 1,), IGNORED)
+    targets = [torch.cat((given, text, torch.tensor([end]))) for text in texts]
     pad = torch.nn.utils.rnn.pad_sequence
     return Batch(
         mel, lengths, pad(inputs, batch_first=True, padding_value=end),

@@ -1,7 +1,8 @@
-"""From sound to tokens: greedy decoding with a cache, the CTC draft and guard, and the choice between them."""
+"""From sound to tokens: the CTC draft and guard, the decoder's reading, and the choice between them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,60 +10,113 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from focusasr.features import stack
-from focusasr.model import IGNORED, Memory, Model, ctc_losses
+from focusasr.alignment import Word, word_times
+from focusasr.config import DecodingConfig
+from focusasr.engine import Engine
+from focusasr.greedy import Read, greedy
+from focusasr.joint_search import joint, joint_search
+from focusasr.model import IGNORED, Memory, ctc_losses
 from focusasr.tokenizer import Tokenizer
 
 
 class Hypothesis(NamedTuple):
-    """What was heard: token ids without start and end, mean log probability per token, and CTC's P(no text)."""
+    """What was heard: token ids without start and end, mean log probability per token, CTC's P(no text), passes.
+
+    `passes` counts the decoder's passes that this text took part in; `words`, where they were asked for, are its words
+    with their times.
+    """
 
     tokens: list[int]
     avg_logprob: float
     no_speech_prob: float
+    passes: int = 0
+    words: list[Word] | None = None
 
 
 @torch.inference_mode()
-def decode(model: Model, mels: Sequence[Tensor], tokenizer: Tokenizer, ctc_weight: float) -> list[Hypothesis]:
+def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config: DecodingConfig) -> list[Hypothesis]:
     """Return the text of each spectrogram (F, M); the answer for one does not depend on the others.
 
-    Models with a CTC head: where CTC's best path is empty the text is empty (guard); else the CTC text and the
-    decoder's greedy text are both scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder, and the
-    better one is taken. Without a CTC head the decoder's greedy text is the answer.
+    Models with a CTC head: where CTC's best path is empty the text is empty (guard). Else that path is the decoder's
+    draft, and where the decoder reads the same it is the answer, after one pass. Where it does not, the draft and
+    another reading are scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder and the better one is
+    taken; the other reading comes from the joint search, or with a `joint_beam_size` of 1 is the decoder's greedy text.
+    Without a CTC head the decoder's greedy text is the answer.
     """
-    model.eval()
-    memory = model.encode(*stack(mels))
-    if model.ctc_head is None:
-        texts, scores = greedy(model, memory, tokenizer)
-        return [_hypothesis(text, score, 0.0) for text, score in zip(texts, scores.tolist(), strict=True)]
-    log_probs = model.ctc_log_probs(memory)
+    memory = engine.encode(mels)
+    if engine.ctc_head is None:
+        reads = greedy(engine, memory, tokenizer, [[] for _ in mels])
+        return [_hypothesis(read, 0.0) for read in reads]
+    log_probs = engine.ctc_log_probs(memory)
     drafts = ctc_greedy(log_probs, memory.lengths(), tokenizer.blank)
     silent = _no_speech(log_probs, memory, tokenizer.blank).tolist()
     heard = [row for row, draft in enumerate(drafts) if draft]
     answers = [Hypothesis([], 0.0, probability) for probability in silent]
-    if not heard:
+    if heard:
+        spoken = _Spoken(_rows(memory, heard), log_probs[heard], [drafts[row] for row in heard])
+        for row, read in zip(heard, _read(engine, spoken, tokenizer, config), strict=True):
+            answers[row] = _hypothesis(read, silent[row])
+    if not config.word_timestamps:
         return answers
-    memory, log_probs = _rows(memory, heard), log_probs[heard]
-    candidates = [[drafts[row] for row in heard]]
-    if ctc_weight < 1:
-        candidates.append(greedy(model, memory, tokenizer)[0])
-    by_decoder = torch.stack([decoder_score(model, memory, texts, tokenizer) for texts in candidates])
-    by_ctc = torch.stack([ctc_score(log_probs, memory, texts, tokenizer.blank) for texts in candidates])
-    best = _joint(by_ctc, by_decoder, ctc_weight).argmax(dim=0).tolist()
-    for place, (row, choice) in enumerate(zip(heard, best, strict=True)):
-        answers[row] = _hypothesis(candidates[choice][place], float(by_decoder[choice, place]), silent[row])
-    return answers
+    timed = []
+    for answer, steps, length, mel in zip(answers, log_probs, memory.lengths().tolist(), mels, strict=True):
+        words = word_times(steps[:length], mel, answer.tokens, tokenizer, engine.config.step_seconds)
+        timed.append(answer._replace(words=words))
+    return timed
 
 
-def _joint(by_ctc: Tensor, by_decoder: Tensor, ctc_weight: float) -> Tensor:
-    """Mix log probabilities, of which some may be -inf; a weight of 0 leaves one side out."""
-    if ctc_weight in (0, 1):
-        return by_ctc if ctc_weight else by_decoder
-    return ctc_weight * by_ctc + (1 - ctc_weight) * by_decoder
+class _Spoken(NamedTuple):
+    """Utterances in which CTC hears something: memory, CTC's log probabilities (B, T, V) and its best paths' texts."""
+
+    memory: Memory
+    log_probs: Tensor
+    drafts: list[list[int]]
+
+    def rows(self, rows: list[int]) -> _Spoken:
+        return _Spoken(_rows(self.memory, rows), self.log_probs[rows], [self.drafts[row] for row in rows])
 
 
-def _hypothesis(tokens: list[int], score: float, no_speech_prob: float) -> Hypothesis:
-    return Hypothesis(tokens, score / (len(tokens) + 1), no_speech_prob)
+def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[Read]:
+    """Return the answer for each utterance, with the score of the decoder."""
+    memory, drafts = spoken.memory, spoken.drafts
+    if config.ctc_weight == 1:
+        scores = decoder_score(engine, memory, drafts, tokenizer)
+        return [Read(draft, score, score, 1) for draft, score in zip(drafts, scores, strict=True)]
+    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if config.joint_beam_size > 1 else None)
+    open_rows = [row for row, read in enumerate(reads) if not read.ended or read.tokens != drafts[row]]
+    if not open_rows:
+        return reads
+    doubtful = spoken.rows(open_rows)
+    drafted = [reads[row]._replace(tokens=drafts[row], score=_known(reads[row].draft_score)) for row in open_rows]
+    other = [reads[row] for row in open_rows]
+    if config.joint_beam_size > 1:
+        found = joint_search(engine, doubtful.memory, doubtful.log_probs, tokenizer, config)
+        other = [read._replace(passes=read.passes + 1) for read in found]
+    for row, read in zip(open_rows, _better(doubtful, drafted, other, tokenizer.blank, config.ctc_weight), strict=True):
+        reads[row] = read
+    return reads
+
+
+def _known(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
+
+
+def _better(spoken: _Spoken, drafted: list[Read], other: list[Read], blank: int, ctc_weight: float) -> list[Read]:
+    """Return of two readings of each utterance the one with the better joint score, with the other's passes."""
+    scores = []
+    for reads in (drafted, other):
+        by_decoder = torch.tensor([read.score for read in reads], device=spoken.log_probs.device)
+        by_ctc = ctc_score(spoken.log_probs, spoken.memory, [read.tokens for read in reads], blank)
+        scores.append(joint(by_ctc, by_decoder, ctc_weight))
+    takes_other = (scores[1] > scores[0]).tolist()
+    return [
+        (theirs if takes else ours)._replace(passes=theirs.passes)
+        for takes, ours, theirs in zip(takes_other, drafted, other, strict=True)
+    ]
+
+
+def _hypothesis(read: Read, no_speech_prob: float) -> Hypothesis:
+    return Hypothesis(read.tokens, read.score / (len(read.tokens) + 1), no_speech_prob, read.passes)
 
 
 def _rows(memory: Memory, rows: list[int]) -> Memory:
@@ -85,45 +139,16 @@ def _no_speech(log_probs: Tensor, memory: Memory, blank: int) -> Tensor:
     return (blanks if memory.mask is None else blanks.masked_fill(~memory.mask, 0.0)).sum(dim=1).exp()
 
 
-def greedy(model: Model, memory: Memory, tokenizer: Tokenizer) -> tuple[list[list[int]], Tensor]:
-    """Take the decoder's likeliest token until the end token; return texts and their log probabilities (B,).
-
-    A text is cut at the number of encoder steps (no CTC alignment could be longer) and at `text_context`.
-    """
-    device = memory.states.device
-    limits = memory.lengths().to(device).clamp(max=model.config.text_context - 2)
-    state = model.decoder.start(memory)
-    token = torch.full((len(limits), 1), tokenizer.start, device=device)
-    done = torch.zeros(len(limits), dtype=torch.bool, device=device)
-    scores = torch.zeros(len(limits), device=device)
-    columns = []
-    for step in range(int(limits.max()) + 1):
-        logits, state = model.decoder(token, state)
-        log_probs = logits[:, -1].float().log_softmax(dim=-1)
-        best, choice = log_probs.max(dim=-1)
-        cut = (step >= limits) & ~done
-        choice = torch.where(cut, tokenizer.end, choice)
-        best = torch.where(cut, log_probs[:, tokenizer.end], best)
-        scores += best.masked_fill(done, 0.0)
-        columns.append(choice.masked_fill(done, tokenizer.end))
-        done |= choice == tokenizer.end
-        if bool(done.all()):
-            break
-        token = choice[:, None]
-    rows = torch.stack(columns, dim=1).tolist()
-    return [row[: row.index(tokenizer.end)] if tokenizer.end in row else row for row in rows], scores
-
-
-def decoder_score(model: Model, memory: Memory, texts: list[list[int]], tokenizer: Tokenizer) -> Tensor:
-    """Return log P(text, end | audio) of the decoder for each text, (B,); -inf where it exceeds `text_context`."""
-    device = memory.states.device
-    fits = torch.tensor([len(text) < model.config.text_context for text in texts], device=device)
-    texts = [text if fit else [] for text, fit in zip(texts, fits.tolist(), strict=True)]
-    inputs = pad_sequence([torch.tensor([tokenizer.start, *text]) for text in texts], True, tokenizer.end).to(device)
-    targets = pad_sequence([torch.tensor([*text, tokenizer.end]) for text in texts], True, IGNORED).to(device)
-    logits, _ = model.decoder(inputs, model.decoder.start(memory))
+def decoder_score(engine: Engine, memory: Memory, texts: list[list[int]], tokenizer: Tokenizer) -> list[float]:
+    """Return log P(text, end | audio) of the decoder for each text; -inf where it exceeds `text_context`."""
+    fits = [len(text) < engine.config.text_context for text in texts]
+    texts = [text if fit else [] for text, fit in zip(texts, fits, strict=True)]
+    inputs = pad_sequence([torch.tensor([tokenizer.start, *text]) for text in texts], True, tokenizer.end)
+    targets = pad_sequence([torch.tensor([*text, tokenizer.end]) for text in texts], True, IGNORED).to(engine.device)
+    logits = engine.advance(inputs.to(engine.device), engine.start(memory))
     chosen = logits.float().log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return chosen.masked_fill(targets == IGNORED, 0.0).sum(dim=1).masked_fill(~fits, -torch.inf)
+    sums = chosen.masked_fill(targets == IGNORED, 0.0).sum(dim=1).tolist()
+    return [score if fit else -math.inf for score, fit in zip(sums, fits, strict=True)]
 
 
 def ctc_score(log_probs: Tensor, memory: Memory, texts: list[list[int]], blank: int) -> Tensor:

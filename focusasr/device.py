@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from focusasr.settings import InputError
@@ -28,3 +31,18 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     ):
         raise InputError(f"device {wanted!r} is not on this machine; use --device auto")
     return device, "as asked"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, and leave PyTorch as it was.
+
+    Small layers lose by more threads, many times over on a busy machine; and importing silero_vad sets one thread
+    for good.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

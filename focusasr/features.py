@@ -41,20 +41,33 @@ def _filters(mel_bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return mel_filters(mel_bands).float().to(device), torch.hann_window(FFT_SAMPLES, device=device)
 
 
-def log_mel(waveform: Tensor, mel_bands: int = 80) -> Tensor:
+def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = None) -> Tensor:
     """Return the log-mel spectrogram of one recording.
 
-    `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. Fewer than 400 samples are first padded with
-    zeros to 400, the window of one frame, so that a recording of any length has frames.
+    `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. It is first padded with silence or cut to
+    `window_samples`, as Whisper's absolute positions want it. Fewer than 400 samples are padded with zeros to 400,
+    the window of one frame, so that a recording of any length has frames.
     """
+    if window_samples is not None:
+        waveform = torch.nn.functional.pad(waveform, (0, window_samples - waveform.shape[-1]))  # or cuts
     if waveform.shape[-1] < FFT_SAMPLES:
         waveform = torch.nn.functional.pad(waveform, (0, FFT_SAMPLES - waveform.shape[-1]))
-    bank, window = _filters(mel_bands, waveform.device)
-    spectrum = torch.stft(waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)
-    power = spectrum[..., :-1].abs().square()
-    mel = (bank @ power).clamp(min=1e-10).log10()
+    mel = log_power(waveform, mel_bands)
     mel = torch.maximum(mel, mel.max() - 8.0)
-    return ((mel + 4.0) / 4.0).T
+    return (mel + 4.0) / 4.0
+
+
+def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor:
+    """Return log10 of the power in each band (F, M), at least -10, before the loudest point is known.
+
+    `waveform` (N,): with `centered` mirrored at both ends, F = N // 160; else as it stands, F = (N - 400) // 160 + 1.
+    """
+    bank, window = _filters(mel_bands, waveform.device)
+    spectrum = torch.stft(
+        waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True
+    )  # (bins, F)
+    power = (spectrum[..., :-1] if centered else spectrum).abs().square()
+    return (bank @ power).clamp(min=1e-10).log10().T
 
 
 def stack(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

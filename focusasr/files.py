@@ -1,15 +1,19 @@
-"""Files that are whole or absent: written aside, then renamed."""
+"""Files that are whole or absent, written aside and renamed; and small ones, read whole."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from focusasr.settings import InputError
 
 
 @contextmanager
@@ -63,3 +67,22 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file; InputError where it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); copy the folder again") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; InputError where it is none."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value

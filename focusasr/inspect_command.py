@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from focusasr import __version__
 from focusasr.config import InspectionConfig
-from focusasr.options import DeviceOption, ModelOption, with_settings
+from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, with_settings
 from focusasr.settings import read_settings
 
 
 @with_settings(InspectionConfig)
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="checkpoint folder, or default")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="folder, .pt, name on the hub, or default"),
+    ],
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
     given: dict[type, dict[str, Any]],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here (PNG)")] = None,
@@ -28,6 +30,7 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
     device: DeviceOption = "auto",
+    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Show what the focus of a model does with a recording: span, temperature, entropy and norms per layer and head."""
     from focusasr import inspection as room
@@ -35,7 +38,7 @@ def inspect(
     from focusasr.device import choose_device
 
     config = read_settings(InspectionConfig, given[InspectionConfig], "inspect")
-    model = load_checkpoint(find_checkpoint(checkpoint), choose_device(device)[0]).model
+    model = load_checkpoint(find_checkpoint(checkpoint, local_files_only), choose_device(device)[0]).model
     seen = room.inspect_recording(model, recording, config, layer)
     if output:
         from focusasr.picture import draw
@@ -44,12 +47,15 @@ def inspect(
     if as_json:
         print(json.dumps(room.to_json(seen)))
     else:
+        from rich.console import Console
+
         room.print_table(seen, Console())
 
 
 def info(
     model: ModelOption = None,
     device: DeviceOption = "auto",
+    local_files_only: LocalFilesOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
 ) -> None:
     """Show a checkpoint's card, the device that would compute and why, and versions."""
@@ -60,7 +66,7 @@ def info(
     from focusasr.settings import to_settings
 
     chosen, reason = choose_device(device)
-    checkpoint = load_checkpoint(find_checkpoint(model))
+    checkpoint = load_checkpoint(find_checkpoint(model, local_files_only))
     packages = ("torch", "torchaudio", "tokenizers", "librosa", "jiwer", "soundfile")
     versions = {"focusasr": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in packages}
     if as_json:

@@ -132,7 +132,8 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
             raise InputError(f"layer is {layer}; wanted: 1 to {count}, the encoder's layers")
     waveform = audio.load(audio.Source(path, config.offset, config.seconds))
     device = next(model.parameters()).device
-    mel = log_mel(torch.from_numpy(waveform).to(device), model.config.mel_bands)
+    bands, window = model.config.mel_bands, model.config.window_samples
+    mel = log_mel(torch.from_numpy(waveform).to(device), bands, window)
     chosen = layers or (1, (count + 1) // 2, count)
     settings = model.config
     figures, kept = [], {}

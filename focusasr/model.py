@@ -47,6 +47,11 @@ class Memory(NamedTuple):
         weights = self.mask.to(self.states.dtype)[..., None]
         return (self.states * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
 
+    def select(self, rows: Tensor) -> Memory:
+        """Return the memory of some utterances, numbered by `rows` (R,)."""
+        mask = None if self.mask is None else self.mask[rows]
+        return Memory(self.states[rows], mask, [span[rows] for span in self.spans])
+
 
 class Heard(NamedTuple):
     """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head.
@@ -111,7 +116,7 @@ class Stem(nn.Module):
             x = F.gelu(conv(x * mask[:, None, :].to(x.dtype)))
             lengths = (lengths - 1) // conv.stride[0] + 1
             mask = _until(lengths, x.shape[2])
-        return x.transpose(1, 2), mask
+        return x.transpose(1, 2).contiguous(), mask  # else every sum and LayerNorm of the encoder copies it
 
 
 def _until(lengths: Tensor, size: int) -> Tensor:
@@ -223,10 +228,20 @@ class DecoderBlock(nn.Module):
         self, x: Tensor, state: DecoderState, layer: int, rotation: Rotation | None
     ) -> tuple[Tensor, Cache | None]:
         """Return x (B, L, D) one block further and this layer's cache."""
+        x, cache = self.look_back(x, state, layer, rotation)
+        return self.listen(x, state, layer), cache
+
+    def look_back(
+        self, x: Tensor, state: DecoderState, layer: int, rotation: Rotation | None
+    ) -> tuple[Tensor, Cache | None]:
+        """Return x (B, L, D) after self-attention, and this layer's cache."""
         attended = self.attention(x, xa=state.mean, cache=state.caches[layer], rotation=rotation)
-        x = x + self.dropout(attended.out)
+        return x + self.dropout(attended.out), attended.cache
+
+    def listen(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
+        """Return x (B, L, D) after cross-attention and perceptron."""
         x = x + self.dropout(self.cross.cross(self.ln_cross(x), state.memory[layer], state.mask))
-        return x + self.dropout(self.mlp(x)), attended.cache
+        return x + self.dropout(self.mlp(x))
 
 
 class Decoder(nn.Module):
@@ -256,6 +271,31 @@ class Decoder(nn.Module):
 
         ValueError where the text would exceed `text_context`.
         """
+        x, rotation = self._embed(tokens, state)
+        caches: list[Cache | None] = []
+        for layer, block in enumerate(self.blocks):
+            x, cache = block(x, state, layer, rotation)
+            caches.append(cache)
+        return self._logits(x), state._replace(caches=caches, length=state.length + tokens.shape[1])
+
+    def listening(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, list[Tensor]]:
+        """Read tokens (B, L); return logits (B, L, V) and, per layer, where each head listens: scores (B, H, L, S).
+
+        Scores are those of cross-attention before the softmax and the mask; the state is left as it is.
+        """
+        x, rotation = self._embed(tokens, state)
+        scores = []
+        for layer, block in enumerate(cast(list[DecoderBlock], self.blocks)):
+            x, _ = block.look_back(x, state, layer, rotation)
+            scores.append(block.cross.cross_scores(block.ln_cross(x), state.memory[layer]))
+            x = block.listen(x, state, layer)
+        return self._logits(x), scores
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.ln(x) @ self.token_embedding.weight.T
+
+    def _embed(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, Rotation | None]:
+        """Return what the first block reads: x (B, L, D), and the rotation."""
         end = state.length + tokens.shape[1]
         if end > self.config.text_context:
             raise ValueError(f"{end} tokens exceed text_context {self.config.text_context}")
@@ -266,13 +306,7 @@ class Decoder(nn.Module):
             rotation = rotary(steps, self.config.width // self.config.heads, self.config.base)
         else:
             x = x + self.positional_embedding[state.length : end]
-        x = self.dropout(x)
-        caches: list[Cache | None] = []
-        for layer, block in enumerate(self.blocks):
-            x, cache = block(x, state, layer, rotation)
-            caches.append(cache)
-        logits = self.ln(x) @ self.token_embedding.weight.T
-        return logits, state._replace(caches=caches, length=end)
+        return self.dropout(x), rotation
 
 
 class Model(nn.Module):

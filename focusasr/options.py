@@ -5,18 +5,80 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from focusasr.settings import hints_of
 
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="checkpoint folder; without it the default one that comes along")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="checkpoint folder, OpenAI's .pt, or a name on the hub such as openai/whisper-tiny.en; "
+        "without it the default model that comes along",
+    ),
+]
+LocalFilesOption = Annotated[
+    bool, typer.Option("--local-files-only", help="take a model named on the hub from the cache, never the network")
+]
+ModelDirOption = Annotated[
+    Path | None, typer.Option("--model-dir", help="where models from the hub are kept, or OpenAI's NAME.pt lie")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", min=0)]
+
+
+NONE = "none"  # what is typed for a setting that may be none, and what stands for it until it is read
+
+
+def _number_or_none(kind: type) -> Callable[[str], Any]:
+    """Return what reads a number, or "none" in any case, as NONE."""
+
+    def read(text: str) -> Any:
+        return NONE if text.strip().lower() == NONE else kind(text)
+
+    return read
+
+
+class WhisperSpelling(TyperCommand):
+    """A command whose switches may be followed by True or False, as Whisper's are: --word_timestamps True."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turn switches with a word behind them into those of this command before they are read."""
+        switches = {
+            name: (parameter.opts[0], next(iter(parameter.secondary_opts), None))
+            for parameter in self.params
+            if getattr(parameter, "is_flag", False) and not parameter.is_eager
+            for name in parameter.opts
+        }
+        return super().parse_args(ctx, list(_switched(args, switches)))
+
+
+def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> Iterator[str]:
+    """Yield the arguments with --name True as --name, --name False as --no-name or not at all."""
+    waiting = deque(args)
+    while waiting:
+        argument = waiting.popleft()
+        name, _, word = argument.partition("=")
+        pair = switches.get(name.replace("_", "-")) if name.startswith("--") else None
+        if argument == "--":
+            yield from (argument, *waiting)
+            return
+        if pair is None:
+            yield argument
+            continue
+        if not word and waiting and waiting[0].lower() in ("true", "false"):
+            word = waiting.popleft()
+        if switch := pair[word.lower() == "false"]:
+            yield switch
 
 
 def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -32,22 +94,19 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
             for name, parameter in inspect.signature(command).parameters.items()
             if name != "given"
         ]
-        settings = {
-            kind: [_option(kind, field) for field in dataclasses.fields(kind) if field.metadata] for kind in kinds
-        }
+        settings = {kind: [field.name for field in dataclasses.fields(kind) if field.metadata] for kind in kinds}
+        options = {name: _option(name, kinds) for names in settings.values() for name in names}
 
         def run(**arguments: Any) -> None:
+            said = {name: value for name in options if (value := arguments.pop(name)) is not None}
+            said = {name: None if value == NONE else value for name, value in said.items()}
             given = {
-                kind: {option.name: arguments.pop(option.name) for option in options}
-                for kind, options in settings.items()
+                kind: {name: said[name] for name in names if name in said and _fits(said[name], kind, name)}
+                for kind, names in settings.items()
             }
-            present = {
-                kind: {name: value for name, value in values.items() if value is not None}
-                for kind, values in given.items()
-            }
-            command(**arguments, given=present)
+            command(**arguments, given=given)
 
-        parameters = own + [option for options in settings.values() for option in options]
+        parameters = own + list(options.values())
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
@@ -57,16 +116,32 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def _option(kind: type, field: dataclasses.Field) -> inspect.Parameter:
-    hint = typing.get_type_hints(kind)[field.name]
-    shown = (
-        "none"
-        if field.default is None
-        else " ".join(map(str, field.default))
-        if isinstance(field.default, tuple)
-        else field.default
+def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
+    """Return the option for a setting; where several configurations have it, it is theirs together."""
+    fields = {kind: field for kind in kinds for field in dataclasses.fields(kind) if field.name == name}
+    first, *_ = fields
+    helps = [f"{field.metadata['help']} (default {_shown(field.default)})" for field in fields.values()]
+    hint = hints_of(first)[name]
+    panel = first.__name__.removesuffix("Config") + " settings"
+    hints = [hints_of(kind)[name] for kind in fields]
+    number = next((kind for kind in (int, float) if kind | None in hints), None)
+    option = typer.Option(
+        help="; ".join(helps),
+        rich_help_panel=panel,
+        show_default=False,
+        parser=number and _number_or_none(number),
+        metavar=number and f"<{number.__name__}|none>",
     )
-    panel = kind.__name__.removesuffix("Config") + " settings"
-    option = typer.Option(help=f"{field.metadata['help']} (default {shown})", rich_help_panel=panel, show_default=False)
     annotation: Any = Annotated[hint | None, option]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _fits(value: Any, kind: type, name: str) -> bool:
+    """Return whether a setting may have the value: none is nothing to a configuration that has always something."""
+    return value is not None or type(None) in typing.get_args(hints_of(kind)[name])
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "none"
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -7,13 +7,15 @@ import json
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focusasr.cues import Clock, Cue, cues
 from focusasr.files import written_aside
 from focusasr.settings import InputError
+from focusasr.whisper_config import OutputConfig
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
@@ -58,24 +60,24 @@ def to_json_dict(transcript: Transcript) -> dict[str, Any]:
     return result
 
 
-def render_txt(transcript: Transcript) -> str:
+def render_txt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
     """One segment per line."""
     return "".join(f"{_line(segment)}\n" for segment in transcript.segments)
 
 
-def render_vtt(transcript: Transcript) -> str:
+def render_vtt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
     """WebVTT: [HH:]MM:SS.mmm, hours only where needed."""
-    cues = (_cue(segment, _vtt_time) for segment in transcript.segments)
-    return "WEBVTT\n\n" + "".join(f"{cue}\n\n" for cue in cues)
+    cues = _cues(transcript, config, clock)
+    return "WEBVTT\n\n" + "".join(f"{cue.start} --> {cue.end}\n{cue.text}\n\n" for cue in cues)
 
 
-def render_srt(transcript: Transcript) -> str:
+def render_srt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
     """SubRip: numbered from 1, HH:MM:SS,mmm."""
-    cues = (_cue(segment, _srt_time) for segment in transcript.segments)
-    return "".join(f"{number}\n{cue}\n\n" for number, cue in enumerate(cues, start=1))
+    cues = enumerate(_cues(transcript, config, _srt_time), start=1)
+    return "".join(f"{number}\n{cue.start} --> {cue.end}\n{cue.text}\n\n" for number, cue in cues)
 
 
-def render_tsv(transcript: Transcript) -> str:
+def render_tsv(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
     """A table of start, end (whole milliseconds) and text."""
     rows = [("start", "end", "text")]
     for segment in transcript.segments:
@@ -84,12 +86,12 @@ def render_tsv(transcript: Transcript) -> str:
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
-def render_json(transcript: Transcript) -> str:
-    """One line of pure ASCII without an end of line, as Whisper's; ValueError on a number that JSON lacks."""
-    return json.dumps(to_json_dict(transcript), allow_nan=False)
+def render_json(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
+    """Pure ASCII, one line without an end as Whisper's or `pretty_json`; ValueError on a number that JSON lacks."""
+    return json.dumps(to_json_dict(transcript), allow_nan=False, indent=2 if config.pretty_json else None)
 
 
-_RENDERERS: dict[str, Callable[[Transcript], str]] = {
+_RENDERERS: dict[str, Callable[[Transcript, OutputConfig], str]] = {
     "txt": render_txt,
     "vtt": render_vtt,
     "srt": render_srt,
@@ -99,20 +101,22 @@ _RENDERERS: dict[str, Callable[[Transcript], str]] = {
 FORMATS = tuple(_RENDERERS)
 
 
-def render(transcript: Transcript, suffix: str) -> str:
+def render(transcript: Transcript, suffix: str, config: OutputConfig = OutputConfig()) -> str:
     """Return the content of a file of that format; InputError on an unknown one."""
     if suffix not in _RENDERERS:
         raise InputError(f"output format is {suffix!r}; wanted: {', '.join(FORMATS)}")
-    return _RENDERERS[suffix](transcript)
+    return _RENDERERS[suffix](transcript, config)
 
 
-def write(transcript: Transcript, path_without_suffix: Path, formats: Iterable[str]) -> list[Path]:
+def write(
+    transcript: Transcript, path_without_suffix: Path, formats: Iterable[str], config: OutputConfig = OutputConfig()
+) -> list[Path]:
     """Write one file per format, UTF-8, each whole or not at all; return their paths.
 
     Everything is rendered before anything is written. InputError on an unknown format and where a file cannot be
     written; files that were there are replaced.
     """
-    contents = {suffix: render(transcript, suffix).encode("utf-8") for suffix in formats}
+    contents = {suffix: render(transcript, suffix, config).encode("utf-8") for suffix in formats}
     paths = []
     for suffix, content in contents.items():
         path = path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")
@@ -181,23 +185,34 @@ def _line(segment: Segment) -> str:
     return " ".join(segment.text.strip().splitlines())
 
 
-def _cue(segment: Segment, format_time: Callable[[float], str]) -> str:
-    """Return a subtitle's times and text; with word times it lasts from the first word to the last."""
-    start = segment.words[0]["start"] if segment.words else segment.start
-    end = segment.words[-1]["end"] if segment.words else segment.end
-    return f"{format_time(start)} --> {format_time(end)}\n{_line(segment).replace('-->', '->')}"
+def _cues(transcript: Transcript, config: OutputConfig, clock: Clock) -> Iterator[Cue]:
+    """Yield the cues of a transcript: of its words where it has their times, else of its segments."""
+    segments = transcript.segments
+    timed = [segment.words for segment in segments]
+    if segments and (any(timed) or None not in timed):
+        words = [_as_word(segment) if segment.words is None else segment.words for segment in segments]
+        first = next((word["start"] for line in words for word in line), segments[0].start)
+        yield from cues(words, config, first, clock)
+        return
+    for segment in segments:
+        yield Cue(clock(segment.start), clock(segment.end), _line(segment).replace("-->", "->"))
+
+
+def _as_word(segment: Segment) -> list[dict[str, Any]]:
+    return [{"word": segment.text, "start": segment.start, "end": segment.end}]
 
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def clock(seconds: float) -> str:
+    """Return a time as MM:SS.mmm, with HH: before it from an hour on."""
+    return _clock(seconds).removeprefix("00:")
+
+
 def _srt_time(seconds: float) -> str:
     return _clock(seconds).replace(".", ",")
-
-
-def _vtt_time(seconds: float) -> str:
-    return _clock(seconds).removeprefix("00:")
 
 
 def _clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from focusasr.config import PreprocessConfig
 from focusasr.options import with_settings
-from focusasr.progress import file_bar, stderr
+from focusasr.progress import file_bar, say
 from focusasr.settings import read_settings
 
 
@@ -21,15 +21,16 @@ def preprocess(
 ) -> None:
     """Turn audio and text as they come into 16 kHz mono files and a manifest.
 
-    Reads audio with sidecar .txt, CSV/TSV with headers, LibriSpeech, LJSpeech and Common Voice trees, and manifests.
-    What cannot be used is listed with its reason; a rerun goes on where the last one stopped.
+    Reads audio with a text or subtitles beside it, CSV/TSV, LibriSpeech, LJSpeech, Common Voice, Kaldi, lhotse and
+    manifests. What cannot be used is listed with its reason, what is odd is reported (report.html); a rerun goes on
+    where the last one stopped.
     """
     from focusasr import preprocess as room
 
     config = read_settings(PreprocessConfig, given[PreprocessConfig], "preprocess")
     with file_bar("preprocessing") as tell:
         report = room.preprocess(inputs, output_dir, config, tell)
-    stderr.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+    say(report.summary())
     print(report.manifest)
     if report.failed or not report.kept:
         raise typer.Exit(1)

@@ -1,52 +1,84 @@
-"""Progress on stderr: bars on a terminal, nothing elsewhere, and never a word on stdout."""
+"""Progress on stderr: bars on a terminal, nothing elsewhere, and never a word on stdout.
+
+Rich draws the bars, and is imported only where there are some to draw.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
-stderr = Console(stderr=True)
+
+@functools.cache
+def stderr() -> Console:
+    """Return rich's view of stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, above the bar where there is one."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def shown_on_stderr() -> dict[str, Any]:
     """Return how a bar is shown: on a terminal only, and stdout left alone unless it is a terminal too."""
     shared = sys.stdout.isatty()  # then results are printed above the bar
-    alone = os.environ.get("RANK", "0") == "0"  # of several processes, one shows
-    return {
-        "console": stderr,
-        "disable": not (stderr.is_terminal and alone),
-        "transient": True,
-        "redirect_stdout": shared,
-    }
+    return {"console": stderr(), "disable": not shows(), "transient": True, "redirect_stdout": shared}
+
+
+def shows() -> bool:
+    """Return whether there is a terminal to show progress on; of several processes, one shows."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Any]:
-    """Show `what` on stderr while files are heard; yields a function told (files done, seconds of audio)."""
-    began, heard = time.perf_counter(), 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} files"))
-    with Progress(*columns, TimeElapsedColumn(), **shown_on_stderr()) as bar:
-        task = bar.add_task(what, total=total)
+def progress_bar(
+    files: int, what: str, seconds: Callable[[], float | None] = lambda: None
+) -> Iterator[Callable[[int, float], None]]:
+    """Show `what` on stderr while files are heard; yields a function told (files done, seconds of audio).
 
-        def tell(files: int, seconds: float) -> None:
-            nonlocal heard
-            heard += seconds
+    `seconds` tells the length of all sound, or None where nobody knows; it is asked only where a bar is shown, which
+    then shows the time left. Else the bar counts files.
+    """
+    if not shows():
+        yield lambda files, seconds: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    whole = seconds()
+    began, heard, done = time.perf_counter(), 0.0, 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), **shown_on_stderr()) as bar:
+        task = bar.add_task(f"{what}: 0/{files} files", total=whole or files)
+
+        def tell(more_files: int, more_seconds: float) -> None:
+            nonlocal heard, done
+            heard, done = heard + more_seconds, done + more_files
             speed = heard / (time.perf_counter() - began)
-            bar.update(task, advance=files, description=f"{what}: {heard:.0f} s of sound, {speed:.0f}x real time")
+            said = f"{what}: {done}/{files} files, {heard:.0f} s of sound, {speed:.0f}x real time"
+            bar.update(task, completed=heard if whole else done, description=said)
 
         yield tell
 
 
 @contextmanager
-def file_bar(what: str) -> Iterator[Any]:
+def file_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show on stderr how many files are done; yields a function told (done, in all)."""
+    if not shows():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
     with Progress(*columns, **shown_on_stderr()) as bar:
         task = bar.add_task(what, total=None)

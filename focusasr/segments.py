@@ -7,8 +7,7 @@ import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -46,14 +45,16 @@ class Piece:
     waveform: np.ndarray
 
 
-def cut(blocks: Iterable[np.ndarray], max_seconds: float = 20.0, vad_threshold: float = 0.5) -> Iterator[Piece]:
+def cut(
+    blocks: Iterable[np.ndarray], max_seconds: float = 20.0, vad_threshold: float = 0.5, whole: bool = True
+) -> Iterator[Piece]:
     """Yield the pieces of a recording that comes as blocks (n,) float32 at 16 kHz; lazily, in bounded memory.
 
-    A recording of at most `max_seconds` (1 or more) is one piece, whole; one of 0 samples is none. A longer one is cut
-    in the middle of pauses into pieces of at most `max_seconds`, at the quietest point where speech makes no pause,
-    and silence of a second or more is left out, up to 0.4 s beside speech. Pieces come in order and never overlap,
-    and they depend on the samples alone, not on how these are split into blocks. About `max_seconds` and one block
-    are held at a time.
+    A recording of at most `max_seconds` (1 or more) is one piece, if it may stay `whole`; one of 0 samples is none.
+    Any other is cut in the middle of pauses into pieces of at most `max_seconds`, at the quietest point where speech
+    makes no pause, and silence of a second or more is left out, up to 0.4 s beside speech. Pieces come in order and
+    never overlap, and they depend on the samples alone, not on how these are split into blocks. About `max_seconds`
+    and one block are held at a time.
     """
     limit_samples = to_samples(max_seconds, SAMPLE_RATE_HZ)
     if limit_samples < SAMPLE_RATE_HZ:
@@ -63,10 +64,27 @@ def cut(blocks: Iterable[np.ndarray], max_seconds: float = 20.0, vad_threshold: 
     while samples <= limit_samples and (block := next(blocks, None)) is not None:
         head.append(block)
         samples += len(block)
-    if samples > limit_samples:
+    if samples > limit_samples or (samples and not whole):
         yield from _cut_long(itertools.chain(head, blocks), limit_samples // FRAME_SAMPLES, _detector(vad_threshold))
     elif samples:
         yield Piece(0.0, np.concatenate(head))
+
+
+def joined(pieces: Iterable[Piece], max_seconds: float) -> Iterator[Piece]:
+    """Join neighbors while they fit into `max_seconds`, with silence between them, so that times stay true."""
+    limit_samples = to_samples(max_seconds, SAMPLE_RATE_HZ)
+    held: Piece | None = None
+    for piece in pieces:
+        if held is not None:
+            gap = to_samples(piece.start_seconds - held.start_seconds, SAMPLE_RATE_HZ) - len(held.waveform)
+            if len(held.waveform) + gap + len(piece.waveform) <= limit_samples:
+                quiet = np.zeros(gap, np.float32)
+                held = replace(held, waveform=np.concatenate([held.waveform, quiet, piece.waveform]))
+                continue
+            yield held
+        held = piece
+    if held is not None:
+        yield held
 
 
 def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Iterator[Piece]:
@@ -87,6 +105,11 @@ def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Ite
                 yield Piece((origin + at) / SAMPLE_RATE_HZ, piece)
             waveform, speech = waveform[span.stop * FRAME_SAMPLES :], speech[span.stop :]
             origin += span.stop * FRAME_SAMPLES
+
+
+def speech_frames(waveform: np.ndarray, vad_threshold: float = 0.5) -> np.ndarray:
+    """Return which frames of 512 samples of a whole recording (N,) at 16 kHz are speech (n,), the last one padded."""
+    return _detector(vad_threshold)(_whole_frames(waveform))
 
 
 def _whole_frames(waveform: np.ndarray) -> np.ndarray:
@@ -192,10 +215,12 @@ class SileroDetector:
         import torch
         from torch.nn.functional import conv1d, pad
 
+        from focusasr.device import one_thread
+
         weights = self._weights
         extended = np.concatenate([self._context, waveform])
         self._context = extended[-CONTEXT_SAMPLES:]
-        with _one_thread(), torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             frames = torch.from_numpy(extended).unfold(0, CONTEXT_SAMPLES + FRAME_SAMPLES, FRAME_SAMPLES)  # (n, 576)
             waves = conv1d(pad(frames[:, None], (0, 64), "reflect"), weights["stft.forward_basis_buffer"], stride=128)
             hidden = torch.hypot(*waves.chunk(2, dim=1))  # (n, 129, 4)
@@ -211,28 +236,13 @@ class SileroDetector:
 @functools.cache
 def _silero_weights() -> dict[str, torch.Tensor]:
     """Return the weights of silero-vad's model for 16 kHz by their names."""
-    with _one_thread(), warnings.catch_warnings():
+    from focusasr.device import one_thread
+
+    with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is silero-vad's choice
         import silero_vad
 
         return dict(silero_vad.load_silero_vad()._model.state_dict())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread, and leave PyTorch as it was.
-
-    Layers this small lose by more threads, many times over on a busy machine; and importing silero_vad sets one
-    thread for good.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class EnergyDetector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import sys
 import types
@@ -32,9 +33,17 @@ def require(fine: bool, name: str, value: Any, wanted: str) -> None:
         raise InputError(f"{name} is {value!r}; wanted: {wanted}")
 
 
+def hints_of(kind: type) -> dict[str, Any]:
+    """Return the type of each setting of a configuration class."""
+    return _hints(kind)
+
+
+_hints = functools.cache(typing.get_type_hints)  # which evaluates every annotation anew
+
+
 def require_choices(config: Any) -> None:
     """Refuse a configuration in which a setting with choices has another value."""
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in hints_of(type(config)).items():
         if typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
             require(getattr(config, name) in choices, name, getattr(config, name), " or ".join(map(repr, choices)))
@@ -47,7 +56,7 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> C
     """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
     if not isinstance(settings, dict):
         raise InputError(f"{where}: expected a table of settings, got {settings!r}")
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)
     for name in settings:
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)

@@ -39,6 +39,11 @@ class Tokenizer:
         space = self.engine.token_to_id(" ")
         return [] if space is None else [space]
 
+    @property
+    def prompt(self) -> list[int]:
+        """Return the tokens that the decoder reads before the first one of a text."""
+        return [self.start]
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` after the policy, without start and end."""
         return self.engine.encode(apply_policy(text, self.policy), add_special_tokens=False).ids

@@ -20,20 +20,22 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from focusasr.augment import read_sounds
-from focusasr.checkpoint import Checkpoint, load_checkpoint, read_json, save_checkpoint
+from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.corpora import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
 from focusasr.data import Batch, Examples, Item, Plan, collate
-from focusasr.stepper import MOST_NAMED, Stepper, Measured, learning_rate, start_accelerator
-from focusasr.files import restore, written_aside
+from focusasr.files import read_json, restore, written_aside
 from focusasr.model import Model
 from focusasr.processes import flat
 from focusasr.provenance import changed, made_with
 from focusasr.recipe import Run
 from focusasr.score import Score
 from focusasr.settings import InputError
+from focusasr.stepper import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import DevSet, focus, measure, model_card, read_dev_set, spectrogram
+from focusasr.warm_start import learn_only, remarks, warm_model, warm_tokenizer, within_window
 
 UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)  # a state.pt
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
@@ -78,7 +80,7 @@ class Position:
 class Trainer:
     """A run in progress: everything that changes from step to step."""
 
-    def __init__(self, run: Run, device: torch.device, resume: bool = False) -> None:
+    def __init__(self, run: Run, device: torch.device, resume: bool = False, source: Checkpoint | None = None) -> None:
         last = run.output / "last"
         for name in ("best", "last"):
             restore(run.output / name)
@@ -89,9 +91,12 @@ class Trainer:
         torch.manual_seed(run.settings.seed)
         self.accelerator = start_accelerator(run.settings, device)
         before = load_checkpoint(last) if resume else None
-        self.tokenizer = before.tokenizer if before else train_tokenizer(read_texts(run.train), run.text)
+        if source and not before:
+            self.tokenizer = warm_tokenizer(source, run.text)
+        else:
+            self.tokenizer = before.tokenizer if before else train_tokenizer(read_texts(run.train), run.text)
         model_config = dataclasses.replace(run.model, vocabulary=self.tokenizer.size)
-        self.run = dataclasses.replace(run, model=model_config)
+        self.run = dataclasses.replace(run, model=model_config, settings=within_window(run.settings, model_config))
         self.findings = Findings()
         self.corpora = self._read_corpora()
         self.sounds = read_sounds(run.settings)
@@ -99,8 +104,9 @@ class Trainer:
         doubt_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
         self.made_with = made_with(self.corpora, run.dev)
         self.position = Position()
-        model = Model(model_config)
-        self.stepper = Stepper(self.accelerator, model, run.settings, self.tokenizer.blank)
+        model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
+        learn_only(model, run.settings.train_only)
+        self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
         if resume:
             self._load_state(last / "trainer" / "state.pt")
             kept = read_json(last / "config.json").get("made_with") or {}
@@ -133,7 +139,9 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        batches = Plan(self.corpora, self.run.settings, model.text_context).epoch(0)
+        lines += remarks(self.run.settings, model, self.tokenizer)
+        lines += remarks(self.run.settings, model, self.tokenizer)
+        batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
         lines.append(f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * (1 - held / padded):.0f} % padding")
@@ -146,17 +154,20 @@ class Trainer:
     def loader(self) -> DataLoader:
         """Return the batches from the present position on, read and augmented by worker processes."""
         settings = self.run.settings
-        examples = Examples(self.corpora, settings, self.run.model.mel_bands, self.tokenizer.separator, self.sounds)
+        model = self.run.model
+        examples = Examples(
+            self.corpora, settings, model.mel_bands, self.tokenizer.separator, self.sounds, model.window_samples
+        )
         workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
         return DataLoader(
             examples,
             batch_sampler=BatchSamplerShard(
-                Plan(self.corpora, settings, self.run.model.text_context, self.position.batches),
+                self._plan(self.position.batches),
                 self.accelerator.num_processes,
                 self.accelerator.process_index,
                 even_batches=False,
             ),
-            collate_fn=functools.partial(collate, start=self.tokenizer.start, end=self.tokenizer.end),
+            collate_fn=functools.partial(collate, prompt=self.tokenizer.prompt, end=self.tokenizer.end),
             num_workers=settings.workers,
             generator=torch.Generator().manual_seed(settings.seed),
             worker_init_fn=_begin_worker,
@@ -173,6 +184,12 @@ class Trainer:
             if self.run.settings.workers:
                 with contextlib.suppress(RuntimeError):  # of a worker that Ctrl-C ended first
                     batches._shutdown_workers()  # else they live while anything, such as a traceback, holds `batches`
+
+    def _plan(self, first: int = 0) -> Plan:
+        room = self.run.model.text_context - len(self.tokenizer.prompt) + 1
+        window = self.run.model.window_samples
+        shortest = window / SAMPLE_RATE_HZ if window else 1.0
+        return Plan(self.corpora, self.run.settings, room, first, shortest)
 
     def fit(self, log: TrainingLog) -> None:
         """Train until the last step, evaluating and saving on the way."""
@@ -285,7 +302,7 @@ class Trainer:
             log.samples(position.step, name, measured.references, measured.hypotheses)
         if self.accelerator.is_main_process:
             for dev in self.dev_sets[:1]:
-                log.focus(position.step, focus(model, _few_mels(dev, model.config.mel_bands)))
+                log.focus(position.step, focus(model, _few_mels(dev, model.config)))
             log.draw()
             self._save(scores, better)
         model.train()
@@ -335,12 +352,12 @@ class Trainer:
             raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None
 
 
-def _few_mels(dev: DevSet, mel_bands: int) -> list[torch.Tensor]:
+def _few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:
     """Return the spectrograms of the first dev utterances that can be read."""
     mels: list[torch.Tensor] = []
     for utterance in dev.utterances:
         with contextlib.suppress(InputError):
-            mels.append(spectrogram(utterance, mel_bands))
+            mels.append(spectrogram(utterance, model))
         if len(mels) == FOCUS_UTTERANCES:
             break
     return mels

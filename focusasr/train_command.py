@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from focusasr.config import ModelConfig, TextConfig, TrainConfig
-from focusasr.options import DeviceOption, ThreadsOption, with_settings
+from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
 from focusasr.settings import InputError, read_toml
 
 if TYPE_CHECKING:
+    from focusasr.checkpoint import Checkpoint
     from focusasr.recipe import Run
+
+Find = Literal["batch", "lr"] | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run, whether it goes on, what it starts from, and what shall be found in place of training."""
+
+    run: Run
+    resume: bool
+    source: Checkpoint | None
+    find: Find
 
 
 @with_settings(TrainConfig, ModelConfig, TextConfig)
@@ -40,12 +54,14 @@ def train(
     ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Train a recognizer on manifests; what is on the command line wins over the TOML file."""
     import torch
 
     from focusasr.device import choose_device
     from focusasr.recipe import read_run
+    from focusasr.warm_start import find_source, settings_from
 
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
     for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
@@ -54,29 +70,35 @@ def train(
         tables["model"]["preset"] = preset
     if not tables["data"].get("train"):
         raise typer.BadParameter("give a training manifest, or --config with [data] train")
-    run = read_run(tables, config.parent if config else Path(), output_dir, str(config or "options"))
+    folder = config.parent if config else Path()
+    source = find_source(tables, folder, output_dir / "last" if resume else None, local_files_only)
+    if source:
+        tables = settings_from(source, tables)
+    run = read_run(tables, folder, output_dir, str(config or "options"))
     if threads:
         torch.set_num_threads(threads)
-    carry_out(run, *choose_device(device), resume, "batch" if find_batch else "lr" if find_lr else None)
+    find: Find = "batch" if find_batch else "lr" if find_lr else None
+    carry_out(Trial(run, resume, source, find), *choose_device(device))
 
 
-def carry_out(run: Run, device: Any, reason: str, resume: bool, find: Literal["batch", "lr"] | None) -> None:
+def carry_out(trial: Trial, device: Any, reason: str) -> None:
     """Train, or find a batch or a learning rate; the result goes to stdout."""
     from focusasr import tuning
     from focusasr.processes import leave, peers_watched
     from focusasr.train import Trainer
     from focusasr.training_log import TrainingLog
 
+    run = trial.run
     with peers_watched("start the run again with --resume"):
-        trainer = Trainer(run, device, resume)
+        trainer = Trainer(run, device, trial.resume, trial.source)
         processes = trainer.stepper.processes
         result: Any = run.output / "best"
-        with TrainingLog(run.output, run.settings, stderr, processes.main) as log:
+        with TrainingLog(run.output, run.settings, stderr(), processes.main) as log:
             log.say(f"on {device.type}: {reason}")
             for line in trainer.summary():
                 log.say(line)
-            if find:
-                tune = {"batch": tuning.find_batch, "lr": tuning.find_learning_rate}[find]
+            if trial.find:
+                tune = {"batch": tuning.find_batch, "lr": tuning.find_learning_rate}[trial.find]
                 result = f"{tune(trainer, log):g}"
             else:
                 trainer.fit(log)
@@ -102,8 +124,7 @@ def collected(
 
 def resumed_settings(output_dir: Path) -> dict[str, Any]:
     """Return the settings that the run in `output_dir` was started with."""
-    from focusasr.checkpoint import read_json
-    from focusasr.files import restore
+    from focusasr.files import read_json, restore
 
     restore(output_dir / "last")
     path = output_dir / "last" / "config.json"

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
 from focusasr import audio
+from focusasr.alignment import Word
 from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding import Hypothesis, decode
+from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
 from focusasr.settings import InputError
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
+HELD_SECONDS = 400.0  # but no more sound than this, which bounds memory
+CPU_BATCH_SECONDS = 160.0  # padded sound in a batch: a CPU gains nothing from more, and its memory grows with it
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,17 @@ class Recognizer:
     """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
-        self.model = with_knobs(checkpoint.model.to(device).eval(), config)
+        if config.word_timestamps and checkpoint.model.ctc_head is None:
+            raise InputError(
+                "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
+                "or train with --ctc"
+            )
+        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
+        window = checkpoint.model.config.window_samples
+        self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
 
     def transcribe(
         self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
@@ -65,25 +78,42 @@ class Recognizer:
         jobs: list[_Job] = []
         pieces = self._pieces(sources, jobs)
         while True:
-            held = list(islice(pieces, self.config.batch_size * BATCHES_AHEAD))
-            held.sort(key=lambda pair: len(pair[1].waveform))
-            for start in range(0, len(held), self.config.batch_size):
-                self._decode(held[start : start + self.config.batch_size])
+            held = self._hold(pieces)
+            last = not held
+            while held:
+                batch = self._batch(held)
+                self._decode(batch)
                 if progress:
-                    progress(
-                        sum(len(p.waveform) for _, p in held[start : start + self.config.batch_size]) / SAMPLE_RATE_HZ
-                    )
+                    progress(sum(len(piece.waveform) for _, piece in batch) / SAMPLE_RATE_HZ)
             while jobs and jobs[0].complete and not jobs[0].waiting:
                 yield self._outcome(jobs.pop(0))
-            if not held:
+            if last:
                 return
+
+    def _hold(self, pieces: Iterator[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+        """Take the next pieces, as many as may be held at once, and return them, the longest first."""
+        held, samples = [], 0
+        for job, piece in islice(pieces, self.config.batch_size * BATCHES_AHEAD):
+            held.append((job, piece))
+            samples += len(piece.waveform)
+            if samples >= HELD_SECONDS * SAMPLE_RATE_HZ:
+                break
+        return sorted(held, key=lambda pair: -len(pair[1].waveform))
+
+    def _batch(self, held: list[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+        """Take the shortest pieces off `held`, as many as make a batch."""
+        limit = CPU_BATCH_SECONDS * SAMPLE_RATE_HZ if self.device.type == "cpu" else math.inf
+        batch = [held.pop()]
+        while held and len(batch) < self.config.batch_size and (len(batch) + 1) * len(held[-1][1].waveform) <= limit:
+            batch.append(held.pop())
+        return batch
 
     def _pieces(self, sources: Iterable[Source], jobs: list[_Job]) -> Iterator[tuple[_Job, Piece]]:
         for source in sources:
             job = _Job(source)
             jobs.append(job)
             try:
-                for piece in cut(_counted(job), self.config.max_segment_seconds, self.config.vad_threshold):
+                for piece in cut(_counted(job), self.segment_seconds, self.config.vad_threshold):
                     job.waiting += 1
                     yield job, piece
             except InputError as error:
@@ -91,9 +121,9 @@ class Recognizer:
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
-        bands = self.model.config.mel_bands
-        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands) for _, piece in held]
-        answers = decode(self.model, mels, self.tokenizer, self.config.ctc_weight)
+        bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
+        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for _, piece in held]
+        answers = decode(self.engine, mels, self.tokenizer, self.config)
         for (job, piece), answer in zip(held, answers, strict=True):
             job.waiting -= 1
             segment = self._segment(piece, answer)
@@ -114,6 +144,7 @@ class Recognizer:
             avg_logprob=answer.avg_logprob,
             compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
             no_speech_prob=answer.no_speech_prob,
+            words=_words(answer.words, piece.start_seconds) if self.config.word_timestamps else None,
         )
 
     def _outcome(self, job: _Job) -> Outcome:
@@ -124,6 +155,19 @@ class Recognizer:
         numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
         text = " ".join(segment.text for segment in numbered)
         return Outcome(job.source, Transcript(text, numbered, self.tokenizer.policy.language), None, seconds)
+
+
+def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any]]:
+    """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it."""
+    return [
+        {
+            "word": f" {word.text}",
+            "start": round(start_seconds + word.start, 3),
+            "end": round(start_seconds + word.end, 3),
+            "probability": word.probability,
+        }
+        for word in words or []
+    ]
 
 
 def _counted(job: _Job) -> Iterator[np.ndarray]:

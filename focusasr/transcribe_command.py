@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,63 +11,89 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.config import DecodingConfig
-from focusasr.options import DeviceOption, ModelOption, ThreadsOption, with_settings
-from focusasr.progress import progress_bar, stderr
+from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
+from focusasr.progress import progress_bar, say
+from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
 from focusasr.settings import read_settings
+from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
-    from focusasr.audio import Source
     from focusasr.processes import Processes
-    from focusasr.transcribe import Outcome, Recognizer
+    from focusasr.transcribe import Outcome
 
 
-@with_settings(DecodingConfig)
+@with_settings(DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],
     model: ModelOption = None,
-    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="write files here")] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="write files here; without: Whisper models to ., native ones print; -: print",
+        ),
+    ] = None,
     output_format: Annotated[
         Literal["txt", "vtt", "srt", "tsv", "json", "all"],
-        typer.Option("--output-format", "-f", help="with --output-dir: which files; without: how one file is printed"),
+        typer.Option("--output-format", "-f", help="which files; where nothing is written: how one file is printed"),
     ] = "all",
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
+    model_dir: ModelDirOption = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16/--no-fp16", help="as Whisper has it; False means --compute-type float32")
+    ] = True,
 ) -> None:
     """Write down what is said in audio files.
 
-    Without --output-dir the text goes to stdout: one file gives its text, several give PATH<TAB>TEXT, a line each,
-    in the order given. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
+    Native models print to stdout: one file gives its text, several give PATH<TAB>TEXT, a line each, in the order
+    given; with --output-dir they write files. Whisper models write files as whisper does, and print what they heard
+    with its times. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
     """
-    from focusasr.audio import STDIN, find_sources
+    from focusasr.audio import STDIN, find_sources, total_seconds
+    from focusasr.output import output_stems
 
+    if not fp16:
+        given[DecodingConfig].setdefault("compute_type", "float32")
+    output = read_settings(OutputConfig, given[OutputConfig], "transcribe")
+    _check_output(output, given[DecodingConfig].get("word_timestamps", False))
     sources = find_sources(files)
-    several = len(sources) > 1
-    if several and output_dir is None and output_format not in ("all", "txt"):
-        raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
-    config = read_settings(DecodingConfig, given[DecodingConfig], "transcribe")
-    recognizer, processes = make_recognizer(model, device, threads, config)
+    loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given, "transcribe")
+    processes = loaded.processes
     if processes.count > 1 and any(source.path == STDIN for source in sources):
         raise typer.BadParameter("- (standard input) cannot be shared among processes; give it to one alone")
-    with shared_work(processes), progress_bar(len(sources), "transcribing") as tell:
-        outcomes = told(shared(recognizer, processes, sources, tell), tell, processes)
+    tell_remarks(loaded)
+    if output_dir is None and loaded.is_whisper:
+        output_dir = Path()
+    printing = output_dir is None or str(output_dir) == "-"
+    several = len(sources) > 1
+    if several and printing and output_format not in ("all", "txt"):
+        raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
+    bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
+    with shared_work(processes), bar as tell:
+        outcomes = told(loaded.shared(sources, tell), tell, processes)
         if not processes.main:
-            failed = 0  # the main process tells
-            for _ in outcomes:
-                pass
-        elif output_dir is None:
-            failed = print_texts(outcomes, several, "txt" if output_format == "all" else output_format)
+            failed = sum(outcome.transcript is None for outcome in outcomes)  # the main process tells
+        elif printing or output_dir is None:
+            failed = print_texts(outcomes, several, "txt" if output_format == "all" else output_format, output)
         else:
-            failed = write_files(outcomes, sources, output_dir, output_format)
+            if loaded.is_whisper and output.verbose:
+                outcomes = shown(outcomes)
+            failed = write_files(outcomes, output_stems(sources, output_dir), output_format, output)
     if failed:
-        if len(sources) > 1 and processes.main:
+        if several and processes.main:
             print(f"focusasr: {failed} of {len(sources)} files failed", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def shared(recognizer: Recognizer, processes: Processes, sources: Sequence[Source], tell: Any) -> Iterator[Outcome]:
-    """Yield every source's outcome, in order and in every process; the processes share the work."""
-    return processes.in_order(sources, lambda mine: recognizer.transcribe(mine, lambda seconds: tell(0, seconds)))
+def _check_output(output: OutputConfig, word_timestamps: bool) -> None:
+    """Refuse subtitle settings that need word times where none are asked for, as whisper does."""
+    for name in ("highlight_words", "max_line_width", "max_line_count", "max_words_per_line"):
+        if getattr(output, name) and not word_timestamps:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} needs --word-timestamps")
 
 
 @contextmanager
@@ -80,16 +106,32 @@ def shared_work(processes: Processes) -> Iterator[None]:
     leave(processes)
 
 
+def tell_remarks(loaded: Loaded) -> None:
+    """Say on stderr what of the settings cannot be honored, once for all processes."""
+    for remark in loaded.remarks if loaded.processes.main else ():
+        say(f"focusasr: {remark}")
+
+
+def shown(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Print each transcript's segments with their times to stdout, as whisper does."""
+    from focusasr.output import clock
+
+    for outcome in outcomes:
+        for segment in outcome.transcript.segments if outcome.transcript else ():
+            print(f"[{clock(segment.start)} --> {clock(segment.end)}] {segment.text}", flush=True)
+        yield outcome
+
+
 def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterator[Outcome]:
     """Count each outcome on the progress bar, and name those that failed on stderr, once for all processes."""
     for outcome in outcomes:
         tell(1, 0.0)
         if outcome.error is not None and processes.main:
-            stderr.print(f"focusasr: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
+            say(f"focusasr: {outcome.error}")
         yield outcome
 
 
-def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str) -> int:
+def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output: OutputConfig) -> int:
     """Print transcripts to stdout as they come; return how many failed."""
     from focusasr.output import render
 
@@ -98,40 +140,22 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str) -> int:
         if outcome.transcript is None:
             failed += 1
         elif several:
-            print(f"{outcome.source.name}\t{outcome.transcript.text}", flush=True)
+            print(f"{outcome.source.name}\t{outcome.transcript.text.strip()}", flush=True)
         elif suffix == "txt":
-            print(outcome.transcript.text, flush=True)
+            print(outcome.transcript.text.strip(), flush=True)
         else:
-            sys.stdout.write(render(outcome.transcript, suffix))
+            sys.stdout.write(render(outcome.transcript, suffix, output))
     return failed
 
 
-def write_files(outcomes: Iterable[Outcome], sources: list[Source], folder: Path, wanted: str) -> int:
-    """Write each transcript's files into the folder as it comes; return how many failed."""
-    from focusasr.output import FORMATS, output_stems, write
+def write_files(outcomes: Iterable[Outcome], stems: list[Path], wanted: str, output: OutputConfig) -> int:
+    """Write each transcript's files as it comes, `stems` being their paths without suffix; return how many failed."""
+    from focusasr.output import FORMATS, write
 
-    stems = output_stems(sources, folder)
     failed = 0
     for stem, outcome in zip(stems, outcomes, strict=True):
         if outcome.transcript is None:
             failed += 1
         else:
-            write(outcome.transcript, stem, FORMATS if wanted == "all" else [wanted])
+            write(outcome.transcript, stem, FORMATS if wanted == "all" else [wanted], output)
     return failed
-
-
-def make_recognizer(
-    model: str | None, device: str, threads: int, config: DecodingConfig
-) -> tuple[Recognizer, Processes]:
-    """Load what transcribes, on this process's device, and tell which process this is; torch is imported here."""
-    import torch
-
-    from focusasr.checkpoint import find_checkpoint, load_checkpoint
-    from focusasr.device import choose_device
-    from focusasr.processes import join_processes
-    from focusasr.transcribe import Recognizer
-
-    if threads:
-        torch.set_num_threads(threads)
-    processes, chosen = join_processes(choose_device(device)[0])
-    return Recognizer(load_checkpoint(find_checkpoint(model), chosen), chosen, config), processes

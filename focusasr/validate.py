@@ -11,9 +11,10 @@ from torch import Tensor
 
 from focusasr import audio
 from focusasr.attention import HybridAttention
-from focusasr.config import DecodingConfig
+from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.corpora import parse_manifest_option
 from focusasr.decoding import decode
+from focusasr.engine import Engine
 from focusasr.features import log_mel, stack
 from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import Model
@@ -78,21 +79,21 @@ def _transcribe(
     numbers, mels = [], []
     for number, utterance in utterances:
         try:
-            mels.append(spectrogram(utterance, model.config.mel_bands))
+            mels.append(spectrogram(utterance, model.config))
             numbers.append(number)
         except InputError as error:
             yield number, "", str(error)
-    weight = DecodingConfig().ctc_weight
+    engine, config = Engine(model), DecodingConfig()
     for rows in _batches([mel.shape[0] for mel in mels]):
-        answers = decode(model, [mels[row].to(device) for row in rows], tokenizer, weight)
+        answers = decode(engine, [mels[row].to(device) for row in rows], tokenizer, config)
         for row, answer in zip(rows, answers, strict=True):
             yield numbers[row], tokenizer.decode(answer.tokens), ""
 
 
-def spectrogram(utterance: Utterance, mel_bands: int) -> Tensor:
-    """Return the spectrogram (F, M) of an utterance; InputError where its audio cannot be read."""
+def spectrogram(utterance: Utterance, model: ModelConfig) -> Tensor:
+    """Return the spectrogram (F, M) of an utterance as a model reads it; InputError where it cannot be read."""
     waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
-    return log_mel(torch.from_numpy(waveform), mel_bands)
+    return log_mel(torch.from_numpy(waveform), model.mel_bands, model.window_samples)
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
@@ -137,6 +138,7 @@ def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, S
             "",
             f"A focusasr recognizer with {millions:.1f} million weights, {model.config.attention} attention.",
             "",
+            *([f"It began as `{run['train']['init_from']}`.", ""] if run["train"].get("init_from") else []),
             "Trained on: " + ", ".join(f"`{manifest}`" for manifest in run["data"]["train"]) + ".",
             "",
             "Measured on dev while training, under the checkpoint's own text policy, with 95 % bootstrap intervals:",

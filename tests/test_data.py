@@ -293,7 +293,7 @@ def test_collate_pads_and_marks() -> None:
         (torch.ones(2, 20), [], place, ["x is broken"]),
         (torch.ones(3, 20), [7, 8, 9], place, ["y is broken"]),
     ]
-    batch = collate(made, start=1, end=2)
+    batch = collate(made, prompt=[1], end=2)
     assert batch.tokens.tolist() == [[1, 5, 6, 2], [1, 2, 2, 2], [1, 7, 8, 9]]
     assert batch.targets.tolist() == [[5, 6, 2, IGNORED], [2, IGNORED, IGNORED, IGNORED], [7, 8, 9, 2]]
     assert batch.mel.shape == (3, 4, 20)

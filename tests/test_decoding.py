@@ -5,17 +5,28 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from tones import letters_tokenizer, mels, tiny_model
 from torch import Tensor
 
-from focusasr.decoding import Hypothesis, ctc_greedy, ctc_score, decode, decoder_score, greedy
-from focusasr.features import stack
+from focusasr import audio
+from focusasr.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.config import DecodingConfig
+from focusasr.decoding import Hypothesis, ctc_greedy, ctc_score, decode, decoder_score
+from focusasr.engine import Engine
+from focusasr.features import log_mel, stack
+from focusasr.greedy import Read, greedy
+from focusasr.manifest import read_manifest
 from focusasr.model import Memory, Model
 from focusasr.tokenizer import Tokenizer
 
+REAL_UTTERANCES = int(os.environ.get("FOCUSASR_REAL_UTTERANCES", 6))  # of each test set; all of them take minutes
 TOKENIZER = letters_tokenizer()
 TEXTS = ["abcabcab", "h", "fed cab", "gg gg gg gg gg", "ab"]
 LETTERS = TOKENIZER.encode("abcdefgh ")
@@ -34,21 +45,25 @@ def lively_model(seed: int, **settings: object) -> Model:
     return model
 
 
-def alone(model: Model, ctc_weight: float) -> list[Hypothesis]:
-    return [decode(model, [mel], TOKENIZER, ctc_weight)[0] for mel in mels(TEXTS)]
+def heard(model: Model, sounds: Sequence[Tensor], ctc_weight: float, beam_size: int = 1) -> list[Hypothesis]:
+    return decode(Engine(model), sounds, TOKENIZER, DecodingConfig(ctc_weight=ctc_weight, joint_beam_size=beam_size))
+
+
+def alone(model: Model, ctc_weight: float, beam_size: int = 1) -> list[Hypothesis]:
+    return [heard(model, [mel], ctc_weight, beam_size)[0] for mel in mels(TEXTS)]
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"decoder_attention": "hybrid"}, {"ctc": False}, {"attention": "global"}], ids=str
 )
-@pytest.mark.parametrize("ctc_weight", [0.0, 0.5, 1.0])
-def test_the_answer_is_the_same_alone_and_in_any_batch(settings: dict, ctc_weight: float) -> None:
+@pytest.mark.parametrize(("ctc_weight", "beam_size"), [(0.0, 1), (0.5, 1), (1.0, 1), (0.5, 3)])
+def test_the_answer_is_the_same_alone_and_in_any_batch(settings: dict, ctc_weight: float, beam_size: int) -> None:
     model = lively_model(4, text_context=24, **settings)
-    wanted = alone(model, ctc_weight)
+    wanted = alone(model, ctc_weight, beam_size)
     assert len({tuple(answer.tokens) for answer in wanted}) > 2, "a test of equal answers would prove nothing"
     sounds = mels(TEXTS)
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 1, 3], [3, 1], [1, 0, 1]):
-        found = decode(model, [sounds[row] for row in order], TOKENIZER, ctc_weight)
+        found = heard(model, [sounds[row] for row in order], ctc_weight, beam_size)
         for row, answer in zip(order, found, strict=True):
             assert answer.tokens == wanted[row].tokens
             assert answer.avg_logprob == pytest.approx(wanted[row].avg_logprob, abs=1e-4)
@@ -58,7 +73,7 @@ def test_the_answer_is_the_same_alone_and_in_any_batch(settings: dict, ctc_weigh
 def test_very_short_sound_beside_long_sound() -> None:
     model = lively_model(2)
     short, long = torch.zeros(2, 20), mels(["abcabcabc"])[0]
-    assert decode(model, [short, long], TOKENIZER, 0.5)[0].tokens == decode(model, [short], TOKENIZER, 0.5)[0].tokens
+    assert heard(model, [short, long], 0.5)[0].tokens == heard(model, [short], 0.5)[0].tokens
 
 
 # Greedy decoding
@@ -86,8 +101,8 @@ def liveliest_end(model: Model, memory: Memory) -> Tokenizer:
     """Return a tokenizer whose end is the token that ends most texts of an untrained model halfway."""
 
     def halfway(tokenizer: Tokenizer) -> int:
-        texts, _ = greedy(model, memory, tokenizer)
-        return sum(0 < len(text) < limit for text, limit in zip(texts, limits(model, memory), strict=True))
+        reads = greedy(Engine(model), memory, tokenizer, [[] for _ in TEXTS])
+        return sum(0 < len(read.tokens) < limit for read, limit in zip(reads, limits(model, memory), strict=True))
 
     tokenizers = [copy.copy(TOKENIZER) for _ in range(TOKENIZER.size)]
     for token, tokenizer in enumerate(tokenizers):
@@ -95,21 +110,86 @@ def liveliest_end(model: Model, memory: Memory) -> Tokenizer:
     return max(tokenizers, key=halfway)
 
 
+def drafts_of(kind: str, wanted: list[list[int]]) -> list[list[int]]:
+    """Return drafts of texts: none, the truth, the truth with errors of every kind, or other texts altogether."""
+    draw = random.Random(kind)
+    if kind in ("none", "right"):
+        return [list(text) if kind == "right" else [] for text in wanted]
+    if kind == "wrong":
+        return [[draw.choice(LETTERS) for _ in range(draw.randrange(30))] for _ in wanted]
+    drafts = []
+    for text in wanted:
+        draft = []
+        for token in text:
+            error = draw.random()
+            if error > 0.2:
+                draft.append(token)
+            if error < 0.13:  # another token, instead of it or before it
+                draft.append(draw.choice(LETTERS))
+        drafts.append(draft)
+    return drafts
+
+
+@pytest.mark.parametrize("kind", ["none", "right", "faulty", "wrong"])
 @pytest.mark.parametrize("settings", [{}, {"decoder_attention": "hybrid"}, {"positions": "absolute"}], ids=str)
 @torch.inference_mode()
-def test_greedy_with_cache_equals_the_slow_twin(settings: dict) -> None:
+def test_greedy_with_any_draft_equals_the_slow_twin(settings: dict, kind: str) -> None:
     shares = set()
     for seed in range(2):
         model = lively_model(seed, **settings)
         memory = model.encode(*stack(mels(TEXTS)))
         tokenizer = liveliest_end(model, memory)
-        texts, scores = greedy(model, memory, tokenizer)
-        for row, (mel, limit) in enumerate(zip(mels(TEXTS), limits(model, memory), strict=True)):
-            text, score = slow_greedy(model, model.encode(*stack([mel])), limit, tokenizer.end)
-            assert texts[row] == text
-            assert float(scores[row]) == pytest.approx(score, abs=1e-3)
+        sounds = [model.encode(*stack([mel])) for mel in mels(TEXTS)]
+        wanted = [
+            slow_greedy(model, sound, limit, tokenizer.end)
+            for sound, limit in zip(sounds, limits(model, memory), strict=True)
+        ]
+        reads = greedy(Engine(model), memory, tokenizer, drafts_of(kind, [text for text, _ in wanted]))
+        for read, (text, score), limit in zip(reads, wanted, limits(model, memory), strict=True):
+            assert read.tokens == text
+            assert read.score == pytest.approx(score, abs=1e-3)
             shares.add(len(text) / limit)
     assert len([share for share in shares if 0 < share < 1]) > 1, "some texts should end by themselves"
+
+
+@torch.inference_mode()
+def test_a_right_draft_takes_one_pass_and_a_wrong_one_hardly_more_than_none() -> None:
+    model = lively_model(0)
+    memory = model.encode(*stack(mels(TEXTS)))
+    tokenizer = liveliest_end(model, memory)
+    plain = greedy(Engine(model), memory, tokenizer, [[] for _ in TEXTS])
+    assert [read.passes for read in plain] == [len(read.tokens) + 1 for read in plain]
+    right = greedy(Engine(model), memory, tokenizer, [read.tokens for read in plain])
+    assert [read.passes for read in right] == [1] * len(TEXTS)
+    assert [read.draft_score for read in right] == pytest.approx([read.score for read in plain], abs=1e-3)
+    wrong = greedy(Engine(model), memory, tokenizer, drafts_of("wrong", [read.tokens for read in plain]))
+    assert sum(read.passes for read in wrong) <= sum(read.passes for read in plain)
+
+
+@pytest.mark.real
+@torch.inference_mode()
+def test_drafts_change_no_text_of_the_default_model_on_real_speech(real_data: Path) -> None:
+    checkpoint = load_checkpoint(find_checkpoint(None))
+    engine, tokenizer = Engine(checkpoint.model), checkpoint.tokenizer
+    for manifest in sorted(real_data.glob("*/test.jsonl")):
+        for utterance in read_manifest(manifest)[:REAL_UTTERANCES]:
+            sound = audio.load(audio.Source(str(utterance.audio), utterance.offset, min(utterance.duration or 20, 20)))
+            memory = engine.encode([log_mel(torch.from_numpy(sound))])
+            drafts = ctc_greedy(engine.ctc_log_probs(memory), memory.lengths(), tokenizer.blank)
+            (drafted,), (plain,) = (greedy(engine, memory, tokenizer, each) for each in (drafts, [[]]))
+            assert drafted.tokens == plain.tokens, f"{manifest}: {utterance.audio}"
+            assert drafted.passes <= plain.passes * 1.1 + 1
+
+
+@torch.inference_mode()
+def test_drafts_are_scored_as_the_decoder_scores_texts() -> None:
+    model = lively_model(1)
+    memory = model.encode(*stack(mels(TEXTS)))
+    drafts = [LETTERS[:4], [], LETTERS[2:3], LETTERS, LETTERS[:2]]
+    reads = greedy(Engine(model), memory, TOKENIZER, drafts)
+    scores = decoder_score(Engine(model), memory, drafts, TOKENIZER)
+    for read, draft, score in zip(reads, drafts, scores, strict=True):
+        assert read.draft_score == pytest.approx(score, abs=1e-3) if draft else math.isnan(read.draft_score)
 
 
 @pytest.mark.parametrize("text_context", [4, 10, 40])
@@ -123,10 +203,13 @@ def test_a_decoder_that_never_ends_is_cut(text_context: int) -> None:
         model.decoder.token_embedding.weight[LETTERS[0]] = 1.0
     memory = model.encode(*stack(mels(["a", "abcd"])))
     assert memory.lengths().tolist() == [4, 16]
-    texts, scores = greedy(model, memory, TOKENIZER)
-    assert texts == [[LETTERS[0]] * limit for limit in limits(model, memory)]
-    assert len(texts[0]) < len(texts[1]) or text_context < 40
-    torch.testing.assert_close(scores, decoder_score(model, memory, texts, TOKENIZER))
+    for drafts in ([[], []], [LETTERS[:1] * 99, LETTERS * 9]):
+        reads = greedy(Engine(model), memory, TOKENIZER, drafts)
+        texts = [read.tokens for read in reads]
+        assert texts == [[LETTERS[0]] * limit for limit in limits(model, memory)]
+        assert len(texts[0]) < len(texts[1]) or text_context < 40
+        scores = decoder_score(Engine(model), memory, texts, TOKENIZER)
+        assert [read.score for read in reads] == pytest.approx(scores, abs=1e-3)
 
 
 @torch.inference_mode()
@@ -134,7 +217,7 @@ def test_decoder_score_is_the_sum_of_its_steps() -> None:
     model = lively_model(0)
     texts = [LETTERS[:4], [], LETTERS[2:3], LETTERS * 3, LETTERS[:2]]
     memory = model.encode(*stack(mels(TEXTS)))
-    scores = decoder_score(model, memory, texts, TOKENIZER)
+    scores = decoder_score(Engine(model), memory, texts, TOKENIZER)
     for row, mel in enumerate(mels(TEXTS)):
         state = model.decoder.start(model.encode(*stack([mel])))
         total, read = 0.0, TOKENIZER.start
@@ -142,15 +225,15 @@ def test_decoder_score_is_the_sum_of_its_steps() -> None:
             logits, state = model.decoder(torch.tensor([[read]]), state)
             total += float(logits[0, -1].log_softmax(dim=-1)[token])
             read = token
-        assert float(scores[row]) == pytest.approx(total, abs=1e-3)
+        assert scores[row] == pytest.approx(total, abs=1e-3)
 
 
 @torch.inference_mode()
 def test_decoder_score_of_a_text_that_does_not_fit() -> None:
     model = tiny_model(TOKENIZER, text_context=6)
     memory = model.encode(*stack(mels(["ab", "cd"])))
-    scores = decoder_score(model, memory, [[4] * 5, [4] * 6], TOKENIZER)
-    assert scores.isfinite().tolist() == [True, False]
+    scores = decoder_score(Engine(model), memory, [[4] * 5, [4] * 6], TOKENIZER)
+    assert [math.isfinite(score) for score in scores] == [True, False]
 
 
 # CTC
@@ -221,12 +304,12 @@ def test_ctc_score_of_nothing_but_empty_texts() -> None:
 
 
 class Stub:
-    """Stands in for a model's CTC head: says the same log probabilities (B, T, V) whatever it hears."""
+    """Stands in for an engine's CTC head: says the same log probabilities (B, T, V) whatever it hears."""
 
     def __init__(self, log_probs: Tensor) -> None:
         self.log_probs = log_probs
 
-    def __call__(self, memory: Memory) -> Tensor:
+    def __call__(self, _engine: Engine, memory: Memory) -> Tensor:
         return self.log_probs[:, : memory.states.shape[1]]
 
 
@@ -234,15 +317,15 @@ def test_where_ctc_hears_nothing_the_text_is_empty(monkeypatch: pytest.MonkeyPat
     model = lively_model(0)
     sounds = mels(["ab", "cd"])
     log_probs = log_probs_of([[0] * 8, [0, 0, 4, 4, 0, 5, 0, 0]], TOKENIZER.size)
-    monkeypatch.setattr(model, "ctc_log_probs", Stub(log_probs))
-    silent, heard = decode(model, sounds, TOKENIZER, 1.0)
+    monkeypatch.setattr(Engine, "ctc_log_probs", lambda *heard: Stub(log_probs)(*heard))
+    silent, spoken = heard(model, sounds, 1.0)
     assert (silent.tokens, silent.avg_logprob) == ([], 0.0)
     assert silent.no_speech_prob == pytest.approx(math.exp(8 * float(log_probs[0, 0, 0])), rel=1e-3)
-    assert heard.tokens == [4, 5]
-    assert heard.no_speech_prob < 1e-6
+    assert spoken.tokens == [4, 5]
+    assert spoken.no_speech_prob < 1e-6
     both = log_probs[:1].expand(2, -1, -1)
-    monkeypatch.setattr(model, "ctc_log_probs", Stub(both))
-    assert [answer.tokens for answer in decode(model, sounds, TOKENIZER, 0.5)] == [[], []]
+    monkeypatch.setattr(Engine, "ctc_log_probs", lambda *heard: Stub(both)(*heard))
+    assert [answer.tokens for answer in heard(model, sounds, 0.5)] == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -266,14 +349,12 @@ def test_the_better_scored_text_is_chosen(
     def place(given: list[list[int]]) -> int:
         return list(texts.values()).index(given[0])
 
-    model = lively_model(0)
+    read = Read(texts["greedy"], score=decoder[1], draft_score=decoder[0], passes=3)
     monkeypatch.setattr("focusasr.decoding.ctc_greedy", lambda *_: [texts["draft"]])
-    monkeypatch.setattr("focusasr.decoding.greedy", lambda *_: ([texts["greedy"]], torch.zeros(1)))
+    monkeypatch.setattr("focusasr.decoding.greedy", lambda *_, **__: [read])
     monkeypatch.setattr("focusasr.decoding.ctc_score", lambda _l, _m, given, _b: torch.tensor([ctc[place(given)]]))
-    monkeypatch.setattr(
-        "focusasr.decoding.decoder_score", lambda _o, _m, given, _t: torch.tensor([decoder[place(given)]])
-    )
-    (answer,) = decode(model, mels(["abc"]), TOKENIZER, ctc_weight)
+    (answer,) = heard(lively_model(0), mels(["abc"]), ctc_weight)
+    assert answer.passes == 3
     assert answer.tokens == texts[wanted]
     chosen = list(texts).index(wanted)
     assert answer.avg_logprob == pytest.approx(decoder[chosen] / (len(texts[wanted]) + 1))

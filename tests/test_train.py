@@ -18,12 +18,13 @@ from tones import TINY, mels, write_song_book
 from focusasr import stepper
 from focusasr import train as room
 from focusasr.checkpoint import load_checkpoint
-from focusasr.config import ModelConfig, TrainConfig
+from focusasr.config import DecodingConfig, ModelConfig, TrainConfig
 from focusasr.decoding import decode
-from focusasr.stepper import average, choose_precision, learning_rate, make_optimizer
+from focusasr.engine import Engine
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.recipe import Run, read_run
 from focusasr.settings import InputError
+from focusasr.stepper import average, choose_precision, learning_rate, make_optimizer
 from focusasr.train import MOST_BAD_STEPS, Position, Trainer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import measure, read_dev_set
@@ -78,7 +79,7 @@ def test_a_tiny_model_learns_four_songs(tmp_path: Path, songs: Path) -> None:
     assert trainer.position.best_wer == 0.0
     for name in ("best", "last"):
         loaded = load_checkpoint(run.output / name)
-        answers = decode(loaded.model, mels(TEXTS), loaded.tokenizer, 0.5)
+        answers = decode(Engine(loaded.model), mels(TEXTS), loaded.tokenizer, DecodingConfig())
         assert [loaded.tokenizer.decode(answer.tokens) for answer in answers] == TEXTS
         assert loaded.metrics["position"]["step"] == 60
         assert f"| {tmp_path.name}/songs | 0.0 |" in loaded.card
@@ -223,7 +224,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
     def look(_log: TrainingLog, position: Position, *_: object) -> None:
         weights = torch.cat([parameter.detach().flatten() for parameter in trainer.stepper.model.parameters()])
-        averaged = torch.cat([parameter.detach().flatten() for parameter in trainer.stepper.average.module.parameters()])
+        averaged = torch.cat(
+            [parameter.detach().flatten() for parameter in trainer.stepper.average.module.parameters()]
+        )
         seen.append((position.bad_steps, torch.cat((weights, averaged))))
 
     monkeypatch.setattr(TrainingLog, "step", look)

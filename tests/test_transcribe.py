@@ -12,10 +12,24 @@ import torch
 from focusasr.audio import Source, load
 from focusasr.checkpoint import find_checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.engine import State
+from focusasr.greedy import greedy
 from focusasr.score import count_errors
 from focusasr.transcribe import Outcome, Recognizer
 
 SAMPLE_TEXT = "s a r a h four one two six nine seven five"
+
+
+def pink(n: int) -> np.ndarray:
+    """Return by what a spectrum is divided so that each octave is equally loud."""
+    return np.sqrt(np.maximum(1, np.arange(n // 2 + 1)) / 100)
+
+
+def slow(draw: np.random.Generator, n: int) -> np.ndarray:
+    """Return a loudness (n,) that comes and goes within seconds."""
+    return np.interp(np.arange(n) / SAMPLE_RATE_HZ, np.arange(61), draw.random(61))
+
+
 NOISES = {
     "digital silence": lambda draw, n: np.zeros(n),
     "faint hiss": lambda draw, n: 1e-4 * draw.standard_normal(n),
@@ -23,6 +37,10 @@ NOISES = {
     "brown noise": lambda draw, n: 0.002 * np.cumsum(draw.standard_normal(n)) / np.sqrt(np.arange(1, n + 1)),
     "mains hum": lambda draw, n: 0.2 * np.sin(2 * np.pi * 50 * np.arange(n) / SAMPLE_RATE_HZ),
     "clicks": lambda draw, n: (draw.random(n) < 2e-4).astype(float),
+    "pink noise": lambda draw, n: 0.05 * np.fft.irfft(np.fft.rfft(draw.standard_normal(n)) / pink(n), n),
+    "a tone": lambda draw, n: 0.1 * np.sin(2 * np.pi * 1000 * np.arange(n) / SAMPLE_RATE_HZ),
+    "a constant": lambda draw, n: np.full(n, 0.3),
+    "wind": lambda draw, n: 0.1 * slow(draw, n) * np.convolve(draw.standard_normal(n), np.ones(40) / 40, "same"),
 }
 
 
@@ -81,6 +99,22 @@ def test_text_invented_on_silence(recognizer: Recognizer, kind: str) -> None:
         write(f"{n}.wav", NOISES[kind](draw, n)) for n in (SAMPLE_RATE_HZ, 5 * SAMPLE_RATE_HZ, 60 * SAMPLE_RATE_HZ)
     ]
     assert texts(list(recognizer.transcribe(sources))) == ["", "", ""]
+
+
+def test_a_loop_is_cut(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that would say one letter for ever stops where the sound does: no more tokens than encoder steps."""
+    engine, tokenizer = recognizer.engine, recognizer.tokenizer
+    memory = engine.encode([torch.randn(100, engine.config.mel_bands)])
+    letter, advance = tokenizer.encode("a")[0], engine.advance
+
+    def forever(tokens: torch.Tensor, state: State) -> torch.Tensor:
+        logits = torch.zeros_like(advance(tokens, state))
+        logits[..., letter] = 50.0
+        return logits
+
+    monkeypatch.setattr(engine, "advance", forever)
+    (text,) = greedy(engine, memory, tokenizer, [[]])
+    assert text.tokens == [letter] * int(memory.lengths())
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 159, 160, 161, 399, 400, 401])

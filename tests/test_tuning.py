@@ -15,9 +15,9 @@ from tones import TINY, write_song_book
 from focusasr import stepper, tuning
 from focusasr.config import ModelConfig, TrainConfig
 from focusasr.data import Batch
-from focusasr.stepper import Stepper
 from focusasr.recipe import Run
 from focusasr.settings import InputError
+from focusasr.stepper import Stepper
 from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog
 from focusasr.tuning import BatchTrial, find_batch, find_learning_rate, suggest

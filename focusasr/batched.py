@@ -1,0 +1,86 @@
+"""Long recordings in batches, as faster-whisper reads them: pieces of speech of up to 30 s, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from focusasr import audio
+from focusasr.audio import Source
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
+from focusasr.longform import WhisperRecognizer, Window, split
+from focusasr.output import Segment, Transcript
+from focusasr.segments import Piece, cut, joined
+from focusasr.window import Answer, WindowReader, is_silence
+
+
+class BatchedWhisperRecognizer(WhisperRecognizer):
+    """A Whisper model that decodes many pieces at once; no piece knows the text before it.
+
+    Unlike faster-whisper, pieces keep their timestamps, a text that fails is tried again, warmer, and the text of a
+    piece does not depend on the batch it is in.
+    """
+
+    def _recognized(self, source: Source, progress: Callable[[float], None]) -> tuple[Transcript, float]:
+        samples = 0
+
+        def blocks() -> Iterator[np.ndarray]:
+            nonlocal samples
+            for block in audio.stream(source):
+                samples += len(block)
+                yield block
+
+        longest = self.window_frames / FRAMES_PER_SECOND
+        pieces = joined(cut(blocks(), longest, self.config.vad_threshold, whole=False), longest)
+        batch = head = list(islice(pieces, self.config.batch_size))
+        reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
+        segments: list[Segment] = []
+        while reader and batch:
+            segments += self._decoded(reader, batch)
+            progress(sum(len(piece.waveform) for piece in batch) / SAMPLE_RATE_HZ)
+            batch = list(islice(pieces, self.config.batch_size))
+        numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
+        text = "".join(segment.text for segment in numbered)
+        language = (reader or self).tokenizer.policy.language
+        return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
+
+    def _decoded(self, reader: WindowReader, pieces: list[Piece]) -> list[Segment]:
+        """Return the segments of one batch."""
+        memory = self.engine.encode([self._mel(piece) for piece in pieces])
+        answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
+        result: list[Segment] = []
+        for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
+            if is_silence(answer, self.search):
+                continue
+            segments = self._segments(reader, piece, answer)
+            if self.config.word_timestamps:
+                alone = memory.select(torch.tensor([row], device=self.device))
+                frames = len(piece.waveform) // HOP_SAMPLES
+                segments = self._timed(reader, alone, frames, segments, piece.start_seconds)
+            result += segments
+        return result
+
+    def _mel(self, piece: Piece) -> torch.Tensor:
+        mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
+        return torch.nn.functional.pad(mel, (0, 0, 0, self.window_frames - len(mel)))
+
+    def _segments(self, reader: WindowReader, piece: Piece, answer: Answer) -> list[Segment]:
+        """Return a piece's segments; what comes after its last pair of timestamps is one too, up to its end."""
+        tokenizer = reader.tokenizer
+        frames = max(1, len(piece.waveform) // HOP_SAMPLES)
+        window = Window(audio.to_samples(piece.start_seconds, SAMPLE_RATE_HZ) // HOP_SAMPLES, frames)
+        stretch = split(window, answer, tokenizer)
+        read = sum(len(segment.tokens) for segment in stretch.segments)
+        rest = answer.tokens[read:]
+        segments = stretch.segments
+        if rest:
+            (last,) = split(window, answer._replace(tokens=rest), tokenizer).segments
+            segments = [*segments, replace(last, start=segments[-1].end if segments else last.start)]
+        end = window.start + window.seconds
+        inside = [replace(segment, end=min(segment.end, end)) for segment in segments]
+        return [segment for segment in inside if segment.text.strip() and segment.start < segment.end]

@@ -1,0 +1,105 @@
+"""Whisper models as OpenAI publishes them: .pt files, whose vocabulary lies in the package openai-whisper."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import torch
+
+from focusasr.config import ModelConfig, WhisperConfig
+from focusasr.files import read_text
+from focusasr.settings import InputError
+from focusasr.whisper_tokenizer import WhisperTokenizer, engine_from_ranks
+from focusasr.whisper_weights import (
+    ENGLISH_VOCABULARY,
+    OPENAI_PARTS,
+    OPENAI_REST,
+    Pieces,
+    Weight,
+    empty_model,
+    fill,
+    later_heads,
+    translated,
+    whisper_card,
+    whisper_policy,
+    whisper_settings,
+)
+
+
+def load_openai(path: Path, device: str) -> Pieces:
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        dims, state = dict(saved["dims"]), dict(saved["model_state_dict"])
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: not one of OpenAI's .pt files, or it would run code when read ({reason}); "
+            "wanted: dims and model_state_dict"
+        ) from None
+    for audio, text in (("n_audio_state", "n_text_state"), ("n_audio_head", "n_text_head")):
+        if dims.get(audio) != dims.get(text):
+            raise InputError(f"{path}: {audio} is {dims.get(audio)}, {text} {dims.get(text)}; wanted: the same")
+    ours = {
+        "mel_bands": "n_mels", "width": "n_audio_state", "heads": "n_audio_head", "encoder_layers": "n_audio_layer",
+        "decoder_layers": "n_text_layer", "audio_context": "n_audio_ctx", "text_context": "n_text_ctx",
+    }  # fmt: skip
+    vocabulary = len(state.get("decoder.token_embedding.weight", ()))
+    settings = whisper_settings({name: dims.get(theirs) for name, theirs in ours.items()}, vocabulary, path)
+    model = empty_model(settings)
+    weights = {
+        translated(name, OPENAI_PARTS, OPENAI_REST) or name: Weight(tuple(value.shape), lambda value=value: value)  # type: ignore[misc]
+        for name, value in state.items()
+    }
+    fill(model, weights, path)
+    return Pieces(model.eval(), _openai_tokenizer(path, settings), whisper_card(path.stem, model))
+
+
+def _openai_tokenizer(path: Path, settings: ModelConfig) -> WhisperTokenizer:
+    multilingual = settings.vocabulary > ENGLISH_VOCABULARY
+    ranks = find_ranks(path, multilingual)
+    try:
+        engine = engine_from_ranks(read_text(ranks), settings.vocabulary)
+    except InputError as error:
+        raise InputError(f"{path}: {ranks}: {error}") from None
+    policy = whisper_policy(settings, multilingual)
+    plain = WhisperTokenizer(engine, policy, WhisperConfig(multilingual=multilingual))
+    never = [plain.transcribe, plain.translate, plain.start, plain.sot_prev, plain.sot_lm, plain.no_speech]
+    whisper = WhisperConfig(
+        multilingual=multilingual,
+        suppress_tokens=sorted({*plain.non_speech_tokens(), *never}),
+        begin_suppress_tokens=[*plain.encode_exactly(" "), plain.end],
+        alignment_heads=_published_heads(path.stem, settings) or later_heads(settings),
+    )
+    return WhisperTokenizer(engine, policy, whisper)
+
+
+def find_ranks(path: Path, multilingual: bool) -> Path:
+    """Return OpenAI's vocabulary file: beside the weights, or inside the installed package openai-whisper."""
+    name = "multilingual.tiktoken" if multilingual else "gpt2.tiktoken"
+    spec = importlib.util.find_spec("whisper")
+    places = [path.parent, *(Path(place) / "assets" for place in (spec and spec.submodule_search_locations) or ())]
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    raise InputError(
+        f"{path}: a .pt file has no vocabulary; put {name} beside it, or 'pip install openai-whisper', which has it"
+    )
+
+
+def _published_heads(name: str, settings: ModelConfig) -> list[tuple[int, int]]:
+    """Return the alignment heads that OpenAI published for a model of this name; none where that is not known."""
+    if importlib.util.find_spec("whisper") is None:
+        return []
+    import whisper
+
+    if name not in getattr(whisper, "_ALIGNMENT_HEADS", {}):
+        return []
+    import base64
+    import gzip
+
+    mask = gzip.decompress(base64.b85decode(whisper._ALIGNMENT_HEADS[name]))
+    if len(mask) != settings.decoder_layers * settings.heads:
+        return []
+    return [divmod(place, settings.heads) for place, chosen in enumerate(mask) if chosen]

@@ -1,0 +1,134 @@
+"""Which recognizer a checkpoint needs, and what of the settings it cannot honor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from focusasr.config import DecodingConfig
+from focusasr.processes import Processes, join_processes
+from focusasr.settings import InputError, read_settings
+from focusasr.startup import loading
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from focusasr.audio import Source
+    from focusasr.checkpoint import Checkpoint
+    from focusasr.transcribe import Outcome
+
+Given = dict[type, dict[str, Any]]
+HARMLESS = {"language", "vad_filter", "condition_on_previous_text", "carry_initial_prompt", "beam_size", "task"}
+
+
+class AnyRecognizer(Protocol):
+    """What transcribes: a native checkpoint or a Whisper model."""
+
+    def transcribe(
+        self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
+    ) -> Iterator[Outcome]:
+        """Yield one outcome per source, in order."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model computes where."""
+
+    model: str | None = None
+    device: str = "auto"
+    threads: int = 0
+    local_files_only: bool = False
+    model_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recognizer, whether it is a Whisper model, and what a user should be told of the settings."""
+
+    recognizer: AnyRecognizer
+    is_whisper: bool
+    remarks: list[str]
+    processes: Processes
+
+    def shared(self, sources: Sequence[Source], tell: Callable[[int, float], None]) -> Iterator[Outcome]:
+        """Yield every source's outcome, in order and in every process; the processes share the work."""
+        return self.processes.in_order(
+            sources, lambda mine: self.recognizer.transcribe(mine, lambda seconds: tell(0, seconds))
+        )
+
+
+def load_recognizer(choice: ModelChoice, given: Given, command: str) -> Loaded:
+    """Load what transcribes; torch is imported here.
+
+    InputError where the settings are wrong, where there is no such checkpoint, or where it cannot do what is asked.
+    """
+    config = read_settings(DecodingConfig, given.get(DecodingConfig, {}), command)
+    search = read_settings(SearchConfig, given.get(SearchConfig, {}), command)
+    longform = read_settings(LongformConfig, given.get(LongformConfig, {}), command)
+    with loading():
+        return _load(choice, config, search, longform)
+
+
+def _load(choice: ModelChoice, config: DecodingConfig, search: SearchConfig, longform: LongformConfig) -> Loaded:
+    import torch
+
+    from focusasr.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.device import choose_device
+
+    if choice.threads:
+        torch.set_num_threads(choice.threads)
+    processes, device = join_processes(choose_device(choice.device)[0])
+    path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
+    checkpoint = load_checkpoint(path, device)
+    if checkpoint.whisper is None:
+        from focusasr.transcribe import Recognizer
+
+        remarks = native_remarks(checkpoint, search, longform)
+        return Loaded(Recognizer(checkpoint, device, config), False, remarks, processes)
+    from focusasr.batched import BatchedWhisperRecognizer
+    from focusasr.longform import WhisperRecognizer
+
+    longform, remarks = heard_as(checkpoint, longform)
+    kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
+    return Loaded(kind(checkpoint, device, config, search, longform), True, remarks, processes)
+
+
+def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: LongformConfig) -> list[str]:
+    """Return what a native checkpoint cannot honor; InputError where it would give another text than asked for."""
+    if longform.task == "translate":
+        raise InputError("task is translate, which only multilingual Whisper models do; give one with --model")
+    idle = [
+        f"--{field.name.replace('_', '-')}"
+        for settings in (search, longform)
+        for field in fields(settings)
+        if field.name not in HARMLESS and getattr(settings, field.name) != field.default
+    ]
+    remarks = []
+    if idle:
+        remarks.append(f"{', '.join(idle)}: of use to Whisper models only; this one does without")
+    own = checkpoint.tokenizer.policy.language
+    if longform.language is not None:
+        from focusasr.languages import language_code
+
+        if own is not None and language_code(longform.language) != own:
+            remarks.append(f"--language {longform.language}: this model knows only {own}, and writes that")
+        elif own is None:
+            remarks.append(f"--language {longform.language}: this model knows one language and does not say which")
+    return remarks
+
+
+def heard_as(checkpoint: Checkpoint, longform: LongformConfig) -> tuple[LongformConfig, list[str]]:
+    """Return the settings with a language that the Whisper model knows, by code."""
+    from focusasr.languages import language_code
+
+    code = None if longform.language is None else language_code(longform.language)
+    assert checkpoint.whisper is not None
+    if checkpoint.whisper.multilingual:
+        return replace(longform, language=code), []
+    remarks = []
+    if code not in (None, "en"):
+        remarks.append(f"--language {longform.language}: this model knows only English, and writes that")
+    if longform.task == "translate":
+        remarks.append("--task translate: this model knows only English, and writes down what is said")
+    return replace(longform, language="en", task="transcribe"), remarks

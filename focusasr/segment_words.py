@@ -1,0 +1,155 @@
+"""Words with their times put into segments: marks joined to words, words that are too long cut, edges moved to words.
+
+What openai/whisper does after alignment, and how it skips silences around words that look invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from focusasr.cross_alignment import TimedWord
+from focusasr.features import FRAMES_PER_SECOND
+from focusasr.output import Segment
+from focusasr.whisper_config import LongformConfig
+
+SENTENCE_ENDS = ".。!！?？"
+LONGEST_MEDIAN_SECONDS = 0.7
+MARKS = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"
+SHORT_SECONDS, LONG_SECONDS, UNLIKELY = 0.133, 2.0, 0.15
+
+Word = dict[str, Any]
+
+
+class Pace(NamedTuple):
+    """How long the words of a window are, in seconds: the median, and what is too long."""
+
+    median: float
+    longest: float
+
+
+def pace_of(words: Sequence[TimedWord]) -> Pace:
+    """Return the pace of words, those without length left out."""
+    durations = [word.end - word.start for word in words if word.end != word.start]
+    median = min(LONGEST_MEDIAN_SECONDS, float(np.median(durations)) if durations else 0.0)
+    return Pace(median, 2 * median)
+
+
+def shorten_at_ends(words: list[TimedWord], pace: Pace) -> None:
+    """Cut, in place, words at the end of a sentence or after one that last too long: they hold a pause."""
+    if pace.median == 0 and not any(word.end != word.start for word in words):
+        return
+    for before, word in pairwise(words):
+        if word.end - word.start > pace.longest:
+            if word.word in SENTENCE_ENDS:
+                word.end = word.start + pace.longest
+            elif before.word in SENTENCE_ENDS:
+                word.start = word.end - pace.longest
+
+
+def join_marks(words: list[TimedWord], before: str, after: str) -> None:
+    """Join, in place, marks to the word behind them or before them; what was joined is left without text or tokens."""
+    following = len(words) - 1
+    for place in range(len(words) - 2, -1, -1):
+        mark = words[place]
+        if mark.word.startswith(" ") and mark.word.strip() in before:
+            _join(mark, words[following], words[following])
+        else:
+            following = place
+    previous = 0
+    for place in range(1, len(words)):
+        mark = words[place]
+        if not words[previous].word.endswith(" ") and mark.word in after:
+            _join(words[previous], mark, words[previous])
+        else:
+            previous = place
+
+
+def _join(first: TimedWord, second: TimedWord, kept: TimedWord) -> None:
+    word, tokens = first.word + second.word, first.tokens + second.tokens
+    for one in (first, second):
+        one.word, one.tokens = "", []
+    kept.word, kept.tokens = word, tokens
+
+
+def with_words(
+    segments: list[Segment], texts: list[list[int]], words: list[TimedWord], last_speech: float, config: LongformConfig
+) -> list[Segment]:
+    """Return the segments of a window with their words; `texts` are their text tokens, `words` those of all.
+
+    `last_speech` is when, in seconds, the last word before the window ended.
+    """
+    pace = pace_of(words)
+    shorten_at_ends(words, pace)
+    join_marks(words, config.prepend_punctuations, config.append_punctuations)
+    offset = segments[0].seek / FRAMES_PER_SECOND
+    waiting = iter(words)
+    result = []
+    for segment, text in zip(segments, texts, strict=True):
+        own = _taken(waiting, len(text), offset)
+        if own:
+            segment = _edged(segment, own, pace, last_speech)
+            last_speech = segment.end
+        result.append(replace(segment, words=own))
+    return result
+
+
+def _taken(words: Iterator[TimedWord], tokens: int, offset: float) -> list[Word]:
+    """Take words with so many tokens and return them as they are written, times rounded to 10 ms."""
+    taken: list[Word] = []
+    while tokens > 0 and (word := next(words, None)) is not None:
+        tokens -= len(word.tokens)
+        if word.word:
+            start, end = (round(float(offset + time), 2) for time in (word.start, word.end))
+            taken.append({"word": word.word, "start": start, "end": end, "probability": float(word.probability)})
+    return taken
+
+
+def _edged(segment: Segment, words: list[Word], pace: Pace, last_speech: float) -> Segment:
+    """Return the segment with edges at its words; words at an edge that are too long are cut, in place."""
+    first, last = words[0], words[-1]
+    second = words[1] if len(words) > 1 else None
+    slow = first["end"] - first["start"] > pace.longest
+    slow_pair = second is not None and second["end"] - first["start"] > 2 * pace.longest
+    if first["end"] - last_speech > 4 * pace.median and (slow or slow_pair):  # the first words after a pause
+        if second is not None and second["end"] - second["start"] > pace.longest:
+            first["end"] = second["start"] = max(second["end"] / 2, second["end"] - pace.longest)
+        first["start"] = max(0, first["end"] - pace.longest)
+    start, end = segment.start, segment.end
+    if start < first["end"] and start - 0.5 > first["start"]:
+        first["start"] = max(0, min(first["end"] - pace.median, start))
+    else:
+        start = first["start"]
+    if end > last["start"] and end + 0.5 < last["end"]:
+        last["end"] = max(last["start"] + pace.median, end)
+    else:
+        end = last["end"]
+    return replace(segment, start=start, end=end)
+
+
+def last_word_end(segments: Sequence[Segment]) -> float | None:
+    """Return when the last word ends, or the last segment where there is no word; None without segments."""
+    words = (word for segment in reversed(segments) for word in reversed(segment.words or []))
+    last = next(words, None)
+    if last is not None:
+        return last["end"]
+    return segments[-1].end if segments else None
+
+
+def looks_invented(segment: Segment | None) -> bool:
+    """Return whether the first words of a segment are very unlikely, very short or very long, most of them."""
+    if segment is None or not segment.words:
+        return False
+    words = [word for word in segment.words if word["word"] not in MARKS][:8]
+    score = sum(_oddity(word) for word in words)
+    return score >= 3 or score + 0.01 >= len(words)
+
+
+def _oddity(word: Word) -> float:
+    seconds = word["end"] - word["start"]
+    unlikely = 1.0 if word["probability"] < UNLIKELY else 0.0
+    return unlikely + max(0.0, SHORT_SECONDS - seconds) * 15 + max(0.0, seconds - LONG_SECONDS)

@@ -1,0 +1,133 @@
+"""Training that starts from weights: a Whisper or a native checkpoint, with focused attention grown on top of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from focusasr.attention import GlobalAttention, HybridAttention
+from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig, TrainConfig
+from focusasr.data import LARGEST_GAP_SECONDS
+from focusasr.model import Model
+from focusasr.settings import InputError, to_settings
+from focusasr.tokenizer import Tokenizer
+from focusasr.whisper_tokenizer import WhisperTokenizer
+
+# What may differ from the source: the first always, the others where the source has no hybrid layer yet.
+FREE = {"dropout"}
+FOCUS = {
+    "attention", "decoder_attention", "max_span", "initial_span", "ramp", "win_size", "temperature", "sharpen_longer",
+    "temp_scale",
+}  # fmt: skip
+
+
+def find_source(
+    settings: dict[str, Any], folder: Path, last: Path | None, local_files_only: bool = False
+) -> Checkpoint | None:
+    """Return the checkpoint that a run's `[train] init_from` names, relative to `folder` where it lies there.
+
+    `last` is the run's own last checkpoint when it is resumed, which then takes the source's place.
+    """
+    name = settings.get("train", {}).get("init_from")
+    if not isinstance(name, str):
+        return None
+    if last is not None:
+        return load_checkpoint(last)
+    place = str(folder / name) if (folder / name).exists() else name
+    return load_checkpoint(find_checkpoint(place, local_files_only))
+
+
+def settings_from(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables of a run with the source's model and text policy beneath what the user gave.
+
+    InputError where the user asks for an architecture that the source's weights do not fit.
+    """
+    given, there = settings.get("model", {}), to_settings(source.model.config)
+    hybrid = "hybrid" in (there["attention"], there["decoder_attention"])
+    for name, value in given.items():
+        same = value == there.get(name) or (isinstance(value, (list, tuple)) and list(value) == list(there[name]))
+        if not same and name not in FREE and (hybrid or name not in FOCUS):
+            raise InputError(
+                f"{name} is {value!r}, and {there.get(name)!r} in the checkpoint to start from; leave {name} out"
+            )
+    text = {**to_settings(source.tokenizer.policy), **settings.get("text", {})}
+    return {**settings, "model": {**there, **given}, "text": text}
+
+
+def warm_tokenizer(source: Checkpoint, policy: TextConfig) -> Tokenizer:
+    """Return the source's tokenizer under a policy of the user's choice."""
+    if isinstance(source.tokenizer, WhisperTokenizer):
+        return WhisperTokenizer(source.tokenizer.engine, policy, source.tokenizer.whisper)
+    return Tokenizer(source.tokenizer.engine, policy)
+
+
+def warm_model(config: ModelConfig, source: Model) -> Model:
+    """Return a model with the source's weights; layers that are newly hybrid compute what the source computes."""
+    model = Model(config)
+    wanting = model.load_state_dict(source.state_dict(), strict=False)
+    assert not wanting.unexpected_keys
+    before = dict(source.named_modules())
+    for name, module in model.named_modules():
+        if isinstance(module, HybridAttention) and isinstance(before[name], GlobalAttention):
+            begin_as_global(module)
+    return model
+
+
+@torch.no_grad()
+def begin_as_global(attention: HybridAttention) -> None:
+    """Make a hybrid layer compute what its global branch alone computes: projection [0 | I], no bias.
+
+    The local branch begins as the global one inside a window, which is nearer to something useful than chance.
+    """
+    attention.ln_local.load_state_dict(attention.ln_global.state_dict())
+    for part in ("query", "key", "value"):
+        globe, local = getattr(attention.attn_global, part), getattr(attention.attn_local, part)
+        local.load_state_dict(globe.state_dict())
+    width = attention.projection.out_features
+    attention.projection.weight.copy_(torch.cat((torch.zeros(width, width), torch.eye(width)), dim=1))
+    attention.projection.bias.zero_()
+
+
+def learn_only(model: Model, train_only: str) -> None:
+    """Let only some weights learn: "all", or "local", what a hybrid layer adds to its global branch.
+
+    InputError where there is nothing to add.
+    """
+    if train_only == "all":
+        return
+    hybrid = [module for module in model.modules() if isinstance(module, HybridAttention)]
+    if not hybrid:
+        raise InputError("train_only is 'local', but this model has no hybrid attention; add --attention hybrid")
+    model.requires_grad_(False)
+    for module in hybrid:
+        new: tuple[nn.Module, ...] = (module.ln_local, module.attn_local, module.span_pred, module.projection)
+        for part in new:
+            part.requires_grad_(True)
+
+
+def within_window(settings: TrainConfig, model: ModelConfig) -> TrainConfig:
+    """Return the settings with items short enough for absolute positions, however they are slowed and joined."""
+    if model.window_samples is None:
+        return settings
+    longest = model.window_samples / SAMPLE_RATE_HZ * (1 - settings.speed) - 2 * LARGEST_GAP_SECONDS
+    if longest <= 0:
+        raise InputError(f"audio_context is {model.audio_context}; wanted: room for more than a second of sound")
+    joined = min(settings.join_seconds, longest / 2)  # the rest is for the silences between
+    return dataclasses.replace(settings, max_seconds=min(settings.max_seconds, longest), join_seconds=joined)
+
+
+def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+    """Return lines that say where the run begins and what does not apply to it."""
+    lines = [f"begins as {settings.init_from}"] if settings.init_from else []
+    if settings.train_only == "local":
+        lines.append("only the local branches and their projections learn")
+    if not model.ctc and settings.ctc_weight > 0:
+        lines.append("ctc_weight is ignored: this model has no CTC head")
+    if isinstance(tokenizer, WhisperTokenizer) and tokenizer.whisper.multilingual and not tokenizer.policy.language:
+        lines.append("the texts count as English; --language says otherwise")
+    return lines

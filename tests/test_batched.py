@@ -1,0 +1,79 @@
+"""Batches of pieces: times stay true, no text depends on its neighbors, silence gives none."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from whisper_pairs import chirps, ours, peer_model
+
+from focusasr.audio import Source
+from focusasr.batched import BatchedWhisperRecognizer
+from focusasr.checkpoint import Checkpoint
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.output import Transcript
+from focusasr.segments import Piece, joined
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+
+@cache
+def checkpoint() -> Checkpoint:
+    return ours(peer_model(3))
+
+
+@pytest.fixture(autouse=True)
+def loudness_is_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every loud frame for speech: the detector knows that chirps are none."""
+    monkeypatch.setattr(
+        "focusasr.segments._detector",
+        lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05,
+    )
+
+
+def recognize(source: Source, **settings: object) -> Transcript:
+    config = DecodingConfig(**settings)  # type: ignore[arg-type]
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    recognizer = BatchedWhisperRecognizer(checkpoint(), torch.device("cpu"), config, search, LongformConfig())
+    (outcome,) = recognizer.transcribe([source])
+    assert outcome.error is None and outcome.transcript is not None
+    return outcome.transcript
+
+
+def test_pieces_keep_their_times_and_their_text_in_any_batch() -> None:
+    silence = np.zeros(12 * SAMPLE_RATE_HZ, np.float32)
+    parts = [chirps(9.0, seed).numpy() for seed in range(3)]
+    soundfile.write("talk.wav", np.concatenate([silence, *(x for part in parts for x in (part, silence))]), 16_000)
+    together = recognize(Source("talk.wav"), batch_size=3)
+    assert together.segments and together.text == "".join(segment.text for segment in together.segments)
+    assert [segment.id for segment in together.segments] == list(range(len(together.segments)))
+    spoken = {round(segment.start // 21) for segment in together.segments}
+    assert len(spoken) > 1
+    for segment in together.segments:
+        assert 11.5 <= segment.start < segment.end <= 74
+    timed = recognize(Source("talk.wav"), word_timestamps=True).segments
+    assert [segment.text for segment in timed] == [segment.text for segment in together.segments]
+    words = [word for segment in timed for word in segment.words or []]
+    assert "".join(word["word"] for word in words).replace("\ufffd", "") == together.text.replace("\ufffd", "")
+    assert all(11.5 <= word["start"] <= word["end"] <= 75 for word in words)
+    alone = recognize(Source("talk.wav"), batch_size=1)
+    assert [(s.start, s.end, s.text, s.tokens) for s in alone.segments] == [
+        (s.start, s.end, s.text, s.tokens) for s in together.segments
+    ]
+
+
+def test_silence_gives_no_text() -> None:
+    soundfile.write("silence.wav", np.zeros(50 * SAMPLE_RATE_HZ), 16_000)
+    assert recognize(Source("silence.wav")) == Transcript("", [], None)
+
+
+def test_neighbors_join_while_they_fit() -> None:
+    second = np.ones(SAMPLE_RATE_HZ, np.float32)
+    pieces = [Piece(start, second) for start in (1.0, 4.0, 9.5, 30.0)]
+    first, last = joined(pieces, 10.0)
+    assert (first.start_seconds, len(first.waveform)) == (1.0, round(9.5 * SAMPLE_RATE_HZ))
+    assert (last.start_seconds, len(last.waveform)) == (30.0, SAMPLE_RATE_HZ)
+    assert first.waveform.sum() == 3 * SAMPLE_RATE_HZ
+    assert first.waveform[3 * SAMPLE_RATE_HZ] == 1.0 and first.waveform[3 * SAMPLE_RATE_HZ - 1] == 0.0

@@ -1,0 +1,95 @@
+"""Long recordings against openai/whisper's transcribe(): with the same random weights all that is written is equal."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+import whisper
+from whisper_pairs import ENGLISH, MULTILINGUAL, chirps, ours, peer_model
+
+from focusasr.audio import Source
+from focusasr.checkpoint import Checkpoint
+from focusasr.config import DecodingConfig
+from focusasr.longform import WhisperRecognizer
+from focusasr.output import to_json_dict
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+GREEDY = {"beam_size": None, "temperature_increment_on_fallback": None}
+
+
+@cache
+def pair(vocabulary: int) -> tuple[whisper.model.Whisper, Checkpoint]:
+    peer = peer_model(3, vocabulary)
+    return peer, ours(peer)
+
+
+@pytest.fixture
+def recording() -> Source:
+    soundfile.write("chirps.wav", chirps(70.0).numpy(), 16_000, subtype="FLOAT")
+    return Source("chirps.wav")
+
+
+def recognize(recording: Source, vocabulary: int, **options: Any) -> dict[str, Any]:
+    settings = {kind: {} for kind in (SearchConfig, LongformConfig, DecodingConfig)}
+    for name, value in options.items():
+        kind = next(kind for kind in settings if name in kind.__dataclass_fields__)
+        settings[kind][name] = value
+    search, longform, config = (kind(**given) for kind, given in settings.items())
+    recognizer = WhisperRecognizer(pair(vocabulary)[1], torch.device("cpu"), config, search, longform)
+    (outcome,) = recognizer.transcribe([recording])
+    assert outcome.error is None and outcome.transcript is not None
+    assert outcome.audio_seconds == 70.0
+    return to_json_dict(outcome.transcript)
+
+
+def theirs(recording: Source, vocabulary: int, **options: Any) -> dict[str, Any]:
+    wanted = dict(options)
+    if wanted.pop("temperature_increment_on_fallback", None) is None:
+        wanted["temperature"] = options.get("temperature", 0.0)
+    wave = soundfile.read(recording.path, dtype="float32")[0]
+    return whisper.transcribe(pair(vocabulary)[0], wave, fp16=False, **wanted)
+
+
+def check(mine: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert mine["text"] == wanted["text"]
+    assert mine["language"] == wanted["language"]
+    assert [list(segment) for segment in mine["segments"]] == [list(segment) for segment in wanted["segments"]]
+    for segment, expected in zip(mine["segments"], wanted["segments"], strict=True):
+        for name in ("id", "seek", "start", "end", "text", "tokens", "temperature", "compression_ratio"):
+            assert segment[name] == expected[name], name
+        for name in ("avg_logprob", "no_speech_prob"):
+            assert segment[name] == pytest.approx(expected[name], abs=1e-4)
+        for word, wanted_word in zip(segment.get("words", []), expected.get("words", []), strict=True):
+            assert {**word, "probability": 0} == {**wanted_word, "probability": 0}
+            assert word["probability"] == pytest.approx(wanted_word["probability"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"beam_size": 2, "clip_timestamps": "30"},
+        {"condition_on_previous_text": False, "clip_timestamps": "20,69"},
+        {"initial_prompt": "Chirps", "carry_initial_prompt": True},
+        {"prefix": "Well"},
+        {"clip_timestamps": "5,14.5,40"},
+        {"no_speech_threshold": 1e-8, "logprob_threshold": -2.1},
+        {"suppress_tokens": "", "language": "de", "task": "translate"},
+        {"word_timestamps": True, "language": "en"},
+        {"word_timestamps": True, "hallucination_silence_threshold": 0.2, "clip_timestamps": "0,4,60,62"},
+    ],
+    ids=str,
+)
+def test_whole_results_are_those_of_whisper(recording: Source, options: dict[str, Any]) -> None:
+    wanted = theirs(recording, MULTILINGUAL, **options)
+    check(recognize(recording, MULTILINGUAL, **{**GREEDY, **options}), wanted)
+
+
+def test_an_english_model_is_read_likewise(recording: Source) -> None:
+    wanted = theirs(recording, ENGLISH)
+    assert wanted["language"] == "en" and len(wanted["segments"]) > 3
+    check(recognize(recording, ENGLISH, **GREEDY), wanted)

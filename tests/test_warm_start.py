@@ -1,0 +1,244 @@
+"""Training that starts from weights: it begins as the source computes, and learns only what it may."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_whisper import TEXTS, as_whisper, write_whisper
+from tones import letters_tokenizer, mels, sung, tiny_model, write_song_book
+
+from focusasr.attention import HybridAttention
+from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.data import LARGEST_GAP_SECONDS, Examples, Findings, Item, Plan, collate, read_corpus
+from focusasr.features import log_mel, stack
+from focusasr.model import IGNORED, Model
+from focusasr.settings import InputError, read_settings
+from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
+
+SONGS = ["abc", "cab", "bad cab", "face", "dab", "abba", "ebb", "fade"]
+QUICK = ("--batch-seconds", 40, "--workers", 0, "--warmup-steps", 2, "--ema-decay", 0, "--max-span", 16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_whisper(tmp_path / "tiny", [*TEXTS, *SONGS])
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Path:
+    """Return a native checkpoint with global attention and a CTC head."""
+    tokenizer = letters_tokenizer()
+    save_checkpoint(tmp_path / "native", Checkpoint(tiny_model(tokenizer, attention="global"), tokenizer, {}, ""))
+    return tmp_path / "native"
+
+
+def hybrid_of(source: Checkpoint, **settings: object) -> Model:
+    tables = settings_from(source, {"model": {"attention": "hybrid", "max_span": 16, **settings}})
+    return warm_model(read_settings(type(source.model.config), tables["model"], "test"), source.model).eval()
+
+
+def new_parts(model: Model) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+# The beginning
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("decoder", ["global", "hybrid"])
+def test_a_hybrid_begins_as_whisper(folder: Path, decoder: str) -> None:
+    source = load_checkpoint(folder)
+    model = hybrid_of(source, decoder_attention=decoder)
+    wave = torch.randn(source.model.config.window_samples or 0)
+    mel, lengths = stack([log_mel(wave, 20), log_mel(wave.flip(0), 20)])
+    tokens = torch.tensor([[3, 1, 4, 1, 5]] * 2)
+    theirs, ours = source.model(mel, lengths, tokens), model(mel, lengths, tokens)
+    torch.testing.assert_close(ours.memory.states, theirs.memory.states, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=1e-5)
+    assert len(ours.memory.spans) == 2 and not theirs.memory.spans
+
+
+@torch.inference_mode()
+def test_a_hybrid_begins_as_a_native_checkpoint_that_was_global(native: Path) -> None:
+    source = load_checkpoint(native)
+    batch = stack(mels(["abcdefgh", "ab"]))
+    tokens = torch.tensor([[1, 5, 6], [1, 7, 2]])
+    theirs, ours = source.model(*batch, tokens), hybrid_of(source)(*batch, tokens)
+    assert theirs.ctc is not None and ours.ctc is not None
+    for wanted, got in ((theirs.memory.states, ours.memory.states), (theirs.ctc, ours.ctc)):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_projection_gets_a_gradient_at_once_and_the_spans_after_one_step(folder: Path) -> None:
+    source = load_checkpoint(folder)
+    model = hybrid_of(source)
+    learn_only(model, "local")
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], 0.1)
+    mel = log_mel(torch.randn(source.model.config.window_samples or 0), 20)
+    layer = next(module for module in model.modules() if isinstance(module, HybridAttention))
+    gradients = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(*stack([mel]), torch.tensor([[3, 1, 4]])).logits.logsumexp(-1).sum().backward()
+        assert layer.projection.weight.grad is not None and layer.projection.weight.grad[:, :16].abs().max() > 0
+        assert layer.span_pred.linear.weight.grad is not None
+        gradients.append(float(layer.span_pred.linear.weight.grad.abs().max()))
+        optimizer.step()
+    assert gradients[0] == 0 < gradients[1]
+
+
+# What may learn
+
+
+def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
+    model = hybrid_of(load_checkpoint(folder))
+    learn_only(model, "all")
+    assert new_parts(model) == {name for name, _ in model.named_parameters()}
+    learn_only(model, "local")
+    learning = new_parts(model)
+    assert learning and all(name.startswith("encoder.blocks.") for name in learning)
+    parts = {name.split(".")[4] for name in learning}
+    assert parts == {"ln_local", "attn_local", "span_pred", "projection"}
+    assert {name.split(".")[2] for name in learning} == {"0", "1"}
+
+
+def test_train_only_local_wants_something_local(folder: Path) -> None:
+    with pytest.raises(InputError, match="train_only is 'local', but this model has no hybrid attention"):
+        learn_only(load_checkpoint(folder).model, "local")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("given", [{"width": 32}, {"positions": "rotary"}, {"ctc": True}, {"strides": [2, 2]}], ids=str)
+def test_another_architecture_is_refused(folder: Path, given: dict) -> None:
+    (name,) = given
+    with pytest.raises(InputError, match=f"{name} is .*in the checkpoint to start from; leave {name} out"):
+        settings_from(load_checkpoint(folder), {"model": given})
+
+
+def test_the_focus_of_a_hybrid_source_stays(native: Path) -> None:
+    hybrid = load_checkpoint(native)
+    model = hybrid_of(hybrid)
+    there = Checkpoint(model, hybrid.tokenizer, {}, "")
+    assert settings_from(there, {"model": {"dropout": 0.2, "max_span": 16}})["model"]["dropout"] == 0.2
+    for given in ({"attention": "global"}, {"max_span": 20}, {"temperature": "formula"}):
+        with pytest.raises(InputError, match="in the checkpoint to start from"):
+            settings_from(there, {"model": given})
+
+
+def test_what_is_not_given_is_the_sources(folder: Path) -> None:
+    source = load_checkpoint(folder)
+    tables = settings_from(source, {"text": {"case": "lower"}, "train": {"steps": 3}})
+    assert tables["model"]["width"] == 16 and tables["model"]["attention"] == "global"
+    assert (tables["text"]["case"], tables["text"]["punctuation"]) == ("lower", "keep")
+    assert tables["train"] == {"steps": 3}
+
+
+# What is learned on
+
+
+def test_batches_open_with_whispers_prompt(folder: Path) -> None:
+    tokenizer = as_whisper(load_checkpoint(folder).tokenizer)
+    text = tokenizer.encode("the cat")
+    item = Item(((0, 0),), 1.0, (0, 0, 0), (0, 0))
+    batch = collate([(torch.zeros(5, 20), text, item, [])], tokenizer.prompt, tokenizer.end)
+    assert batch.tokens.tolist() == [[*tokenizer.prompt, *text]]
+    assert batch.targets.tolist() == [[IGNORED] * 3 + [*text, tokenizer.end]]
+
+
+def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path: Path) -> None:
+    source = load_checkpoint(folder)
+    window = source.model.config.window_samples
+    songs = write_song_book(tmp_path, SONGS)
+    corpus = read_corpus(str(songs), source.tokenizer, source.model.config, 2.0, Findings())
+    assert len(corpus.utterances) == len(SONGS)
+    settings = TrainConfig(batch_seconds=6.0, join=0.0, clean_epochs=1, silence=0.0)
+    batches = Plan([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
+    assert sorted(map(len, batches)) == [2, 3, 3]
+    examples = Examples([corpus], settings, 20, [], window)
+    mel, tokens, _, _ = examples[batches[0][0]]
+    assert mel.shape == (200, 20)
+    wave = torch.from_numpy(sung(SONGS[batches[0][0].parts[0][1]]))
+    assert torch.equal(mel, log_mel(wave, 20, window))
+    assert tokens == corpus.tokens[batches[0][0].parts[0][1]]
+
+
+def test_items_fit_the_window_however_slow(folder: Path) -> None:
+    config = load_checkpoint(folder).model.config
+    fitted = within_window(TrainConfig(speed=0.5, join_seconds=10.0), config)
+    window_seconds = (config.window_samples or 0) / SAMPLE_RATE_HZ
+    assert fitted.max_seconds / (1 - 0.5) + 2 * LARGEST_GAP_SECONDS <= window_seconds == 2.0
+    assert fitted.join_seconds <= fitted.max_seconds
+    with pytest.raises(InputError, match="audio_context is 100"):
+        within_window(TrainConfig(speed=0.7), config)
+
+
+# Runs
+
+
+def train(run, songs: Path, output: Path, *options: object):
+    result = run("train", songs, "--dev", songs, "--output-dir", output, *QUICK, *options)
+    assert result.status == 0, result.err
+    return result
+
+
+def test_a_whisper_learns_with_its_own_tokens_and_only_where_it_may(run, folder: Path, tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, SONGS)
+    options = ("--init-from", folder, "--attention", "hybrid", "--train-only", "local", "--language", "de")
+    steps = ("--steps", 4, "--evaluate-every", 2, "--speed", 0)
+    result = train(run, songs, tmp_path / "run", *options, *steps)
+    assert "only the local branches and their projections learn" in result.err
+    assert "ctc_weight is ignored: this model has no CTC head" in result.err
+    before, after = load_checkpoint(folder), load_checkpoint(tmp_path / "run" / "last")
+    kept = after.model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in before.model.state_dict().items())
+    assert kept["encoder.blocks.0.attention.projection.weight"][:, :16].abs().max() > 0
+    tokenizer = as_whisper(after.tokenizer)
+    assert tokenizer.prompt[1] == tokenizer.languages["de"]
+    assert after.whisper == before.whisper
+    assert after.model.config.attention == "hybrid" and after.model.config.max_span == 16
+    made = json.loads((tmp_path / "run" / "last" / "config.json").read_text())["run"]["train"]
+    assert (made["init_from"], made["train_only"]) == (str(folder), "local")
+
+
+def test_a_warm_start_can_be_resumed_without_its_source(run, folder: Path, tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, SONGS)
+    options = ("--init-from", folder, "--attention", "hybrid", "--train-only", "local", "--evaluate-every", 2)
+    train(run, songs, tmp_path / "whole", *options, "--steps", 4)
+    train(run, songs, tmp_path / "parts", *options, "--steps", 4, "--patience", 0)
+    state = tmp_path / "parts" / "last" / "config.json"
+    assert state.is_file()
+    for path in folder.iterdir():
+        path.unlink()
+    result = run("train", "--resume", "--output-dir", tmp_path / "parts", "--steps", 6)
+    assert result.status == 0, result.err
+    whole = load_file(tmp_path / "whole" / "last" / "model.safetensors")
+    further = load_file(tmp_path / "parts" / "last" / "model.safetensors")
+    changed = {name for name, value in whole.items() if not torch.equal(value, further[name])}
+    assert changed and all("attention" in name and "attn_global" not in name for name in changed)
+
+
+def test_a_native_checkpoint_is_trained_on(run, native: Path, tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, SONGS)
+    train(run, songs, tmp_path / "run", "--init-from", native, "--steps", 2, "--evaluate-every", 2)
+    before, after = load_checkpoint(native), load_checkpoint(tmp_path / "run" / "last")
+    assert after.tokenizer.to_json() == before.tokenizer.to_json()
+    assert after.model.config.attention == "global" and after.model.config.ctc
+    moved = max(
+        float((value - before.model.state_dict()[name]).abs().max()) for name, value in after.model.state_dict().items()
+    )
+    assert 0 < moved < 0.02  # two steps from there, not from chance
+
+
+def test_a_preset_beside_a_source_is_refused(run, native: Path, tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, SONGS)
+    result = run("train", songs, "--init-from", native, "--preset", "base", "-o", tmp_path / "run")
+    assert result.status == 1 and "preset is 'base'" in result.err
+    result = run("train", songs, "--init-from", tmp_path / "nowhere", "-o", tmp_path / "run")
+    assert result.status == 1 and "nowhere: no such checkpoint folder" in result.err
