@@ -114,6 +114,8 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Te
     steps, keys = q.shape[2], k.shape[2]
     reach = min(window.reach, keys - 1)
     ahead = 0 if window.causal else reach
+    if torch.is_grad_enabled():  # the backward pass copies the keys of each block: longer blocks copy less
+        window = window._replace(block=max(window.block, reach))
     if steps != keys or steps <= window.block + reach + ahead:
         return _dense(q, k, v, window, mask)
     return _blocked(q, k, v, window, mask, (reach, ahead))
@@ -130,6 +132,11 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None)
 
 
 def _blocked(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None, look: tuple[int, int]) -> Tensor:
+    """Attend block by block, each to the keys in its reach, which are views: no key or value is copied per block.
+
+    One bias serves all blocks of a run in which everybody sees every key; only the others, at the edges and where
+    there is padding, get a bias of their own.
+    """
     batch, heads, steps, head_width = q.shape
     behind, ahead = look
     block = window.block
@@ -137,20 +144,33 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | Non
     spare = blocks * block - steps
     width = behind + block + ahead
 
-    def windows(x: Tensor) -> Tensor:  # (B, H, T, E) -> (B, H * blocks, behind + W + ahead, E)
-        padded = F.pad(x, (0, 0, behind, ahead + spare))
-        return padded.unfold(2, width, block).transpose(3, 4).reshape(batch, heads * blocks, width, head_width)
+    def windows(x: Tensor) -> Tensor:  # (B, H, T, E) -> (B * H, blocks, width, E)
+        padded = F.pad(x, (0, 0, behind, ahead + spare)).flatten(0, 1)
+        return padded.unfold(1, width, block).transpose(2, 3)
 
+    queries = F.pad(q, (0, 0, 0, spare)).reshape(batch * heads, blocks, block, head_width)
+    keys, values = windows(k), windows(v)
     inside = torch.ones(1, steps, dtype=torch.bool, device=q.device) if mask is None else mask
     inside = F.pad(inside, (behind, ahead + spare)).unfold(1, width, block)  # (B, blocks, width)
     positions = torch.arange(width, device=q.device)
     distance = _distance(positions[behind : behind + block], positions, window.causal)
     bias = log_mask(soft_mask(window.radius, window.ramp, distance))[:, :, None]  # (B, H, 1, W, width)
-    bias = bias.masked_fill(~inside[:, None, :, None, :], -torch.inf)
-    bias = bias.expand(batch, heads, blocks, block, width).reshape(batch, heads * blocks, block, width)
-    queries = F.pad(q, (0, 0, 0, spare)).reshape(batch, heads * blocks, block, head_width)
-    out = _attend(queries, windows(k), windows(v), bias)
-    return out.reshape(batch, heads, blocks * block, head_width)[:, :, :steps]
+    bias = bias.expand(-1, heads, -1, -1, -1)
+    runs = _clear_run(inside)
+    outs = []
+    split = [x.split(runs, dim=1) for x in (queries, keys, values, inside)]
+    for index, (some, near, held, seen) in enumerate(zip(*split, strict=True)):
+        hidden = bias if index == 1 else bias.masked_fill(~seen[:, None, :, None, :], -torch.inf)
+        outs.append(_attend(some, near, held, hidden.expand(batch, -1, -1, -1, -1).flatten(0, 1)))
+    return torch.cat(outs, dim=1).reshape(batch, heads, blocks * block, head_width)[:, :, :steps]
+
+
+def _clear_run(inside: Tensor) -> list[int]:
+    """Return the blocks before, in and after the first run whose keys, inside (B, blocks, width), everybody sees."""
+    clear = inside.all(dim=2).all(dim=0).tolist()
+    start = clear.index(True) if True in clear else len(clear)
+    length = next((n for n, seen in enumerate(clear[start:]) if not seen), len(clear) - start)
+    return [start, length, len(clear) - start - length]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

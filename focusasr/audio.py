@@ -33,11 +33,15 @@ LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and inf
 
 @dataclass(frozen=True)
 class Source:
-    """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input."""
+    """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input.
+
+    `channel` chooses one of several, counted from 0; None is their mean.
+    """
 
     path: str
     offset: float = 0.0
     duration: float | None = None
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("offset", self.offset), ("duration", self.duration)):
@@ -176,7 +180,7 @@ def _span(sound: Sound, source: Source) -> Iterator[np.ndarray]:
     """Yield the samples between a source's offset and its end, at the sound's own rate, and find broken ones."""
     position = start = to_samples(source.offset, sound.rate_hz)
     stop = math.inf if source.duration is None else start + to_samples(source.duration, sound.rate_hz)
-    for block in sound.mono_from(start):
+    for block in sound.mono_from(start, source.channel):
         block = block[: int(min(len(block), stop - position))]
         if not (fine := np.abs(block) < LARGEST_VALUE).all():
             at = int(np.argmin(fine))

@@ -50,9 +50,8 @@ def main() -> None:
         app(args=arguments, prog_name="focusasr")
     except SystemExit as leaving:  # which Typer makes of Ctrl-C too
         if leaving.code == INTERRUPTED:
-            fail(
-                "interrupted; files are whole or absent. preprocess goes on by itself, train with --resume", INTERRUPTED
-            )
+            again = "preprocess and evaluate --output go on by themselves, train with --resume"
+            fail(f"interrupted; files are whole or absent. {again}", INTERRUPTED)
         raise
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -198,14 +198,35 @@ class TrainConfig:
 class PreprocessConfig:
     """How a corpus is read and what is kept of it."""
 
-    layout: Literal["auto", "sidecar", "table", "librispeech", "ljspeech", "commonvoice", "manifest"] = setting(
-        "auto", "how the corpus is laid out; auto recognizes it"
-    )
+    layout: Literal[
+        "auto", "sidecar", "table", "librispeech", "ljspeech", "commonvoice", "manifest", "kaldi", "lhotse", "subtitles"
+    ] = setting("auto", "how the corpus is laid out; auto recognizes it")
     audio_column: str | None = setting(None, "column of a table that names the audio; none: a usual name")
     text_column: str | None = setting(None, "column of a table that holds the text; none: a usual name")
+    channel: int | None = setting(None, "which channel of several is kept, counted from 0; none: their mean")
+    trim_silence: bool = setting(False, "silence before and after speech is cut off, by voice activity, 0.2 s stay")
+    loudness: Literal["keep", "ebu", "peak"] = setting(
+        "keep", "level: as it is, EBU R128 loudness, or one peak for all"
+    )
+    lufs: float = setting(-23.0, "loudness ebu: the target; what would clip stays quieter")
+    peak_db: float = setting(-1.0, "loudness ebu and peak: the highest peak, in dB of full scale")
+    split_seconds: float | None = setting(None, "longer recordings are cut at pauses, the text aligned; none: never")
+    align_with: str | None = setting(None, "checkpoint folder that aligns the text of what is cut, or default")
+    min_confidence: float = setting(0.1, "pieces whose text fits worse are rejected: mean probability of their tokens")
+    case: Literal["keep", "lower", "upper"] = setting("keep", "case of the texts")
+    punctuation: Literal["keep", "remove"] = setting("keep", "whether the texts keep punctuation")
     format: Literal["flac", "wav"] = setting("flac", "container of the 16 bit output; FLAC takes half the space")
     min_seconds: float = setting(0.1, "shorter recordings are rejected")
     max_seconds: float | None = setting(None, "longer recordings are rejected; none: no limit")
+    min_rate: float | None = setting(None, "texts of fewer characters per second are rejected; none: only reported")
+    max_rate: float | None = setting(None, "texts of more characters per second are rejected; none: only reported")
+    split: str | None = setting(None, "divide into train/dev/test by seconds, such as 90/5/5; none: as the corpus does")
+    by: list[str] | None = setting(  # noqa: RUF009
+        None, "with split: what may not be in two of them, speaker, text ...; repeatable"
+    )
+    drop: list[str] | None = setting(  # noqa: RUF009
+        None, "leave out what checks find: a kind as the report names it; repeatable"
+    )
     workers: int = setting(0, "files converted at once; 0: one per CPU core")
 
     def __post_init__(self) -> None:
@@ -214,6 +235,38 @@ class PreprocessConfig:
         fits = self.max_seconds is None or (self.max_seconds > 0 and self.max_seconds >= self.min_seconds)
         require(fits, "max_seconds", self.max_seconds, f"at least min_seconds ({self.min_seconds})")
         require(self.workers >= 0, "workers", self.workers, "at least 0, where 0 means one per CPU core")
+        require(self.channel is None or self.channel >= 0, "channel", self.channel, "at least 0, or none for the mean")
+        require(-60 <= self.lufs <= 0, "lufs", self.lufs, "-60 to 0")
+        require(-60 <= self.peak_db <= 0, "peak_db", self.peak_db, "-60 to 0")
+        cuts = self.split_seconds is None or self.split_seconds >= 1
+        require(cuts, "split_seconds", self.split_seconds, "at least 1, or none")
+        aligned = self.split_seconds is None or self.align_with is not None
+        require(aligned, "align_with", self.align_with, "a checkpoint folder, or default: split_seconds needs one")
+        require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
+        require(self.split is not None or not self.by, "by", self.by, "only with split, such as --split 90/5/5")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, how it is drawn for intervals, and what is shown of it."""
+
+    normalizer: Literal["none", "basic", "english"] = setting(
+        "basic", "what is done to both texts first: nothing, case and punctuation, Whisper's English rules"
+    )
+    bootstrap: Literal["auto", "utterance", "speaker"] = setting(
+        "auto", "what is drawn for intervals; auto: speakers, where all are named and there are twenty or more"
+    )
+    slice: list[str] | None = setting(  # noqa: RUF009
+        None, "a rate for each value of speaker, duration, language, source or any key of the manifest; repeatable"
+    )
+    worst: int = setting(5, "how many of the worst utterances to show")
+    fail_above: float | None = setting(None, "leave with status 1 where WER is above this, such as 0.10 for 10 %")
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.worst >= 0, "worst", self.worst, "at least 0")
+        fits = self.fail_above is None or 0 <= self.fail_above <= 1
+        require(fits, "fail_above", self.fail_above, "a ratio from 0 to 1, such as 0.10 for 10 %")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Sound(Protocol):
     seconds: float | None
     close: Callable[[], None]
 
-    def mono_from(self, start: int) -> Iterator[np.ndarray]:
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
         """Yield the mean of the channels (n,) float32 from sample `start` on; AudioError where decoding fails."""
         ...
 
@@ -141,21 +141,22 @@ class _Sndfile:
         self.seconds = None if self._frames is None else self._frames / max(1, self.rate_hz)
         self.close = sound.close
 
-    def mono_from(self, start: int) -> Iterator[np.ndarray]:
-        """Yield the mean of the channels from sample `start` on, sought where the length is known."""
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield one channel, or the mean of all, from sample `start` on, sought where the length is known."""
+        _check_channel(channel, self._sound.channels, self._name)
         if self._frames is not None and start > self._frames:
             raise _past_the_end(self._name, start, self._frames, self.rate_hz)
         position = 0 if self._frames is None else start
-        return _after(self._blocks(position), start - position, self.rate_hz, self._name)
+        return _after(self._blocks(position, channel), start - position, self.rate_hz, self._name)
 
-    def _blocks(self, position: int) -> Iterator[np.ndarray]:
+    def _blocks(self, position: int, channel: int | None) -> Iterator[np.ndarray]:
         import soundfile
 
         block_frames = max(1, READ_VALUES // self._sound.channels)
         try:
             self._sound.seek(position)
             while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
-                yield block.mean(axis=1)
+                yield _mixed(block) if channel is None else block[:, channel]
                 position += len(block)
         except soundfile.LibsndfileError:
             raise _damaged(self._name, position / self.rate_hz) from None
@@ -201,16 +202,17 @@ class _Ffmpeg:
             return float(self._container.duration / 1e6)
         return None
 
-    def mono_from(self, start: int) -> Iterator[np.ndarray]:
-        """Yield the mean of the channels from sample `start` on; what lies before is decoded and dropped."""
-        return _after(self._blocks(), start, self.rate_hz, self._name)
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield one channel, or the mean of all, from sample `start` on; what lies before is decoded and dropped."""
+        return _after(self._blocks(channel), start, self.rate_hz, self._name)
 
-    def _blocks(self) -> Iterator[np.ndarray]:
+    def _blocks(self, channel: int | None) -> Iterator[np.ndarray]:
         for frame in itertools.chain([self._first] if self._first else [], self._frames):
             if frame.sample_rate != self.rate_hz:
                 change = f"changes from {self.rate_hz} to {frame.sample_rate} Hz after {self._end_seconds:.1f} s"
                 raise AudioError(f"{self._name}: {change}; export it with one sample rate")
-            yield _mono(frame)
+            _check_channel(channel, frame.layout.nb_channels, self._name)
+            yield _mono(frame, channel)
         if self._cut_off():
             raise _damaged(self._name, self._end_seconds)
 
@@ -241,15 +243,31 @@ class _Ffmpeg:
             raise AudioError(f"{self._name}: nothing in it can be decoded ({_reason(failed)}); export it again")
 
 
-def _mono(frame: Any) -> np.ndarray:
-    """Return the mean of an FFmpeg frame's channels (n,), integers scaled to -1 ... 1."""
+def _mixed(block: np.ndarray) -> np.ndarray:
+    """Return the mean of the channels of a block (n, channels); column by column, which NumPy does much faster."""
+    if block.shape[1] > 8:
+        return block.mean(axis=1)
+    total = block[:, 0].copy()
+    for column in range(1, block.shape[1]):
+        total += block[:, column]
+    return total / np.float32(block.shape[1])
+
+
+def _check_channel(channel: int | None, channels: int, name: str) -> None:
+    if channel is not None and channel >= channels:
+        raise AudioError(f"{name}: channel {channel} is wanted and it has {channels}, counted from 0; choose another")
+
+
+def _mono(frame: Any, channel: int | None) -> np.ndarray:
+    """Return one channel of an FFmpeg frame, or the mean of all (n,), integers scaled to -1 ... 1."""
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(frame.samples, -1).T
     if values.dtype.kind in "iu":
         half = 2.0 ** (8 * values.itemsize - 1)
         values = values / half - (1.0 if values.dtype.kind == "u" else 0.0)
-    return values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    chosen = values.mean(axis=0, dtype=np.float64) if channel is None else values[channel]
+    return chosen.astype(np.float32)
 
 
 def _after(blocks: Iterator[np.ndarray], start: int, rate_hz: int, name: str) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ What it computes is what `model.Decoder` computes, its slow twin in the tests; o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple, cast
@@ -46,15 +47,21 @@ class State:
         self.lengths = [0] * (memory[0][0].shape[0] * group)
         self.caches: list[Tensor] = []  # per layer (2 or 4, B, H, capacity, E): keys, values, and the local branch's
 
-    def select(self, rows: Sequence[int], group: int | None = None) -> None:
-        """Keep `rows` in this order, some perhaps repeated, `group` consecutive ones to an utterance."""
-        group = group or self.group
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep `rows` in this order; some may be repeated.
+
+        Rows of one utterance that stand together, as many as every other utterance has, share its keys and values.
+        """
         device = self.memory[0][0].device
-        owners = [row // self.group for row in rows[::group]]
+        owners = [row // self.group for row in rows]
+        runs = [(owner, len(list(run))) for owner, run in itertools.groupby(owners)]
+        alike = len({length for _, length in runs}) == 1 and len({owner for owner, _ in runs}) == len(runs)
+        owners = [owner for owner, _ in runs] if alike else owners
         if owners != list(range(self.memory[0][0].shape[0])):
             utterances = torch.tensor(owners, device=device)
             self.memory = [(k[utterances], v[utterances]) for k, v in self.memory]
             self.mask = None if self.mask is None else self.mask[utterances]
+        self.group = runs[0][1] if alike else 1
         index = torch.tensor(list(rows), device=device)
         self.spans = [None if span is None else span[index] for span in self.spans]
         self.lengths = [self.lengths[row] for row in rows]
@@ -64,7 +71,6 @@ class State:
             if len(rows) != cache.shape[1]:  # zeros, as a weight of 0 times what memory happens to hold may be NaN
                 self.caches[layer] = cache.new_zeros(cache.shape[0], len(rows), *cache.shape[2:])
             self.caches[layer][..., :used, :] = chosen
-        self.group = group
 
 
 class _Place(NamedTuple):

@@ -1,66 +1,136 @@
-"""The command `evaluate`: a checkpoint on a manifest with the truth."""
+"""The command `evaluate`: a checkpoint, or texts in a file, measured on a manifest with the truth."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.config import DecodingConfig
+from focusasr.config import DecodingConfig, EvaluationConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
-from focusasr.settings import read_settings
+from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.transcribe_command import make_recognizer, told
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
-    from focusasr.transcribe import Outcome
+    from focusasr.evaluate import Evaluation
+    from focusasr.manifest import Utterance
+    from focusasr.recall import Recall
+    from focusasr.transcribe import Outcome, Recognizer
 
 
-@with_settings(DecodingConfig)
+@with_settings(EvaluationConfig, DecodingConfig)
 def evaluate(
-    manifest: Annotated[Path, typer.Argument(help="manifest (JSON Lines with audio_filepath and text)")],
+    manifest: Annotated[Path, typer.Argument(help="manifest, or with --hypotheses a file of reference texts")],
     given: dict[type, dict[str, Any]],
     model: ModelOption = None,
-    normalizer: Annotated[
-        Literal["none", "basic", "english"],
-        typer.Option(help="what is done to both texts first: nothing, case and punctuation, Whisper's English rules"),
-    ] = "basic",
-    output: Annotated[Path | None, typer.Option(help="write one JSON line per utterance here")] = None,
+    hypotheses: Annotated[
+        Path | None,
+        typer.Option(help="score the texts of this file without a model; --against reads the same forms"),
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="compare with the texts of another system")] = None,
+    output: Annotated[Path | None, typer.Option(help="write one JSON line per utterance here; resumes")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page with differences, sound and charts here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
-    worst: Annotated[int, typer.Option(help="how many of the worst utterances to show", min=0)] = 5,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
 ) -> None:
-    """Measure word error rate on a manifest, with its 95 % interval."""
+    """Measure word error rate on a manifest, with its 95 % interval.
+
+    Texts come from a model, or from --hypotheses: JSON Lines, transcribe's output, Kaldi's text, trn or plain lines.
+    """
     from rich.console import Console
 
     from focusasr import evaluate as room
-    from focusasr.audio import total_seconds
+    from focusasr.breakdown import check_slices, take_apart, to_json
+    from focusasr.evaluation_page import write_evaluation_page
+    from focusasr.evaluation_table import print_table
+    from focusasr.hypotheses import read_hypotheses
+
+    config = read_settings(EvaluationConfig, given[EvaluationConfig], "evaluate")
+    decoding = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
+    utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
+    check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
+    others = read_hypotheses(against, utterances) if against else None
+    if hypotheses:
+        texts = read_hypotheses(hypotheses, utterances)
+        evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
+        recall = None
+    else:
+        recognizer = make_recognizer(model, device, threads, decoding, local_files_only)
+        recall = _recall(output, model, recognizer.config)
+        evaluation = _recognize(recognizer, utterances, config, recall)
+    breakdown = take_apart(evaluation, config, others, str(against) if against else None)
+    if output:
+        room.write_rows(evaluation, output)
+    if html:
+        write_evaluation_page(html, evaluation, breakdown, f"{manifest}: {hypotheses or model or 'default'}")
+    if as_json:
+        print(json.dumps(to_json(evaluation, breakdown)))
+    else:
+        print_table(evaluation, Console(), config.worst, breakdown)
+    if recall:
+        recall.forget()
+    if _too_many_errors(evaluation, config) or evaluation.failures or bad_lines:
+        raise typer.Exit(1)
+
+
+def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
+    """Return the utterances of a manifest and its bad lines, told on stderr; or those of a file of texts."""
+    from focusasr.hypotheses import JSON_SUFFIXES, read_references
     from focusasr.manifest import read_manifest
 
     bad_lines: list[str] = []
-    utterances = read_manifest(manifest, bad_lines.append)
+    utterances: list[Utterance] = []
+    if not without_sound or path.suffix.lower() in JSON_SUFFIXES:
+        utterances = read_manifest(path, bad_lines.append)
+    if without_sound and not utterances:
+        return read_references(path), []
     for line in bad_lines:
         say(f"focusasr: {line}")
-    config = read_settings(DecodingConfig, given[DecodingConfig], "evaluate")
-    recognizer = make_recognizer(model, device, threads, config, local_files_only)
+    return utterances, bad_lines
+
+
+def _recognize(
+    recognizer: Recognizer, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
+) -> Evaluation:
+    from focusasr import evaluate as room
+    from focusasr.audio import total_seconds
 
     def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
         wanted = list(sources)
         with progress_bar(len(wanted), "evaluating", lambda: total_seconds(wanted)) as tell:
             yield from told(recognizer.transcribe(wanted, lambda seconds: tell(0, seconds)), tell)
 
-    evaluation = room.evaluate(recognize, utterances, normalizer)
-    if output:
-        room.write_rows(evaluation, output)
-    if as_json:
-        print(json.dumps(room.to_json(evaluation)))
-    else:
-        room.print_table(evaluation, Console(), worst)
-    if evaluation.failures or bad_lines:
-        raise typer.Exit(1)
+    return room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
+
+
+def _recall(output: Path | None, model: str | None, config: DecodingConfig) -> Recall | None:
+    """Return what a run with the same output, checkpoint and options heard before it was cut short."""
+    from focusasr import __version__
+    from focusasr.checkpoint import PIECES, find_checkpoint
+    from focusasr.recall import Recall, folder_digest
+
+    if output is None:
+        return None
+    options = {name: value for name, value in to_settings(config).items() if name != "batch_size"}
+    decided_by = {"focusasr": __version__, "model": folder_digest(find_checkpoint(model), PIECES), "options": options}
+    try:
+        return Recall(output.with_name(f".{output.name}.heard"), decided_by)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error}); choose another output file") from None
+
+
+def _too_many_errors(evaluation: Evaluation, config: EvaluationConfig) -> bool:
+    """Say in one line that the limit is broken, if it is; what could not be measured breaks it too."""
+    limit = config.fail_above
+    if limit is None or (evaluation.score is not None and evaluation.score.wer <= limit):
+        return False
+    seen = f"WER {100 * evaluation.score.wer:.2f} %" if evaluation.score else "no WER"
+    say(f"focusasr: {seen}; --fail-above allows {100 * limit:.2f} %")
+    return True

@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from focusasr.audio import Source, stream
-from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
+from focusasr.audio import Source, load, probe_seconds, stream
+from focusasr.checks import Kept
+from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
 from focusasr.files import written_aside
 from focusasr.journal import Journal, file_state
-from focusasr.manifest import Utterance, write_manifest
+from focusasr.loudness import Measured, Meter, changed, changes_sound
+from focusasr.loudness import to_int16 as _to_int16
+from focusasr.manifest import Utterance
+from focusasr.preparation import RESULTS, Report, Results, check_choices, split_members, write_results
+from focusasr.readings import Columns, Found, Reject
 from focusasr.settings import InputError
-from focusasr.sources import Columns, Found, Reject, read_corpora
+from focusasr.sources import read_corpora
+from focusasr.text import apply_policy
 
-FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row"))  # kinds that make the command fail
 IN_FLIGHT_PER_WORKER = 4
 STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one run came to. `reused` of the `kept` were finished before; `rejects` counts by kind."""
-
-    manifest: Path
-    rejects_file: Path
-    kept: int
-    reused: int
-    seconds: float
-    rejects: dict[str, int]
-    examples: dict[str, str]  # the first reason of each kind
-    splits: dict[str, int]
-
-    @property
-    def failed(self) -> bool:
-        """Whether something could not be read; too short, too long, empty or repeated is no failure."""
-        return not FAILURES.isdisjoint(self.rejects)
-
-    def summary(self) -> str:
-        """Return lines for people: what was kept, and the rejects with counts by kind."""
-        before = f", {self.reused} of them finished before" if self.reused else ""
-        length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
-        lines = [f"{self.manifest}: {self.kept} utterances, {length}{before}"]
-        if self.splits:
-            counts = ", ".join(f"{name}.jsonl {count}" for name, count in self.splits.items())
-            lines.append(f"splits beside it: {counts}")
-        if self.rejects:
-            lines.append(f"{self.rejects_file}: {sum(self.rejects.values())} rejected")
-        lines += [f"  {count} {kind}, as {self.examples[kind]}" for kind, count in self.rejects.items()]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -68,16 +39,28 @@ class _Job:
 
     found: Found
     output: Path
+    config: PreprocessConfig
+    alone: bool  # whether no other utterance lies in the same file
 
     @property
     def source(self) -> Source:
         utterance = self.found.utterance
-        return Source(str(utterance.audio), utterance.offset, utterance.duration)
+        own = utterance.extra.get("channel")  # lhotse tells the side of a call by its number
+        channel = own if type(own) is int and own >= 0 else self.config.channel
+        return Source(str(utterance.audio), utterance.offset, utterance.duration, channel)
 
     def made_from(self) -> dict[str, Any]:
         """Return all that decides what the output holds; OSError or ValueError where the audio is not there."""
         part = {"offset": self.source.offset, "duration": self.source.duration}
-        return {"source": file_state(self.found.audio), **part, "sample_rate_hz": SAMPLE_RATE_HZ}
+        steps = {name: getattr(self.config, name) for name in ("trim_silence", "loudness", "lufs", "peak_db")}
+        kept = {"sample_rate_hz": SAMPLE_RATE_HZ, "channel": self.source.channel, **steps}
+        return {"source": file_state(self.found.audio), **part, **kept}
+
+    def utterance(self, measured: Measured) -> Utterance:
+        """Return the line of the manifest that the finished output gets."""
+        extra = {("source_channel" if key == "channel" else key): v for key, v in self.found.utterance.extra.items()}
+        audio, text = self.output, self.found.utterance.text
+        return Utterance(audio, text, 0.0, measured.seconds, extra)
 
     def reject(self, kind: str, reason: str) -> Reject:
         """Return the reject that this job becomes."""
@@ -97,12 +80,18 @@ def preprocess(
     no known layout, nothing found, or a place that cannot be written.
     """
     config = config or PreprocessConfig()
+    check_choices(config)
     inputs, folder = list(inputs), Path(output_dir).resolve()
     readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
     journal = Journal(folder, ".preprocess.jsonl")
+    if config.split_seconds is not None:
+        from focusasr.checkpoint import find_checkpoint
+        from focusasr.splitting import Splitter
+
+        readings = list(Splitter(folder, find_checkpoint(config.align_with), config).split(readings))
     foreign = [reading for reading in readings if reading.audio is None or reading.audio not in journal]
-    plan = _plan(foreign, folder / "audio", config)
-    _keep_inputs(inputs, plan, folder)
+    plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config)
+    _keep_inputs(inputs, plan, folder, config)
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
     try:
@@ -111,7 +100,7 @@ def preprocess(
         run = _Run(plan, journal, config)
         run.settle_at_once()
         run.convert(progress or (lambda done, total: None))
-        return _write_results(folder, run)
+        return write_results(folder, run.results(), inputs, config)
     except (OSError, soundfile.SoundFileError) as error:
         raise InputError(f"{folder}: cannot be written ({error}); check its rights and free space") from None
 
@@ -122,14 +111,26 @@ def preprocess(
 def _plan(readings: list[Found | Reject], folder: Path, config: PreprocessConfig) -> list[_Job | Reject]:
     """Give each utterance a file of its own that keeps its place in the corpus; the same every time."""
     taken: set[str] = set()
+    uses = Counter(reading.audio for reading in readings if isinstance(reading, Found))
     plan: list[_Job | Reject] = []
     for reading in readings:
         if isinstance(reading, Found):
             name = _free_name(_marked_name(reading), taken)
-            plan.append(_Job(reading, folder / f"{name}.{config.format}"))
+            plan.append(_Job(reading, folder / f"{name}.{config.format}", config, uses[reading.audio] == 1))
         else:
             plan.append(reading)
     return plan
+
+
+def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | Reject:
+    """Write a text as the settings want it; one that is nothing but punctuation may become a reject."""
+    if isinstance(reading, Reject) or (config.case == "keep" and config.punctuation == "keep"):
+        return reading
+    text = apply_policy(reading.utterance.text, TextConfig(case=config.case, punctuation=config.punctuation))
+    if not text:
+        reason = f"{reading.where}: nothing is left of {reading.utterance.text[:60]!r} without punctuation"
+        return Reject("empty text", reason, reading.audio, reading.utterance.text)
+    return replace(reading, utterance=replace(reading.utterance, text=text))
 
 
 def _marked_name(found: Found) -> str:
@@ -153,11 +154,12 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _keep_inputs(inputs: list[str | Path], plan: list[_Job | Reject], folder: Path) -> None:
+def _keep_inputs(inputs: list[str | Path], plan: list[_Job | Reject], folder: Path, config: PreprocessConfig) -> None:
     """Refuse an output folder where results would overwrite what they are made from."""
     jobs = [item for item in plan if isinstance(item, _Job)]
-    names = {"manifest", "rejects", *_splits(job.found.utterance for job in jobs)}
-    written = {folder} | {folder / f"{name}.jsonl" for name in names} | {job.output for job in jobs}
+    splits = {*split_members(job.found.utterance for job in jobs), *(("train", "dev", "test") if config.split else ())}
+    names = {*RESULTS, *(f"{name}.jsonl" for name in splits)}
+    written = {folder} | {folder / name for name in names} | {job.output for job in jobs}
     for path in [*inputs, *(job.found.audio for job in jobs)]:
         if Path(path).resolve() in written:
             raise InputError(f"{path}: would be overwritten by its own result; choose another --output-dir")
@@ -167,14 +169,14 @@ def _keep_inputs(inputs: list[str | Path], plan: list[_Job | Reject], folder: Pa
 
 
 class _Run:
-    """One pass over a plan; `outcomes` are samples or rejects, in the plan's order."""
+    """One pass over a plan; `outcomes` are what was measured, or rejects, in the plan's order."""
 
     def __init__(self, plan: list[_Job | Reject], journal: Journal, config: PreprocessConfig) -> None:
         self.plan, self.journal, self.config = plan, journal, config
-        self.outcomes: dict[int, int | Reject] = {}
+        self.outcomes: dict[int, Measured | Reject] = {}
         self.reused = 0
         self.todo: dict[int, tuple[_Job, dict[str, Any]]] = {}  # with what each job's output is made from
-        self.running: dict[Future[int | Reject], int] = {}
+        self.running: dict[Future[Measured | Reject], int] = {}
 
     def settle_at_once(self) -> None:
         """Settle what needs no work: rejects, missing files, files finished before. The others are `todo`."""
@@ -187,12 +189,12 @@ class _Run:
             except (OSError, ValueError):
                 self.outcomes[index] = item.reject("missing", f"{item.found.where}: {item.source.path} is not there")
                 continue
-            samples = self.journal.finished(item.output, made_from)
-            if samples is None:
+            measured = _remembered(self.journal.finished(item.output, made_from))
+            if measured is None:
                 self.todo[index] = item, made_from
             else:
-                self.outcomes[index] = _length_reject(item, samples, self.config) or samples
-                self.reused += isinstance(self.outcomes[index], int)
+                self.outcomes[index] = _length_reject(item, measured, self.config) or measured
+                self.reused += isinstance(self.outcomes[index], Measured)
 
     def convert(self, progress: Progress) -> None:
         """Convert what is left, a bounded number of files in work.
@@ -220,16 +222,38 @@ class _Run:
             self._settle(future)
             progress(len(self.outcomes), len(self.plan))
 
-    def _settle(self, future: Future[int | Reject]) -> None:
+    def _settle(self, future: Future[Measured | Reject]) -> None:
         index = self.running.pop(future)
         outcome = self.outcomes[index] = future.result()
-        if isinstance(outcome, int):
+        if isinstance(outcome, Measured):
             job, made_from = self.todo[index]
-            self.journal.add(job.output, made_from, outcome)
+            self.journal.add(job.output, made_from, asdict(outcome))
+
+    def results(self) -> Results:
+        """Return what came of every part of the plan, in its order."""
+        kept: list[Kept] = []
+        rejects: list[Reject] = []
+        for index, item in enumerate(self.plan):
+            outcome = self.outcomes[index]
+            if isinstance(outcome, Reject):
+                rejects.append(outcome)
+            elif isinstance(item, _Job):
+                told = item.found.told_seconds
+                told = item.found.utterance.duration if told is None else told
+                kept.append(Kept(item.utterance(outcome), outcome, told))
+        return Results(kept, rejects, self.reused)
 
 
-def _convert(job: _Job, config: PreprocessConfig) -> int | Reject:
-    """Write one job's output, whole or not at all; return its samples, or the reject."""
+def _remembered(result: Any) -> Measured | None:
+    """Return what a journal holds of a finished output; None where it is of an earlier version."""
+    try:
+        return Measured(**result)
+    except TypeError:
+        return None
+
+
+def _convert(job: _Job, config: PreprocessConfig) -> Measured | Reject:
+    """Write one job's output, whole or not at all; return what was measured, or the reject."""
     try:
         with written_aside(job.output) as aside:
             return _write_sound(job, aside, config)
@@ -246,79 +270,38 @@ class _Refused(Exception):
         self.reject = reject
 
 
-def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> int:
-    """Write the sound of a job as 16 kHz mono, 16 bit, in bounded memory; _Refused where its length is."""
-    samples = 0
+def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> Measured:
+    """Write the sound of a job as 16 kHz mono, 16 bit; _Refused where its length is.
+
+    In bounded memory, unless a step needs the utterance as a whole.
+    """
+    meter, source_samples = Meter(), 0
     with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=config.format.upper()) as out:
-        for block in stream(job.source):
-            samples += len(block)
-            out.write(_to_int16(block))
-            if config.max_seconds is not None and samples > config.max_seconds * SAMPLE_RATE_HZ:
+        blocks: Iterable[np.ndarray] = stream(job.source)
+        if changes_sound(config):
+            whole = load(job.source)
+            source_samples, blocks = len(whole), [changed(whole, config)]
+        for block in blocks:
+            values = _to_int16(block)
+            meter.hear(values)
+            out.write(values)
+            if config.max_seconds is not None and meter.samples > config.max_seconds * SAMPLE_RATE_HZ:
                 break
-    reject = _length_reject(job, samples, config)
+    seconds = max(source_samples, meter.samples) / SAMPLE_RATE_HZ
+    if job.alone and not job.source.offset and job.source.duration is not None:
+        seconds = probe_seconds(job.source.path) or seconds
+    measured = meter.result(seconds)
+    reject = _length_reject(job, measured, config)
     if reject:
         raise _Refused(reject)
-    return samples
+    return measured
 
 
-def _to_int16(waveform: np.ndarray) -> np.ndarray:
-    """Return float samples as 16 bit; what came from 16 bit comes back bit for bit, what is too loud is clipped."""
-    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
-
-
-def _length_reject(job: _Job, samples: int, config: PreprocessConfig) -> Reject | None:
-    seconds = samples / SAMPLE_RATE_HZ
-    if not samples or seconds < config.min_seconds:
+def _length_reject(job: _Job, measured: Measured, config: PreprocessConfig) -> Reject | None:
+    seconds = measured.seconds
+    if not seconds or seconds < config.min_seconds:
         reason = f"{job.source.path}: {seconds:.3f} s is shorter than min_seconds ({config.min_seconds:g})"
         return job.reject("too short", reason)
     if config.max_seconds is not None and seconds > config.max_seconds:
         return job.reject("too long", f"{job.source.path}: longer than max_seconds ({config.max_seconds:g})")
     return None
-
-
-# The results
-
-
-def _write_results(folder: Path, run: _Run) -> Report:
-    kept: list[Utterance] = []
-    rejects: list[Reject] = []
-    for index, item in enumerate(run.plan):
-        outcome = run.outcomes[index]
-        if isinstance(outcome, Reject):
-            rejects.append(outcome)
-        elif isinstance(item, _Job):
-            seconds = outcome / SAMPLE_RATE_HZ
-            kept.append(replace(item.found.utterance, audio=item.output, offset=0.0, duration=seconds))
-    splits = _splits(kept)
-    for name, utterances in splits.items():
-        write_manifest(folder / f"{name}.jsonl", utterances)
-    _write_rejects(folder / "rejects.jsonl", rejects)
-    write_manifest(folder / "manifest.jsonl", kept)
-    return Report(
-        manifest=folder / "manifest.jsonl",
-        rejects_file=folder / "rejects.jsonl",
-        kept=len(kept),
-        reused=run.reused,
-        seconds=sum(utterance.duration or 0.0 for utterance in kept),
-        rejects=dict(Counter(reject.kind for reject in rejects).most_common()),
-        examples={reject.kind: reject.reason for reject in reversed(rejects)},
-        splits={name: len(utterances) for name, utterances in splits.items()},
-    )
-
-
-def _splits(utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:
-    """Return the utterances of each split that the corpus tells apart, where its name can be a file's."""
-    splits: dict[str, list[Utterance]] = {}
-    for utterance in utterances:
-        name = utterance.extra.get("split")
-        if isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,60}", name) and name not in ("manifest", "rejects"):
-            splits.setdefault(name, []).append(utterance)
-    return splits
-
-
-def _write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
-    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as out:
-        for reject in rejects:
-            audio = {"audio_filepath": str(reject.audio)} if reject.audio else {}
-            row = {**audio, "text": reject.text, "kind": reject.kind, "reason": reject.reason}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")

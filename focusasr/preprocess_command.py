@@ -21,8 +21,9 @@ def preprocess(
 ) -> None:
     """Turn audio and text as they come into 16 kHz mono files and a manifest.
 
-    Reads audio with sidecar .txt, CSV/TSV with headers, LibriSpeech, LJSpeech and Common Voice trees, and manifests.
-    What cannot be used is listed with its reason; a rerun goes on where the last one stopped.
+    Reads audio with a text or subtitles beside it, CSV/TSV, LibriSpeech, LJSpeech, Common Voice, Kaldi, lhotse and
+    manifests. What cannot be used is listed with its reason, what is odd is reported (report.html); a rerun goes on
+    where the last one stopped.
     """
     from focusasr import preprocess as room
 

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from focusasr.intervals import Interval, group_totals, middle, resample_totals
 from focusasr.settings import InputError
 
 # jiwer, numpy, rich and whisper_normalizer are imported where they are used: the command line reads NORMALIZERS.
 if TYPE_CHECKING:
     import jiwer
-    import numpy as np
 
 NORMALIZERS = ("none", "basic", "english")
-RESAMPLES = 1000
-INTERVAL_PERCENT = 95.0
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,42 @@ class Errors:
 
 @dataclass(frozen=True)
 class Score:
-    """Error rates of a set of utterances, as ratios (0.05 is 5 %), and the word counts behind them."""
+    """Error rates of a set of utterances, as ratios (0.05 is 5 %), each with its 95 % interval, and the counts behind.
+
+    `ser` is the share of utterances with any error; the rates of substitutions, deletions and insertions are per
+    reference word. `unit` says whether utterances or speakers were drawn for the intervals, `drawn` how many there are.
+    """
 
     wer: float
     wer_low: float
     wer_high: float
     cer: float
+    cer_low: float
+    cer_high: float
+    ser: float
+    ser_low: float
+    ser_high: float
+    substitution_rate: float
+    substitution_rate_low: float
+    substitution_rate_high: float
+    deletion_rate: float
+    deletion_rate_low: float
+    deletion_rate_high: float
+    insertion_rate: float
+    insertion_rate_low: float
+    insertion_rate_high: float
     substitutions: int
     deletions: int
     insertions: int
     words: int
+    wrong: int
     utterances: int
+    unit: str
+    drawn: int
+
+    def interval(self, rate: str) -> Interval:
+        """Return one of the rates with its bounds, such as `wer`."""
+        return Interval(*(getattr(self, name) for name in (rate, f"{rate}_low", f"{rate}_high")))
 
 
 @functools.cache
@@ -123,66 +146,83 @@ def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str 
     return summarize(words, characters, seed)
 
 
-def summarize(words: Sequence[Errors], characters: Sequence[Errors], seed: int = 0) -> Score:
+def summarize(
+    words: Sequence[Errors], characters: Sequence[Errors], seed: int = 0, groups: Sequence[str] | None = None
+) -> Score:
     """Add up the errors of U utterances; ValueError where there are none.
 
     As in jiwer 4, an utterance with an empty reference adds its insertions and no words, and where no reference has
-    a word the rate is the number of insertions. The interval is the middle 95 % of the word error rates of 1000 sets
-    of U utterances drawn with replacement (Bisani and Ney 2004), the same for the same seed in whatever order the
-    utterances come. One utterance, or utterances all alike, give an interval without width: it cannot say more.
+    a word the rate is the number of insertions. The interval is the middle 95 % of the rates of 1000 sets of U
+    utterances drawn with replacement (Bisani and Ney 2004), the same for the same seed in whatever order they come.
+    With `groups` (the speaker of each utterance) whole speakers are drawn. One utterance, or utterances all alike,
+    give an interval without width: it cannot say more.
     """
     if not words:
         raise ValueError("no utterances to score; wanted: at least 1")
     import numpy as np
 
-    whole, spelled = _total(words), _total(characters)
-    drawn = resample_totals(np.array([(errors.count, errors.words) for errors in words]), seed)
-    rates = drawn[:, 0] / np.maximum(drawn[:, 1], 1)
-    margin = (100.0 - INTERVAL_PERCENT) / 2
-    low, high = np.percentile(rates, [margin, 100.0 - margin])
-    counts = (whole.substitutions, whole.deletions, whole.insertions, whole.words)
-    return Score(whole.rate, float(low), float(high), spelled.rate, *counts, utterances=len(words))
+    counts = np.array([_counts(*pair) for pair in zip(words, characters, strict=True)])
+    counted = group_totals(counts, groups)
+    whole, drawn = counts.sum(axis=0, keepdims=True), resample_totals(counted, seed)
+    figures: dict[str, float] = {}
+    for name, (above, below) in _RATES.items():
+        value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, drawn))
+        low, high = middle(rates)
+        figures |= {name: float(value[0]), f"{name}_low": low, f"{name}_high": high}
+    names = ("substitutions", "deletions", "insertions", "words", "wrong", "utterances")
+    totals = {name: int(whole[0, _COLUMNS.index(name)]) for name in names}
+    unit = "utterance" if groups is None else "speaker"
+    return Score(**figures, **totals, unit=unit, drawn=len(counted))  # type: ignore[arg-type]
 
 
-def _total(errors: Sequence[Errors]) -> Errors:
-    return Errors(
-        sum(one.substitutions for one in errors),
-        sum(one.deletions for one in errors),
-        sum(one.insertions for one in errors),
-        sum(one.hits for one in errors),
+_COLUMNS = (
+    *("substitutions", "deletions", "insertions", "errors", "words", "wrong", "utterances"),
+    *("character errors", "characters"),
+)
+_RATES = {  # a rate is the first column divided by the second
+    name: (_COLUMNS.index(above), _COLUMNS.index(below))
+    for name, above, below in (
+        ("wer", "errors", "words"),
+        ("cer", "character errors", "characters"),
+        ("ser", "wrong", "utterances"),
+        ("substitution_rate", "substitutions", "words"),
+        ("deletion_rate", "deletions", "words"),
+        ("insertion_rate", "insertions", "words"),
     )
+}
 
 
-def resample_totals(counts: np.ndarray, seed: int) -> np.ndarray:
-    """Draw the rows of `counts` (U, K) with replacement, U at a time; return the column sums (RESAMPLES, K).
-
-    Equal rows are drawn together, as one multinomial count: the same distribution, in memory that follows the number
-    of different rows.
-    """
-    import numpy as np
-
-    kinds, shares = np.unique(counts, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(counts), shares / len(counts), size=RESAMPLES)
-    return draws @ kinds
+def _counts(words: Errors, characters: Errors) -> tuple[int, ...]:
+    """Return the columns of one utterance."""
+    kinds = (words.substitutions, words.deletions, words.insertions)
+    return (*kinds, words.count, words.words, int(words.count > 0), 1, characters.count, characters.words)
 
 
-def align_columns(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
-    """Set the words of both against each other: (reference, hypothesis, mark), each padded to one terminal width.
+def align_words(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
+    """Set the words of both against each other: (reference, hypothesis, mark), the mark S, D, I or empty for a hit.
 
-    The mark is S, D or I, blank for a hit; a word that the other side lacks faces as many stars as it is wide.
+    A word that the other side lacks faces the empty string.
     """
     import jiwer
 
     aligned = jiwer.process_words(_single_spaces(reference), _single_spaces(hypothesis))
     said, heard = aligned.references[0], aligned.hypotheses[0]
-    columns = []
+    pairs = []
     for chunk in aligned.alignments[0]:
         left = said[chunk.ref_start_idx : chunk.ref_end_idx]
         right = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
         mark = "" if chunk.type == "equal" else chunk.type[0].upper()
-        pairs = zip(left or [""] * len(right), right or [""] * len(left), strict=True)
-        columns += [_column(word, other, mark) for word, other in pairs]
-    return columns
+        sides = zip(left or [""] * len(right), right or [""] * len(left), strict=True)
+        pairs += [(word, other, mark) for word, other in sides]
+    return pairs
+
+
+def align_columns(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
+    """Return what `align_words` does, each padded to one terminal width; a missing word is as many stars as are wide.
+
+    The mark is blank for a hit.
+    """
+    return [_column(*triple) for triple in align_words(reference, hypothesis)]
 
 
 def _column(reference: str, hypothesis: str, mark: str) -> tuple[str, str, str]:

@@ -88,6 +88,11 @@ def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Ite
             origin += span.stop * FRAME_SAMPLES
 
 
+def speech_frames(waveform: np.ndarray, vad_threshold: float = 0.5) -> np.ndarray:
+    """Return which frames of 512 samples of a whole recording (N,) at 16 kHz are speech (n,), the last one padded."""
+    return _detector(vad_threshold)(_whole_frames(waveform))
+
+
 def _whole_frames(waveform: np.ndarray) -> np.ndarray:
     """Pad the end of a recording with zeros to a whole number of frames."""
     return np.pad(waveform, (0, -len(waveform) % FRAME_SAMPLES))

@@ -5,63 +5,33 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
-import os
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
+from typing import Any
 
 from focusasr.audio import AUDIO_SUFFIXES, find_sources
+from focusasr.kaldi import is_kaldi, read_kaldi
+from focusasr.lhotse import is_lhotse, read_lhotse
 from focusasr.manifest import Utterance, numbered_lines, parse_line
+from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds
 from focusasr.settings import InputError
+from focusasr.subtitles import read_subtitles, subtitles_of
 from focusasr.tables import delimiter_of, pick_column, read_header, read_lines, read_rows, require_column
 
-AUDIO_COLUMNS = ("audio_filepath", "path", "file", "audio", "filename", "file_name", "wav")
+AUDIO_COLUMNS = ("audio_filepath", "path", "file", "audio", "filename", "file_name", "wav", "audio_file")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
-COMMON_VOICE_COLUMNS = frozenset(("client_id", "path", "sentence"))
+COMMON_VOICE_COLUMNS = {  # → the folder of the clips: read sentences, and since 2025 answers to questions
+    frozenset(("client_id", "path", "sentence")): "clips",
+    frozenset(("client_id", "audio_file", "transcription")): "audios",
+}
 COMMON_VOICE_SPLITS = ("train", "dev", "test")
+SIDECAR_SUFFIXES = (".txt", ".lab", ".json")
+TARRED_KEYS = frozenset(("shard_id", "tar_filepath", "tarred_audio_filepaths"))
 TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
 MANIFEST_SUFFIXES = frozenset((".jsonl", ".json"))
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Columns of a table that the user named; None: found among the usual names."""
-
-    audio: str | None = None
-    text: str | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """One utterance of a corpus, its audio not yet opened.
-
-    `name` is where it lies inside the corpus, with `/` and without suffix; several utterances may share it.
-    `where` says which file, and which line of it, told of the utterance.
-    """
-
-    utterance: Utterance
-    name: str
-    where: str
-
-    @property
-    def audio(self) -> Path:
-        """The file that the utterance is in."""
-        return self.utterance.audio
-
-
-@dataclass(frozen=True)
-class Reject:
-    """Something that cannot become an utterance: its kind (few, to be counted) and the reason in one line."""
-
-    kind: str
-    reason: str
-    audio: Path | None = None
-    text: str = ""
-
-
-Readings = Iterator[Found | Reject]
 Seen = dict[tuple[Path, float, float | None, str], str]
 
 
@@ -113,10 +83,12 @@ def recognize(path: Path, columns: Columns) -> str:
 def _recognize_file(path: Path, columns: Columns) -> str | None:
     if path.name.endswith(".trans.txt"):
         return "librispeech"
+    if is_lhotse(path):
+        return "lhotse"
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return "manifest"
     if path.suffix.lower() in AUDIO_SUFFIXES:
-        return "sidecar"
+        return "subtitles" if subtitles_of(path) and not _sidecar(path) else "sidecar"
     return _recognize_table(path, columns)
 
 
@@ -125,17 +97,24 @@ def _recognize_folder(path: Path, columns: Columns) -> str | None:
         return "ljspeech"
     if next(path.rglob("*.trans.txt"), None):
         return "librispeech"
+    if is_kaldi(path):
+        return "kaldi"
+    if is_lhotse(path):
+        return "lhotse"
     if _manifests(path):
         return "manifest"
     for layout in ("commonvoice", "table"):
         if _tables_of(path, layout, columns):
             return layout
-    return "sidecar" if any(_sidecar(audio).is_file() for audio in _audio_files(path)) else None
+    audios = _audio_files(path)
+    if any(_sidecar(audio) for audio in audios):
+        return "sidecar"
+    return "subtitles" if any(subtitles_of(audio) for audio in audios) else None
 
 
 def _recognize_table(path: Path, columns: Columns) -> str | None:
     header = read_header(path)
-    if not (columns.audio or columns.text) and COMMON_VOICE_COLUMNS.issubset(header):
+    if not (columns.audio or columns.text) and _clips_folder(header):
         return "commonvoice"
     if pick_column(header, columns.audio, AUDIO_COLUMNS) and pick_column(header, columns.text, TEXT_COLUMNS):
         return "table"
@@ -161,18 +140,46 @@ def _inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 
 
 def _read_sidecars(path: Path, columns: Columns) -> Readings:
+    """Read a text beside each recording: .txt, .lab, or .json with a text and other keys."""
     root = path if path.is_dir() else path.parent
     for audio in _audio_files(path):
         sidecar = _sidecar(audio)
-        if not sidecar.is_file():
-            yield Reject("no text", f"{audio}: no {sidecar.name} beside it", audio)
+        if sidecar is None:
+            beside = " or ".join(audio.with_suffix(suffix).name for suffix in SIDECAR_SUFFIXES)
+            yield Reject("no text", f"{audio}: no {beside} beside it", audio)
             continue
         try:
-            text = "".join(read_lines(sidecar))
+            text, extra = _sidecar_text(sidecar, columns)
         except InputError as error:
             yield Reject("unreadable text", str(error), audio)
             continue
-        yield Found(Utterance(audio, text), _name(audio, root), str(sidecar))
+        yield Found(Utterance(audio, text, extra=extra), name_in_corpus(audio, root), str(sidecar))
+
+
+def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
+    whole = "".join(read_lines(path))
+    if path.suffix != ".json":
+        return whole, {}
+    try:
+        extra = json.loads(whole)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    wanted = [columns.text] if columns.text else list(TEXT_COLUMNS)
+    key = next((key for key in wanted if isinstance(extra, dict) and isinstance(extra.get(key), str)), None)
+    if key is None:
+        raise InputError(f"{path}: expected an object with a text under {' or '.join(wanted)}; --text-column names it")
+    others = {k: v for k, v in extra.items() if k not in (key, "audio_filepath", "offset", "duration", "segments")}
+    return extra[key], {("source_text" if k == "text" else k): v for k, v in others.items()}
+
+
+def _read_subtitles(path: Path, columns: Columns) -> Readings:
+    root = path if path.is_dir() else path.parent
+    for audio in _audio_files(path):
+        beside = subtitles_of(audio)
+        if beside is None:
+            yield Reject("no text", f"{audio}: no .srt or .vtt beside it", audio)
+        else:
+            yield from read_subtitles(audio, beside, name_in_corpus(audio, root))
 
 
 def _audio_files(path: Path) -> list[Path]:
@@ -183,8 +190,8 @@ def _audio_files(path: Path) -> list[Path]:
     return [Path(source.path) for source in sources if not Path(source.path).name.startswith(".")]
 
 
-def _sidecar(audio: Path) -> Path:
-    return audio.with_suffix(".txt")
+def _sidecar(audio: Path) -> Path | None:
+    return next((path for path in map(audio.with_suffix, SIDECAR_SUFFIXES) if path.is_file()), None)
 
 
 # Tables with a header, and Common Voice, which is one
@@ -217,7 +224,13 @@ def _read_common_voice(path: Path, columns: Columns) -> Readings:
     for table in tables:
         split = table.stem if len(tables) > 1 else None
         renamed = {"client_id": "speaker", "locale": "language"}
-        yield from _read_table(_Table(table, table.parent / "clips", split, renamed), columns)
+        clips = _clips_folder(read_header(table)) or "clips"
+        yield from _read_table(_Table(table, table.parent / clips, split, renamed), columns)
+
+
+def _clips_folder(header: list[str]) -> str | None:
+    """Return where a Common Voice table's clips lie; None where it is no such table."""
+    return next((folder for names, folder in COMMON_VOICE_COLUMNS.items() if names.issubset(header)), None)
 
 
 def _read_table(table: _Table, columns: Columns) -> Readings:
@@ -239,12 +252,12 @@ def _read_table(table: _Table, columns: Columns) -> Readings:
 def _found_in_row(table: _Table, named: tuple[str, str], others: dict[str, str], where: str) -> Found | Reject:
     """Build the utterance of one row: its audio and text, and its other cells as extra keys where not empty.
 
-    `offset` and `duration` (seconds) choose a part of the file; a `duration` alone only repeats the file's length.
+    `offset` and `duration` (seconds) choose a part of the file; a `duration` alone only tells the file's length.
     """
     audio, text = named
     if not audio.strip() or "\0" in audio:
         return Reject("broken row", f"{where}: the cell with the audio file's name is empty or binary", text=text)
-    path = _locate(table.folder, audio.strip())
+    path = locate(table.folder, audio.strip())
     extra = {table.renamed.get(key, key): value for key, value in others.items() if key and value.strip()}
     offset, duration = extra.pop("offset", None), extra.pop("duration", None)
     part = {"offset": offset, "duration": duration} if offset else {}
@@ -254,22 +267,12 @@ def _found_in_row(table: _Table, named: tuple[str, str], others: dict[str, str],
     if table.split:
         extra.setdefault("split", table.split)
     try:
-        start, length = (_seconds(part.get(key), key, where) for key in ("offset", "duration"))
+        start, length = (to_seconds(part.get(key), key, where) for key in ("offset", "duration"))
+        told = None if part else to_seconds(duration, "duration", where)
     except InputError as error:
         return Reject("broken row", str(error), path, text)
-    return Found(Utterance(path, text, start or 0.0, length, extra), _name(path, table.path.parent), where)
-
-
-def _seconds(cell: str | None, key: str, where: str) -> float | None:
-    if cell is None:
-        return None
-    try:
-        number = float(cell)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {cell!r}")
-    return number
+    utterance = Utterance(path, text, start or 0.0, length, extra)
+    return Found(utterance, name_in_corpus(path, table.path.parent), where, told)
 
 
 # LibriSpeech, LJSpeech, manifests
@@ -288,9 +291,9 @@ def _read_librispeech(path: Path, columns: Columns) -> Readings:
         for number, line in enumerate(lines, start=1):
             key, _, text = line.strip().partition(" ")
             if key:
-                audio = _locate(transcript.parent, key)
+                audio = locate(transcript.parent, key)
                 utterance = Utterance(audio, text, extra={"speaker": speaker, "chapter": chapter, "id": key})
-                yield Found(utterance, _name(audio, root), f"{transcript}, line {number}")
+                yield Found(utterance, name_in_corpus(audio, root), f"{transcript}, line {number}")
 
 
 def _read_ljspeech(path: Path, columns: Columns) -> Readings:
@@ -304,9 +307,9 @@ def _read_ljspeech(path: Path, columns: Columns) -> Readings:
         if len(fields) not in (2, 3) or not fields[0]:
             yield Reject("broken row", f"{where}: expected ID|TEXT|NORMALIZED TEXT, got {line.strip()[:60]!r}")
             continue
-        audio = _locate(table.parent / "wavs", fields[0])
+        audio = locate(table.parent / "wavs", fields[0])
         text = fields[2] if len(fields) == 3 and fields[2] else fields[1]
-        yield Found(Utterance(audio, text, extra={"id": fields[0]}), _name(audio, table.parent), where)
+        yield Found(Utterance(audio, text, extra={"id": fields[0]}), name_in_corpus(audio, table.parent), where)
 
 
 def _read_manifests(path: Path, columns: Columns) -> Readings:
@@ -318,10 +321,15 @@ def _read_manifests(path: Path, columns: Columns) -> Readings:
             except InputError as error:
                 yield Reject("broken row", str(error))
                 continue
+            if not TARRED_KEYS.isdisjoint(utterance.extra):
+                raise InputError(
+                    f"{manifest}, line {number}: tarred, its audio lies inside archives; unpack them (tar -xf) and "
+                    "give the manifest whose audio_filepath names the files"
+                )
             extra = {"split": manifest.stem, **utterance.extra} if len(manifests) > 1 else utterance.extra
-            audio = _locate(manifest.parent, str(utterance.audio))
+            audio = locate(manifest.parent, str(utterance.audio))
             where = f"{manifest}, line {number}"
-            yield Found(replace(utterance, audio=audio, extra=extra), _name(audio, manifest.parent), where)
+            yield Found(replace(utterance, audio=audio, extra=extra), name_in_corpus(audio, manifest.parent), where)
 
 
 def _manifests(folder: Path) -> list[Path]:
@@ -339,31 +347,6 @@ def _is_manifest(path: Path) -> bool:
     return isinstance(first, dict) and "audio_filepath" in first
 
 
-# Names, lines and rows
-
-
-def _locate(folder: Path, name: str) -> Path:
-    """Return the file that a corpus means: as written, in the other Unicode form, with `/` for `\\`, or with a suffix.
-
-    Where there is none it is the path as written: whoever opens it reports it.
-    """
-    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")):
-        if os.path.isfile(folder / form):  # False, not an error, for a name that no file can have
-            return folder / form
-    if PurePath(name).suffix.lower() not in AUDIO_SUFFIXES:
-        for suffix in sorted(AUDIO_SUFFIXES):
-            if os.path.isfile(folder / f"{name}{suffix}"):
-                return folder / f"{name}{suffix}"
-    return folder / name
-
-
-def _name(audio: Path, root: Path) -> str:
-    """Return the path from the corpus's root, without suffix; of a file elsewhere, the path without its `..`."""
-    path = PurePath(os.path.relpath(audio, root))
-    stem = path.with_suffix("") if path.suffix.lower() in AUDIO_SUFFIXES else path
-    return "/".join(part for part in stem.parts if part != "..")
-
-
 READERS: dict[str, Callable[[Path, Columns], Readings]] = {
     "sidecar": _read_sidecars,
     "table": _read_tables,
@@ -371,4 +354,7 @@ READERS: dict[str, Callable[[Path, Columns], Readings]] = {
     "ljspeech": _read_ljspeech,
     "commonvoice": _read_common_voice,
     "manifest": _read_manifests,
+    "kaldi": lambda path, columns: read_kaldi(path if path.is_dir() else path.parent),
+    "lhotse": lambda path, columns: read_lhotse(path),
+    "subtitles": _read_subtitles,
 }

@@ -30,7 +30,7 @@ from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import measure, model_card, read_dev_set
-from focusasr.warm_start import freeze, remarks, warm_model, warm_tokenizer, within_window
+from focusasr.warm_start import learn_only, remarks, warm_model, warm_tokenizer, within_window
 
 UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)  # a state.pt
 MOST_BAD_STEPS = 20  # consecutive steps without a finite loss before training gives up
@@ -122,7 +122,7 @@ class Trainer:
         self.dev_sets = [read_dev_set(option) for option in run.dev]
         self.position = Position()
         model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
-        freeze(model, run.settings.train_only)
+        learn_only(model, run.settings.train_only)
         self.optimizer: Any
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, run.settings))
         self.average = AveragedModel(

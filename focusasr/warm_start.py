@@ -93,7 +93,7 @@ def begin_as_global(attention: HybridAttention) -> None:
     attention.projection.bias.zero_()
 
 
-def freeze(model: Model, train_only: str) -> None:
+def learn_only(model: Model, train_only: str) -> None:
     """Let only some weights learn: "all", or "local", what a hybrid layer adds to its global branch.
 
     InputError where there is nothing to add.

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from focusasr.audio import Source, load
+from focusasr.breakdown import to_json
 from focusasr.checkpoint import Checkpoint, load_checkpoint, read_json, save_checkpoint
 from focusasr.config import DecodingConfig
-from focusasr.evaluate import evaluate, to_json
+from focusasr.evaluate import evaluate
 from focusasr.features import log_mel
 from focusasr.files import written_aside
 from focusasr.inspection import mean_spans

@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 ORDER = (
     "settings config startup files text tokenizer whisper_tokenizer device manifest journal containers audio tables "
-    "sources features attention model inspection picture score augment data alignment quantize engine greedy "
-    "joint_search decoding whisper_weights hugging_face openai_file whisper checkpoint segments output transcribe "
-    "preprocess evaluate validate training_log warm_start train options progress preprocess_command train_command "
-    "transcribe_command evaluate_command inspect_command convert_command cli"
+    "hypotheses readings kaldi lhotse subtitles sources features attention model inspection picture intervals score "
+    "augment data alignment quantize engine greedy joint_search decoding whisper_weights hugging_face openai_file "
+    "whisper checkpoint segments output transcribe recall splitting pages splits loudness checks preparation_page "
+    "preparation preprocess evaluate breakdown evaluation_table evaluation_page validate training_log warm_start "
+    "train options progress preprocess_command train_command transcribe_command evaluate_command inspect_command "
+    "convert_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)

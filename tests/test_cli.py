@@ -239,3 +239,51 @@ def test_results_reach_a_pipe_when_stderr_is_a_terminal(sample: Path, heard: str
     os.close(leader)
     assert out == f"{sample}\t{heard}\n" or out == heard + "\n"
     assert "transcribing" in shown
+
+
+def texts(*pairs: tuple[str, str]) -> None:
+    Path("refs.txt").write_text("".join(f"{said}\n" for said, _ in pairs))
+    Path("hyps.txt").write_text("".join(f"{heard}\n" for _, heard in pairs))
+
+
+def test_evaluate_scores_two_files_of_text_without_a_model(run) -> None:
+    texts(("The cat sat.", "the cat sat"), ("on the mat", "on a mat"))
+    Path("worse.txt").write_text("cat\nmat\n")
+    options = ["--hypotheses", "hyps.txt", "--against", "worse.txt", "--html", "page.html", "--output", "rows.jsonl"]
+    result = run("evaluate", "refs.txt", *options, "--json")
+    figures = json.loads(result.out)
+    assert (result.status, figures["wer"], figures["substitutions"]) == (0, 1 / 6, 1)
+    assert figures["comparison"]["second"] == 4 / 6 and figures["comparison"]["probability"] == 1.0
+    assert "<html" in Path("page.html").read_text()
+    again = run("evaluate", "refs.txt", "--hypotheses", "rows.jsonl", "--json")
+    assert json.loads(again.out)["wer"] == 1 / 6
+    table = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", "--against", "worse.txt")
+    assert "here is better with probability" in " ".join(table.out.split()) and "normalizer" in table.out
+
+
+@pytest.mark.parametrize(("limit", "status"), [(0.16, 1), (0.17, 0)])
+def test_evaluate_fails_above_a_limit_in_one_line(run, limit: float, status: int) -> None:
+    texts(("a b c d e f", "a b c d e x"))
+    result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", "--fail-above", limit)
+    assert result.status == status
+    assert result.err == ("focusasr: WER 16.67 %; --fail-above allows 16.00 %\n" if status else "")
+
+
+def test_evaluate_refuses_what_cannot_be(run) -> None:
+    texts(("a", "a"))
+    for options, said in (
+        (["--fail-above", "10"], "a ratio from 0 to 1"),
+        (["--slice", "mood"], "no line has that key"),
+        (["--against", "absent.txt"], "absent.txt"),
+    ):
+        result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", *options)
+        assert result.status == 1 and said in result.err and result.err.count("\n") == 1
+
+
+def test_evaluate_hears_what_transcribe_prints_and_leaves_nothing_aside(run, sample: Path) -> None:
+    printed = run("transcribe", sample).out.strip()
+    Path("m.jsonl").write_text(json.dumps({"audio_filepath": str(sample), "text": printed}) + "\n")
+    result = run("evaluate", "m.jsonl", "--output", "rows.jsonl", "--json")
+    assert json.loads(Path("rows.jsonl").read_text())["hypothesis"] == printed
+    assert json.loads(result.out)["audio_seconds_per_second"] > 0
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")]

@@ -26,7 +26,7 @@ from focusasr.manifest import read_manifest
 from focusasr.model import Memory, Model
 from focusasr.tokenizer import Tokenizer
 
-REAL_UTTERANCES = int(os.environ.get("FOCUSASR_REAL_UTTERANCES", 8))  # of each test set; all of them take minutes
+REAL_UTTERANCES = int(os.environ.get("FOCUSASR_REAL_UTTERANCES", 6))  # of each test set; all of them take minutes
 TOKENIZER = letters_tokenizer()
 TEXTS = ["abcabcab", "h", "fed cab", "gg gg gg gg gg", "ab"]
 LETTERS = TOKENIZER.encode("abcdefgh ")
@@ -171,7 +171,7 @@ def test_a_right_draft_takes_one_pass_and_a_wrong_one_hardly_more_than_none() ->
 def test_drafts_change_no_text_of_the_default_model_on_real_speech(real_data: Path) -> None:
     checkpoint = load_checkpoint(find_checkpoint(None))
     engine, tokenizer = Engine(checkpoint.model), checkpoint.tokenizer
-    for manifest in sorted(real_data.glob("*en*/test.jsonl")) + sorted(real_data.glob("[!c]*/test.jsonl")):
+    for manifest in sorted(real_data.glob("*/test.jsonl")):
         for utterance in read_manifest(manifest)[:REAL_UTTERANCES]:
             sound = audio.load(audio.Source(str(utterance.audio), utterance.offset, min(utterance.duration or 20, 20)))
             memory = engine.encode([log_mel(torch.from_numpy(sound))])

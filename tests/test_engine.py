@@ -86,10 +86,23 @@ def test_rows_are_selected_repeated_and_grouped(settings: dict) -> None:
     state.select(order)
     rest = tokens[[5, 4, 0, 0], 5:]
     torch.testing.assert_close(engine.advance(rest, state), wanted[[5, 4, 0, 0], 5:], atol=1e-5, rtol=1e-5)
-    state.select([1, 2], group=1)
+    assert (state.group, len(state.memory[0][0])) == (2, 2)
+    state.select([1, 2])
     assert (state.group, len(state.lengths), len(state.memory[0][0])) == (1, 2, 2)
     state.lengths = [8, 8]
     torch.testing.assert_close(engine.advance(tokens[[4, 0], 8:], state), wanted[[4, 0], 8:], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_utterances_may_have_unequal_numbers_of_rows() -> None:
+    model, engine, memory = both()
+    tokens = random_tokens(3, 7)
+    owners = [0, 2, 0, 2, 2, 1]
+    wanted = slow(model, memory, tokens)[owners]
+    state = engine.start(memory)
+    engine.advance(tokens[:, :4], state)
+    state.select(owners)
+    torch.testing.assert_close(engine.advance(tokens[owners, 4:], state), wanted[:, 4:], atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()

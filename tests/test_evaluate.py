@@ -14,16 +14,21 @@ import pytest
 from rich.console import Console
 
 from focusasr.audio import Source
-from focusasr.evaluate import Evaluation, evaluate, print_table, to_json, write_rows
+from focusasr.breakdown import to_json
+from focusasr.evaluate import Evaluation, evaluate, write_rows
+from focusasr.evaluation_table import print_table
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.output import Transcript
 from focusasr.score import score
 from focusasr.settings import InputError
 from focusasr.transcribe import Outcome
 
+RATES = ("wer", "cer", "ser", "substitution_rate", "deletion_rate", "insertion_rate")
 KEYS = [
-    *("wer", "wer_low", "wer_high", "cer", "substitutions", "deletions", "insertions", "words", "utterances"),
-    *("audio_seconds", "seconds", "normalizer", "failed"),
+    *(rate + bound for rate in RATES for bound in ("", "_low", "_high")),
+    *("substitutions", "deletions", "insertions", "words", "wrong", "utterances", "interval_over", "drawn"),
+    *("normalizer", "failed", "audio_seconds", "seconds", "audio_seconds_per_second"),
+    *("latency_p50_seconds", "latency_p95_seconds", "reused"),
 ]
 ROW_KEYS = [
     *("audio_filepath", "reference", "hypothesis", "normalized_reference", "normalized_hypothesis"),
@@ -64,7 +69,8 @@ def test_figures_are_those_of_score_under_exactly_the_agreed_keys():
     figures = to_json(evaluate(Recognizer(*hypotheses), said(*references), "basic"))
     assert list(figures) == KEYS
     expected = dataclasses.asdict(score(references, hypotheses, "basic"))
-    assert {key: figures[key] for key in expected} == expected
+    unit = {"interval_over": expected.pop("unit")}
+    assert {key: figures[key] for key in [*expected, *unit]} == expected | unit
     assert (figures["substitutions"], figures["deletions"], figures["insertions"]) == (1, 1, 1)
     assert figures["wer"] == 3 / 7
     assert (figures["audio_seconds"], figures["normalizer"], figures["failed"]) == (6.0, "basic", 0)
@@ -73,7 +79,8 @@ def test_figures_are_those_of_score_under_exactly_the_agreed_keys():
 
 def test_seconds_are_the_time_that_recognizing_took():
     evaluation = evaluate(Recognizer("a", "b", wait_seconds=0.05), said("a", "b"))
-    assert 0.1 <= evaluation.seconds < 5
+    assert evaluation.pace is not None and 0.1 <= evaluation.pace.seconds < 5
+    assert len(evaluation.pace.latencies) == 2 and min(evaluation.pace.latencies) >= 0.05
 
 
 def test_each_line_of_the_manifest_is_asked_for_with_its_part_of_the_file(tmp_path):
@@ -173,7 +180,8 @@ def test_recognizer_that_loses_a_file_is_a_bug_and_said():
 def test_table_tells_the_rate_its_interval_and_the_normalizer():
     text = printed(evaluate(Recognizer("a b c x", "a b c d"), said("a b c d", "a b c d"), "none"))
     assert "12.5 % (95 % interval 0.0 % to 25.0 %)" in text
-    assert "8: 1 substituted, 0 deleted, 0 inserted" in text
+    assert "substitutions 1: 12.5 % (0.0 % to 25.0 %) of the words" in re.sub(" +", " ", text)
+    assert "95 %, bootstrap over 2 utterances" in text
     assert "4.0 s in" in text
     assert "none" in text.split("normalizer")[1]
 

@@ -91,6 +91,15 @@ def test_less_than_a_window_is_padded_with_silence_to_one(samples: int) -> None:
     np.testing.assert_allclose(mel.numpy(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("samples", [1_600, 16_000, 20_000])
+def test_a_window_is_filled_with_silence_or_cut(samples: int) -> None:
+    wave = hiss(samples)
+    mel = log_mel(torch.from_numpy(wave), window_samples=16_000)
+    assert mel.shape == (100, 80)
+    held = np.pad(wave, (0, max(0, 16_000 - samples)))[:16_000]
+    assert torch.equal(mel, log_mel(torch.from_numpy(held)))
+
+
 def test_scale_is_whispers() -> None:
     assert FRAMES_PER_SECOND == 100
     silent = log_mel(torch.zeros(RATE_HZ))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focusasr.intervals import resample_totals
 from focusasr.score import (
     NORMALIZERS,
     Errors,
@@ -20,7 +21,6 @@ from focusasr.score import (
     count_errors,
     normalize,
     normalizer,
-    resample_totals,
     score,
     summarize,
 )

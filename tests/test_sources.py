@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from focusasr.readings import Columns, Found, Reject
 from focusasr.settings import InputError
-from focusasr.sources import Columns, Found, Reject, read_corpora, recognize
+from focusasr.sources import read_corpora, recognize
 
 
 def touch(*paths: Path) -> None:

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_whisper import TEXTS, as_whisper, write_whisper
-from tones import letters_tokenizer, mels, tiny_model, write_song_book
+from tones import letters_tokenizer, mels, sung, tiny_model, write_song_book
 
 from focusasr.attention import HybridAttention
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
-from focusasr.data import LARGEST_GAP_SECONDS, Item, collate
+from focusasr.data import LARGEST_GAP_SECONDS, Examples, Findings, Item, Plan, collate, read_corpus
 from focusasr.features import log_mel, stack
 from focusasr.model import IGNORED, Model
 from focusasr.settings import InputError, read_settings
-from focusasr.warm_start import freeze, settings_from, warm_model, within_window
+from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
 
 SONGS = ["abc", "cab", "bad cab", "face", "dab", "abba", "ebb", "fade"]
 QUICK = ("--batch-seconds", 40, "--workers", 0, "--warmup-steps", 2, "--ema-decay", 0, "--max-span", 16)
@@ -77,7 +77,7 @@ def test_a_hybrid_begins_as_a_native_checkpoint_that_was_global(native: Path) ->
 def test_the_projection_gets_a_gradient_at_once_and_the_spans_after_one_step(folder: Path) -> None:
     source = load_checkpoint(folder)
     model = hybrid_of(source)
-    freeze(model, "local")
+    learn_only(model, "local")
     optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], 0.1)
     mel = log_mel(torch.randn(source.model.config.window_samples or 0), 20)
     layer = next(module for module in model.modules() if isinstance(module, HybridAttention))
@@ -97,9 +97,9 @@ def test_the_projection_gets_a_gradient_at_once_and_the_spans_after_one_step(fol
 
 def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
     model = hybrid_of(load_checkpoint(folder))
-    freeze(model, "all")
+    learn_only(model, "all")
     assert new_parts(model) == {name for name, _ in model.named_parameters()}
-    freeze(model, "local")
+    learn_only(model, "local")
     learning = new_parts(model)
     assert learning and all(name.startswith("encoder.blocks.") for name in learning)
     parts = {name.split(".")[4] for name in learning}
@@ -109,7 +109,7 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
 
 def test_train_only_local_wants_something_local(folder: Path) -> None:
     with pytest.raises(InputError, match="train_only is 'local', but this model has no hybrid attention"):
-        freeze(load_checkpoint(folder).model, "local")
+        learn_only(load_checkpoint(folder).model, "local")
 
 
 # What is refused
@@ -150,6 +150,23 @@ def test_batches_open_with_whispers_prompt(folder: Path) -> None:
     batch = collate([(torch.zeros(5, 20), text, item, [])], tokenizer.prompt, tokenizer.end)
     assert batch.tokens.tolist() == [[*tokenizer.prompt, *text]]
     assert batch.targets.tolist() == [[IGNORED] * 3 + [*text, tokenizer.end]]
+
+
+def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path: Path) -> None:
+    source = load_checkpoint(folder)
+    window = source.model.config.window_samples
+    songs = write_song_book(tmp_path, SONGS)
+    corpus = read_corpus(str(songs), source.tokenizer, source.model.config, 2.0, Findings())
+    assert len(corpus.utterances) == len(SONGS)
+    settings = TrainConfig(batch_seconds=6.0, join=0.0, clean_epochs=1, silence=0.0)
+    batches = Plan([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
+    assert sorted(map(len, batches)) == [2, 3, 3]
+    examples = Examples([corpus], settings, 20, [], window)
+    mel, tokens, _, _ = examples[batches[0][0]]
+    assert mel.shape == (200, 20)
+    wave = torch.from_numpy(sung(SONGS[batches[0][0].parts[0][1]]))
+    assert torch.equal(mel, log_mel(wave, 20, window))
+    assert tokens == corpus.tokens[batches[0][0].parts[0][1]]
 
 
 def test_items_fit_the_window_however_slow(folder: Path) -> None:

@@ -17,8 +17,12 @@ from tones import sung
 
 from focusasr import openai_file
 from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from focusasr.config import DecodingConfig
+from focusasr.decoding import decode
+from focusasr.engine import Engine
 from focusasr.features import log_mel
 from focusasr.settings import InputError
+from focusasr.transcribe import Recognizer
 from focusasr.whisper_weights import HUGGING_FACE_PARTS, OPENAI_PARTS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -342,6 +346,34 @@ def test_convert_overwrites_nothing_and_names_what_does_not_fit(run, folder: Pat
     result = run("convert", folder, tmp_path / "half", "--dtype", "float16")
     assert result.status == 1 and "has a weight of 1e+05, too large for float16" in result.err
     assert not (tmp_path / "half").exists()
+
+
+@torch.inference_mode()
+def test_plain_decoding_goes_on_after_the_prompt(folder: Path) -> None:
+    """Token by token, the whole text read anew each time: the slow twin."""
+    loaded = load_checkpoint(folder)
+    model, tokenizer = loaded.model, as_whisper(loaded.tokenizer).speaking("es")
+    torch.nn.init.normal_(model.decoder.positional_embedding, std=2.0)  # so that not one token comes for ever
+    mels = [log_mel(torch.from_numpy(sung(text)), 20, model.config.window_samples) for text in ("abc", "dddd")]
+    answers = decode(Engine(model), mels, tokenizer, DecodingConfig())
+    for mel, answer in zip(mels, answers, strict=True):
+        memory = model.encode(mel[None], torch.tensor([len(mel)]))
+        tokens = list(tokenizer.prompt)
+        while len(tokens) < model.config.text_context - 1:
+            logits, _ = model.decoder(torch.tensor([tokens]), model.decoder.start(memory))
+            tokens.append(int(logits[0, -1].argmax()))
+            if tokens[-1] == tokenizer.end:
+                break
+        wanted = [token for token in tokens[len(tokenizer.prompt) :] if token != tokenizer.end]
+        assert answer.tokens == wanted
+        assert len(set(wanted)) > 5
+
+
+def test_long_recordings_are_cut_to_fit_the_window(folder: Path) -> None:
+    recognizer = Recognizer(load_checkpoint(folder), torch.device("cpu"), DecodingConfig())
+    assert recognizer.segment_seconds == 2.0
+    native = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
+    assert native.segment_seconds == DecodingConfig().max_segment_seconds
 
 
 def test_every_command_takes_a_whisper(run, folder: Path, tmp_path: Path) -> None:

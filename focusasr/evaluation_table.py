@@ -1,0 +1,158 @@
+"""An evaluation in the terminal: rates with their intervals, slices, confused words, the worst utterances aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from focusasr.breakdown import Breakdown, Slice, percentile
+from focusasr.evaluate import Evaluation, Row
+from focusasr.intervals import Comparison, Interval
+from focusasr.score import Errors, Score, align_columns
+
+MARK_STYLES = {"S": "yellow", "D": "red", "I": "magenta"}
+MOST_SLICES = 30  # of one key
+MOST_CONFUSED = 5  # of each kind
+KINDS = {"S": "heard as another", "D": "not heard", "I": "invented"}
+
+
+def print_table(evaluation: Evaluation, console: Console, worst: int = 5, breakdown: Breakdown | None = None) -> None:
+    """Print the figures, then the `worst` utterances by number of errors, reference and hypothesis aligned."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in [*_figures(evaluation), *(_more_figures(breakdown) if breakdown else ())]:
+        table.add_row(Text(name, "bold"), Text(value))
+    console.print(table)
+    if breakdown and breakdown.slices:
+        _print_slices(breakdown.slices, console)
+    wrong = [(row, row.words) for row in evaluation.rows if row.words is not None and row.words.count]
+    wrong.sort(key=lambda pair: (pair[1].count, pair[1].rate), reverse=True)
+    for row, errors in wrong[:worst]:
+        console.print()
+        _print_difference(row, errors, console)
+
+
+def _figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    score, pace = evaluation.score, evaluation.pace
+    failed = len(evaluation.failures)
+    if score is None:
+        yield "WER", "none: every file failed"
+    elif not score.words:
+        yield "WER", f"none: no reference has a word; {counted(score.insertions, 'word')} heard"
+    else:
+        yield from _rates(score)
+    count = f"{len(evaluation.rows) - failed}"
+    yield "utterances", f"{count}; {failed} more failed and are in no rate" if failed else count
+    if pace is not None and pace.reused:
+        yield "reused", f"{counted(pace.reused, 'utterance')} heard by a run that was cut short"
+    if score is not None and pace is not None and pace.latencies:
+        speed = pace.audio_seconds / max(pace.seconds, 1e-9)
+        yield "speed", f"{speed:.1f} s of audio per second ({pace.audio_seconds:.1f} s in {pace.seconds:.1f} s)"
+        half, most = (percentile(sorted(pace.latencies), percent) for percent in (50, 95))
+        yield "latency", f"{half:.2f} s median, {most:.2f} s for 95 %, from opening a file to its text, in batches"
+    yield "normalizer", evaluation.normalizer
+
+
+def _rates(score: Score) -> Iterator[tuple[str, str]]:
+    words = score.interval("wer")
+    yield "WER", f"{percent(words.value)} (95 % interval {percent(words.low)} to {percent(words.high)})"
+    for name, rate in (("CER", "cer"), ("wrong sentences", "ser")):
+        yield name, with_bounds(score.interval(rate))
+    yield "words", f"{score.words}"
+    for kind in ("substitution", "deletion", "insertion"):
+        yield f"{kind}s", f"{getattr(score, kind + 's')}: {with_bounds(score.interval(kind + '_rate'))} of the words"
+    yield "intervals", drawn_over(score)
+
+
+def _more_figures(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
+    silence = breakdown.silence
+    if silence is not None:
+        heard = f"{counted(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
+        rate = silence.words_per_minute
+        yield "silence", f"{heard}: {rate.value:.2f} per minute ({rate.low:.2f} to {rate.high:.2f})" if rate else heard
+    for kind, name in KINDS.items():
+        several = [one for one in breakdown.confusions if one.kind == kind][:MOST_CONFUSED]
+        if several:
+            pairs = (" → ".join(filter(None, (one.reference, one.hypothesis))) for one in several)
+            bounds = (f"{one.count} ({one.low:.0f}–{one.high:.0f})" for one in several)
+            yield name, ", ".join(f"{pair} {count}" for pair, count in zip(pairs, bounds, strict=True))
+    if breakdown.comparison is not None:
+        yield "against", compared(breakdown.comparison, breakdown.against or "the other")
+
+
+def compared(comparison: Comparison, name: str) -> str:
+    """Say in one sentence how two systems differ."""
+    shift = comparison.difference
+    rates = f"{percent(comparison.first)} here, {percent(comparison.second)} in {name}"
+    points = f"{100 * shift.value:+.1f} points ({100 * shift.low:+.1f} to {100 * shift.high:+.1f})"
+    share = f"{100 * comparison.probability:.1f} %"
+    counts = f"{comparison.better} utterances better, {comparison.worse} worse, {comparison.equal} equal"
+    return f"{rates}: {points}; here is better with probability {share}; {counts}"
+
+
+def drawn_over(score: Score) -> str:
+    """Say what the bootstrap drew."""
+    return f"95 %, bootstrap over {counted(score.drawn, score.unit)}"
+
+
+def _print_slices(parts: list[Slice], console: Console) -> None:
+    for key in dict.fromkeys(part.key for part in parts):
+        own = [part for part in parts if part.key == key]
+        table = Table(box=None, pad_edge=False, title_justify="left", header_style="bold")
+        for name in (key, "WER", "95 % interval", "words", "utterances"):
+            table.add_column(name, justify="left" if name == key else "right")
+        for part in own[:MOST_SLICES]:
+            bounds = part.score.interval("wer")
+            interval = f"{percent(bounds.low)} to {percent(bounds.high)}"
+            cells = (part.value, percent(bounds.value), interval, str(part.score.words), str(part.score.utterances))
+            table.add_row(*map(Text, cells))
+        console.print()
+        console.print(table)
+        if len(own) > MOST_SLICES:
+            console.print(f"{len(own) - MOST_SLICES} more with lower rates; --json and --html show all")
+
+
+def percent(ratio: float) -> str:
+    """Return a ratio as text."""
+    return f"{100 * ratio:.1f} %"
+
+
+def with_bounds(rate: Interval) -> str:
+    """Return a rate and its interval as text."""
+    return f"{percent(rate.value)} ({percent(rate.low)} to {percent(rate.high)})"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number and its thing, in the plural where it is not one."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _print_difference(row: Row, errors: Errors, console: Console) -> None:
+    """Print one utterance's path and errors, then REF, HYP and S/D/I lines folded to the console's width."""
+    at = f" at {row.utterance.offset:g} s" if row.utterance.offset else ""
+    counts = f"{counted(errors.count, 'error')} in {counted(errors.words, 'word')}"
+    console.print(Text(f"{row.utterance.audio}{at}: {counts}", "bold"), soft_wrap=True)
+    columns = align_columns(row.normalized_reference, row.normalized_hypothesis or "")
+    for block in _folded(columns, console.width - len("REF: ")):
+        for index, head in enumerate(("REF: ", "HYP: ", "     ")):
+            words = Text(" ").join(Text(column[index], MARK_STYLES.get(column[2].strip(), "")) for column in block)
+            line = Text.assemble((head, "dim"), words)
+            line.rstrip()
+            console.print(line, soft_wrap=True)
+
+
+def _folded(columns: list[tuple[str, str, str]], width: int) -> Iterator[list[tuple[str, str, str]]]:
+    """Yield runs of columns that fit `width` terminal cells, at least one column each."""
+    block: list[tuple[str, str, str]] = []
+    used = 0
+    for column in columns:
+        cells = Text(column[0]).cell_len + 1
+        if block and used + cells - 1 > width:
+            yield block
+            block, used = [], 0
+        block.append(column)
+        used += cells
+    if block:
+        yield block

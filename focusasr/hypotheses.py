@@ -1,0 +1,149 @@
+"""Texts that someone else heard or said: JSON Lines, PATH<TAB>TEXT, Kaldi's text, sclite's trn, plain lines.
+
+Which form a file has follows from its name and its tabs:
+
+    rows.jsonl, rows.json   objects with `hypothesis`, `pred_text` or `text`, found by `audio_filepath` or `id`
+    any name, a tab a line  what `focusasr transcribe` prints for several files
+    text (no suffix)        Kaldi's: an id, a space, the words
+    x.trn                   sclite's: the words, the id in brackets
+    else                    a text a line, in the order of the references
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from focusasr.manifest import Utterance
+from focusasr.settings import InputError
+from focusasr.tables import read_lines
+
+JSON_SUFFIXES = frozenset((".jsonl", ".json"))
+TEXT_KEYS = ("hypothesis", "pred_text", "text")
+REFERENCE_KEYS = ("reference", "text")
+TRN = re.compile(r"^(?P<text>.*?)\s*\((?P<key>[^()\s]+)\)\s*$")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its number from 1, its text (None: nothing could be heard), and the names it goes by, if any.
+
+    `offset` tells parts of one recording apart, in seconds. `extra` holds a JSON line's other keys.
+    """
+
+    number: int
+    text: str | None
+    names: tuple[str, ...] = ()
+    offset: float = 0.0
+    extra: dict[str, Any] | None = None
+
+
+def read_references(path: Path) -> list[Utterance]:
+    """Return the utterances of a file of reference texts without sound; InputError where it holds none.
+
+    They are called by the names in the file, or by its name and the line.
+    """
+    utterances = []
+    for line in _lines(path, REFERENCE_KEYS):
+        name = line.names[0] if line.names else f"{path.name}:{line.number}"
+        extra = dict(line.extra or {}) | ({"id": name} if line.names else {})
+        utterances.append(Utterance(Path(name), line.text or "", line.offset, None, extra))
+    if not utterances:
+        raise InputError(f"{path}: no references in it; wanted: at least one line of text")
+    return utterances
+
+
+def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
+    """Return the text that a file has for each utterance, None where it has none.
+
+    A line finds its utterance by the path (as written, or from the folder of `path`), the `id`, the file's name or its
+    stem, and the offset. Lines without names go with the utterances in order. InputError where the file cannot be
+    read, has another number of such lines, two texts for one utterance, or none that fits any.
+    """
+    lines = _lines(path, TEXT_KEYS)
+    if not any(line.names for line in lines):
+        if len(lines) != len(utterances):
+            counts = f"{len(lines)} lines for {len(utterances)} utterances"
+            raise InputError(f"{path}: {counts}; wanted: one line each, in order, or lines that name their utterance")
+        return [line.text for line in lines]
+    known = _by_name(path, lines)
+    found = [next((known[key] for key in _keys(one) if key in known), None) for one in utterances]
+    if not any(found):
+        wanted = _keys(utterances[0])[0][0] if utterances else "an utterance"
+        raise InputError(f"{path}: no line is of an utterance to evaluate, such as {wanted}; is it of another set?")
+    return [line.text if line else None for line in found]
+
+
+def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], Line]:
+    """Return each line under all its names; a name that two different texts share stays unusable for both."""
+    known: dict[tuple[str, float], Line] = {}
+    for line in lines:
+        full = [os.path.abspath(folder / name) for name in line.names for folder in (path.parent, Path())]
+        for name in dict.fromkeys([*line.names, *full]):
+            other = known.setdefault((name, round(line.offset, 3)), line)
+            if other.text != line.text:
+                where = f"{path}, lines {other.number} and {line.number}"
+                raise InputError(f"{where}: two texts for {name}; keep one")
+    return known
+
+
+def _keys(utterance: Utterance) -> list[tuple[str, float]]:
+    """Return what a line may call an utterance, the surest first."""
+    key = utterance.extra.get("id")
+    names = [str(utterance.audio), *([str(key)] if key is not None else []), utterance.audio.name, utterance.audio.stem]
+    offset = round(utterance.offset, 3)
+    return [(name, offset) for name in names] + ([(str(key), 0.0)] if key is not None and offset else [])
+
+
+def _lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
+    texts = [line.rstrip("\r\n") for line in read_lines(path)]
+    if path.suffix.lower() in JSON_SUFFIXES:
+        return list(_json_lines(path, texts, keys))
+    written = [text for text in texts if text.strip()]
+    if written and all("\t" in text for text in written):
+        return [_tabbed(number, text) for number, text in enumerate(texts, 1) if text.strip()]
+    if path.suffix.lower() == ".trn":
+        return list(_trn_lines(path, texts))
+    if path.name == "text":
+        split = ((number, text.strip().partition(" ")) for number, text in enumerate(texts, 1) if text.strip())
+        return [Line(number, words.strip(), (key,)) for number, (key, _, words) in split]
+    return [Line(number, text) for number, text in enumerate(texts, 1)]  # an empty line is an empty text
+
+
+def _tabbed(number: int, text: str) -> Line:
+    name, _, words = text.partition("\t")
+    return Line(number, words, (name.strip(),))
+
+
+def _trn_lines(path: Path, texts: list[str]) -> Iterator[Line]:
+    for number, text in enumerate(texts, 1):
+        if text.strip() and not text.startswith(";;"):
+            parts = TRN.match(text)
+            if parts is None:
+                raise InputError(f"{path}, line {number}: no id in brackets at the end, got {text[:60]!r}")
+            yield Line(number, parts["text"], (parts["key"],))
+
+
+def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator[Line]:
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{where}: not JSON ({error}); correct or delete the line") from None
+        key = next((key for key in keys if isinstance(row, dict) and key in row), None)
+        if key is None or not (row[key] is None or isinstance(row[key], str)):
+            raise InputError(f"{where}: expected an object with a text under {' or '.join(keys)}")
+        named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name))
+        offset = row.get("offset") or 0.0
+        if not isinstance(offset, (int, float)):
+            raise InputError(f"{where}: offset must be seconds, got {offset!r}")
+        dropped = {"audio_filepath", "offset", "duration", *TEXT_KEYS, *REFERENCE_KEYS}
+        yield Line(number, row[key], named, float(offset), {k: v for k, v in row.items() if k not in dropped})

@@ -1,0 +1,208 @@
+"""What a run of `preprocess` leaves behind: manifests and how they were made, rejects, findings, a report, a page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from focusasr import __version__
+from focusasr.checks import KINDS, Finding, Kept, check, counts
+from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
+from focusasr.files import written_aside
+from focusasr.manifest import Utterance, write_manifest
+from focusasr.preparation_page import write_preparation_page
+from focusasr.readings import Reject
+from focusasr.settings import InputError, to_settings
+from focusasr.splits import divide, parse_shares
+
+FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row"))  # kinds that make the command fail
+RESULTS = ("manifest.jsonl", "manifest.meta.json", "rejects.jsonl", "report.json", "report.html")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run came to. `reused` of the `kept` were finished before; rejects and findings are counted by kind."""
+
+    manifest: Path
+    rejects_file: Path
+    kept: int
+    reused: int
+    seconds: float
+    rejects: dict[str, int]
+    examples: dict[str, str]  # the first reason of each kind
+    splits: dict[str, int]
+    findings: dict[str, int]
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be read; too short, too long, empty or repeated is no failure."""
+        return not FAILURES.isdisjoint(self.rejects)
+
+    def summary(self) -> str:
+        """Return lines for people: what was kept, and rejects and findings with counts by kind."""
+        before = f", {self.reused} of them finished before" if self.reused else ""
+        length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
+        lines = [f"{self.manifest}: {self.kept} utterances, {length}{before}"]
+        if self.splits:
+            told = ", ".join(f"{name}.jsonl {count}" for name, count in self.splits.items())
+            lines.append(f"splits beside it: {told}")
+        if self.rejects:
+            lines.append(f"{self.rejects_file}: {sum(self.rejects.values())} rejected")
+        lines += [f"  {count} {kind}, as {self.examples[kind]}" for kind, count in self.rejects.items()]
+        if self.findings:
+            page = self.manifest.with_name("report.html")
+            lines.append(
+                f"{page}: {sum(self.findings.values())} findings in what was kept (--drop KIND leaves them out)"
+            )
+        lines += [f"  {count} {kind}, as {self.examples[f'found {kind}']}" for kind, count in self.findings.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run gave, in the order of its sources."""
+
+    kept: list[Kept]
+    rejects: list[Reject]
+    reused: int
+
+
+def check_choices(config: PreprocessConfig) -> None:
+    """Refuse settings that are known to be wrong before any work: InputError."""
+    if config.split is not None:
+        parse_shares(config.split)
+    for kind in config.drop or []:
+        if kind not in KINDS:
+            raise InputError(f"drop is {kind!r}; wanted: {', '.join(KINDS)}")
+
+
+def write_results(folder: Path, results: Results, inputs: Sequence[object], config: PreprocessConfig) -> Report:
+    """Divide, check, and write every result below `folder`; the manifest comes last."""
+    kept, slow = _by_rate(results.kept, config)
+    kept = _divided(kept, config)
+    findings = check(kept)
+    kept, dropped, findings = _without(kept, findings, config)
+    rejects = [*results.rejects, *slow, *dropped]
+    splits = split_members(one.utterance for one in kept)
+    report = Report(
+        manifest=folder / "manifest.jsonl",
+        rejects_file=folder / "rejects.jsonl",
+        kept=len(kept),
+        reused=results.reused,
+        seconds=sum(one.measured.seconds for one in kept),
+        rejects=dict(Counter(reject.kind for reject in rejects).most_common()),
+        examples={reject.kind: reject.reason for reject in reversed(rejects)}
+        | {f"found {finding.kind}": finding.reason for finding in reversed(findings)},
+        splits={name: len(utterances) for name, utterances in splits.items()},
+        findings=counts(findings),
+    )
+    facts = _facts(report, inputs, config)
+    for name, utterances in splits.items():
+        write_manifest(folder / f"{name}.jsonl", utterances)
+    _write_rejects(folder / "rejects.jsonl", rejects)
+    _write_json(folder / "report.json", {**facts, "found": [_to_json(kept, finding) for finding in findings]})
+    write_preparation_page(folder / "report.html", facts, kept, findings)
+    _write_json(folder / "manifest.meta.json", facts)
+    write_manifest(report.manifest, (one.utterance for one in kept))
+    return report
+
+
+def _by_rate(kept: list[Kept], config: PreprocessConfig) -> tuple[list[Kept], list[Reject]]:
+    """Return those within the wanted characters per second, and rejects for the others."""
+    low, high = config.min_rate or 0.0, config.max_rate or float("inf")
+    rejects = []
+    for one in kept:
+        if not low <= one.rate <= high:
+            reason = f"{one.utterance.audio.name}: {one.rate:.1f} characters per second, not {low:g} to {high:g}"
+            rejects.append(Reject("speaking rate", reason, one.utterance.audio, one.utterance.text))
+    return [one for one in kept if low <= one.rate <= high], rejects
+
+
+def _divided(kept: list[Kept], config: PreprocessConfig) -> list[Kept]:
+    if config.split is None or not kept:
+        return kept
+    utterances = [one.utterance for one in kept]
+    names = divide(utterances, parse_shares(config.split), config.by or [])
+    pairs = zip(kept, names, strict=True)
+    return [replace(o, utterance=replace(o.utterance, extra={**o.utterance.extra, "split": name})) for o, name in pairs]
+
+
+def _without(
+    kept: list[Kept], findings: list[Finding], config: PreprocessConfig
+) -> tuple[list[Kept], list[Reject], list[Finding]]:
+    """Leave out what `drop` names; the findings that stay point into what stays."""
+    reasons = {finding.index: finding for finding in reversed(findings) if finding.kind in (config.drop or [])}
+    if not reasons:
+        return kept, [], findings
+    utterances = {index: kept[index].utterance for index in sorted(reasons)}
+    rejects = [Reject(reasons[i].kind, reasons[i].reason, one.audio, one.text) for i, one in utterances.items()]
+    stays = [one for index, one in enumerate(kept) if index not in reasons]
+    return stays, rejects, check(stays)
+
+
+def split_members(utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:
+    """Return the utterances of each split that the corpus tells apart, where its name can be a file's."""
+    splits: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        name = utterance.extra.get("split")
+        if isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,60}", name) and name not in ("manifest", "rejects"):
+            splits.setdefault(name, []).append(utterance)
+    return splits
+
+
+def _facts(report: Report, inputs: Sequence[object], config: PreprocessConfig) -> dict[str, Any]:
+    """Return what the manifest is, for its header file and the report."""
+    return {
+        "focusasr": __version__,
+        "inputs": [str(given) for given in inputs],
+        "utterances": report.kept,
+        "hours": round(report.seconds / 3600, 4),
+        "steps": steps(config),
+        "settings": to_settings(config),
+        "splits": report.splits,
+        "rejects": report.rejects,
+        "findings": report.findings,
+    }
+
+
+def steps(config: PreprocessConfig) -> list[str]:
+    """Return what was done to each utterance, in order, one line a step."""
+    done = ["decode", "mean of the channels" if config.channel is None else f"channel {config.channel}"]
+    if config.split_seconds is not None:
+        done.append(f"cut at pauses where longer than {config.split_seconds:g} s, aligned by {config.align_with}")
+    done.append(f"resample to {SAMPLE_RATE_HZ} Hz where it has another rate (soxr, HQ)")
+    if config.trim_silence:
+        done.append("cut silence off before and after speech (silero-vad)")
+    if config.loudness == "ebu":
+        done.append(f"loudness {config.lufs:g} LUFS (EBU R128), peaks at most {config.peak_db:g} dB of full scale")
+    if config.loudness == "peak":
+        done.append(f"peak {config.peak_db:g} dB of full scale")
+    done.append(f"16 bit {config.format.upper()}")
+    done.append(f"text: single spaces, case {config.case}, punctuation {config.punctuation}")
+    return done
+
+
+def _to_json(kept: Sequence[Kept], finding: Finding) -> dict[str, Any]:
+    return {"kind": finding.kind, "reason": finding.reason, "audio_filepath": str(kept[finding.index].utterance.audio)}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with written_aside(path) as aside:
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
+    with (
+        written_aside(path) as aside,
+        aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out,
+    ):
+        for reject in rejects:
+            audio = {"audio_filepath": str(reject.audio)} if reject.audio else {}
+            row = {**audio, "text": reject.text, "kind": reject.kind, "reason": reject.reason}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")

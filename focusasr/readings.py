@@ -1,0 +1,89 @@
+"""What reading a corpus gives: utterances found, or rejects with their reason; and how files in corpora are named."""
+
+from __future__ import annotations
+
+import math
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from focusasr.audio import AUDIO_SUFFIXES
+from focusasr.manifest import Utterance
+from focusasr.settings import InputError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table that the user named; None: found among the usual names."""
+
+    audio: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One utterance of a corpus, its audio not yet opened.
+
+    `name` is where it lies inside the corpus, with `/` and without suffix; several utterances may share it.
+    `where` says which file, and which line of it, told of the utterance.
+    """
+
+    utterance: Utterance
+    name: str
+    where: str
+    told_seconds: float | None = None  # a length that the corpus tells and that chooses no part
+
+    @property
+    def audio(self) -> Path:
+        """The file that the utterance is in."""
+        return self.utterance.audio
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something that cannot become an utterance: its kind (few, to be counted) and the reason in one line."""
+
+    kind: str
+    reason: str
+    audio: Path | None = None
+    text: str = ""
+
+
+Readings = Iterator[Found | Reject]
+
+
+def locate(folder: Path, name: str) -> Path:
+    """Return the file that a corpus means: as written, in the other Unicode form, with `/` for `\\`, or with a suffix.
+
+    Where there is none it is the path as written: whoever opens it reports it.
+    """
+    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")):
+        if os.path.isfile(folder / form):  # False, not an error, for a name that no file can have
+            return folder / form
+    if PurePath(name).suffix.lower() not in AUDIO_SUFFIXES:
+        for suffix in sorted(AUDIO_SUFFIXES):
+            if os.path.isfile(folder / f"{name}{suffix}"):
+                return folder / f"{name}{suffix}"
+    return folder / name
+
+
+def name_in_corpus(audio: Path, root: Path) -> str:
+    """Return the path from the corpus's root, without suffix; of a file elsewhere, the path without its `..`."""
+    path = PurePath(os.path.relpath(audio, root))
+    stem = path.with_suffix("") if path.suffix.lower() in AUDIO_SUFFIXES else path
+    return "/".join(part for part in stem.parts if part != "..")
+
+
+def to_seconds(cell: object, key: str, where: str) -> float | None:
+    """Return a cell or JSON value as seconds, None as None; InputError where it is no number of at least 0."""
+    if cell is None:
+        return None
+    try:
+        number = float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {cell!r}")
+    return number

@@ -1,0 +1,92 @@
+"""What a run that was cut short had heard already: kept beside the output, reused, and forgotten when all is done."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusasr.audio import STDIN, Source
+
+if TYPE_CHECKING:
+    from focusasr.transcribe import Outcome
+
+
+class Recall:
+    """Texts by the content of the sound and whatever else decides them: another file or option is another text.
+
+    `decided_by` is JSON: the options and the checkpoint's digest. Lines are appended as they come; one that was cut
+    off is heard again.
+    """
+
+    def __init__(self, path: Path, decided_by: dict[str, Any]) -> None:
+        self.path = path
+        self._decided_by = json.dumps(decided_by, sort_keys=True)
+        self._known: dict[str, dict[str, Any]] = {}
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+            try:
+                entry = json.loads(line)
+                self._known[entry["key"]] = {name: entry[name] for name in ("text", "language", "audio_seconds")}
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def recognize(
+        self, recognize: Callable[[Iterable[Source]], Iterator[Outcome]], sources: Sequence[Source]
+    ) -> Iterator[Outcome]:
+        """Yield one outcome per source, in order; only what is not known goes through `recognize`."""
+        keys = [self._key(source) for source in sources]
+        unknown = [source for source, key in zip(sources, keys, strict=True) if key not in self._known]
+        heard = recognize(unknown)
+        for source, key in zip(sources, keys, strict=True):
+            entry = self._known.get(key)
+            yield _outcome(source, entry) if entry else self._kept(key, next(heard))
+
+    def forget(self) -> None:
+        """Remove what was kept: the output is written."""
+        self.path.unlink(missing_ok=True)
+
+    def _kept(self, key: str, outcome: Outcome) -> Outcome:
+        if outcome.transcript is not None and key:
+            entry = {"text": outcome.transcript.text, "language": outcome.transcript.language}
+            line = {"key": key, **entry, "audio_seconds": outcome.audio_seconds}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as kept:
+                kept.write(b"\n" + json.dumps(line).encode())
+        return outcome
+
+    def _key(self, source: Source) -> str:
+        """Return what decides a text; empty for what cannot be read, which is tried each time."""
+        content = _digest(source.path) if source.path != STDIN else ""
+        whole = f"{self._decided_by} {content} {source.offset} {source.duration}"
+        return hashlib.sha256(whole.encode()).hexdigest() if content else ""
+
+
+def folder_digest(folder: Path, names: Iterable[str]) -> str:
+    """Return a digest of some files of a folder, such as a checkpoint's pieces."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {_digest(str(folder / name))}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=16)  # the parts of a long recording come one after the other
+def _digest(path: str) -> str:
+    """Return the digest of a file's content, empty where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except (OSError, ValueError):
+        return ""
+    return digest.hexdigest()
+
+
+def _outcome(source: Source, entry: dict[str, Any]) -> Outcome:
+    from focusasr.output import Transcript
+    from focusasr.transcribe import Outcome
+
+    return Outcome(source, Transcript(entry["text"], [], entry["language"]), None, entry["audio_seconds"])

@@ -1,0 +1,86 @@
+"""Texts without a model: every form that they come in finds its utterance, and what does not fit is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from focusasr.hypotheses import read_hypotheses, read_references
+from focusasr.manifest import Utterance
+from focusasr.settings import InputError
+
+SET = [
+    Utterance(Path("/sound/a.wav"), "one", extra={"id": "utt-1"}),
+    Utterance(Path("/sound/b.wav"), "two"),
+    Utterance(Path("/sound/b.wav"), "three", offset=1.5),
+]
+
+
+def wrote(name: str, *lines: object) -> Path:
+    path = Path(name)
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_plain_lines_go_in_order_and_an_empty_line_is_an_empty_text():
+    assert read_hypotheses(wrote("h.txt", "uno", "", "tre"), SET) == ["uno", "", "tre"]
+    with pytest.raises(InputError, match=r"h.txt: 2 lines for 3 utterances"):
+        read_hypotheses(wrote("h.txt", "uno", "due"), SET)
+
+
+def test_what_transcribe_prints_finds_its_files_in_any_order():
+    path = wrote("h.txt", "/sound/b.wav\tdue", "/sound/a.wav\tuno")
+    assert read_hypotheses(path, SET) == ["uno", "due", None]
+    relative = [Utterance(Path("clips/a.wav").absolute(), "one")]
+    assert read_hypotheses(wrote("h.tsv", "clips/a.wav\tuno"), relative) == ["uno"]
+
+
+def test_json_lines_are_found_by_path_offset_and_id():
+    rows = [
+        {"id": "utt-1", "pred_text": "uno", "text": "the reference"},
+        {"audio_filepath": "/sound/b.wav", "offset": 1.5, "hypothesis": "tre", "reference": "three"},
+        {"audio_filepath": "/sound/b.wav", "hypothesis": None},
+    ]
+    assert read_hypotheses(wrote("h.jsonl", *rows), SET) == ["uno", None, "tre"]
+
+
+def test_paths_are_read_from_the_folder_of_the_file():
+    Path("run").mkdir()
+    path = wrote("run/h.jsonl", {"audio_filepath": "x.wav", "text": "hi"})
+    assert read_hypotheses(path, [Utterance(Path("run/x.wav").absolute(), "")]) == ["hi"]
+
+
+def test_kaldi_and_sclite_files_name_their_ids():
+    assert read_hypotheses(wrote("text", "utt-1 uno  uno", "b due"), SET) == ["uno  uno", "due", None]
+    assert read_hypotheses(wrote("h.trn", ";; comment", "uno (utt-1)", "(b)"), SET) == ["uno", "", None]
+    with pytest.raises(InputError, match=r"h.trn, line 1: no id in brackets"):
+        read_hypotheses(wrote("h.trn", "uno"), SET)
+
+
+def test_another_set_and_two_texts_are_refused():
+    with pytest.raises(InputError, match=r"such as /sound/a.wav; is it of another set"):
+        read_hypotheses(wrote("h.tsv", "c.wav\tx"), SET)
+    with pytest.raises(InputError, match=r"lines 1 and 2: two texts for a.wav"):
+        read_hypotheses(wrote("h.tsv", "a.wav\tx", "a.wav\ty"), SET)
+    assert read_hypotheses(wrote("h.tsv", "a.wav\tx", "a.wav\tx"), SET)[0] == "x"
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"audio_filepath": "a.wav"}', '{"text": 3}', '{"text": "", "offset": "x"}']
+)
+def test_a_line_that_is_no_hypothesis_is_named(line):
+    with pytest.raises(InputError, match=r"h.jsonl, line 2"):
+        read_hypotheses(wrote("h.jsonl", {"text": "fine"}, line), SET)
+
+
+def test_references_without_sound_are_called_by_id_or_line():
+    plain = read_references(wrote("r.txt", "one two", "three"))
+    assert [(str(one.audio), one.text) for one in plain] == [("r.txt:1", "one two"), ("r.txt:2", "three")]
+    (keyed,) = read_references(wrote("text", "utt-9 nine"))
+    assert (str(keyed.audio), keyed.text, keyed.extra) == ("utt-9", "nine", {"id": "utt-9"})
+    (row,) = read_references(wrote("r.jsonl", {"id": "k", "reference": "r", "hypothesis": "h", "speaker": "ann"}))
+    assert (row.text, row.extra) == ("r", {"id": "k", "speaker": "ann"})
+    with pytest.raises(InputError, match="no references"):
+        read_references(wrote("none.txt"))

@@ -1,0 +1,78 @@
+"""Long recordings and their text, cut together: each piece gets the words that are said in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from focusasr import splitting as room
+from focusasr.audio import Source, load
+from focusasr.config import PreprocessConfig, TextConfig
+from focusasr.preprocess import preprocess
+from focusasr.settings import InputError
+from focusasr.tokenizer import train_tokenizer
+
+RATE_HZ = 16_000
+
+
+def corpus(folder: Path, sample: Path, text: str, copies: int = 3) -> float:
+    """Write the sample so often, 1.5 s of silence between, with the text as often; return the seconds of one."""
+    one, pause = load(Source(str(sample))), np.zeros(RATE_HZ * 3 // 2, np.float32)
+    folder.mkdir()
+    soundfile.write(folder / "long.wav", np.concatenate([pause, *[one, pause] * copies]), RATE_HZ)
+    texts = [f"{text.title()}, {number}!" for number in ("eins", "zwei", "drei")[:copies]]
+    (folder / "long.txt").write_text(" ".join(texts))
+    return len(one) / RATE_HZ
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_piece_gets_the_words_said_in_it(tmp_path, sample, heard, monkeypatch):
+    seconds = corpus(tmp_path / "in", sample, heard)
+    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="default", min_confidence=0.0)
+    report = preprocess([tmp_path / "in"], tmp_path / "out", config)
+    manifest = rows(report.manifest)
+    assert len(manifest) == 3
+    whole = (tmp_path / "in" / "long.txt").read_text()
+    assert " ".join(row["text"] for row in manifest) == whole  # as written, no word lost
+    for row in manifest:
+        assert len(set(row["text"].lower().strip("!").split()) & set(heard.split())) >= len(set(heard.split())) - 1
+        assert abs(row["duration"] - seconds) < 1.3 and 0 < row["confidence"] <= 1
+    calls: list[int] = []
+    monkeypatch.setattr(room, "split_text", lambda *given: calls.append(1))
+    again = preprocess([tmp_path / "in"], tmp_path / "out", config)
+    assert (again.kept, again.reused, calls) == (3, 3, [])
+
+
+def test_what_fits_badly_is_rejected_and_short_files_stay_whole(tmp_path, sample, heard):
+    seconds = corpus(tmp_path / "in", sample, "quite another story about the sea and its fish")
+    soundfile.write(tmp_path / "in" / "short.wav", load(Source(str(sample))), RATE_HZ)
+    (tmp_path / "in" / "short.txt").write_text("whatever")
+    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="default", min_confidence=0.3)
+    report = preprocess([tmp_path / "in"], tmp_path / "out", config)
+    assert [row["text"] for row in rows(report.manifest)] == ["whatever"]
+    assert set(report.rejects) == {"poorly aligned"} and "fit badly" in report.examples["poorly aligned"]
+
+
+def test_a_text_too_long_for_its_sound_is_named(tmp_path, sample):
+    corpus(tmp_path / "in", sample, "very much " * 300, copies=1)
+    config = PreprocessConfig(split_seconds=2.0, align_with="default")
+    report = preprocess([tmp_path / "in"], tmp_path / "out", config)
+    assert report.kept == 0 and "too long for" in report.examples["unreadable"]
+
+
+def test_splitting_needs_a_checkpoint():
+    with pytest.raises(InputError, match="align_with is None; wanted: a checkpoint folder"):
+        PreprocessConfig(split_seconds=20.0)
+
+
+def test_words_that_the_checkpoint_cannot_write_own_no_token():
+    tokenizer = train_tokenizer(["ab c"], TextConfig())
+    tokens, owners = room._tokens(["ab", "жж", "c!"], tokenizer)
+    assert owners == [0, 0, None, 2] and tokenizer.decode(tokens) == "ab c"
