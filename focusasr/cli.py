@@ -46,6 +46,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow busy machines by multiples
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else an hour of lengths takes 100 MB of plans
     try:
         app(args=arguments, prog_name="focusasr")
     except SystemExit as leaving:  # which Typer makes of Ctrl-C too

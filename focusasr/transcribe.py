@@ -26,8 +26,8 @@ from focusasr.segments import Piece, cut
 from focusasr.settings import InputError
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
-HELD_SECONDS = 400.0  # but no more sound than this, which bounds memory
-CPU_BATCH_SECONDS = 160.0  # padded sound in a batch: a CPU gains nothing from more, and its memory grows with it
+HELD_SECONDS = 240.0  # but no more sound than this, which bounds memory
+CPU_BATCH_SECONDS = 80.0  # padded sound in a batch: a CPU gains nothing from more, and its memory grows with it
 
 
 @dataclass(frozen=True)

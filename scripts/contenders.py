@@ -173,23 +173,29 @@ class Ourselves:
         self.recognizer = Recognizer(load_checkpoint(folder / "face"), self.torch.device("cpu"), config)
 
     def __call__(self, waves: Sequence[np.ndarray], tokens: int) -> Times:
-        """Transcribe by `decode`, what the commands call; the encoder is timed by itself and taken off the whole."""
+        """Transcribe by `decode`, what the commands call; its call of the encoder is timed on the way."""
         from focusasr.decoding import decode
         from focusasr.features import log_mel
 
-        own = self.recognizer
-        bands, window = own.engine.config.mel_bands, own.engine.config.window_samples
-        own.engine.config = dataclasses.replace(own.engine.config, text_context=len(PROMPT) + tokens + 1)
+        own, engine, encoding = self.recognizer, self.recognizer.engine, []
+        bands, window, encode = engine.config.mel_bands, engine.config.window_samples, type(engine).encode
+
+        def timed_encode(mels: Sequence[Any]) -> Any:
+            seconds, memory = timed([lambda _: encode(engine, mels)])
+            encoding.extend(seconds)
+            return memory
+
+        engine.config = dataclasses.replace(engine.config, text_context=len(PROMPT) + tokens + 2)
+        engine.encode = timed_encode  # type: ignore[method-assign]
         with self.torch.inference_mode():
             (features, whole), answers = timed(
                 [
                     lambda _: [log_mel(self.torch.from_numpy(wave), bands, window) for wave in waves],
-                    lambda mels: decode(own.engine, mels, own.tokenizer, own.config),
+                    lambda mels: decode(engine, mels, own.tokenizer, own.config),
                 ]
             )
-            mels = [log_mel(self.torch.from_numpy(wave), bands, window) for wave in waves]
-            (encoder,), _ = timed([lambda _: own.engine.encode(mels)])
-        return Times(features, encoder, max(0.0, whole - encoder), len(answers[0].tokens))
+        encoder = sum(encoding)
+        return Times(features, encoder, whole - encoder, min(tokens, len(answers[0].tokens)))
 
 
 SHARED: dict[str, tuple[str, Callable[[Path, int], Contender]]] = {  # name: package, how to make it

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import soxr
 
-from focusasr.audio import AudioError, Source, find_sources, load, probe_seconds, stream
+from focusasr.audio import AudioError, Source, find_sources, load, probe_seconds, stream, total_seconds
 from focusasr.settings import InputError
 
 
@@ -371,3 +371,12 @@ def test_importing_the_room_is_quick() -> None:
 def test_real_speech_decodes_whole(real_data: Path) -> None:
     paths = sorted(real_data.glob("longform_en/audio/**/*.*"))
     assert paths and all(len(load(path)) / 16_000 == pytest.approx(probe_seconds(path), abs=0.1) for path in paths)
+
+
+def test_total_seconds_by_headers_and_given_durations() -> None:
+    soundfile.write("two.wav", np.zeros(2 * 16_000), 16_000)
+    sources = [Source("two.wav"), Source("two.wav", 0.5), Source("two.wav", 0.5, 0.25), Source("two.wav", 3.0)]
+    assert total_seconds(sources) == pytest.approx(2 + 1.5 + 0.25 + 0)
+    assert total_seconds([]) == 0
+    for unknown in (Source("absent.wav"), Source("-")):
+        assert total_seconds([*sources, unknown]) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +151,41 @@ def test_progress_counts_all_sound(recognizer: Recognizer, sample: Path) -> None
     told: list[float] = []
     outcomes = list(recognizer.transcribe([Source(str(sample))] * 3, told.append))
     assert sum(told) == pytest.approx(sum(outcome.audio_seconds for outcome in outcomes))
+
+
+PEAKS = """
+import sys, torch
+from focusasr.audio import Source
+from focusasr.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.config import DecodingConfig
+from focusasr.transcribe import Recognizer
+recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
+for name in sys.argv[1:]:
+    list(recognizer.transcribe([Source(name)]))
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_length(sample: Path) -> None:
+    """Half an hour of speech and long pauses takes hardly more than a minute of speech; held whole it were 115 MB."""
+    part = load(Source(str(sample)))
+    soundfile.write("minute.flac", np.tile(part, 14), SAMPLE_RATE_HZ)
+    with soundfile.SoundFile("half_hour.flac", "w", SAMPLE_RATE_HZ, 1) as file:
+        for _ in range(30):
+            file.write(np.pad(part, (0, 60 * SAMPLE_RATE_HZ - len(part))))
+    command = [sys.executable, "-c", PEAKS, "minute.flac", "half_hour.flac"]
+    one, thirty = map(int, subprocess.run(command, capture_output=True, text=True, timeout=300).stdout.split())
+    assert thirty - one < 75_000  # kB
+
+
+def test_batches_are_bounded_in_seconds_and_lose_nothing(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("focusasr.transcribe.CPU_BATCH_SECONDS", 5.0)
+    monkeypatch.setattr("focusasr.transcribe.HELD_SECONDS", 12.0)
+    sources = [Source(str(sample), offset, 1.6) for offset in (0.0, 0.4, 1.1, 2.2)] * 3
+    recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
+    told: list[float] = []
+    bounded = texts(list(recognizer.transcribe(sources, told.append)))
+    assert told == pytest.approx([4.8, 4.8, 3.2, 4.8, 1.6])
+    monkeypatch.undo()
+    assert bounded == texts(list(recognizer.transcribe(sources)))

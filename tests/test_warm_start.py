@@ -14,7 +14,8 @@ from tones import letters_tokenizer, mels, sung, tiny_model, write_song_book
 from focusasr.attention import HybridAttention
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
-from focusasr.data import LARGEST_GAP_SECONDS, Examples, Findings, Item, Plan, collate, read_corpus
+from focusasr.corpora import Findings, read_corpus
+from focusasr.data import LARGEST_GAP_SECONDS, Examples, Item, Plan, collate
 from focusasr.features import log_mel, stack
 from focusasr.model import IGNORED, Model
 from focusasr.settings import InputError, read_settings
