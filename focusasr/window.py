@@ -66,11 +66,8 @@ class EngineDecoder:
         return self._engine.advance(tokens, state), state
 
     def select(self, state: State, rows: Tensor) -> State:
-        """Keep `rows` (R,), which stand in the order of their utterances."""
-        kept = rows.tolist()
-        _, counts = torch.unique_consecutive(torch.tensor([row // state.group for row in kept]), return_counts=True)
-        even = int(counts.min()) == int(counts.max())
-        state.select(kept, int(counts[0]) if even else 1)
+        """Keep `rows` (R,)."""
+        state.select(rows.tolist())
         return state
 
 
