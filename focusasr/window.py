@@ -66,7 +66,7 @@ class EngineDecoder:
         return self._engine.advance(tokens, state), state
 
     def select(self, state: State, rows: Tensor) -> State:
-        """Keep `rows` (R,), which stand in the order of their utterances."""
+        """Keep `rows` (R,)."""
         state.select(rows.tolist())
         return state
 
