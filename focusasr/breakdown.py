@@ -210,6 +210,8 @@ def to_json(evaluation: Evaluation, breakdown: Breakdown | None = None) -> dict[
         "latency_p50_seconds": percentile(latencies, 50),
         "latency_p95_seconds": percentile(latencies, 95),
         "reused": pace.reused if pace else 0,
+        "decoder_tokens": pace.tokens if pace else 0,
+        "decoder_passes": pace.passes if pace else 0,
     }
     return figures | (dataclasses.asdict(breakdown) if breakdown else {})
 

@@ -32,5 +32,5 @@ def convert(
     if dtype == "float16" and not largest <= torch.finfo(torch.float16).max:
         raise InputError(f"{source}: has a weight of {largest:.3g}, too large for float16; use --dtype float32")
     with written_aside(folder) as aside:
-        save_checkpoint(aside, checkpoint, {"converted_from": source}, getattr(torch, dtype))
+        save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=getattr(torch, dtype))
     print(folder)

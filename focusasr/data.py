@@ -19,7 +19,7 @@ from focusasr.augment import Sounds, augment_mel, augment_waveform, change_speed
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.corpora import Corpus
 from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
-from focusasr.model import IGNORED
+from focusasr.losses import IGNORED
 from focusasr.settings import InputError
 
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances

@@ -15,7 +15,8 @@ from focusasr.config import DecodingConfig
 from focusasr.engine import Engine
 from focusasr.greedy import Read, greedy
 from focusasr.joint_search import joint, joint_search
-from focusasr.model import IGNORED, Memory, ctc_losses
+from focusasr.losses import IGNORED, ctc_losses
+from focusasr.model import Memory
 from focusasr.tokenizer import Tokenizer
 
 
@@ -53,7 +54,7 @@ def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config:
     heard = [row for row, draft in enumerate(drafts) if draft]
     answers = [Hypothesis([], 0.0, probability) for probability in silent]
     if heard:
-        spoken = _Spoken(_rows(memory, heard), log_probs[heard], [drafts[row] for row in heard])
+        spoken = _Spoken(memory.select(heard), log_probs[heard], [drafts[row] for row in heard])
         for row, read in zip(heard, _read(engine, spoken, tokenizer, config), strict=True):
             answers[row] = _hypothesis(read, silent[row])
     if not config.word_timestamps:
@@ -73,7 +74,7 @@ class _Spoken(NamedTuple):
     drafts: list[list[int]]
 
     def rows(self, rows: list[int]) -> _Spoken:
-        return _Spoken(_rows(self.memory, rows), self.log_probs[rows], [self.drafts[row] for row in rows])
+        return _Spoken(self.memory.select(rows), self.log_probs[rows], [self.drafts[row] for row in rows])
 
 
 def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[Read]:
@@ -117,11 +118,6 @@ def _better(spoken: _Spoken, drafted: list[Read], other: list[Read], blank: int,
 
 def _hypothesis(read: Read, no_speech_prob: float) -> Hypothesis:
     return Hypothesis(read.tokens, read.score / (len(read.tokens) + 1), no_speech_prob, read.passes)
-
-
-def _rows(memory: Memory, rows: list[int]) -> Memory:
-    mask = None if memory.mask is None else memory.mask[rows]
-    return Memory(memory.states[rows], mask, [span[rows] for span in memory.spans])
 
 
 def ctc_greedy(log_probs: Tensor, lengths: Tensor, blank: int) -> list[list[int]]:

@@ -54,6 +54,8 @@ class Pace:
     seconds: float
     latencies: tuple[float, ...]
     reused: int = 0
+    tokens: int = 0  # that the decoder wrote, and the passes that it took, where the model counts them
+    passes: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def evaluate(
     outcomes = list(recall.recognize(watch, sources) if recall else watch(sources))
     heard = normalize((one.transcript.text if one.transcript else "" for one in outcomes), normalizer)
     rows = [_row(*parts) for parts in zip(utterances, references, outcomes, heard, strict=True)]
-    pace = Pace(watch.audio_seconds, watch.seconds, tuple(watch.latencies), len(sources) - len(watch.latencies))
+    reused = len(sources) - len(watch.latencies)
+    pace = Pace(watch.audio_seconds, watch.seconds, tuple(watch.latencies), reused, watch.tokens, watch.passes)
     return _scored(rows, normalizer, unit, pace)
 
 
@@ -156,6 +159,7 @@ class _Stopwatch:
         self._recognize = recognize
         self.latencies: list[float] = []
         self.audio_seconds = self.seconds = 0.0
+        self.tokens = self.passes = 0
 
     def __call__(self, sources: Iterable[Source]) -> Iterator[Outcome]:
         start, began = time.perf_counter(), []
@@ -169,6 +173,7 @@ class _Stopwatch:
             now = time.perf_counter()
             self.latencies.append(now - began[index])
             self.audio_seconds += outcome.audio_seconds
+            self.tokens, self.passes = self.tokens + outcome.tokens, self.passes + outcome.passes
             self.seconds = now - start
             yield outcome
 

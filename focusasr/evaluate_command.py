@@ -107,12 +107,13 @@ def _recognize(
     loaded: Loaded, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
 ) -> Evaluation:
     from focusasr import evaluate as room
-    from focusasr.audio import total_seconds
+    from focusasr.audio import Source, total_seconds
+
+    everything = [Source(str(one.audio), one.offset, one.duration) for one in utterances]
 
     def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
-        wanted = list(sources)
-        with progress_bar(len(wanted), "evaluating", lambda: total_seconds(wanted)) as tell:
-            yield from told(loaded.shared(wanted, tell), tell, loaded.processes)
+        with progress_bar(len(everything), "evaluating", lambda: total_seconds(everything)) as tell:
+            yield from told(loaded.shared(sources, tell), tell, loaded.processes)
 
     return room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
 

@@ -52,6 +52,8 @@ def _figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield "speed", f"{speed:.1f} s of audio per second ({pace.audio_seconds:.1f} s in {pace.seconds:.1f} s)"
         half, most = (percentile(sorted(pace.latencies), percent) for percent in (50, 95))
         yield "latency", f"{half:.2f} s median, {most:.2f} s for 95 %, from opening a file to its text, in batches"
+        if pace.passes:
+            yield "decoder", f"{pace.passes / pace.tokens:.2f} passes per token ({pace.passes} for {pace.tokens})"
     yield "normalizer", evaluation.normalizer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,11 +51,13 @@ class Loaded:
     remarks: list[str]
     processes: Processes
 
-    def shared(self, sources: Sequence[Source], tell: Callable[[int, float], None]) -> Iterator[Outcome]:
+    def shared(self, sources: Iterable[Source], tell: Callable[[int, float], None]) -> Iterator[Outcome]:
         """Yield every source's outcome, in order and in every process; the processes share the work."""
-        return self.processes.in_order(
-            sources, lambda mine: self.recognizer.transcribe(mine, lambda seconds: tell(0, seconds))
-        )
+
+        def work(mine: Iterable[Source]) -> Iterator[Outcome]:
+            return self.recognizer.transcribe(mine, lambda seconds: tell(0, seconds))
+
+        return work(sources) if self.processes.count == 1 else self.processes.in_order(list(sources), work)
 
 
 def load_recognizer(choice: ModelChoice, given: Given, command: str) -> Loaded:

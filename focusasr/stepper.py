@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from focusasr.config import TrainConfig
 from focusasr.data import Batch, Item
-from focusasr.model import IGNORED, LossWeights, Model, Size, joint_loss
+from focusasr.losses import IGNORED, LossWeights, Size, joint_loss
+from focusasr.model import Model
 from focusasr.processes import Processes
 from focusasr.settings import InputError
 

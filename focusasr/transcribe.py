@@ -38,6 +38,8 @@ class Outcome:
     transcript: Transcript | None
     error: str | None
     audio_seconds: float
+    tokens: int = 0  # that the decoder wrote, ends included, and passes that it took; 0 where nobody counted
+    passes: int = 0
 
 
 @dataclass
@@ -50,6 +52,8 @@ class _Job:
     waiting: int = 0  # pieces not decoded yet
     complete: bool = False
     segments: list[Segment] = field(default_factory=list)
+    tokens: int = 0
+    passes: int = 0
 
 
 class Recognizer:
@@ -126,6 +130,8 @@ class Recognizer:
         answers = decode(self.engine, mels, self.tokenizer, self.config)
         for (job, piece), answer in zip(held, answers, strict=True):
             job.waiting -= 1
+            job.passes += answer.passes
+            job.tokens += len(answer.tokens) + 1 if answer.passes else 0
             segment = self._segment(piece, answer)
             if segment.text:
                 job.segments.append(segment)
@@ -154,7 +160,8 @@ class Recognizer:
         ordered = sorted(job.segments, key=lambda segment: segment.start)
         numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
         text = " ".join(segment.text for segment in numbered)
-        return Outcome(job.source, Transcript(text, numbered, self.tokenizer.policy.language), None, seconds)
+        transcript = Transcript(text, numbered, self.tokenizer.policy.language)
+        return Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
 
 
 def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any]]:

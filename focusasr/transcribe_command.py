@@ -80,12 +80,16 @@ def transcribe(
         elif printing or output_dir is None:
             failed = print_texts(outcomes, several, "txt" if output_format == "all" else output_format, output)
         else:
-            if loaded.is_whisper and output.verbose:
-                outcomes = shown(outcomes)
+            outcomes = shown(outcomes) if loaded.is_whisper and output.verbose else outcomes
             failed = write_files(outcomes, output_stems(sources, output_dir), output_format, output)
+    _leave_with(failed if processes.main else 0, len(sources))
+
+
+def _leave_with(failed: int, count: int) -> None:
+    """End with status 1 where files failed, and say how many of several."""
+    if failed and count > 1:
+        say(f"focusasr: {failed} of {count} files failed")
     if failed:
-        if several and processes.main:
-            print(f"focusasr: {failed} of {len(sources)} files failed", file=sys.stderr)
         raise typer.Exit(1)
 
 

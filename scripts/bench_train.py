@@ -20,8 +20,9 @@ import torch
 from focusasr import audio
 from focusasr.config import PRESETS, ModelConfig, TextConfig
 from focusasr.features import log_mel, stack
+from focusasr.losses import IGNORED, LossWeights, joint_loss
 from focusasr.manifest import Utterance, read_manifest
-from focusasr.model import IGNORED, LossWeights, Model, joint_loss
+from focusasr.model import Model
 from focusasr.tokenizer import Tokenizer, train_tokenizer
 
 MEAN_SECONDS = 10.0

@@ -36,7 +36,7 @@ THREADS = 2
 TOKENS = 100
 BATCHES = (1, 8)
 CLIP = ROOT / "tests" / "data" / "sample.flac"
-OURS = "focusasr"
+OURS = "focusasr"  # what our names begin with
 STARTER = """
 import os, subprocess, sys, time
 start = time.perf_counter()
@@ -136,8 +136,8 @@ def real_clips(contenders: dict[str, Contender], clips: list[Clip], rounds: int)
             "in batches, s/s": seconds / own(clips),
         }
 
-    tasks = {name: partial(task, one) for name, one in contenders.items() if name != OURS}
-    return interleaved(rounds, {OURS: our_task, **tasks})
+    tasks = {name: partial(task, one) for name, one in contenders.items() if not name.startswith(OURS)}
+    return interleaved(rounds, {f"{OURS}, default model": our_task, **tasks})
 
 
 def our_default() -> Callable[[Sequence[Clip]], float]:
@@ -279,14 +279,18 @@ def main() -> None:
         tokens = 20 if given.quick else TOKENS
         parts["shared"] = shared_weights(contenders, given.rounds, tokens)
         show(
-            f"The same weights of Whisper-tiny's shape, 30 s of noise, {tokens} tokens (ratio to ours)",
+            f"The same weights of Whisper-tiny's shape, 30 s of noise, {tokens} tokens (in brackets ratios)",
             parts["shared"],
-            OURS,
+            "faster-whisper int8" if "faster-whisper int8" in names else f"{OURS} int8",
         )
         if (given.data / "an4" / "test.jsonl").is_file():
             clips = read_clips(given.data, given.clips)
             parts["clips"] = real_clips(contenders, clips, given.rounds)
-            show(f"{len(clips)} clips of AN4's test, seconds of sound per second (ratio to ours)", parts["clips"], OURS)
+            show(
+                f"{len(clips)} clips of AN4's test, seconds of sound per second (ratio to ours)",
+                parts["clips"],
+                f"{OURS}, default model",
+            )
         else:
             print(f"{given.data}: no an4/test.jsonl there, so no real clips", file=sys.stderr)
     draw(parts, given.output)

@@ -5,7 +5,6 @@ Nothing heavy is imported before a contender is made, so that starting one shows
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -159,47 +158,40 @@ class FasterWhisper:
 class Ourselves:
     """focusasr with the shared weights."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, compute_type: Any) -> None:
         self.torch = torch_with(threads)
         from focusasr.checkpoint import load_checkpoint
-        from focusasr.config import DecodingConfig
-        from focusasr.settings import read_settings
-        from focusasr.transcribe import Recognizer
+        from focusasr.engine import Engine
+        from focusasr.window import EngineDecoder
 
-        greedy = {"beam_size": 1, "temperature_increment_on_fallback": None, "without_timestamps": True}
-        names = {field.name for field in dataclasses.fields(DecodingConfig)}
-        settings = {name: value for name, value in greedy.items() if name in names}
-        config = read_settings(DecodingConfig, settings, "benchmark")
-        self.recognizer = Recognizer(load_checkpoint(folder / "face"), self.torch.device("cpu"), config)
+        checkpoint = load_checkpoint(folder / "face")
+        self.engine = Engine(checkpoint.model, compute_type)
+        self.decoder = EngineDecoder(self.engine)
+        self.prompt = [*checkpoint.tokenizer.prompt]
 
     def __call__(self, waves: Sequence[np.ndarray], tokens: int) -> Times:
-        """Transcribe by `decode`, what the commands call; its call of the encoder is timed on the way."""
-        from focusasr.decoding import decode
+        """Transcribe by the calls that the reader of windows makes, greedily."""
         from focusasr.features import log_mel
+        from focusasr.search import Goal, Search, read, search
 
-        own, engine, encoding = self.recognizer, self.recognizer.engine, []
-        bands, window, encode = engine.config.mel_bands, engine.config.window_samples, type(engine).encode
+        torch, engine = self.torch, self.engine
 
-        def timed_encode(mels: Sequence[Any]) -> Any:
-            seconds, memory = timed([lambda _: encode(engine, mels)])
-            encoding.extend(seconds)
-            return memory
+        def generate(memory: Any) -> Any:
+            prompt = torch.tensor([self.prompt] * len(waves))
+            opening = read(self.decoder, self.decoder.start(memory), prompt)
+            return search(self.decoder, opening, Goal([], END, tokens), Search())
 
-        engine.config = dataclasses.replace(engine.config, text_context=len(PROMPT) + tokens + 2)
-        engine.encode = timed_encode  # type: ignore[method-assign]
-        with self.torch.inference_mode():
-            (features, whole), answers = timed(
-                [
-                    lambda _: [log_mel(self.torch.from_numpy(wave), bands, window) for wave in waves],
-                    lambda mels: decode(engine, mels, own.tokenizer, own.config),
-                ]
+        bands, window = engine.config.mel_bands, engine.config.window_samples
+        with torch.inference_mode():
+            seconds, texts = timed(
+                [lambda _: [log_mel(torch.from_numpy(wave), bands, window) for wave in waves], engine.encode, generate]
             )
-        encoder = sum(encoding)
-        return Times(features, encoder, whole - encoder, min(tokens, len(answers[0].tokens)))
+        return Times(seconds[0], seconds[1], seconds[2], len(texts[0].tokens))
 
 
 SHARED: dict[str, tuple[str, Callable[[Path, int], Contender]]] = {  # name: package, how to make it
-    "focusasr": ("focusasr", Ourselves),
+    "focusasr int8": ("focusasr", lambda folder, threads: Ourselves(folder, threads, "int8")),
+    "focusasr fp32": ("focusasr", lambda folder, threads: Ourselves(folder, threads, "float32")),
     "openai-whisper fp32": ("whisper", OpenaiWhisper),
     "transformers fp32": ("transformers", Transformers),
     "faster-whisper fp32": ("faster_whisper", lambda folder, threads: FasterWhisper(folder, threads, "float32")),

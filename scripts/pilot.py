@@ -43,8 +43,9 @@ from focusasr.evaluate import evaluate
 from focusasr.features import log_mel, stack
 from focusasr.files import written_aside
 from focusasr.inspection import dense_weights, entropy, layer_figures, layer_views
+from focusasr.losses import LossWeights, joint_loss
 from focusasr.manifest import Utterance, read_manifest, write_manifest
-from focusasr.model import LossWeights, Model, joint_loss
+from focusasr.model import Model
 from focusasr.tokenizer import Tokenizer
 from focusasr.train import Run, Trainer
 from focusasr.training_log import TrainingLog

@@ -19,8 +19,8 @@ from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
 from focusasr.corpora import Corpus, Findings, parse_manifest_option, read_corpus, read_texts
 from focusasr.data import Examples, Item, Plan, collate, join
 from focusasr.features import log_mel
+from focusasr.losses import IGNORED
 from focusasr.manifest import Utterance, write_manifest
-from focusasr.model import IGNORED
 from focusasr.settings import InputError
 
 CLEAN = TrainConfig(clean_epochs=10**9, silence=0, join=0)

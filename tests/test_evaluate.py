@@ -28,7 +28,7 @@ KEYS = [
     *(rate + bound for rate in RATES for bound in ("", "_low", "_high")),
     *("substitutions", "deletions", "insertions", "words", "wrong", "utterances", "interval_over", "drawn"),
     *("normalizer", "failed", "audio_seconds", "seconds", "audio_seconds_per_second"),
-    *("latency_p50_seconds", "latency_p95_seconds", "reused"),
+    *("latency_p50_seconds", "latency_p95_seconds", "reused", "decoder_tokens", "decoder_passes"),
 ]
 ROW_KEYS = [
     *("audio_filepath", "reference", "hypothesis", "normalized_reference", "normalized_hypothesis"),

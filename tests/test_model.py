@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusasr.config import ModelConfig
-from focusasr.model import IGNORED, Heard, LossWeights, Memory, Model, Stem, ctc_losses, joint_loss, sinusoids
+from focusasr.losses import IGNORED, LossWeights, ctc_losses, joint_loss
+from focusasr.model import Heard, Memory, Model, Stem, sinusoids
 from focusasr.settings import InputError
 
 BANDS, VOCABULARY, BLANK, END = 8, 11, 0, 2

@@ -100,7 +100,7 @@ def test_an_evaluation_keeps_samples_and_the_focus(tmp_path: Path) -> None:
 
 
 def test_intermediate_ctc_teaches_the_lower_half(tmp_path: Path) -> None:
-    from focusasr.model import LossWeights, joint_loss
+    from focusasr.losses import LossWeights, joint_loss
 
     torch.manual_seed(0)
     model = Model(ModelConfig(**{**TINY, "encoder_layers": 4, "vocabulary": 9})).train()  # type: ignore[arg-type]

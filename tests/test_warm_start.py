@@ -17,7 +17,8 @@ from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.corpora import Findings, read_corpus
 from focusasr.data import LARGEST_GAP_SECONDS, Examples, Item, Plan, collate
 from focusasr.features import log_mel, stack
-from focusasr.model import IGNORED, Model
+from focusasr.losses import IGNORED
+from focusasr.model import Model
 from focusasr.settings import InputError, read_settings
 from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
 
@@ -162,7 +163,7 @@ def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path:
     settings = TrainConfig(batch_seconds=6.0, join=0.0, clean_epochs=1, silence=0.0)
     batches = Plan([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
     assert sorted(map(len, batches)) == [2, 3, 3]
-    examples = Examples([corpus], settings, 20, [], window)
+    examples = Examples([corpus], settings, 20, [], window_samples=window)
     mel, tokens, _, _ = examples[batches[0][0]]
     assert mel.shape == (200, 20)
     wave = torch.from_numpy(sung(SONGS[batches[0][0].parts[0][1]]))
