@@ -44,6 +44,11 @@ def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config:
     taken; the other reading comes from the joint search, or with a `joint_beam_size` of 1 is the decoder's greedy text.
     Without a CTC head the decoder's greedy text is the answer.
     """
+    with engine.threads(sum(len(mel) for mel in mels)):
+        return _decode(engine, mels, tokenizer, config)
+
+
+def _decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config: DecodingConfig) -> list[Hypothesis]:
     memory = engine.encode(mels)
     if engine.ctc_head is None:
         reads = greedy(engine, memory, tokenizer, [[] for _ in mels])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -30,7 +30,8 @@ from focusasr.features import stack
 from focusasr.model import DecoderBlock, Memory, Model
 from focusasr.quantize import ComputeType, choose_compute_type, converted, layer_norm, make_linear
 
-SMALL_PASS = 4  # tokens in all rows: so few are read faster by one thread than by several, measured on two cores
+FEW_PRODUCTS = 100_000_000  # of the widest layer in one pass: fewer go faster in one thread, measured on two cores
+FRAMES_AT_ONCE = 3000  # of sound on a CPU, where more in one batch only leave its caches
 
 
 class State:
@@ -184,6 +185,18 @@ def _seen(distance: Tensor | None, end: int, max_dist: int | None, device: torch
     return (seen if max_dist is None else seen & (distance <= max_dist))[:, None]
 
 
+def joined(parts: Sequence[Memory]) -> Memory:
+    """Return several batches of encoded sound as one."""
+    if len(parts) == 1:
+        return parts[0]
+    steps = max(part.states.shape[1] for part in parts)
+    states = torch.cat([F.pad(part.states, (0, 0, 0, steps - part.states.shape[1])) for part in parts])
+    lengths = torch.cat([part.lengths() for part in parts]).to(states.device)
+    mask = torch.arange(steps, device=states.device) < lengths[:, None]
+    spans = [torch.cat(layer) for layer in zip(*(part.spans for part in parts), strict=True)]
+    return Memory(states, None if bool(mask.all()) else mask, spans)
+
+
 class Engine:
     """A model made ready: `encode` sound, `start` a text, `advance` it by tokens, and read the next ones' logits."""
 
@@ -214,8 +227,30 @@ class Engine:
     @torch.inference_mode()
     def encode(self, mels: Sequence[Tensor]) -> Memory:
         """Encode spectrograms (F, M) as one batch."""
+        if self.device.type != "cpu":
+            return self._encode(mels)
+        parts: list[list[Tensor]] = []
+        frames = 0
+        for mel in mels:
+            frames += len(mel)
+            if not parts or frames > FRAMES_AT_ONCE:
+                parts.append([])
+                frames = len(mel)
+            parts[-1].append(mel)
+        return joined([self._encode(part) for part in parts])
+
+    def _encode(self, mels: Sequence[Tensor]) -> Memory:
         mel, lengths = stack(mels)
-        return self.encoder(mel.to(self.embedding.dtype), lengths)
+        with self.threads(mel.shape[0] * mel.shape[1]):
+            return self.encoder(mel.to(self.embedding.dtype), lengths)
+
+    def threads(self, frames: int) -> AbstractContextManager[None]:
+        """Return how so many frames of sound are computed: in one thread where they are few, as they go faster then."""
+        steps = frames // (self.config.strides[0] * self.config.strides[1])
+        return self._threads(steps * 4 * self.config.width**2)
+
+    def _threads(self, products: int) -> AbstractContextManager[None]:
+        return one_thread() if self.device.type == "cpu" and products < FEW_PRODUCTS else nullcontext()
 
     @torch.inference_mode()
     def ctc_log_probs(self, memory: Memory) -> Tensor:
@@ -256,8 +291,8 @@ class Engine:
         if min(state.lengths) + length > self.config.text_context:
             end = min(state.lengths) + length
             raise ValueError(f"{end} tokens exceed text_context {self.config.text_context}")
-        small = tokens.numel() <= SMALL_PASS and self.device.type == "cpu"
-        with one_thread() if small else nullcontext():
+        widest = max(4 * self.config.width, self.config.vocabulary)
+        with self._threads(tokens.numel() * self.config.width * widest):
             return self._advance(tokens, state)
 
     def _advance(self, tokens: Tensor, state: State) -> Tensor:

@@ -55,6 +55,22 @@ def test_in_passes_of_any_length_it_computes_what_the_decoder_computes(settings:
         torch.testing.assert_close(torch.cat(parts, dim=1), wanted, atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_sound_is_encoded_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, engine, memory = both()
+    for frames in (1, 100, 200):
+        monkeypatch.setattr("focusasr.engine.FRAMES_AT_ONCE", frames)
+        found = engine.encode(SOUNDS)
+        assert memory.mask is not None and found.mask is not None and torch.equal(found.mask, memory.mask)
+        torch.testing.assert_close(found.states[memory.mask], memory.states[memory.mask], atol=1e-5, rtol=1e-5)
+        for one, other in zip(found.spans, memory.spans, strict=True):
+            torch.testing.assert_close(one, other)
+    monkeypatch.setattr("focusasr.engine.FRAMES_AT_ONCE", 1)
+    alike = engine.encode([SOUNDS[0], SOUNDS[0]])
+    assert alike.mask is None
+    torch.testing.assert_close(alike.states[1], model.encode(*stack(SOUNDS[:1])).states[0], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("settings", SHAPES, ids=str)
 @torch.inference_mode()
 def test_rows_may_stand_at_different_places_and_be_set_back(settings: dict) -> None:
