@@ -82,7 +82,7 @@ def test_greedy_tokens_are_those_of_whisper(seed: int) -> None:
     check(*both(seed, [0, 1], without_timestamps=True, sample_len=40))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, 2])
 def test_beam_tokens_are_those_of_whisper(seed: int) -> None:
     texts, theirs = both(seed, [0, 1], beam_size=5)
     check(texts, theirs)
@@ -113,7 +113,8 @@ def test_a_text_stops_where_the_context_ends() -> None:
 @pytest.mark.parametrize(("beams", "timestamps"), [(1, True), (5, True), (5, False)])
 def test_tokens_are_those_of_transformers(beams: int, timestamps: bool) -> None:
     """Its beam search is Whisper's with early_stopping=True, which stops when enough texts are complete, and
-    renormalize_logits=True, which makes probabilities of what the rules leave.
+    renormalize_logits=True, which makes probabilities of what the rules leave. One difference stays: an end that ranks
+    behind as many others as there are beams, ends among them, makes a text in openai/whisper and not there (seed 2).
     """
     options = {"beam_size": beams, "without_timestamps": not timestamps}
     peer, _ = pair(0)
