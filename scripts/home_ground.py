@@ -184,6 +184,11 @@ def phrase(draw: random.Random) -> list[str]:
     )()
 
 
+LONE_WORDS = [*3 * COMMANDS, *MONTHS, *WEEKDAYS, *TEENS, *TENS]  # what is said alone, commands most often
+LONE_WORDS += "enter erase rubout repeat start help hundred thousand alexa computer jarvis snowboy".split()
+LONE_WORDS += ["view glass", "smart mirror"]
+
+
 TEMPLATES = {
     spelled_name: 0.22,
     spelled_letters: 0.10,

@@ -26,17 +26,15 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
-import soundfile
 import torch
+from digit_strings import write_strings
 from pilot_report import report
 from rich.console import Console
 from torch import Tensor
 
 from focusasr.audio import Source, load
 from focusasr.checkpoint import Checkpoint, load_checkpoint
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, ModelConfig, TrainConfig
-from focusasr.data import join
+from focusasr.config import DecodingConfig, ModelConfig, TrainConfig
 from focusasr.decoding import decode
 from focusasr.engine import Engine
 from focusasr.evaluate import evaluate
@@ -44,7 +42,7 @@ from focusasr.features import log_mel, stack
 from focusasr.files import written_aside
 from focusasr.inspection import dense_weights, entropy, layer_figures, layer_views
 from focusasr.losses import LossWeights, joint_loss
-from focusasr.manifest import Utterance, read_manifest, write_manifest
+from focusasr.manifest import read_manifest
 from focusasr.model import Model
 from focusasr.tokenizer import Tokenizer
 from focusasr.train import Run, Trainer
@@ -151,27 +149,8 @@ def make_sets(data: Path, folder: Path) -> None:
     wanted |= {f"digits-{n}s": ("test", [float(n)] * round(TRIAL_SECONDS / n)) for n in LENGTHS}
     for number, (name, (split, goals)) in enumerate(wanted.items()):
         if not (folder / name / "manifest.jsonl").exists():
-            write_strings(read_manifest(data / "fsdd" / f"{split}.jsonl"), goals, folder / name, number)
-
-
-def write_strings(digits: list[Utterance], goals: list[float], folder: Path, seed: int) -> None:
-    """Join digits of one speaker, drawn with replacement, until each string has its goal of seconds of speech."""
-    choose, gaps = random.Random(seed), np.random.default_rng(seed)
-    speakers = sorted({str(digit.extra["speaker"]) for digit in digits})
-    utterances = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, goal in enumerate(goals):
-        speaker = choose.choice(speakers)
-        own, said, seconds = [digit for digit in digits if digit.extra["speaker"] == speaker], [], 0.0
-        while seconds < goal:
-            said.append(choose.choice(own))
-            seconds += said[-1].duration or 0.0
-        sound = join([load(Source(str(d.audio), d.offset, d.duration)) for d in said], gaps)
-        path = folder / f"{number:03}.flac"
-        soundfile.write(path, sound, SAMPLE_RATE_HZ)
-        text = " ".join(digit.text for digit in said)
-        utterances.append(Utterance(path, text, 0.0, len(sound) / SAMPLE_RATE_HZ, {"speaker": speaker}))
-    write_manifest(folder / "manifest.jsonl", utterances)
+            digits = read_manifest(data / "fsdd" / f"{split}.jsonl")
+            write_strings(digits, goals, folder / name / "manifest.jsonl", number, in_seconds=True)
 
 
 # One run

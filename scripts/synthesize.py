@@ -1,9 +1,9 @@
 """Make synthetic training speech with flite, espeak-ng and festival: FLAC files of 16 kHz mono and a manifest.
 
 Run `.venv/bin/python scripts/synthesize.py FOLDER --hours 2 --seed 1`. Texts come from the templates of home_ground.py
-(names spelled, digits, numbers, serial numbers, phone numbers, dates, times, commands) or from `--texts FILE`, one
-sentence per line. The same seed gives the same files, byte for byte; those that exist are kept, so a broken run can
-go on.
+(names spelled, digits, numbers, serial numbers, phone numbers, dates, times, commands), with `--words` from its list of
+words that are said alone, or from `--texts FILE…`: manifests, or text with one sentence per line. The same seed gives
+the same files, byte for byte; those that exist are kept, so a broken run can go on.
 Debian packages: flite, espeak-ng, festival, festvox-kallpc16k, festvox-us-slt-hts.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from home_ground import draw_text
+from home_ground import LONE_WORDS, draw_text
 
 from focusasr.files import written_aside
 
@@ -205,15 +205,18 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--texts", type=Path, help="say these sentences, one per line, instead of the templates'")
+    parser.add_argument("--words", action="store_true", help="say single words instead of the templates' texts")
+    parser.add_argument("--texts", type=Path, nargs="+", default=[], help="say what these manifests or lines say")
     options = parser.parse_args()
     missing = [engine for engine in ("flite", "espeak-ng", "text2wave") if not shutil.which(engine)]
     if missing:
         sys.exit(f"{', '.join(missing)} not found; apt-get install flite espeak-ng festival festvox-us-slt-hts")
-    sentences = []
-    if options.texts:
-        sentences = [line.strip() for line in options.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        random.Random(options.seed).shuffle(sentences)
+    sentences = list(LONE_WORDS) if options.words else []
+    for path in options.texts:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        spoken = [json.loads(line)["text"] for line in lines if line] if path.suffix == ".jsonl" else lines
+        sentences += [line.strip() for line in spoken if line.strip()]
+    random.Random(options.seed).shuffle(sentences)
     synthesize(options.output, options.hours, options.seed, options.workers, sentences)
 
 

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Makes checkpoints/focusasr-alnum-en: synthetic speech, two parts of training, measurements, card. About three hours on
+# two cores. The corpora must lie in data/ (see focusasr-alnum-en.toml); a broken run goes on where it stopped.
+#
+#   scripts/focusasr-alnum-en.sh [RUNS]        RUNS: where training writes, runs/ if not given
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+runs=${1:-runs}
+export OMP_WAIT_POLICY=PASSIVE
+
+for corpus in an4 fsdd speech_commands_mini picovoice_keywords common_voice_en_delta13 common_voice_en kathleen; do
+    [[ -f data/$corpus/train.jsonl ]] || { echo "data/$corpus/train.jsonl is missing: see the model card" >&2; exit 1; }
+done
+
+python=.venv/bin/python
+"$python" scripts/synthesize.py data/synth/home --hours 2 --seed 11
+"$python" scripts/synthesize.py data/synth/words --hours 0.6 --seed 17 --words
+"$python" scripts/synthesize.py data/synth/prose --hours 0.5 --seed 12 \
+    --texts data/{common_voice_en_delta13,common_voice_en,kathleen}/train.jsonl
+
+train() {
+    local folder=$1 more=()
+    shift
+    [[ ! -d $folder/last ]] || more=(--resume)
+    OMP_NUM_THREADS=1 "$python" -m focusasr train --config scripts/focusasr-alnum-en.toml --output-dir "$folder" \
+        "$@" "${more[@]}"
+}
+train "$runs/alnum-first" --steps 7500 --learning-rate 1.5e-3 --clean-epochs 2
+train "$runs/alnum" --init-from "$runs/alnum-first/last"
+
+"$python" scripts/digit_strings.py data/fsdd data/digit_strings
+"$python" scripts/ship_checkpoint.py "$runs/alnum/last" checkpoints/focusasr-alnum-en scripts/focusasr-alnum-en.md \
+    data/{an4,fsdd,digit_strings,speech_commands_mini,picovoice_keywords,common_voice_en_delta13,common_voice_en,kathleen}/test.jsonl
