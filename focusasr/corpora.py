@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections import defaultdict
@@ -29,6 +30,7 @@ class Corpus:
     weight: float
     utterances: list[Utterance]
     tokens: list[list[int]]
+    prompts: list[list[int]]  # what the decoder reads before each text
 
     @property
     def seconds(self) -> float:
@@ -103,13 +105,15 @@ def read_texts(options: Sequence[str]) -> list[str]:
 def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_seconds: float, found: Findings) -> Corpus:
     """Read one manifest for training; what cannot be used is noted in `found` with the reason."""
     path, weight = parse_manifest_option(option)
-    kept, tokens = [], []
+    kept, tokens, prompts = [], [], []
+    speaking = functools.cache(tokenizer.for_language)
     for utterance in read_manifest(path, lambda line: found.left_out[BAD_LINE].append(line)):
         ids = tokenizer.encode(utterance.text)
+        prompt = speaking(utterance.language).prompt
         try:
             utterance = _with_duration(utterance)
             reason = _refusal(utterance, ids, model, max_seconds)
-            if reason is None and len(ids) + len(tokenizer.prompt) > model.text_context:
+            if reason is None and len(ids) + len(prompt) > model.text_context:
                 reason = f"text longer than text_context {model.text_context}"
         except InputError:
             reason = "audio cannot be read"
@@ -120,7 +124,8 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
                 found.doubt("text has characters that the tokenizer does not know", utterance)
             kept.append(utterance)
             tokens.append(ids)
-    return Corpus(str(path), weight, kept, tokens)
+            prompts.append(prompt)
+    return Corpus(str(path), weight, kept, tokens, prompts)
 
 
 def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found: Findings) -> None:

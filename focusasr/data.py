@@ -94,7 +94,8 @@ class Plan(Sampler[list[Item]]):
             length = corpus.utterances[choice].duration or 0.0
             letters = len(corpus.tokens[choice]) + 1  # with the separator or the start
             too_long = seconds + length > self.config.join_seconds or written + letters > self.text_context
-            if parts and (seconds >= goal or too_long):
+            stranger = bool(parts) and corpus.prompts[choice] != corpus.prompts[parts[0][1]]  # in another language
+            if parts and (seconds >= goal or too_long or stranger):
                 groups.append((parts, seconds))
                 parts, seconds, written = (), 0.0, 0
             if not parts:
@@ -159,6 +160,16 @@ class Batch(NamedTuple):
         )  # fmt: skip
 
 
+class Example(NamedTuple):
+    """One item's mel (F, M), the decoder's prompt, the text's token ids, the item, and what could not be read."""
+
+    mel: Tensor
+    prompt: list[int]
+    tokens: list[int]
+    item: Item
+    broken: list[str]
+
+
 class Examples(Dataset):
     """Items to features and tokens, augmented by the item's own seed; padded to `window_samples` where there is one."""
 
@@ -178,8 +189,8 @@ class Examples(Dataset):
         self.sounds = sounds
         self.separator = separator  # the tokens between joined texts
 
-    def __getitem__(self, item: Item) -> tuple[Tensor, list[int], Item, list[str]]:
-        """Return mel (F, M), token ids, the item, and what could not be read."""
+    def __getitem__(self, item: Item) -> Example:
+        """Return one example, read and augmented."""
         draw = np.random.default_rng(item.seed)
         clean = item.position[0] < self.config.clean_epochs
         pieces: list[np.ndarray] = []
@@ -200,7 +211,9 @@ class Examples(Dataset):
         if not clean:
             waveform = augment_waveform(waveform, self.config, draw, self.sounds)
         mel = log_mel(torch.from_numpy(waveform), self.mel_bands, self.window_samples)
-        return mel if clean else augment_mel(mel, self.config, draw), tokens, item, broken
+        first, index = item.parts[0]
+        mel = mel if clean else augment_mel(mel, self.config, draw)
+        return Example(mel, self.corpora[first].prompts[index], tokens, item, broken)
 
 
 def join(pieces: Sequence[np.ndarray], draw: np.random.Generator, around: float = 0.0) -> np.ndarray:
@@ -221,16 +234,14 @@ def _silence(draw: np.random.Generator, share: float) -> np.ndarray:
     return np.zeros(int(seconds * SAMPLE_RATE_HZ) if draw.random() < share else 0, np.float32)
 
 
-def collate(examples: Sequence[tuple[Tensor, list[int], Item, list[str]]], prompt: Sequence[int], end: int) -> Batch:
-    """Pad examples to one batch; decoder input begins with `prompt`, which is no target, and targets end with `end`."""
-    mel, lengths = stack([example[0] for example in examples])
-    texts = [torch.tensor(example[1], dtype=torch.long) for example in examples]
-    inputs = [torch.cat((torch.tensor(prompt), text)) for text in texts]
-    given = torch.full((len(prompt) - 1,), IGNORED)
-    targets = [torch.cat((given, text, torch.tensor([end]))) for text in texts]
+def collate(examples: Sequence[Example], end: int) -> Batch:
+    """Pad examples to one batch; decoder input begins with a prompt, which is no target, and targets end with `end`."""
+    mel, lengths = stack([example.mel for example in examples])
+    inputs = [torch.tensor([*example.prompt, *example.tokens]) for example in examples]
+    targets = [torch.tensor([IGNORED] * (len(e.prompt) - 1) + [*e.tokens, end]) for e in examples]
     pad = torch.nn.utils.rnn.pad_sequence
     return Batch(
         mel, lengths, pad(inputs, batch_first=True, padding_value=end),
-        pad(targets, batch_first=True, padding_value=IGNORED), [example[2] for example in examples],
-        [line for example in examples for line in example[3]],
+        pad(targets, batch_first=True, padding_value=IGNORED), [example.item for example in examples],
+        [line for example in examples for line in example.broken],
     )  # fmt: skip

@@ -27,6 +27,12 @@ class Utterance:
     duration: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def language(self) -> str | None:
+        """Return what the line says under `language`, None where that is no text."""
+        named = self.extra.get("language")
+        return named if isinstance(named, str) else None
+
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Return the manifest's keys and values, the path relative to `folder` where it lies inside it."""
         inside = self.audio.is_relative_to(folder)

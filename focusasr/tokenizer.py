@@ -44,6 +44,10 @@ class Tokenizer:
         """Return the tokens that the decoder reads before the first one of a text."""
         return [self.start]
 
+    def for_language(self, language: str | None) -> Tokenizer:
+        """Return the tokenizer for an utterance in this language: the same for all where the prompt names none."""
+        return self
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` after the policy, without start and end."""
         return self.engine.encode(apply_policy(text, self.policy), add_special_tokens=False).ids

@@ -167,7 +167,7 @@ class Trainer:
                 self.accelerator.process_index,
                 even_batches=False,
             ),
-            collate_fn=functools.partial(collate, prompt=self.tokenizer.prompt, end=self.tokenizer.end),
+            collate_fn=functools.partial(collate, end=self.tokenizer.end),
             num_workers=settings.workers,
             generator=torch.Generator().manual_seed(settings.seed),
             worker_init_fn=_begin_worker,

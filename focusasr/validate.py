@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,18 +76,19 @@ def _transcribe(
 ) -> Iterator[tuple[int, str, str]]:
     """Yield number, text and error of each numbered utterance, in any order."""
     device = next(model.parameters()).device
-    numbers, mels = [], []
+    mels: dict[str | None, dict[int, Tensor]] = {}
     for number, utterance in utterances:
         try:
-            mels.append(spectrogram(utterance, model.config))
-            numbers.append(number)
+            mels.setdefault(utterance.language, {})[number] = spectrogram(utterance, model.config)
         except InputError as error:
             yield number, "", str(error)
     engine, config = Engine(model), DecodingConfig()
-    for rows in _batches([mel.shape[0] for mel in mels]):
-        answers = decode(engine, [mels[row].to(device) for row in rows], tokenizer, config)
-        for row, answer in zip(rows, answers, strict=True):
-            yield numbers[row], tokenizer.decode(answer.tokens), ""
+    for language, numbered in mels.items():
+        speaking = tokenizer.for_language(language)
+        for rows in _batches({number: len(mel) for number, mel in numbered.items()}):
+            answers = decode(engine, [numbered[row].to(device) for row in rows], speaking, config)
+            for row, answer in zip(rows, answers, strict=True):
+                yield row, tokenizer.decode(answer.tokens), ""
 
 
 def spectrogram(utterance: Utterance, model: ModelConfig) -> Tensor:
@@ -96,10 +97,10 @@ def spectrogram(utterance: Utterance, model: ModelConfig) -> Tensor:
     return log_mel(torch.from_numpy(waveform), model.mel_bands, model.window_samples)
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
+def _batches(lengths: Mapping[int, int]) -> list[list[int]]:
     """Group rows of similar length so that no group holds more than FRAMES_PER_BATCH frames, padding included."""
     groups: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+    for row in sorted(lengths, key=lengths.__getitem__):
         if not groups or (len(groups[-1]) + 1) * lengths[row] > FRAMES_PER_BATCH:
             groups.append([])
         groups[-1].append(row)

@@ -129,5 +129,5 @@ def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> 
     if not model.ctc and settings.ctc_weight > 0:
         lines.append("ctc_weight is ignored: this model has no CTC head")
     if isinstance(tokenizer, WhisperTokenizer) and tokenizer.whisper.multilingual and not tokenizer.policy.language:
-        lines.append("the texts count as English; --language says otherwise")
+        lines.append("texts whose manifest names no language count as English; --language says otherwise")
     return lines

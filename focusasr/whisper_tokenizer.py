@@ -7,6 +7,7 @@ import binascii
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from focusasr.config import TextConfig, WhisperConfig
+from focusasr.languages import CODES
 from focusasr.settings import InputError
 from focusasr.text import apply_policy
 from focusasr.tokenizer import Tokenizer
@@ -98,6 +100,17 @@ class WhisperTokenizer(Tokenizer):
         policy = dataclasses.replace(self.policy, language=language or self.policy.language)
         whisper = dataclasses.replace(self.whisper, task=task or self.whisper.task)
         return WhisperTokenizer(self.engine, policy, whisper)
+
+    def for_language(self, language: str | None) -> WhisperTokenizer:
+        """Return the tokenizer for an utterance in this language, given by code, name or tag such as de-DE.
+
+        Where it is none that the model knows, or the model knows only English, that is this one.
+        """
+        if not self.whisper.multilingual or not language or language == self.policy.language:
+            return self
+        named = language.strip().lower()
+        code = CODES.get(named, re.split("[-_]", named)[0])
+        return self.speaking(code) if code in self.languages else self
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a transcript after the policy, with the space that Whisper's begin with."""

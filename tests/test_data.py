@@ -17,7 +17,7 @@ from tones import letters_tokenizer, sung, write_song_book
 
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
 from focusasr.corpora import Corpus, Findings, parse_manifest_option, read_corpus, read_texts
-from focusasr.data import Examples, Item, Plan, collate, join
+from focusasr.data import Example, Examples, Item, Plan, collate, join
 from focusasr.features import log_mel
 from focusasr.losses import IGNORED
 from focusasr.manifest import Utterance, write_manifest
@@ -30,7 +30,7 @@ MODEL = ModelConfig(text_context=40)
 
 def corpus(*seconds: float, weight: float = 1.0, letters: int = 3) -> Corpus:
     utterances = [Utterance(Path(f"{n}.wav"), "abc", 0.0, length) for n, length in enumerate(seconds)]
-    return Corpus("made", weight, utterances, [[4] * letters for _ in seconds])
+    return Corpus("made", weight, utterances, [[4] * letters for _ in seconds], [[1] for _ in seconds])
 
 
 def lengths(count: int, longest: float = 8.0, seed: int = 0) -> list[float]:
@@ -226,13 +226,13 @@ def item(*indices: int, seed: int = 0, epoch: int = 0) -> Item:
 
 
 def test_clean_examples_are_the_sound_itself(tmp_path: Path) -> None:
-    mel, tokens, _, broken = examples(tmp_path, ["abc"])[item(0)]
+    mel, _, tokens, _, broken = examples(tmp_path, ["abc"])[item(0)]
     assert torch.equal(mel, log_mel(torch.from_numpy(sung("abc")), 20))
     assert (tokens, broken) == (TOKENIZER.encode("abc"), [])
 
 
 def test_joined_examples_are_joined_texts(tmp_path: Path) -> None:
-    mel, tokens, _, _ = examples(tmp_path, ["ab", "c", "de"])[item(1, 0, 2)]
+    mel, _, tokens, _, _ = examples(tmp_path, ["ab", "c", "de"])[item(1, 0, 2)]
     assert TOKENIZER.decode(tokens) == "c ab de"
     assert mel.shape[0] >= 5 * 16  # letters of 16 frames, and gaps
 
@@ -250,7 +250,7 @@ def test_an_augmented_example_follows_from_its_seed(tmp_path: Path) -> None:
 
 def test_noise_and_silence_have_no_text(tmp_path: Path) -> None:
     made = examples(tmp_path, ["abc"], TrainConfig(silence=1, clean_epochs=0))
-    mel, tokens, _, _ = made[item(0)]
+    mel, _, tokens, _, _ = made[item(0)]
     assert tokens == []
     assert mel.isfinite().all()
 
@@ -260,11 +260,11 @@ def test_broken_files_are_named_and_the_others_go_on(tmp_path: Path, clean_epoch
     made = examples(tmp_path, ["ab", "cd", "ef"], dataclasses.replace(CLEAN, clean_epochs=clean_epochs))
     for name in ("00.wav", "01.wav"):
         (tmp_path / "songs" / name).write_bytes(b"not sound")
-    _, tokens, _, broken = made[item(0, 2)]
+    _, _, tokens, _, broken = made[item(0, 2)]
     assert TOKENIZER.decode(tokens) == "ef"
     assert len(broken) == 1
     assert "00.wav" in broken[0]
-    mel, tokens, _, broken = made[item(0, 1)]
+    mel, _, tokens, _, broken = made[item(0, 1)]
     assert mel.isfinite().all()
     assert mel.shape[0] >= 1
     assert tokens == []
@@ -289,11 +289,11 @@ def test_recordings_begin_and_end_with_and_without_silence() -> None:
 def test_collate_pads_and_marks() -> None:
     place = Item(((0, 0),), 1.0, (0, 0, 0), (3, 7))
     made = [
-        (torch.ones(4, 20), [5, 6], place, []),
-        (torch.ones(2, 20), [], place, ["x is broken"]),
-        (torch.ones(3, 20), [7, 8, 9], place, ["y is broken"]),
+        Example(torch.ones(4, 20), [1], [5, 6], place, []),
+        Example(torch.ones(2, 20), [1], [], place, ["x is broken"]),
+        Example(torch.ones(3, 20), [1], [7, 8, 9], place, ["y is broken"]),
     ]
-    batch = collate(made, prompt=[1], end=2)
+    batch = collate(made, end=2)
     assert batch.tokens.tolist() == [[1, 5, 6, 2], [1, 2, 2, 2], [1, 7, 8, 9]]
     assert batch.targets.tolist() == [[5, 6, 2, IGNORED], [2, IGNORED, IGNORED, IGNORED], [7, 8, 9, 2]]
     assert batch.mel.shape == (3, 4, 20)

@@ -11,16 +11,19 @@ from safetensors.torch import load_file
 from small_whisper import TEXTS, as_whisper, write_whisper
 from tones import letters_tokenizer, mels, sung, tiny_model, write_song_book
 
+from focusasr import validate
 from focusasr.attention import HybridAttention
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.corpora import Findings, read_corpus
-from focusasr.data import LARGEST_GAP_SECONDS, Examples, Item, Plan, collate
+from focusasr.data import LARGEST_GAP_SECONDS, Example, Examples, Item, Plan, collate
+from focusasr.decoding import Hypothesis
 from focusasr.features import log_mel, stack
 from focusasr.losses import IGNORED
 from focusasr.model import Model
 from focusasr.settings import InputError, read_settings
 from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
+from focusasr.whisper_tokenizer import WhisperTokenizer
 
 SONGS = ["abc", "cab", "bad cab", "face", "dab", "abba", "ebb", "fade"]
 QUICK = ("--batch-seconds", 40, "--workers", 0, "--warmup-steps", 2, "--ema-decay", 0, "--max-span", 16)
@@ -149,9 +152,48 @@ def test_batches_open_with_whispers_prompt(folder: Path) -> None:
     tokenizer = as_whisper(load_checkpoint(folder).tokenizer)
     text = tokenizer.encode("the cat")
     item = Item(((0, 0),), 1.0, (0, 0, 0), (0, 0))
-    batch = collate([(torch.zeros(5, 20), text, item, [])], tokenizer.prompt, tokenizer.end)
+    batch = collate([Example(torch.zeros(5, 20), tokenizer.prompt, text, item, [])], tokenizer.end)
     assert batch.tokens.tolist() == [[*tokenizer.prompt, *text]]
     assert batch.targets.tolist() == [[IGNORED] * 3 + [*text, tokenizer.end]]
+
+
+def test_each_text_is_learned_in_the_language_of_its_line(folder: Path, tmp_path: Path) -> None:
+    source = load_checkpoint(folder)
+    tokenizer = as_whisper(source.tokenizer).speaking("es")
+    songs = write_song_book(tmp_path, SONGS)
+    said = ["de", "German", "de-AT", "en", None, "xx", 5, ""]
+    rows = [json.loads(line) for line in songs.read_text().splitlines()]
+    lines = [json.dumps({**row, "language": name}) for row, name in zip(rows, said, strict=True)]
+    songs.write_text("".join(line + "\n" for line in lines))
+    corpus = read_corpus(str(songs), tokenizer, source.model.config, 2.0, Findings())
+    codes = {number: code for code, number in tokenizer.languages.items()}
+    heard = [codes[prompt[1]] for prompt in corpus.prompts]
+    assert heard == ["de", "de", "de", "en", "es", "es", "es", "es"]
+    settings = TrainConfig(join=1.0, join_seconds=20.0, batch_seconds=100.0, silence=0.0, clean_epochs=1)
+    groups = [item.parts for epoch in range(5) for batch in Plan([corpus], settings, 60).epoch(epoch) for item in batch]
+    assert all(len({heard[index] for _, index in parts}) == 1 for parts in groups), "one language in one item"
+    assert any(len(parts) > 1 for parts in groups)
+    examples = Examples([corpus], settings, 20, [])
+    assert examples[Item(((0, 3),), 1.0, (0, 0, 0), (0, 0))].prompt == corpus.prompts[3]
+
+
+def test_dev_texts_are_read_in_the_language_of_their_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = load_checkpoint(folder)
+    songs = write_song_book(tmp_path, SONGS[:3])
+    rows = [json.loads(line) for line in songs.read_text().splitlines()]
+    songs.write_text("".join(json.dumps({**row, "language": "de"} if n else row) + "\n" for n, row in enumerate(rows)))
+    prompts: list[tuple[int, int]] = []
+
+    def decode(engine: object, mels: list[torch.Tensor], tokenizer: WhisperTokenizer, config: object) -> list:
+        prompts.append((tokenizer.prompt[1] - tokenizer.start, len(mels)))
+        return [Hypothesis(tokenizer.encode(f"{len(mel)}"), 0.0, 0.0) for mel in mels]
+
+    monkeypatch.setattr(validate, "decode", decode)
+    heard = validate.measure(source.model, source.tokenizer, validate.read_dev_set(str(songs)))
+    assert prompts == [(1, 1), (2, 2)], "English, then German"
+    assert len(heard.hypotheses) == 3
 
 
 def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path: Path) -> None:
@@ -164,7 +206,7 @@ def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path:
     batches = Plan([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
     assert sorted(map(len, batches)) == [2, 3, 3]
     examples = Examples([corpus], settings, 20, [], window_samples=window)
-    mel, tokens, _, _ = examples[batches[0][0]]
+    mel, _, tokens, _, _ = examples[batches[0][0]]
     assert mel.shape == (200, 20)
     wave = torch.from_numpy(sung(SONGS[batches[0][0].parts[0][1]]))
     assert torch.equal(mel, log_mel(wave, 20, window))
