@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -12,6 +12,7 @@ import torch
 from focusasr import audio
 from focusasr.audio import Source
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.device import in_parts
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
 from focusasr.longform import WhisperRecognizer, Window, split
 from focusasr.output import Segment, Transcript
@@ -37,32 +38,39 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
 
         longest = self.window_frames / FRAMES_PER_SECOND
         pieces = joined(cut(blocks(), longest, self.config.vad_threshold, whole=False), longest)
-        batch = head = list(islice(pieces, self.config.batch_size))
+        batch = head = list(islice(pieces, self.batch_size))
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
         while reader and batch:
-            segments += self._decoded(reader, batch)
+            for found in in_parts(lambda some: self._decoded(reader, some), batch, self.device, self._halve):
+                if found is None:
+                    raise MemoryError
+                segments += found
             progress(sum(len(piece.waveform) for piece in batch) / SAMPLE_RATE_HZ)
-            batch = list(islice(pieces, self.config.batch_size))
+            batch = list(islice(pieces, self.batch_size))
         numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
         text = "".join(segment.text for segment in numbered)
         language = (reader or self).tokenizer.policy.language
         return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
 
-    def _decoded(self, reader: WindowReader, pieces: list[Piece]) -> list[Segment]:
-        """Return the segments of one batch."""
+    def _halve(self, size: int) -> None:
+        self.batch_size = min(self.batch_size, size)
+
+    def _decoded(self, reader: WindowReader, pieces: Sequence[Piece]) -> list[list[Segment]]:
+        """Return the segments of each piece of one batch."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
         answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
-        result: list[Segment] = []
+        result: list[list[Segment]] = []
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
             if is_silence(answer, self.search):
+                result.append([])
                 continue
             segments = self._segments(reader, piece, answer)
             if self.config.word_timestamps:
                 alone = memory.select(torch.tensor([row], device=self.device))
                 frames = len(piece.waveform) // HOP_SAMPLES
                 segments = self._timed(reader, alone, frames, segments, piece.start_seconds)
-            result += segments
+            result.append(segments)
         return result
 
     def _mel(self, piece: Piece) -> torch.Tensor:

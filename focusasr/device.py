@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
+from focusasr.progress import say
 from focusasr.settings import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+FULL_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+LOST_DEVICE = ("cuda error", "cudnn_status", "cublas_status", "hip error", "mps error", "device lost")
 
 
 def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
@@ -31,6 +38,44 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     ):
         raise InputError(f"device {wanted!r} is not on this machine; use --device auto")
     return device, "as asked"
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error says that memory was short, whichever library asked for it."""
+    signs = any(sign in str(error).lower() for sign in FULL_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
+
+
+def device_fails(device: torch.device, error: Exception) -> bool:
+    """Return whether the CPU can go on where this device cannot: its memory is short, or it is lost."""
+    lost = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LOST_DEVICE)
+    return device.type != "cpu" and (lost or lacks_memory(error))
+
+
+def in_parts(
+    work: Callable[[Sequence[Item]], list[Result]],
+    items: Sequence[Item],
+    device: torch.device,
+    halved: Callable[[int], object],
+) -> list[Result | None]:
+    """Return work(items), one result per item; where memory is short that of each half, and so on.
+
+    Halving is said, and `halved` is told how many items may be tried from now on. An item that does not fit the
+    memory alone gives None on a CPU; on another device the error is raised, as the CPU may have more.
+    """
+    try:
+        return list(work(items))
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error) or (len(items) == 1 and device.type != "cpu"):
+            raise
+    if len(items) == 1:
+        return [None]
+    if device.type == "cuda":  # the error is gone by now, and with it what the batch held
+        torch.cuda.empty_cache()
+    half = len(items) // 2
+    say(f"focusasr: {len(items)} segments at once do not fit the memory; going on with {half}")
+    halved(half)
+    return [*in_parts(work, items[:half], device, halved), *in_parts(work, items[half:], device, halved)]
 
 
 @contextmanager

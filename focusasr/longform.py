@@ -14,6 +14,7 @@ from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.cross_alignment import align_words
+from focusasr.device import lacks_memory
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from focusasr.invention import Bounds, Kept, seek_after_words, without_inventions
@@ -165,6 +166,7 @@ class WhisperRecognizer:
         self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
+        self.batch_size = config.batch_size  # smaller once so many did not fit the memory
 
     def transcribe(
         self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
@@ -179,6 +181,10 @@ class WhisperRecognizer:
                 yield Outcome(source, transcript, None, seconds)
             except InputError as error:
                 yield Outcome(source, None, str(error), 0.0)
+            except (MemoryError, RuntimeError) as error:
+                if self.device.type != "cpu" or not lacks_memory(error):
+                    raise
+                yield Outcome(source, None, f"{source.name}: the memory is full; lower --beam-size or --best-of", 0.0)
 
     def _recognized(self, source: Source, progress: Callable[[float], None]) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from focusasr.config import DecodingConfig
 from focusasr.processes import Processes, join_processes
+from focusasr.progress import say
 from focusasr.settings import InputError, read_settings
 from focusasr.startup import loading
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from focusasr.audio import Source
     from focusasr.checkpoint import Checkpoint
     from focusasr.transcribe import Outcome
@@ -24,6 +28,8 @@ HARMLESS = {"language", "vad_filter", "condition_on_previous_text", "carry_initi
 
 class AnyRecognizer(Protocol):
     """What transcribes: a native checkpoint or a Whisper model."""
+
+    device: torch.device
 
     def transcribe(
         self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
@@ -50,14 +56,37 @@ class Loaded:
     is_whisper: bool
     remarks: list[str]
     processes: Processes
+    on_cpu: Callable[[], AnyRecognizer]
 
     def shared(self, sources: Iterable[Source], tell: Callable[[int, float], None]) -> Iterator[Outcome]:
         """Yield every source's outcome, in order and in every process; the processes share the work."""
 
         def work(mine: Iterable[Source]) -> Iterator[Outcome]:
-            return self.recognizer.transcribe(mine, lambda seconds: tell(0, seconds))
+            return steadfast(self.recognizer, self.on_cpu, mine, lambda seconds: tell(0, seconds))
 
         return work(sources) if self.processes.count == 1 else self.processes.in_order(list(sources), work)
+
+
+def steadfast(
+    recognizer: AnyRecognizer,
+    on_cpu: Callable[[], AnyRecognizer],
+    sources: Iterable[Source],
+    progress: Callable[[float], None],
+) -> Iterator[Outcome]:
+    """Yield every source's outcome, in order; where the device fails the CPU goes on from the first one missing."""
+    from focusasr.device import device_fails
+
+    left = deque(sources)
+    try:
+        for outcome in recognizer.transcribe(list(left), progress):
+            left.popleft()
+            yield outcome
+    except (MemoryError, RuntimeError) as error:
+        if not device_fails(recognizer.device, error):
+            raise
+        say(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); going on with the CPU")
+    if left:
+        yield from on_cpu().transcribe(left, progress)
 
 
 def load_recognizer(choice: ModelChoice, given: Given, command: str) -> Loaded:
@@ -83,17 +112,21 @@ def _load(choice: ModelChoice, config: DecodingConfig, search: SearchConfig, lon
     processes, device = join_processes(choose_device(choice.device)[0])
     path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
     checkpoint = load_checkpoint(path, device)
+
+    def on_cpu() -> AnyRecognizer:
+        return _load(replace(choice, device="cpu"), config, search, longform).recognizer
+
     if checkpoint.whisper is None:
         from focusasr.transcribe import Recognizer
 
         remarks = native_remarks(checkpoint, search, longform)
-        return Loaded(Recognizer(checkpoint, device, config), False, remarks, processes)
+        return Loaded(Recognizer(checkpoint, device, config), False, remarks, processes, on_cpu)
     from focusasr.batched import BatchedWhisperRecognizer
     from focusasr.longform import WhisperRecognizer
 
     longform, remarks = heard_as(checkpoint, longform)
     kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-    return Loaded(kind(checkpoint, device, config, search, longform), True, remarks, processes)
+    return Loaded(kind(checkpoint, device, config, search, longform), True, remarks, processes, on_cpu)
 
 
 def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: LongformConfig) -> list[str]:

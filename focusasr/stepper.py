@@ -21,13 +21,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from focusasr.config import TrainConfig
 from focusasr.data import Batch, Item
+from focusasr.device import lacks_memory
 from focusasr.losses import IGNORED, LossWeights, Size, joint_loss
 from focusasr.model import Model
 from focusasr.processes import Processes
 from focusasr.settings import InputError
 
 FIGURES = ("total", "attention", "ctc", "span", "seconds", "padded_seconds")
-FULL_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 MOST_NAMED = 5  # utterances of one bad step
 
 
@@ -146,8 +146,8 @@ class Stepper:
                 self._seed(first + index * self.processes.count + self.processes.rank, piece)
                 results.append(self._backward(piece, whole))
             return pieces, results, None
-        except RuntimeError as error:
-            if not any(sign in str(error).lower() for sign in FULL_MEMORY):
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
                 raise
         self.optimizer.zero_grad(set_to_none=True)  # what the other pieces gave is computed again: exact, and rare
         if torch.cuda.is_available():

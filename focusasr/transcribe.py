@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -19,6 +19,7 @@ from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding import Hypothesis, decode
+from focusasr.device import in_parts
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.output import Segment, Transcript
@@ -70,6 +71,7 @@ class Recognizer:
         self.device = device
         self.config = config
         window = checkpoint.model.config.window_samples
+        self.batch_size = config.batch_size  # smaller once so many did not fit the memory
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
 
     def transcribe(
@@ -97,7 +99,7 @@ class Recognizer:
     def _hold(self, pieces: Iterator[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
         """Take the next pieces, as many as may be held at once, and return them, the longest first."""
         held, samples = [], 0
-        for job, piece in islice(pieces, self.config.batch_size * BATCHES_AHEAD):
+        for job, piece in islice(pieces, self.batch_size * BATCHES_AHEAD):
             held.append((job, piece))
             samples += len(piece.waveform)
             if samples >= HELD_SECONDS * SAMPLE_RATE_HZ:
@@ -108,7 +110,7 @@ class Recognizer:
         """Take the shortest pieces off `held`, as many as make a batch."""
         limit = CPU_BATCH_SECONDS * SAMPLE_RATE_HZ if self.device.type == "cpu" else math.inf
         batch = [held.pop()]
-        while held and len(batch) < self.config.batch_size and (len(batch) + 1) * len(held[-1][1].waveform) <= limit:
+        while held and len(batch) < self.batch_size and (len(batch) + 1) * len(held[-1][1].waveform) <= limit:
             batch.append(held.pop())
         return batch
 
@@ -125,16 +127,26 @@ class Recognizer:
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
-        bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
-        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for _, piece in held]
-        answers = decode(self.engine, mels, self.tokenizer, self.config)
-        for (job, piece), answer in zip(held, answers, strict=True):
+        for job, _ in held:
             job.waiting -= 1
+        answers = in_parts(self._answers, [piece for _, piece in held], self.device, self._halve)
+        for (job, piece), answer in zip(held, answers, strict=True):
+            if answer is None:
+                job.error = f"{job.source.name}: a segment does not fit the memory; lower --max-segment-seconds"
+                continue
             job.passes += answer.passes
             job.tokens += len(answer.tokens) + 1 if answer.passes else 0
             segment = self._segment(piece, answer)
             if segment.text:
                 job.segments.append(segment)
+
+    def _answers(self, pieces: Sequence[Piece]) -> list[Hypothesis]:
+        bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
+        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for piece in pieces]
+        return decode(self.engine, mels, self.tokenizer, self.config)
+
+    def _halve(self, size: int) -> None:
+        self.batch_size = min(self.batch_size, size)
 
     def _segment(self, piece: Piece, answer: Hypothesis) -> Segment:
         text = self.tokenizer.decode(answer.tokens)
