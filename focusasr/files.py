@@ -6,6 +6,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 from focusasr.settings import InputError
+
+STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are not UTF-8
 
 
 @contextmanager
@@ -67,6 +71,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def fitting(stem: str) -> str:
+    """Return a name without suffix that any file system and any line takes: at most 180 bytes, all of them UTF-8."""
+    return UNFIT.sub("_", stem).encode()[:STEM_BYTES].decode(errors="ignore")
 
 
 def read_text(path: Path) -> str:
