@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from focusasr.settings import InputError
+from focusasr.settings import InputError, parse_json
 
 STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are not UTF-8
@@ -89,8 +88,10 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; InputError where it is none."""
     try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        value = parse_json(read_text(path))
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
