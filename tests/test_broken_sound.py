@@ -11,7 +11,7 @@ import pytest
 from broken_sound import OGG_PAGE, Case, bent, corpus, fields, packed, tone, whole, write_corpus
 from guard import Ending, guarded
 
-from focusasr.audio import AudioError, load
+from focusasr.audio import AudioError, Source, load
 
 HEAR = "broken_sound:hear"
 LONGEST_SECONDS = 25.0  # 1.2 s whose header says 1000 Hz, and some more where a header multiplies packets
@@ -97,7 +97,8 @@ def test_an_opus_whose_last_page_has_a_wrong_number(tmp_path: Path) -> None:
     number = next(field for field in fields(OGG_PAGE, data.rindex(b"OggS"), little=True) if field.name == "number")
     (tmp_path / "a.opus").write_bytes(bent(data, number, 0))  # libsndfile then seeks to 6148914691236517101
     with pytest.raises(AudioError, match=r"stops decoding after 0\.0 s"):
-        load(tmp_path / "a.opus")
+        load(Source(str(tmp_path / "a.opus"), 0.1))
+    assert len(load(tmp_path / "a.opus")) == pytest.approx(4800, abs=100)
 
 
 def test_an_mp4_cut_before_the_places_of_its_sound(tmp_path: Path) -> None:
