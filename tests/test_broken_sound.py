@@ -116,3 +116,27 @@ def test_a_flac_behind_an_id3_tag_that_is_cut_off(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(AudioError, match="stops decoding after"):
         load(path)
+
+
+# The command line
+
+
+def test_good_files_between_bad_ones_are_transcribed(read, tmp_path: Path, run, sample: Path, heard: str) -> None:
+    one_of_a_kind = {case.kind: case for case, ending in read if ending.refused is not None}
+    names = ("gone.wav", "two\nlines.wav", "pipe.wav", os.fsdecode(b"\xff.wav"), "not a number.wav")
+    bad = [*write_corpus(tmp_path, list(one_of_a_kind.values())), *(tmp_path / name for name in names)]
+    for path in (bad[-4], bad[-2]):
+        path.write_bytes(b"no sound")
+    os.mkfifo(bad[-3])
+    bad[-1].write_bytes(packed(tone() * float("nan"), subtype="FLOAT"))
+    good = [tmp_path / name for name in ("first.flac", "🙂\n.flac", os.fsdecode(b"\xfe.flac"))]
+    for path in good:
+        path.write_bytes(sample.read_bytes())
+    mixed = [good[0], *bad[:10], good[1], *bad[10:], good[2]]
+    result = run("transcribe", *mixed)
+    assert result.status == 1
+    assert result.out.splitlines() == [f"{Source(str(path)).name}\t{heard}" for path in good]
+    lines = result.err.splitlines()
+    assert len(lines) == len(bad) + 1 > 20 and lines[-1] == f"focusasr: {len(bad)} of {len(mixed)} files failed"
+    for path, line in zip(bad, lines[:-1], strict=True):
+        check_line(line.removeprefix("focusasr: "), Source(str(path)).name)
