@@ -25,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # whose small files are the seeds
 
-LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=8192", "-print_final_stats=1"]
+LONGEST_BYTES = 8192  # of an input
+LIMITS = ["-timeout=10", "-rss_limit_mb=2048", f"-max_len={LONGEST_BYTES}", "-print_final_stats=1"]
 Reader = Callable[[bytes], None]
 
 
@@ -37,7 +38,7 @@ def audio(folder: Path) -> tuple[Reader, list[bytes]]:
 
     path = folder / "a.sound"
     return lambda data: _told(path, data, hear), [
-        *whole().values(),
+        *whole(0.1).values(),
         packed(tone(0.1), "WAVEX"),
         packed(tone(0.1), "AIFF"),
     ]
@@ -88,7 +89,7 @@ def subtitles(folder: Path) -> tuple[Reader, list[bytes]]:
 
 
 def checkpoint(folder: Path) -> tuple[Reader, list[bytes]]:
-    """The first byte says which piece of a small checkpoint, native or Whisper's, is replaced by the others."""
+    """Four bytes say which piece of a small checkpoint, native or Whisper's, is changed how and where, with the rest."""
     from small_whisper import write_whisper
     from tones import letters_tokenizer, tiny_model
 
@@ -101,14 +102,23 @@ def checkpoint(folder: Path) -> tuple[Reader, list[bytes]]:
     whole = {path: path.read_bytes() for path in pieces}
 
     def read(data: bytes) -> None:
-        if data:
-            path = pieces[data[0] % len(pieces)]
-            try:
-                _told(path, data[1:], lambda name: load_checkpoint(path.parent), path.parent)
-            finally:
-                path.write_bytes(whole[path])
+        place, how, where, rest = data[:1], data[1:2], data[2:4], data[4:]
+        path = pieces[int.from_bytes(place, "big") % len(pieces)]
+        old = whole[path]
+        at = int.from_bytes(where, "big") * len(old) >> 16
+        kinds = (rest, old[:at] + rest + old[at + len(rest) :], old[:at] + rest + old[at:], old[:at])
+        try:
+            changed = kinds[int.from_bytes(how, "big") % len(kinds)]
+            _told(path, changed, lambda name: load_checkpoint(path.parent), path.parent)
+        finally:
+            path.write_bytes(old)
 
-    return read, [bytes([place]) + data for place, data in enumerate(whole.values())]
+    seeds = [
+        bytes((place, how, where, 0)) + rest
+        for place, data in enumerate(whole.values())
+        for how, where, rest in ((0, 0, data), (1, 99, b"1e400"), (2, 5, b"-1, "), (3, 200, b""))
+    ]
+    return read, [seed for seed in seeds if len(seed) <= LONGEST_BYTES]
 
 
 READERS = {reader.__name__: reader for reader in (audio, manifest, configuration, subtitles, checkpoint)}

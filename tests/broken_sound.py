@@ -113,15 +113,15 @@ def packed_mp4(waveform: np.ndarray | None, rate_hz: int = RATE_HZ) -> bytes:
 
 
 @cache
-def whole() -> dict[str, bytes]:
+def whole(seconds: float = 1.2) -> dict[str, bytes]:
     """Return one sound file per suffix."""
     return {
-        ".wav": packed(tone()),
-        ".flac": packed(tone(), "FLAC"),
-        ".ogg": with_serial(packed(tone(), "OGG")),
-        ".opus": with_serial(packed(tone(), "OGG", "OPUS")),
-        ".mp3": ID3_TAG + packed(tone(), "MP3"),
-        ".m4a": packed_mp4(tone()),
+        ".wav": packed(tone(seconds)),
+        ".flac": packed(tone(seconds), "FLAC"),
+        ".ogg": with_serial(packed(tone(seconds), "OGG")),
+        ".opus": with_serial(packed(tone(seconds), "OGG", "OPUS")),
+        ".mp3": ID3_TAG + packed(tone(seconds), "MP3"),
+        ".m4a": packed_mp4(tone(seconds)),
     }
 
 
