@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+BLOCK_BYTES = 1 << 20
 
 
 class Journal:
@@ -50,3 +53,12 @@ def file_state(path: Path) -> dict[str, Any]:
     """Return what tells whether a file was changed: its path, size and time; OSError where it is not there."""
     status = path.stat()
     return {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file, read in blocks; OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
