@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from focusasr.files import append_line, read_lines
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
@@ -21,12 +21,8 @@ class Heard:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known: dict[str, Any] = {}
-        for line in path.read_bytes().split(b"\n") if path and path.exists() else []:
-            try:
-                place, answer = json.loads(line)
-            except (ValueError, TypeError):  # blank, or cut off
-                continue
-            self._known[place] = answer
+        if path is not None:
+            self._known.update(read_lines(path))
 
     def get(self, place: str) -> Any:
         """Return what was noted for a place, None where nothing was."""
@@ -35,14 +31,9 @@ class Heard:
     def note(self, place: str, answer: Any) -> None:
         """Note what was heard at a place; OSError where it cannot be written."""
         self._known[place] = answer
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(file, b"\n" + json.dumps([place, answer]).encode())  # at once: others may write here too
-        finally:
-            os.close(file)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self._path, [place, answer])
 
     def piece(self, piece: Piece) -> list[Segment] | None:
         """Return the segments that were noted for a piece, None where it was not decoded yet."""

@@ -95,8 +95,6 @@ def preprocess(
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
     try:
-        for torn in (folder / "audio").rglob(".*.part"):  # left by a run that was killed
-            torn.unlink()
         run = _Run(plan, journal, config)
         run.settle_at_once()
         run.convert(progress or (lambda done, total: None))
