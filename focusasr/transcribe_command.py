@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.config import DecodingConfig
+from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
@@ -74,7 +75,7 @@ def transcribe(
         raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
-        outcomes = told(loaded.shared(sources, tell), tell, processes)
+        outcomes = counted(told(loaded.shared(sources, tell), tell, processes), len(sources))
         if not processes.main:
             failed = sum(outcome.transcript is None for outcome in outcomes)  # the main process tells
         elif printing or output_dir is None:
@@ -133,6 +134,15 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
         if outcome.error is not None and processes.main:
             say(f"focusasr: {outcome.error}")
         yield outcome
+
+
+def counted(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+    """Promise the texts that are written: when the next one is asked for, the one before is."""
+    written = 0
+    for outcome in outcomes:
+        yield outcome
+        written += outcome.transcript is not None
+        promise(f"{written} of {total} texts are written, each whole; the same command begins anew")
 
 
 def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output: OutputConfig) -> int:
