@@ -12,14 +12,13 @@ from focusasr import __version__
 from focusasr.convert_command import convert
 from focusasr.evaluate_command import evaluate
 from focusasr.inspect_command import info, inspect
+from focusasr.interrupts import INTERRUPTED, what_is_safe
 from focusasr.options import BOTH_SPELLINGS, WhisperSpelling
 from focusasr.preprocess_command import preprocess
 from focusasr.settings import InputError
 from focusasr.startup import CLOSED_PIPE, leave
 from focusasr.train_command import train
 from focusasr.transcribe_command import transcribe
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
@@ -51,8 +50,7 @@ def main() -> None:
         app(args=arguments, prog_name="focusasr")
     except SystemExit as leaving:  # which Typer makes of Ctrl-C too
         if leaving.code == INTERRUPTED:
-            again = "preprocess and evaluate --output go on by themselves, train with --resume"
-            fail(f"interrupted; files are whole or absent. {again}", INTERRUPTED)
+            fail(what_is_safe(), INTERRUPTED)
         raise
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -25,6 +25,7 @@ from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.corpora import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
 from focusasr.data import Batch, Examples, Item, Plan, collate
 from focusasr.files import read_json, restore, written_aside
+from focusasr.interrupts import promise, shielded
 from focusasr.model import Model
 from focusasr.processes import flat
 from focusasr.provenance import changed, made_with
@@ -109,6 +110,7 @@ class Trainer:
         self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
         if resume:
             self._load_state(last / "trainer" / "state.pt")
+            self._promise()
             kept = read_json(last / "config.json").get("made_with") or {}
             for manifest in changed(kept, self.made_with):
                 self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
@@ -177,7 +179,8 @@ class Trainer:
     @contextlib.contextmanager
     def batches(self) -> Iterator[Iterator[Batch]]:
         """Yield the loader's batches; its workers end with the block."""
-        batches: Any = iter(self.loader())
+        with shielded():
+            batches: Any = iter(self.loader())
         try:
             yield batches
         finally:
@@ -196,8 +199,7 @@ class Trainer:
         settings = self.run.settings
         if self.accelerator.is_main_process:
             self._write_findings()
-        if self.position.step:
-            log.go_on(self.position.step)
+        log.go_on(self.position.step)
         with self.batches() as batches:
             while self.position.step < settings.steps and not self._out_of_patience():
                 began = time.perf_counter()
@@ -321,6 +323,10 @@ class Trainer:
                 if name == "last":
                     (aside / "trainer").mkdir()
                     torch.save(self._state(), aside / "trainer" / "state.pt")
+        self._promise()
+
+    def _promise(self) -> None:
+        promise(f"the checkpoint of step {self.position.step} is whole; the same command with --resume goes on from it")
 
     @contextlib.contextmanager
     def _written(self, name: str) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.config import DecodingConfig
+from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
@@ -104,7 +105,7 @@ def deliver(
         raise typer.BadParameter("- (standard input) cannot be shared among processes; give it to one alone")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
-        outcomes = told(loaded.shared(sources, tell, notes), tell, processes)
+        outcomes = counted(told(loaded.shared(sources, tell, notes), tell, processes), len(sources), notes is not None)
         if processes.main:
             failed = give(outcomes)
         else:
@@ -169,6 +170,18 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
         if outcome.error is not None and processes.main:
             say(f"focusasr: {outcome.error}")
         yield outcome
+
+
+def counted(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
+    """Promise the texts that are written: when the next one is asked for, the one before is."""
+    written = 0
+    while True:
+        then = "goes on, in the middle of a file too" if skipping else "begins anew"
+        promise(f"{written} of {total} texts are written, each whole; the same command {then}")
+        if (outcome := next(outcomes, None)) is None:
+            return
+        yield outcome
+        written += outcome.transcript is not None
 
 
 def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output: OutputConfig) -> int:
