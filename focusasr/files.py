@@ -33,7 +33,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     half written in the same folder goes; what others are writing there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     aside = _beside(path, "part")
     _under_way.add(aside)
     try:
@@ -65,11 +65,11 @@ def restore(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # a sister process was first
             os.replace(max(retired, key=lambda folder: folder.stat().st_mtime_ns), path)
     _remove_abandoned(own)
-    _sweep(path.parent)
+    sweep(path.parent)
 
 
 @functools.cache
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove, once in the life of this process, what killed ones left half written in a folder."""
     _remove_abandoned(_asides(folder, "part"))
 

@@ -16,7 +16,7 @@ import soundfile
 from focusasr.audio import Source, load, probe_seconds, stream
 from focusasr.checks import Kept
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
-from focusasr.files import written_aside
+from focusasr.files import sweep, written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.loudness import Measured, Meter, changed, changes_sound
 from focusasr.loudness import to_int16 as _to_int16
@@ -95,6 +95,8 @@ def preprocess(
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
     try:
+        for place in {job.output.parent for job in plan if isinstance(job, _Job)}:
+            sweep(place)  # where all is done, nobody writes any more
         run = _Run(plan, journal, config)
         run.settle_at_once()
         run.convert(progress or (lambda done, total: None))

@@ -331,7 +331,9 @@ class Campaign:
         shutil.rmtree(self.out, ignore_errors=True)
         beside = not self.job.alone and number % 5 == 4
         sister = start(self.job.arguments, self.place) if beside else None
-        struck = finish(start(self.job.arguments + more, self.place, fresh), self.place, blow, moment, number % 4 == 1)
+        struck = finish(
+            start(self.job.arguments + more, self.place, fresh), self.place, blow, moment, number % 8 in (1, 7)
+        )
         wrong = self._answered(struck, blow)
         if sister is not None and (ended := finish(sister, self.place)).status:
             wrong.append(f"a sister process failed: {ended.error[-500:]}")
