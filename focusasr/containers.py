@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from focusasr.settings import InputError
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # beyond these a header lies, and resampling would need any memory
 READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB however many channels a header claims
 SLACK_BYTES = 16  # sloppy writers miscount padding by this much
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 SLACK_SECONDS = 0.5  # containers round the length of their last packets
 
 
@@ -121,6 +123,22 @@ def _missing_of_last_page(file: BinaryIO, size: int) -> int:
     return 27 if begun else max(0, missing)
 
 
+def _broken_page(file: BinaryIO) -> int | None:
+    """Return where the first page lies that is not as it was written, which its reader would pass over in silence.
+
+    The checksum (RFC 3533, section 6) is zlib's with the bits of every byte, and of the result, in reverse.
+    """
+    at = file.seek(0)
+    while len(head := file.read(27)) == 27 and head[:4] == b"OggS":
+        lacing = file.read(head[26])
+        page = head[:22] + bytes(4) + head[26:] + lacing + file.read(sum(lacing))
+        checksum = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+        if int(f"{checksum:032b}"[::-1], 2) != int.from_bytes(head[22:26], "little"):
+            return at
+        at = file.tell()
+    return None
+
+
 def _open_any(file: BinaryIO, name: str) -> Sound:
     import soundfile
 
@@ -128,14 +146,14 @@ def _open_any(file: BinaryIO, name: str) -> Sound:
         sound = soundfile.SoundFile(_bytes_only(file))
     except soundfile.LibsndfileError:
         return _open_ffmpeg(file, name)
-    return _Sndfile(sound, name)
+    return _Sndfile(sound, name, file)
 
 
 class _Sndfile:
     """A recording open in libsndfile."""
 
-    def __init__(self, sound: Any, name: str) -> None:
-        self._sound, self._name = sound, name
+    def __init__(self, sound: Any, name: str, file: BinaryIO) -> None:
+        self._sound, self._name, self._file = sound, name, file
         self._frames: int | None = sound.frames if sound.frames < 2**62 else None  # FLAC from a pipe does not know
         self.rate_hz: int = sound.samplerate
         self.seconds = None if self._frames is None else self._frames / max(1, self.rate_hz)
@@ -154,7 +172,8 @@ class _Sndfile:
 
         block_frames = max(1, READ_VALUES // self._sound.channels)
         try:
-            self._sound.seek(position)
+            if self._sound.seek(position) != position:  # of a damaged Ogg, libsndfile tells nonsense
+                raise _damaged(self._name, 0.0)
             while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
                 yield _mixed(block) if channel is None else block[:, channel]
                 position += len(block)
@@ -162,6 +181,8 @@ class _Sndfile:
             raise _damaged(self._name, position / self.rate_hz) from None
         if self._frames is not None and position < self._frames:
             raise _damaged(self._name, position / self.rate_hz)
+        if self._sound.format == "OGG" and (at := _broken_page(self._file)) is not None:
+            raise AudioError(f"{self._name}: damaged at byte {at}, and not all of it was heard; get a whole copy")
 
 
 def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
@@ -195,7 +216,7 @@ class _Ffmpeg:
     def _header_seconds(self) -> float | None:
         """Return the length, None where FFmpeg could only guess it from the bit rate."""
         family, track = self._container.format.name, self._track
-        known = "mp4" in family or (family == "mp3" and track.start_time)  # start_time: an MP3's length header was read
+        known = "mp4" in family or family == "flac" or (family == "mp3" and track.start_time)  # whose header was read
         if known and track.duration is not None:
             return float(track.duration * track.time_base)
         if "matroska" in family and len(self._container.streams) == 1 and self._container.duration is not None:
@@ -217,7 +238,8 @@ class _Ffmpeg:
             raise _damaged(self._name, self._end_seconds)
 
     def _cut_off(self) -> bool:
-        return self.seconds is not None and self._end_seconds < self.seconds - SLACK_SECONDS
+        slack = min(SLACK_SECONDS, self.seconds / 2) if self.seconds else 0.0  # of a short one half may not be missing
+        return self.seconds is not None and self._end_seconds < self.seconds - slack
 
     def _decode(self) -> Iterator[Any]:
         """Yield decoded frames; a packet that fails is passed over before the first frame and after a known end."""
