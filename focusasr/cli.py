@@ -76,6 +76,8 @@ def shortage(error: Exception) -> str:
         return f"{where}{error.strerror}; what was written before is whole, the same command can be repeated"
     if isinstance(error, MemoryError):
         return "the memory is full; free some, or lower --batch-size"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing; pip install 'focusasr[train]' has what this command needs"
     return f"{error}; with a limit on memory (ulimit -v) give PyTorch 4 GiB, else install again: pip install focusasr"
 
 

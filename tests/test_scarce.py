@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from tones import TINY, write_song_book
 
+from focusasr.manifest import Utterance, write_manifest
+
 FOCUSASR = (sys.executable, "-m", "focusasr")
 GIB = 2**30
 
@@ -135,6 +137,15 @@ def test_training_without_shared_memory(apart: None) -> None:
     )
     assert status == 0 and "focusasr: no shared memory (Read-only file system); " in err, err
     assert Path("run/last/model.safetensors").is_file()
+
+
+def test_a_package_of_the_extra_that_is_missing(run, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_manifest(Path("one.jsonl"), [Utterance(sample, "sarah")])
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    result = run("evaluate", "one.jsonl")
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "focusasr: the package jiwer is missing; pip install 'focusasr[train]'" in result.err
+    assert run("transcribe", sample).status == 0
 
 
 def test_a_clock_that_runs_backwards(run, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
