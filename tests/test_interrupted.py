@@ -16,7 +16,7 @@ import kills  # noqa: E402
 from kills import JOBS, Campaign, Job, files_broken, files_left, flat, prepare  # noqa: E402
 
 CARELESS = """
-import sys, time
+import os, time
 from pathlib import Path
 out = Path("out")
 out.mkdir(exist_ok=True)
@@ -27,6 +27,7 @@ for number in range(3):
         time.sleep(0.1)
         text.write("whole")
 (out / ".0.txt.part").write_text("")
+os._exit(0)
 """
 
 
