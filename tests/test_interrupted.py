@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ os._exit(0)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kills")
     kills.load()
-    prepare(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("focusasr.training_log.draw_curves", lambda *_: None)  # a second each, in every fork
+        prepare(folder)
+        yield folder
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
