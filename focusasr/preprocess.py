@@ -95,8 +95,6 @@ def preprocess(
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
     try:
-        for place in {job.output.parent for job in plan if isinstance(job, _Job)}:
-            sweep(place)  # where all is done, nobody writes any more
         run = _Run(plan, journal, config)
         run.settle_at_once()
         run.convert(progress or (lambda done, total: None))
@@ -193,6 +191,7 @@ class _Run:
             if measured is None:
                 self.todo[index] = item, made_from
             else:
+                sweep(item.output.parent)  # where all is done, nobody writes any more
                 self.outcomes[index] = _length_reject(item, measured, self.config) or measured
                 self.reused += isinstance(self.outcomes[index], Measured)
 

@@ -181,7 +181,7 @@ class Trainer:
     @contextlib.contextmanager
     def batches(self) -> Iterator[Iterator[Batch]]:
         """Yield the loader's batches; its workers end with the block."""
-        with shielded():
+        with shielded() if self.run.settings.workers else contextlib.nullcontext():
             batches: Any = iter(self.loader())
         try:
             yield batches

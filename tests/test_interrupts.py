@@ -88,6 +88,17 @@ def test_what_is_ignored_stays_so() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "on\n", "")
 
 
+def test_the_shield_holds_when_multiprocessing_starts_its_helper() -> None:
+    code = (
+        "import multiprocessing, signal; from focusasr.interrupts import shielded\n"
+        "with shielded():\n    lock = multiprocessing.get_context('spawn').Lock()\n"
+        "    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+        "print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "True\nFalse\n", result.stderr
+
+
 def test_children_that_are_shielded_hear_nothing_of_it() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('on')"
     with shielded():
