@@ -75,15 +75,16 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
 def _expand(name: str) -> list[str]:
     if os.path.isdir(name):
         if not (paths := _files_below(name)):
-            raise InputError(f"{name}: no recordings in this folder; looked for .wav, .flac, .mp3, .m4a and the like")
+            looked = "looked for .wav, .flac, .mp3, .m4a and the like"
+            raise InputError(f"{Source(name).name}: no recordings in this folder; {looked}")
         return paths
     if name == STDIN or os.path.lexists(name) or not glob.has_magic(name):
         return [name]
     if not (matches := sorted(glob.glob(name, recursive=True))):
-        raise InputError(f"{name}: nothing matches; check the pattern")
+        raise InputError(f"{Source(name).name}: nothing matches; check the pattern")
     paths = [path for match in matches for path in (_files_below(match) if os.path.isdir(match) else [match])]
     if not paths:
-        raise InputError(f"{name}: no recordings in the folders that match; check the pattern")
+        raise InputError(f"{Source(name).name}: no recordings in the folders that match; check the pattern")
     return paths
 
 

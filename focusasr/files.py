@@ -22,6 +22,8 @@ from focusasr.settings import InputError
 LONG_AGO_SECONDS = 24 * 3600.0
 _NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<time>\d+)-[0-9a-f]{8}\.(?:part|old)", re.S)
 _under_way: set[Path] = set()  # what this process is writing
+STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are not UTF-8
 
 
 @contextmanager
@@ -145,6 +147,11 @@ def read_lines(path: Path) -> Iterator[Any]:
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+def fitting(stem: str) -> str:
+    """Return a name without suffix that any file system and any line takes: at most 180 bytes, all of them UTF-8."""
+    return UNFIT.sub("_", stem).encode()[:STEM_BYTES].decode(errors="ignore")
 
 
 def read_text(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.cues import Clock, Cue, cues
-from focusasr.files import written_aside
+from focusasr.files import STEM_BYTES, fitting, written_aside
 from focusasr.settings import InputError
 from focusasr.whisper_config import OutputConfig
 
@@ -138,7 +138,7 @@ def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
 
     The name is the file's own without suffix. Files that would share it keep their suffix (`a.wav`, `a.mp3`), then
     get the folders they lie in (`x-a.wav`, `y-a.wav`) as far up as they need. One file given twice is numbered.
-    Standard input is `stdin`.
+    What is too long for a file system is cut. Standard input is `stdin`.
     """
     ladders = [_names(source.path) for source in sources]
     steps = [0] * len(ladders)
@@ -153,6 +153,7 @@ def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
         for index in rising:
             steps[index] += 1
     names = [ladder[step] for ladder, step in zip(ladders, steps, strict=True)]
+    names = [name if len(os.fsencode(name)) <= STEM_BYTES else fitting(name) for name in names]
     return [output_dir / name for name in _numbered(names)]
 
 

@@ -16,7 +16,7 @@ import soundfile
 from focusasr.audio import Source, load, probe_seconds, stream
 from focusasr.checks import Kept
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
-from focusasr.files import sweep, written_aside
+from focusasr.files import fitting, sweep, written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.loudness import Measured, Meter, changed, changes_sound
 from focusasr.loudness import to_int16 as _to_int16
@@ -28,7 +28,6 @@ from focusasr.sources import read_corpora
 from focusasr.text import apply_policy
 
 IN_FLIGHT_PER_WORKER = 4
-STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
 
 Progress = Callable[[int, int], None]
 
@@ -134,7 +133,7 @@ def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | R
 def _marked_name(found: Found) -> str:
     """Return the name of an utterance's file; a part from the middle of a recording adds its milliseconds."""
     head, slash, stem = found.name.rpartition("/")
-    stem = stem.encode()[:STEM_BYTES].decode(errors="ignore")
+    stem = fitting(stem)
     offset, duration = found.utterance.offset, found.utterance.duration
     if offset:
         end = "end" if duration is None else str(round(1000 * (offset + duration)))
