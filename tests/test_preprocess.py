@@ -255,8 +255,9 @@ def test_a_killed_process_can_be_taken_up(tmp_path, signal_number):
     command = [sys.executable, "-c", SLOW_RUN, str(folder), str(tmp_path / "out")]
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=Path(room.__file__).parents[1], **quiet)
-    assert process.stdout is not None and process.stdout.readline()
-    time.sleep(0.15)
+    assert process.stdout is not None
+    while int(process.stdout.readline().split()[0]) < 3:
+        pass
     os.kill(process.pid, signal_number)
     assert process.wait(timeout=20) != 0
     partial = [name for name in files_below(tmp_path / "out") if name.endswith(".part")]
