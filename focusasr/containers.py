@@ -160,11 +160,11 @@ class _Sndfile:
         self.close = sound.close
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
-        """Yield one channel, or the mean of all, from sample `start` on, sought where the length is known."""
+        """Yield one channel, or the mean of all, from sample `start` on, sought where the file allows that."""
         _check_channel(channel, self._sound.channels, self._name)
         if self._frames is not None and start > self._frames:
             raise _past_the_end(self._name, start, self._frames, self.rate_hz)
-        position = 0 if self._frames is None else start
+        position = start if self._frames is not None and self._sound.seekable() else 0
         return _after(self._blocks(position, channel), start - position, self.rate_hz, self._name)
 
     def _blocks(self, position: int, channel: int | None) -> Iterator[np.ndarray]:
@@ -172,7 +172,7 @@ class _Sndfile:
 
         block_frames = max(1, READ_VALUES // self._sound.channels)
         try:
-            if self._sound.seek(position) != position:  # of a damaged Ogg, libsndfile tells nonsense
+            if position and self._sound.seek(position) != position:  # of a damaged Ogg, libsndfile tells nonsense
                 raise _damaged(self._name, 0.0)
             while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
                 yield _mixed(block) if channel is None else block[:, channel]

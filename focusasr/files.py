@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from focusasr.settings import InputError
+from focusasr.settings import InputError, parse_json
 
 LONG_AGO_SECONDS = 24 * 3600.0
 _NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<time>\d+)-[0-9a-f]{8}\.(?:part|old)", re.S)
@@ -165,8 +165,10 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; InputError where it is none."""
     try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        value = parse_json(read_text(path))
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")

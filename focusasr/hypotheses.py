@@ -11,7 +11,6 @@ Which form a file has follows from its name and its tabs:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.manifest import Utterance
-from focusasr.settings import InputError
+from focusasr.settings import LARGEST, InputError, parse_json, shown
 from focusasr.tables import read_lines
 
 JSON_SUFFIXES = frozenset((".jsonl", ".json"))
@@ -135,7 +134,7 @@ def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(text)
+            row = parse_json(text)
         except ValueError as error:
             raise InputError(f"{where}: not JSON ({error}); correct or delete the line") from None
         key = next((key for key in keys if isinstance(row, dict) and key in row), None)
@@ -143,7 +142,7 @@ def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator
             raise InputError(f"{where}: expected an object with a text under {' or '.join(keys)}")
         named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name))
         offset = row.get("offset") or 0.0
-        if not isinstance(offset, (int, float)):
-            raise InputError(f"{where}: offset must be seconds, got {offset!r}")
+        if not isinstance(offset, (int, float)) or not abs(offset) <= LARGEST:
+            raise InputError(f"{where}: offset must be seconds, got {shown(offset)}")
         dropped = {"audio_filepath", "offset", "duration", *TEXT_KEYS, *REFERENCE_KEYS}
         yield Line(number, row[key], named, float(offset), {k: v for k, v in row.items() if k not in dropped})

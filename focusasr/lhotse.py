@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from focusasr.manifest import Utterance
 from focusasr.readings import Found, Readings, Reject, locate, name_in_corpus, to_seconds
-from focusasr.settings import InputError
+from focusasr.settings import InputError, parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -151,9 +150,11 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with opened(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    value = json.loads(line)
+                    value = parse_json(line)
                     if not isinstance(value, dict):
                         raise InputError(f"{path}, line {number}: expected an object, got {type(value).__name__}")
                     yield f"{path}, line {number}", value
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as JSON Lines ({error})") from None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from focusasr.files import written_aside
-from focusasr.settings import InputError
+from focusasr.settings import LARGEST, InputError, parse_json, shown
 
 
 @dataclass(frozen=True)
@@ -77,23 +76,23 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
     """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line."""
     where = f"{path}, line {number}"
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{where}: not JSON ({error.msg} at column {error.colno}); correct or delete the line"
         ) from None
-    except RecursionError:
-        raise InputError(f"{where}: not a flat JSON object (too many brackets inside one another)") from None
+    except ValueError as error:
+        raise InputError(f"{where}: not a flat JSON object ({error}); correct or delete the line") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object with audio_filepath and text, got {type(row).__name__}")
     extra = dict(row)
     audio = extra.pop("audio_filepath", None)
     if not isinstance(audio, str) or not audio or "\0" in audio:
-        raise InputError(f"{where}: audio_filepath must name a file, got {audio!r}")
+        raise InputError(f"{where}: audio_filepath must name a file, got {shown(audio)}")
     untold = "text" not in extra
     text = extra.pop("text", "")
     if not isinstance(text, str) or not _is_unicode(text):
-        raise InputError(f"{where}: text must be a string of whole characters, got {text!r}")
+        raise InputError(f"{where}: text must be a string of whole characters, got {shown(text)}")
     offset = _seconds(extra.pop("offset", 0.0), "offset", where) or 0.0
     duration = _seconds(extra.pop("duration", None), "duration", where)
     if untold and text_required:
@@ -110,8 +109,8 @@ def _seconds(value: Any, key: str, where: str) -> float | None:
     if value is None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {value!r}")
+    if not number or not 0 <= value <= LARGEST:
+        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {shown(value)}")
     return float(value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from focusasr.audio import AUDIO_SUFFIXES
 from focusasr.manifest import Utterance
-from focusasr.settings import InputError
+from focusasr.settings import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def to_seconds(cell: object, key: str, where: str) -> float | None:
         return None
     try:
         number = float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {cell!r}")
+        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {shown(cell)}")
     return number

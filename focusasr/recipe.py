@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
-from focusasr.settings import InputError, read_settings, to_settings
+from focusasr.settings import InputError, read_settings, shown, to_settings
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -
     """
     unknown = settings.keys() - {"data", "text", "model", "train"}
     if unknown:
-        raise InputError(f"{where}: unknown table [{min(unknown)}]; wanted: data, text, model, train")
+        raise InputError(f"{where}: unknown table [{shown(min(unknown))[1:-1]}]; wanted: data, text, model, train")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
     model = settings.get("model", {})
     if not isinstance(model, dict):
-        raise InputError(f"{where} [model]: expected a table of settings, got {model!r}")
+        raise InputError(f"{where} [model]: expected a table of settings, got {shown(model)}")
     model = dict(model)
     preset = model.pop("preset", "small")
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise InputError(f"{where} [model]: preset is {preset!r}; wanted: {', '.join(PRESETS)}")
+        raise InputError(f"{where} [model]: preset is {shown(preset)}; wanted: {', '.join(PRESETS)}")
     return Run(
         train=tuple(_anchored(option, folder) for option in data.train),
         dev=tuple(_anchored(option, folder) for option in data.dev),

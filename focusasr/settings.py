@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
+import json
 import sys
 import types
 import typing
@@ -22,6 +22,10 @@ class InputError(ValueError):
     """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
 
 
+LONGEST_SHOWN = 200  # characters of a value in a message
+LARGEST = sys.float_info.max  # a whole number above it, which JSON and TOML may hold, is none that can be counted with
+
+
 def setting(default: Any, help: str) -> Any:
     """Declare one setting of a configuration: its default and what it is for, which is also its option's help."""
     return dataclasses.field(default=default, metadata={"help": help})
@@ -30,7 +34,16 @@ def setting(default: Any, help: str) -> Any:
 def require(fine: bool, name: str, value: Any, wanted: str) -> None:
     """Refuse a value that is not fine: InputError with the name, the value seen and what is wanted."""
     if not fine:
-        raise InputError(f"{name} is {value!r}; wanted: {wanted}")
+        raise InputError(f"{name} is {shown(value)}; wanted: {wanted}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as it goes into a message: as Python writes it, its beginning where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
+        return f"{type(value).__name__} too large to be shown"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def hints_of(kind: type) -> dict[str, Any]:
@@ -55,12 +68,14 @@ Config = TypeVar("Config")
 def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> Config:
     """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
     if not isinstance(settings, dict):
-        raise InputError(f"{where}: expected a table of settings, got {settings!r}")
+        raise InputError(f"{where}: expected a table of settings, got {shown(settings)}")
     hints = hints_of(kind)
     for name in settings:
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)
-            raise InputError(f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise InputError(
+                f"{where}: unknown setting {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     try:
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
     except InputError as error:
@@ -82,11 +97,11 @@ def _fit(value: Any, hint: Any, name: str) -> Any:
     if typing.get_origin(hint) is list and isinstance(value, (list, tuple)):
         return [_fit(item, typing.get_args(hint)[0], name) for item in value]
     if hint is float and type(value) in (int, float):
-        require(math.isfinite(value), name, value, "a finite number")
+        require(abs(value) <= LARGEST, name, value, "a finite number")
         return float(value)
     if type(value) is hint:
         return value
-    raise InputError(f"{name} is {value!r}; wanted: {getattr(hint, '__name__', hint)}")
+    raise InputError(f"{name} is {shown(value)}; wanted: {getattr(hint, '__name__', hint)}")
 
 
 def to_settings(config: Any) -> dict[str, Any]:
@@ -100,5 +115,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:  # also of bytes, of numbers and brackets without end
+        raise InputError(f"{path}: not a TOML file ({error}); correct it") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value that JSON text holds; ValueError where it is none, also where brackets have no end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many brackets inside one another") from None

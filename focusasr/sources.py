@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from focusasr.kaldi import is_kaldi, read_kaldi
 from focusasr.lhotse import is_lhotse, read_lhotse
 from focusasr.manifest import Utterance, numbered_lines, parse_line
 from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds
-from focusasr.settings import InputError
+from focusasr.settings import InputError, parse_json
 from focusasr.subtitles import read_subtitles, subtitles_of
 from focusasr.tables import delimiter_of, pick_column, read_header, read_lines, read_rows, require_column
 
@@ -161,7 +160,7 @@ def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
     if path.suffix != ".json":
         return whole, {}
     try:
-        extra = json.loads(whole)
+        extra = parse_json(whole)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     wanted = [columns.text] if columns.text else list(TEXT_COLUMNS)
@@ -341,7 +340,7 @@ def _manifests(folder: Path) -> list[Path]:
 
 def _is_manifest(path: Path) -> bool:
     try:
-        first = json.loads(next(numbered_lines(path))[1])
+        first = parse_json(next(numbered_lines(path))[1])
     except (StopIteration, ValueError):
         return False
     return isinstance(first, dict) and "audio_filepath" in first

@@ -11,7 +11,7 @@ import typer
 from focusasr.config import ModelConfig, TextConfig, TrainConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
-from focusasr.settings import InputError, read_toml
+from focusasr.settings import InputError, read_toml, shown
 
 if TYPE_CHECKING:
     from focusasr.checkpoint import Checkpoint
@@ -118,6 +118,11 @@ def collected(
         "train": [str(Path(m).absolute()) for m in manifests or []],
         "dev": [str(Path(m).absolute()) for m in dev or []],
     }
+    for table, settings in tables.items():
+        if not isinstance(settings, dict):
+            raise InputError(
+                f"{config or resumed_from}: {shown(table)} is {shown(settings)}; wanted: a table of settings"
+            )
     tables["data"] = {**tables.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
     return tables
 
@@ -131,4 +136,9 @@ def resumed_settings(output_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{output_dir}: nothing to resume here; leave --resume out")
     kept = read_json(path)
-    return {**kept.get("run", {}), "model": kept.get("model", {}), "text": kept.get("text", {})}
+    run = kept.get("run", {})
+    return {
+        **(run if isinstance(run, dict) else {"run": run}),
+        "model": kept.get("model", {}),
+        "text": kept.get("text", {}),
+    }

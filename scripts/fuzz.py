@@ -1,4 +1,4 @@
-"""Fuzz one reader, guided by the coverage of this package: what it refuses must be InputError of one line with the file.
+"""Fuzz one reader, guided by coverage: what it refuses must be an InputError of one line that names the file.
 
     scripts/fuzz.py READER SECONDS [--seed N]        needs 'pip install atheris', which is no dependency
 
@@ -83,7 +83,7 @@ def subtitles(folder: Path) -> tuple[Reader, list[bytes]]:
                 _check_line(reading.reason)
 
     srt = b"1\n00:00:01,000 --> 00:00:02,500\n<i>Hello</i> {\\an8}there\n\n2\n00:00:03,000 --> 00:00:02,000\nno\n"
-    vtt = b"WEBVTT\n\nNOTE x\n\n01.5 --> 1:02.500 align:start\n<v.loud Ann>Hi &amp; bye &#x110000;\n\n9:9:9.9 --> 10:9:9.9\n"
+    vtt = b"WEBVTT\n\nNOTE x\n\n01.5 --> 1:02.500 align:start\n<v.x Ann>Hi &amp; bye &#x110000;\n\n9:9:9.9 --> 10:9:9.9"
     return lambda data: _told(folder / "a.srt", data, read), [srt, vtt, "٣:٣:٣.٣ --> ٤:٤:٤.٤\nx\n".encode()]
 
 

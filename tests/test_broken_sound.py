@@ -11,7 +11,7 @@ import pytest
 from broken_sound import OGG_PAGE, Case, bent, corpus, fields, packed, tone, whole, write_corpus
 from guard import Ending, guarded
 
-from focusasr.audio import AudioError, load
+from focusasr.audio import AudioError, Source, load
 
 HEAR = "broken_sound:hear"
 LONGEST_SECONDS = 25.0  # 1.2 s whose header says 1000 Hz, and some more where a header multiplies packets
@@ -97,7 +97,8 @@ def test_an_opus_whose_last_page_has_a_wrong_number(tmp_path: Path) -> None:
     number = next(field for field in fields(OGG_PAGE, data.rindex(b"OggS"), little=True) if field.name == "number")
     (tmp_path / "a.opus").write_bytes(bent(data, number, 0))  # libsndfile then seeks to 6148914691236517101
     with pytest.raises(AudioError, match=r"stops decoding after 0\.0 s"):
-        load(tmp_path / "a.opus")
+        load(Source(str(tmp_path / "a.opus"), 0.1))
+    assert len(load(tmp_path / "a.opus")) == pytest.approx(4800, abs=100)
 
 
 def test_an_mp4_cut_before_the_places_of_its_sound(tmp_path: Path) -> None:
@@ -115,3 +116,27 @@ def test_a_flac_behind_an_id3_tag_that_is_cut_off(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(AudioError, match="stops decoding after"):
         load(path)
+
+
+# The command line
+
+
+def test_good_files_between_bad_ones_are_transcribed(read, tmp_path: Path, run, sample: Path, heard: str) -> None:
+    one_of_a_kind = {case.kind: case for case, ending in read if ending.refused is not None}
+    names = ("gone.wav", "two\nlines.wav", "pipe.wav", os.fsdecode(b"\xff.wav"), "not a number.wav")
+    bad = [*write_corpus(tmp_path, list(one_of_a_kind.values())), *(tmp_path / name for name in names)]
+    for path in (bad[-4], bad[-2]):
+        path.write_bytes(b"no sound")
+    os.mkfifo(bad[-3])
+    bad[-1].write_bytes(packed(tone() * float("nan"), subtype="FLOAT"))
+    good = [tmp_path / name for name in ("first.flac", "🙂\n.flac", os.fsdecode(b"\xfe.flac"))]
+    for path in good:
+        path.write_bytes(sample.read_bytes())
+    mixed = [good[0], *bad[:10], good[1], *bad[10:], good[2]]
+    result = run("transcribe", *mixed)
+    assert result.status == 1
+    assert result.out.splitlines() == [f"{Source(str(path)).name}\t{heard}" for path in good]
+    lines = result.err.splitlines()
+    assert len(lines) == len(bad) + 1 > 20 and lines[-1] == f"focusasr: {len(bad)} of {len(mixed)} files failed"
+    for path, line in zip(bad, lines[:-1], strict=True):
+        check_line(line.removeprefix("focusasr: "), Source(str(path)).name)

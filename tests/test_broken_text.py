@@ -1,0 +1,81 @@
+"""Broken manifests, configurations, subtitles and checkpoints: what a fuzzer (scripts/fuzz.py) found, by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from focusasr.files import read_json
+from focusasr.hypotheses import read_hypotheses
+from focusasr.manifest import read_manifest
+from focusasr.readings import Columns
+from focusasr.recipe import read_run
+from focusasr.settings import InputError
+from focusasr.sources import recognize
+from focusasr.train_command import collected
+
+HUGE = "1" + "0" * 400  # fits no float
+ENDLESS = "1" * 5000  # Python refuses to read so many digits
+DEEP = "[" * 100_000
+
+
+def refused(read, *arguments) -> str:
+    """Return the one line of a refusal, which may not be endless either."""
+    with pytest.raises(InputError) as refusal:
+        read(*arguments)
+    message = str(refusal.value)
+    assert message.isprintable() and len(message) < 1000
+    return message
+
+
+@pytest.mark.parametrize("value", [HUGE, f"-{HUGE}", ENDLESS, DEEP, "NaN", "Infinity", "-0.1", "true", '"\\u001b"'])
+@pytest.mark.parametrize("key", ["offset", "duration"])
+def test_times_of_a_manifest(tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(f'{{"audio_filepath": "a.wav", "text": "", "{key}": {value}}}')
+    assert refused(read_manifest, path).startswith(f"{path}, line 1: ")
+
+
+@pytest.mark.parametrize("value", [HUGE, "NaN", ENDLESS, DEEP])
+def test_offsets_of_hypotheses(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text(f'{{"hypothesis": "a", "offset": {value}}}')
+    assert refused(read_hypotheses, path, []).startswith(f"{path}, line 1: ")
+
+
+@pytest.mark.parametrize("value", [ENDLESS, DEEP, "[1]"])
+def test_json_objects(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(value)
+    assert refused(read_json, path).startswith(f"{path}: ")
+    with pytest.raises(InputError, match="--layout"):  # a folder of it is no corpus
+        recognize(tmp_path, Columns())
+
+
+@pytest.mark.parametrize(
+    ("toml", "seen"),
+    [
+        ("data = 1", "'data' is 1; wanted: a table of settings"),
+        ("model = 'x'", "'model' is 'x'; wanted: a table of settings"),
+        (f"[train]\nsteps = {ENDLESS}", "not a TOML file"),
+        (f"[train]\nsteps = {DEEP}", "not a TOML file"),
+        (f"[train]\nlearning_rate = {HUGE}", "wanted: a finite number"),
+        (f"[train]\nlearning_rate = 0x{'f' * 5000}", "int too large to be shown; wanted: a finite number"),
+        ("[train]\nlearning_rate = -inf", "learning_rate is -inf; wanted: a finite number"),
+        ('["\\u001b\\n"]', r"unknown table [\x1b\n]"),
+        ('[train]\n"\\u001b\\n" = 1', r"unknown setting '\x1b\n'"),
+    ],
+)
+def test_configurations(tmp_path: Path, toml: str, seen: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(toml)
+    message = refused(lambda: read_run(collected([], [], path, None), tmp_path, tmp_path, str(path)))
+    assert message.startswith(str(path)) and seen in message
+
+
+def test_a_checkpoint_that_kept_no_settings_is_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "config.json").write_text(json.dumps({"run": 3}))
+    assert "'run' is 3" in refused(collected, [], [], None, tmp_path)
