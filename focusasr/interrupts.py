@@ -7,6 +7,7 @@ the process, also while a long computation keeps the main one busy.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -17,17 +18,16 @@ import time
 from collections.abc import Iterator
 
 from focusasr.files import discard_asides
-from focusasr.startup import leave
 
 INTERRUPTED = 130  # as the shell has it: 128 + SIGINT
-LONGEST_SECONDS = 1.0  # for leaving in good order
+LONGEST_SECONDS = 1.5  # for leaving in good order
 
 _promises = ["what is written is whole; give the same command again"]
 
 
 def promise(safe: str) -> None:
     """Set what is said on Ctrl-C from now on: what is safe and how to go on."""
-    _promises[0] = safe
+    _promises[:] = [safe]
 
 
 def what_is_safe() -> str:
@@ -72,14 +72,24 @@ def _pause(*_: object) -> None:
 def _watch(reader: socket.socket, writer: socket.socket) -> None:
     while reader.recv(1)[0] != signal.SIGINT:
         pass
-    threading.Timer(LONGEST_SECONDS, os._exit, [INTERRUPTED]).start()  # whatever the main thread holds locked
-    with contextlib.suppress(OSError):
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
-            shown_again = "\n\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a bar hides
-            os.write(2, f"{shown_again}focusasr: {what_is_safe()}\n".encode())
+    threading.Timer(LONGEST_SECONDS, _leave).start()  # whatever the main thread holds locked
     _kill_children()
     discard_asides()
-    leave(INTERRUPTED)
+    with contextlib.suppress(Exception):
+        atexit._run_exitfuncs()  # such as multiprocessing's, which has semaphores to remove
+        sys.stdout.flush()
+    _leave()
+
+
+def _leave() -> None:
+    """Say the line, once, as the last thing, since bars are drawn anew below what is said before."""
+    with contextlib.suppress(Exception):
+        line = what_is_safe()
+        _promises.clear()
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+            shown_again = "\n\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a bar hides
+            os.write(2, f"{shown_again}focusasr: {line}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _kill_children() -> None:
