@@ -1,6 +1,15 @@
 """`python -m focusasr` is the command line."""
 
-from focusasr.cli import program
+from focusasr.interrupts import answer_interrupts
+
+
+def program() -> None:
+    """Be the process `focusasr`; Ctrl-C is answered from the start, before much is loaded."""
+    answer_interrupts()
+    from focusasr import cli
+
+    cli.program()
+
 
 if __name__ == "__main__":
     program()

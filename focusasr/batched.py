@@ -14,6 +14,7 @@ from focusasr.audio import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.device import in_parts
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
+from focusasr.heard import Heard
 from focusasr.longform import WhisperRecognizer, Window, split
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut, joined
@@ -27,7 +28,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     piece does not depend on the batch it is in.
     """
 
-    def _recognized(self, source: Source, progress: Callable[[float], None]) -> tuple[Transcript, float]:
+    def _recognized(self, source: Source, progress: Callable[[float], None], heard: Heard) -> tuple[Transcript, float]:
         samples = 0
 
         def blocks() -> Iterator[np.ndarray]:
@@ -42,16 +43,23 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
         while reader and batch:
-            for found in in_parts(lambda some: self._decoded(reader, some), batch, self.device, self._halve):
-                if found is None:
-                    raise MemoryError
-                segments += found
+            segments += self._found(reader, batch, heard)
             progress(sum(len(piece.waveform) for piece in batch) / SAMPLE_RATE_HZ)
             batch = list(islice(pieces, self.batch_size))
         numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
         text = "".join(segment.text for segment in numbered)
         language = (reader or self).tokenizer.policy.language
         return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
+
+    def _found(self, reader: WindowReader, batch: list[Piece], heard: Heard) -> list[Segment]:
+        """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
+        fresh = [piece for piece in batch if heard.piece(piece) is None]
+        parts = in_parts(lambda some: self._decoded(reader, some), fresh, self.device, self._halve) if fresh else []
+        for piece, segments in zip(fresh, parts, strict=True):
+            if segments is None:
+                raise MemoryError
+            heard.note_piece(piece, segments)
+        return [segment for piece in batch for segment in heard.piece(piece) or []]
 
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)

@@ -12,14 +12,13 @@ from focusasr import __version__
 from focusasr.convert_command import convert
 from focusasr.evaluate_command import evaluate
 from focusasr.inspect_command import info, inspect
+from focusasr.interrupts import INTERRUPTED, what_is_safe
 from focusasr.options import BOTH_SPELLINGS, WhisperSpelling
 from focusasr.preprocess_command import preprocess
 from focusasr.settings import InputError
-from focusasr.startup import CLOSED_PIPE, leave
+from focusasr.startup import CLOSED_PIPE, leave, open_streams
 from focusasr.train_command import train
 from focusasr.transcribe_command import transcribe
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
@@ -31,6 +30,7 @@ for command in (preprocess, train, transcribe, evaluate, inspect, info, convert)
 def program() -> None:
     """Be the process `focusasr`: run the command line, then leave fast."""
     status: object = 0
+    open_streams()
     try:
         main()
     except SystemExit as leaving:
@@ -51,20 +51,34 @@ def main() -> None:
         app(args=arguments, prog_name="focusasr")
     except SystemExit as leaving:  # which Typer makes of Ctrl-C too
         if leaving.code == INTERRUPTED:
-            again = "preprocess and evaluate --output go on by themselves, train with --resume"
-            fail(f"interrupted; files are whole or absent. {again}", INTERRUPTED)
+            fail(what_is_safe(), INTERRUPTED)
+        if isinstance(leaving.__context__, BrokenPipeError):  # `| head` has heard enough; Typer makes it 1, a failure
+            sys.exit(CLOSED_PIPE)
         raise
-    except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(CLOSED_PIPE)
     except InputError as error:
         if debug:
             raise
         fail(str(error), 1)
+    except (MemoryError, OSError, ImportError) as error:
+        if debug:
+            raise
+        fail(shortage(error), 1)
     except Exception as error:
         if debug:
             raise
         fail(f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
+
+
+def shortage(error: Exception) -> str:
+    """Return in words what the machine refused."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; what was written before is whole, the same command can be repeated"
+    if isinstance(error, MemoryError):
+        return "the memory is full; free some, or lower --batch-size"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing; pip install 'focusasr[train]' has what this command needs"
+    return f"{error}; with a limit on memory (ulimit -v) give PyTorch 4 GiB, else install again: pip install focusasr"
 
 
 def fail(message: str, status: int) -> None:

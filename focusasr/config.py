@@ -330,7 +330,7 @@ class DecodingConfig(KnobsConfig):
     compute_type: Literal["auto", "float32", "bfloat16", "float16", "int8"] = setting(
         "auto", "numbers to compute in; auto: float16 on CUDA, on a CPU int8 for wide models and float32 for others"
     )
-    ctc_weight: float = setting(0.5, "native models: share of CTC in the choice between hypotheses; chosen on dev")
+    ctc_weight: float = setting(0.3, "native models: share of CTC in the choice between hypotheses; chosen on dev")
     joint_beam_size: int = setting(
         2, "native models: hypotheses of the joint search where CTC and decoder differ; 1: greedy; chosen on dev"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.config import DecodingConfig, EvaluationConfig
+from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
@@ -68,6 +69,7 @@ def evaluate(
         tell_remarks(loaded)
         alone = loaded.processes.count == 1  # several processes remember nothing of each other
         recall = _recall(output, choice, given) if alone else None
+        promise("what was heard is kept; the same command goes on" if recall else "nothing is kept without --output")
         with shared_work(loaded.processes):
             evaluation = _recognize(loaded, utterances, config, recall)
         if not loaded.processes.main:

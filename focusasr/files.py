@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import functools
+import json
 import os
+import platform
 import re
 import shutil
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +19,9 @@ from uuid import uuid4
 
 from focusasr.settings import InputError, parse_json
 
+LONG_AGO_SECONDS = 24 * 3600.0
+_NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<time>\d+)-[0-9a-f]{8}\.(?:part|old)", re.S)
+_under_way: set[Path] = set()  # what this process is writing
 STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are not UTF-8
 
@@ -24,37 +31,91 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when not.
 
     Works for one file or one folder. A folder that already exists at `path` is replaced as a whole, by two renames:
-    killed between them, a program leaves the old folder aside, and `restore` puts it back.
+    killed between them, a program leaves the old folder aside, and `restore` puts it back. What killed programs left
+    half written in the same folder goes; what others are writing there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     aside = _beside(path, "part")
+    _under_way.add(aside)
     try:
         yield aside
+        _under_way.discard(aside)
         if aside.is_dir():
             _replace_folder(aside, path)
         else:
             os.replace(aside, path)
     finally:
+        _under_way.discard(aside)
         _remove(aside)
 
 
-def restore(path: Path) -> None:
-    """Put back the folder at `path` where a writer was killed between its two renames; remove what it left aside.
+def discard_asides() -> None:
+    """Remove what this process is writing: for its end at any moment."""
+    for aside in list(_under_way):
+        with contextlib.suppress(OSError):
+            _remove(aside)
 
-    For the start of a program that alone writes to `path`: another writer's files under way would go too.
-    """
-    name = glob.escape(f".{path.name[:40]}.")
-    retired = sorted(path.parent.glob(f"{name}*.old"), key=lambda folder: folder.stat().st_mtime_ns)
+
+def restore(path: Path) -> None:
+    """Put back the folder at `path` where a writer was killed between its two renames; remove what it left aside."""
+    if not path.parent.is_dir():
+        return
+    own = [found for found in _asides(path.parent, "old") if found[1]["name"] == path.name[:40]]
+    retired = [folder for folder, told in own if not _lives(told)]
     if retired and not path.exists():
         with contextlib.suppress(FileNotFoundError):  # a sister process was first
-            os.replace(retired[-1], path)
-    for suffix in ("part", "old"):
-        for leftover in path.parent.glob(f"{name}*.{suffix}"):
-            _remove(leftover)
+            os.replace(max(retired, key=lambda folder: folder.stat().st_mtime_ns), path)
+    _remove_abandoned(own)
+    sweep(path.parent)
+
+
+@functools.cache
+def sweep(folder: Path) -> None:
+    """Remove, once in the life of this process, what killed ones left half written in a folder."""
+    _remove_abandoned(_asides(folder, "part"))
+
+
+Aside = tuple[Path, re.Match[str]]
+
+
+def _asides(folder: Path, suffix: str) -> list[Aside]:
+    return [(path, told) for path in folder.glob(f".*.{suffix}") if (told := _NAME.fullmatch(path.name))]
+
+
+def _remove_abandoned(asides: list[Aside]) -> None:
+    """Remove what nobody writes any more; where nobody can tell, what is older than a day."""
+    for path, told in asides:
+        lives = _lives(told)
+        with contextlib.suppress(OSError):
+            if lives is False or (lives is None and time.time() - path.stat().st_mtime > LONG_AGO_SECONDS):
+                _remove(path)
+
+
+def _lives(told: re.Match[str]) -> bool | None:
+    """Return whether the process that wrote under this name goes on; None where it is of another machine."""
+    if told["host"] != _host():
+        return None
+    import psutil  # which costs too much where nothing was left
+
+    try:
+        process = psutil.Process(int(told["pid"]))
+        heir = process.create_time() > int(told["time"]) + 2  # another process, which got the same number later
+        return not heir and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name[:40]}.{uuid4().hex[:8]}.{suffix}")  # 40 characters are at most 160 bytes
+    """Return a name that tells whose it is: machine, process and time; of `path`'s 40 characters, at most 160 bytes."""
+    return path.with_name(f".{path.name[:40]}.{_host()}-{os.getpid()}-{int(time.time())}-{uuid4().hex[:8]}.{suffix}")
+
+
+@functools.cache
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def _replace_folder(aside: Path, path: Path) -> None:
@@ -70,6 +131,22 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one line of JSON, in one write: lines of several processes do not mix.
+
+    It opens with a line break, since the line before it may have been cut off.
+    """
+    with path.open("ab", buffering=0) as lines:
+        lines.write(b"\n" + json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace"))
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Yield what `append_line` wrote; blank lines and such as were cut off are passed over."""
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def fitting(stem: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
+
+from focusasr.files import append_line, read_lines
+
+BLOCK_BYTES = 1 << 20
 
 
 class Journal:
@@ -18,12 +23,9 @@ class Journal:
         self.folder = folder
         self.path = folder / name
         self._entries: dict[str, dict[str, Any]] = {}
-        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
-            try:
-                entry = json.loads(line)
+        for entry in read_lines(self.path):
+            with contextlib.suppress(KeyError, TypeError):  # another version's
                 self._entries[entry["output"]] = {key: entry[key] for key in ("bytes", "made_from", "result")}
-            except (ValueError, KeyError, TypeError):  # blank, or cut off when the machine went down
-                continue
 
     def __contains__(self, output: Path) -> bool:
         """Whether the file was ever made by us."""
@@ -37,10 +39,9 @@ class Journal:
         return entry["result"] if output.stat().st_size == entry["bytes"] else None
 
     def add(self, output: Path, made_from: dict[str, Any], result: Any) -> None:
-        """Append a finished output; it opens with a line break, since the line before it may have been cut off."""
+        """Append a finished output."""
         entry = {"output": self._key(output), "bytes": output.stat().st_size, "made_from": made_from, "result": result}
-        with self.path.open("ab") as journal:
-            journal.write(b"\n" + json.dumps(entry).encode())
+        append_line(self.path, entry)
 
     def _key(self, output: Path) -> str:
         return os.path.relpath(output, self.folder).replace(os.sep, "/")
@@ -50,3 +51,12 @@ def file_state(path: Path) -> dict[str, Any]:
     """Return what tells whether a file was changed: its path, size and time; OSError where it is not there."""
     status = path.stat()
     return {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file, read in blocks; OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

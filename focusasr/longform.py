@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from focusasr.cross_alignment import align_words
 from focusasr.device import lacks_memory
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES
+from focusasr.heard import Heard, Notes, as_segments
 from focusasr.invention import Bounds, Kept, seek_after_words, without_inventions
 from focusasr.model import Memory
 from focusasr.output import Segment, Transcript
@@ -58,6 +59,24 @@ class Stretch(NamedTuple):
     segments: list[Segment]
     next_seek: int
     closed: bool
+
+
+class Step(NamedTuple):
+    """What a window adds to the script, the frame to go on from, and whether the next window knows no text before."""
+
+    segments: list[Segment]
+    next_seek: int
+    forget: bool = False
+
+    @classmethod
+    def known(cls, noted: list[Any]) -> Step:
+        """Return what `noted` came from."""
+        segments, next_seek, forget = noted
+        return cls(as_segments(segments), next_seek, forget)
+
+    def noted(self) -> list[Any]:
+        """Return what goes into a note."""
+        return [[asdict(segment) for segment in self.segments], self.next_seek, self.forget]
 
 
 @dataclass
@@ -169,15 +188,19 @@ class WhisperRecognizer:
         self.batch_size = config.batch_size  # smaller once so many did not fit the memory
 
     def transcribe(
-        self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
+        self,
+        sources: Iterable[Source],
+        progress: Callable[[float], None] = lambda seconds: None,
+        notes: Notes | None = None,
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order; `progress` is told the seconds of audio that were read.
 
-        A source that cannot be read gives an outcome with an error, and the others go on.
+        A source that cannot be read gives an outcome with an error, and the others go on. Windows that `notes` knows of
+        a source are not decoded again.
         """
         for source in sources:
             try:
-                transcript, seconds = self._recognized(source, progress or (lambda seconds: None))
+                transcript, seconds = self._recognized(source, progress, notes(source) if notes else Heard())
                 yield Outcome(source, transcript, None, seconds)
             except InputError as error:
                 yield Outcome(source, None, str(error), 0.0)
@@ -186,7 +209,7 @@ class WhisperRecognizer:
                     raise
                 yield Outcome(source, None, f"{source.name}: the memory is full; lower --beam-size or --best-of", 0.0)
 
-    def _recognized(self, source: Source, progress: Callable[[float], None]) -> tuple[Transcript, float]:
+    def _recognized(self, source: Source, progress: Callable[[float], None], heard: Heard) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
         sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames)
         reader = self._reader(lambda: self.engine.encode([sound.window(0, self.window_frames)]))
@@ -195,7 +218,13 @@ class WhisperRecognizer:
             seek = start
             while seek < end:
                 window = Window(seek, min(self.window_frames, end - seek))
-                seek = self._read(reader, sound, window, script)
+                if known := heard.get(str(seek)):
+                    step = Step.known(known)
+                else:
+                    step = self._read(reader, sound, window, script)
+                    heard.note(str(seek), step.noted())
+                self._go_on(script, step)
+                seek = step.next_seek
                 progress((min(seek, end) - window.seek) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
         transcript = Transcript(text, script.segments, reader.tokenizer.policy.language)
@@ -223,25 +252,30 @@ class WhisperRecognizer:
             reader.tokenizer = tokenizer.speaking(language)
         return reader
 
-    def _read(self, reader: WindowReader, sound: Spectrogram, window: Window, script: Script) -> int:
-        """Add a window's text to the script and return the frame at which the next one begins."""
+    def _go_on(self, script: Script, step: Step) -> None:
+        """Add a window's text to the script."""
+        if self.config.word_timestamps:
+            script.last_speech = last_word_end(step.segments) or script.last_speech
+        script.add(step.segments)
+        if step.forget:
+            script.forget()
+
+    def _read(self, reader: WindowReader, sound: Spectrogram, window: Window, script: Script) -> Step:
+        """Return a window's text and the frame at which the next one begins."""
         memory = self.engine.encode([sound.window(window.seek, window.frames)])
         prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
         (answer,) = reader.answers(memory, [prompt])
         if is_silence(answer, self.search):
-            return window.seek + window.frames
+            return Step([], window.seek + window.frames)
         stretch = split(window, answer, reader.tokenizer)
         segments, next_seek = stretch.segments, stretch.next_seek
         if self.config.word_timestamps:
             kept = self._with_words(reader, memory, Bounds(*window, self.window_frames, sound.frames), stretch, script)
             if kept.segments is None:
-                return kept.next_seek
+                return Step([], kept.next_seek)
             segments, next_seek = kept.segments, kept.next_seek
-            script.last_speech = last_word_end(segments) or script.last_speech
-        script.add(segments)
-        if not self.longform.condition_on_previous_text or answer.temperature > RESET_TEMPERATURE:
-            script.forget()
-        return next_seek
+        forget = not self.longform.condition_on_previous_text or answer.temperature > RESET_TEMPERATURE
+        return Step(segments, next_seek, forget)
 
     def _with_words(
         self, reader: WindowReader, memory: Memory, bounds: Bounds, stretch: Stretch, script: Script

@@ -116,17 +116,21 @@ def write(
     Everything is rendered before anything is written. InputError on an unknown format and where a file cannot be
     written; files that were there are replaced.
     """
-    contents = {suffix: render(transcript, suffix, config).encode("utf-8") for suffix in formats}
-    paths = []
-    for suffix, content in contents.items():
-        path = path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")
+    formats = list(formats)
+    contents = [render(transcript, suffix, config).encode("utf-8") for suffix in formats]
+    paths = output_paths(path_without_suffix, formats)
+    for path, content in zip(paths, contents, strict=True):
         try:
             with written_aside(path) as aside:
                 aside.write_bytes(content)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None
-        paths.append(path)
     return paths
+
+
+def output_paths(path_without_suffix: Path, formats: Iterable[str]) -> list[Path]:
+    """Return the files of a transcript, one per format."""
+    return [path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}") for suffix in formats]
 
 
 def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import soundfile
 from focusasr.audio import Source, load, probe_seconds, stream
 from focusasr.checks import Kept
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
-from focusasr.files import fitting, written_aside
+from focusasr.files import fitting, sweep, written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.loudness import Measured, Meter, changed, changes_sound
 from focusasr.loudness import to_int16 as _to_int16
@@ -94,8 +94,6 @@ def preprocess(
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
     try:
-        for torn in (folder / "audio").rglob(".*.part"):  # left by a run that was killed
-            torn.unlink()
         run = _Run(plan, journal, config)
         run.settle_at_once()
         run.convert(progress or (lambda done, total: None))
@@ -192,6 +190,7 @@ class _Run:
             if measured is None:
                 self.todo[index] = item, made_from
             else:
+                sweep(item.output.parent)  # where all is done, nobody writes any more
                 self.outcomes[index] = _length_reject(item, measured, self.config) or measured
                 self.reused += isinstance(self.outcomes[index], Measured)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from focusasr.config import PreprocessConfig
+from focusasr.interrupts import promise
 from focusasr.options import with_settings
 from focusasr.progress import file_bar, say
 from focusasr.settings import read_settings
@@ -29,7 +30,12 @@ def preprocess(
 
     config = read_settings(PreprocessConfig, given[PreprocessConfig], "preprocess")
     with file_bar("preprocessing") as tell:
-        report = room.preprocess(inputs, output_dir, config, tell)
+
+        def told(done: int, total: int) -> None:
+            promise(f"{done} of {total} utterances are done; the same command goes on with the others")
+            tell(done, total)
+
+        report = room.preprocess(inputs, output_dir, config, told)
     say(report.summary())
     print(report.manifest)
     if report.failed or not report.kept:

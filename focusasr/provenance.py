@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from focusasr import __version__
 from focusasr.corpora import Corpus, parse_manifest_option
+from focusasr.journal import fingerprint
 
 PACKAGES = ("torch", "torchaudio", "accelerate", "numpy", "soxr", "soundfile", "tokenizers")
 
@@ -41,11 +41,6 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the training manifests whose fingerprint differs between what two runs were `made_with`."""
     known = {row["manifest"]: row["sha256"] for row in before.get("data", [])}
     return [row["manifest"] for row in now["data"] if known.get(row["manifest"], row["sha256"]) != row["sha256"]]
-
-
-def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def commit(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.audio import STDIN, Source
+from focusasr.files import append_line, read_lines
 
 if TYPE_CHECKING:
     from focusasr.transcribe import Outcome
@@ -26,12 +28,9 @@ class Recall:
         self.path = path
         self._decided_by = json.dumps(decided_by, sort_keys=True)
         self._known: dict[str, dict[str, Any]] = {}
-        for line in path.read_bytes().split(b"\n") if path.exists() else []:
-            try:
-                entry = json.loads(line)
+        for entry in read_lines(path):
+            with contextlib.suppress(KeyError, TypeError):
                 self._known[entry["key"]] = {name: entry[name] for name in ("text", "language", "audio_seconds")}
-            except (ValueError, KeyError, TypeError):
-                continue
 
     def recognize(
         self, recognize: Callable[[Iterable[Source]], Iterator[Outcome]], sources: Sequence[Source]
@@ -53,8 +52,7 @@ class Recall:
             entry = {"text": outcome.transcript.text, "language": outcome.transcript.language}
             line = {"key": key, **entry, "audio_seconds": outcome.audio_seconds}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as kept:
-                kept.write(b"\n" + json.dumps(line).encode())
+            append_line(self.path, line)
         return outcome
 
     def _key(self, source: Source) -> str:

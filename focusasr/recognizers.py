@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from focusasr.audio import Source
     from focusasr.checkpoint import Checkpoint
+    from focusasr.heard import Notes
     from focusasr.transcribe import Outcome
 
 Given = dict[type, dict[str, Any]]
@@ -32,7 +33,7 @@ class AnyRecognizer(Protocol):
     device: torch.device
 
     def transcribe(
-        self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
+        self, sources: Iterable[Source], progress: Callable[[float], None] = ..., notes: Notes | None = ...
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order."""
 
@@ -50,19 +51,22 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recognizer, whether it is a Whisper model, and what a user should be told of the settings."""
+    """A recognizer, where it lies, whether it is a Whisper model, and what a user should be told of the settings."""
 
     recognizer: AnyRecognizer
+    path: Path
     is_whisper: bool
     remarks: list[str]
     processes: Processes
     on_cpu: Callable[[], AnyRecognizer]
 
-    def shared(self, sources: Iterable[Source], tell: Callable[[int, float], None]) -> Iterator[Outcome]:
+    def shared(
+        self, sources: Iterable[Source], tell: Callable[[int, float], None], notes: Notes | None = None
+    ) -> Iterator[Outcome]:
         """Yield every source's outcome, in order and in every process; the processes share the work."""
 
         def work(mine: Iterable[Source]) -> Iterator[Outcome]:
-            return steadfast(self.recognizer, self.on_cpu, mine, lambda seconds: tell(0, seconds))
+            return steadfast(self.recognizer, self.on_cpu, mine, lambda seconds: tell(0, seconds), notes)
 
         return work(sources) if self.processes.count == 1 else self.processes.in_order(list(sources), work)
 
@@ -72,13 +76,14 @@ def steadfast(
     on_cpu: Callable[[], AnyRecognizer],
     sources: Iterable[Source],
     progress: Callable[[float], None],
+    notes: Notes | None = None,
 ) -> Iterator[Outcome]:
     """Yield every source's outcome, in order; where the device fails the CPU goes on from the first one missing."""
     from focusasr.device import device_fails
 
     left = deque(sources)
     try:
-        for outcome in recognizer.transcribe(list(left), progress):
+        for outcome in recognizer.transcribe(list(left), progress, notes):
             left.popleft()
             yield outcome
     except (MemoryError, RuntimeError) as error:
@@ -86,7 +91,7 @@ def steadfast(
             raise
         say(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); going on with the CPU")
     if left:
-        yield from on_cpu().transcribe(left, progress)
+        yield from on_cpu().transcribe(left, progress, notes)
 
 
 def load_recognizer(choice: ModelChoice, given: Given, command: str) -> Loaded:
@@ -120,13 +125,13 @@ def _load(choice: ModelChoice, config: DecodingConfig, search: SearchConfig, lon
         from focusasr.transcribe import Recognizer
 
         remarks = native_remarks(checkpoint, search, longform)
-        return Loaded(Recognizer(checkpoint, device, config), False, remarks, processes, on_cpu)
+        return Loaded(Recognizer(checkpoint, device, config), path, False, remarks, processes, on_cpu)
     from focusasr.batched import BatchedWhisperRecognizer
     from focusasr.longform import WhisperRecognizer
 
     longform, remarks = heard_as(checkpoint, longform)
     kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-    return Loaded(kind(checkpoint, device, config, search, longform), True, remarks, processes, on_cpu)
+    return Loaded(kind(checkpoint, device, config, search, longform), path, True, remarks, processes, on_cpu)
 
 
 def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: LongformConfig) -> list[str]:

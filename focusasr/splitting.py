@@ -6,6 +6,7 @@ text of the next. Each piece gets the words whose middle lies in it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from focusasr.audio import Source, in_blocks, load, probe_seconds
 from focusasr.checkpoint import Checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.features import log_mel, stack
+from focusasr.files import append_line, read_lines
 from focusasr.journal import file_state
 from focusasr.readings import Found, Reject
 from focusasr.segments import Piece, cut
@@ -53,13 +55,9 @@ class Splitter:
         weights = (checkpoint_folder / "model.safetensors").read_bytes()
         self._decided_by = f"{hashlib.sha256(weights).hexdigest()} {self._limit} {config.channel}"
         self._known: dict[str, list[dict[str, Any]]] = {}
-        path = folder / JOURNAL
-        for line in path.read_bytes().split(b"\n") if path.exists() else []:
-            try:
-                entry = json.loads(line)
+        for entry in read_lines(folder / JOURNAL):
+            with contextlib.suppress(KeyError, TypeError):
                 self._known[entry["key"]] = entry["parts"]
-            except (ValueError, KeyError, TypeError):  # blank, or cut off
-                continue
 
     def split(self, readings: Iterable[Found | Reject]) -> Iterator[Found | Reject]:
         """Yield readings, the long ones as their parts, in order; a piece that fits its words badly is a reject."""
@@ -88,9 +86,7 @@ class Splitter:
             return [Part(**part) for part in self._known[key]]
         parts = self._align(reading)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / JOURNAL).open("ab") as journal:
-            line = json.dumps({"key": key, "parts": [vars(part) for part in parts]}, ensure_ascii=False)
-            journal.write(b"\n" + line.encode())
+        append_line(self._folder / JOURNAL, {"key": key, "parts": [vars(part) for part in parts]})
         return parts
 
     def _align(self, reading: Found) -> list[Part]:

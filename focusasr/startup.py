@@ -13,6 +13,16 @@ from typing import NoReturn
 CLOSED_PIPE = 141  # as the shell has it: 128 + SIGPIPE
 
 
+def open_streams() -> None:
+    """Give what was closed something to write to, and let no character that a stream's encoding lacks end the work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def loading() -> Iterator[None]:
     """Collect no garbage while modules and a model are loaded, and leave out of later collections what they made.
@@ -40,4 +50,6 @@ def leave(status: int) -> NoReturn:
             stream.flush()
         except BrokenPipeError:
             status = status or CLOSED_PIPE
+        except OSError:
+            status = status or 1
     os._exit(status)

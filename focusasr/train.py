@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader
 
 from focusasr.augment import read_sounds
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
 from focusasr.corpora import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
 from focusasr.data import Batch, Examples, Item, Plan, collate
 from focusasr.files import read_json, restore, written_aside
+from focusasr.interrupts import promise, shielded
 from focusasr.model import Model
 from focusasr.processes import flat
+from focusasr.progress import say
 from focusasr.provenance import changed, made_with
 from focusasr.recipe import Run
 from focusasr.score import Score
@@ -96,7 +98,9 @@ class Trainer:
         else:
             self.tokenizer = before.tokenizer if before else train_tokenizer(read_texts(run.train), run.text)
         model_config = dataclasses.replace(run.model, vocabulary=self.tokenizer.size)
-        self.run = dataclasses.replace(run, model=model_config, settings=within_window(run.settings, model_config))
+        self.run = dataclasses.replace(
+            run, model=model_config, settings=_possible(within_window(run.settings, model_config))
+        )
         self.findings = Findings()
         self.corpora = self._read_corpora()
         self.sounds = read_sounds(run.settings)
@@ -109,6 +113,7 @@ class Trainer:
         self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
         if resume:
             self._load_state(last / "trainer" / "state.pt")
+            self._promise()
             kept = read_json(last / "config.json").get("made_with") or {}
             for manifest in changed(kept, self.made_with):
                 self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
@@ -139,7 +144,6 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        lines += remarks(self.run.settings, model, self.tokenizer)
         lines += remarks(self.run.settings, model, self.tokenizer)
         batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
@@ -177,7 +181,8 @@ class Trainer:
     @contextlib.contextmanager
     def batches(self) -> Iterator[Iterator[Batch]]:
         """Yield the loader's batches; its workers end with the block."""
-        batches: Any = iter(self.loader())
+        with shielded() if self.run.settings.workers else contextlib.nullcontext():
+            batches: Any = iter(self.loader())
         try:
             yield batches
         finally:
@@ -196,8 +201,7 @@ class Trainer:
         settings = self.run.settings
         if self.accelerator.is_main_process:
             self._write_findings()
-        if self.position.step:
-            log.go_on(self.position.step)
+        log.go_on(self.position.step)
         with self.batches() as batches:
             while self.position.step < settings.steps and not self._out_of_patience():
                 began = time.perf_counter()
@@ -321,6 +325,10 @@ class Trainer:
                 if name == "last":
                     (aside / "trainer").mkdir()
                     torch.save(self._state(), aside / "trainer" / "state.pt")
+        self._promise()
+
+    def _promise(self) -> None:
+        promise(f"the checkpoint of step {self.position.step} is whole; the same command with --resume goes on from it")
 
     @contextlib.contextmanager
     def _written(self, name: str) -> Iterator[Path]:
@@ -366,6 +374,17 @@ def _few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:
 def _overall(scores: dict[str, Score]) -> float | None:
     """Return the mean of the dev sets' WERs, each set counting the same; None where there is none."""
     return sum(score.wer for score in scores.values()) / len(scores) if scores else None
+
+
+def _possible(settings: TrainConfig) -> TrainConfig:
+    """Return settings without workers where the machine has no shared memory to speak with them."""
+    if settings.workers:
+        try:
+            torch.multiprocessing.get_context("spawn").Lock()
+        except OSError as error:
+            say(f"focusasr: no shared memory ({error.strerror}); audio is read in the training process, --workers 0")
+            return dataclasses.replace(settings, workers=0)
+    return settings
 
 
 def _begin_worker(_worker: int) -> None:

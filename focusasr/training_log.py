@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,13 +74,19 @@ class TrainingLog:
             ) from None
 
     def go_on(self, step: int) -> None:
-        """Forget the rows after `step`, from which a run goes on: they will come again."""
+        """Forget the rows and samples after `step`, from which a run goes on: they will come again."""
         path = self.output / "metrics.jsonl"
         if self.main and path.exists():
             with self._writing(), written_aside(path) as aside, aside.open("w", encoding="utf-8") as rows:
                 for row in read_rows(path):
                     if row["step"] <= step:
                         rows.write(json.dumps(row) + "\n")
+        path = self.output / "samples.txt"
+        if self.main and path.exists():
+            texts = re.split(r"^(?=step \d+, )", path.read_text(encoding="utf-8", errors="replace"), flags=re.M)
+            kept = [text for text in texts if text and int(text.split(",")[0].removeprefix("step ")) <= step]
+            with self._writing(), written_aside(path) as aside:
+                aside.write_text("".join(kept), encoding="utf-8")
 
     def say(self, line: str) -> None:
         """Print one line on stderr."""
@@ -160,6 +167,8 @@ class TrainingLog:
         """Draw the curves anew."""
         if self.main and (self.output / "metrics.jsonl").exists():
             with self._writing():
+                if self.board:
+                    self.board.flush()
                 draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
 
     def _keep(self, step: int, kind: str, row: dict[str, float]) -> None:

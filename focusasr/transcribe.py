@@ -22,6 +22,7 @@ from focusasr.decoding import Hypothesis, decode
 from focusasr.device import in_parts
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, log_mel
+from focusasr.heard import Heard, Notes
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
 from focusasr.settings import InputError
@@ -48,6 +49,7 @@ class _Job:
     """One source under way: what was read, its pieces' texts so far, and whether all pieces are known."""
 
     source: Source
+    heard: Heard
     samples: int = 0
     error: str | None = None
     waiting: int = 0  # pieces not decoded yet
@@ -75,22 +77,25 @@ class Recognizer:
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
 
     def transcribe(
-        self, sources: Iterable[Source], progress: Callable[[float], None] | None = None
+        self,
+        sources: Iterable[Source],
+        progress: Callable[[float], None] = lambda seconds: None,
+        notes: Notes | None = None,
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order; `progress` is told the seconds of audio of each decoded batch.
 
-        A source that cannot be read gives an outcome with an error, and the others go on.
+        A source that cannot be read gives an outcome with an error, and the others go on. Pieces that `notes` knows of
+        a source are not decoded again.
         """
         jobs: list[_Job] = []
-        pieces = self._pieces(sources, jobs)
+        pieces = self._pieces((_Job(source, notes(source) if notes else Heard()) for source in sources), jobs, progress)
         while True:
             held = self._hold(pieces)
             last = not held
             while held:
                 batch = self._batch(held)
                 self._decode(batch)
-                if progress:
-                    progress(sum(len(piece.waveform) for _, piece in batch) / SAMPLE_RATE_HZ)
+                progress(sum(len(piece.waveform) for _, piece in batch) / SAMPLE_RATE_HZ)
             while jobs and jobs[0].complete and not jobs[0].waiting:
                 yield self._outcome(jobs.pop(0))
             if last:
@@ -114,14 +119,21 @@ class Recognizer:
             batch.append(held.pop())
         return batch
 
-    def _pieces(self, sources: Iterable[Source], jobs: list[_Job]) -> Iterator[tuple[_Job, Piece]]:
-        for source in sources:
-            job = _Job(source)
+    def _pieces(
+        self, coming: Iterable[_Job], jobs: list[_Job], progress: Callable[[float], None]
+    ) -> Iterator[tuple[_Job, Piece]]:
+        """Yield what is to be decoded of each job, which goes onto `jobs` first."""
+        for job in coming:
             jobs.append(job)
             try:
                 for piece in cut(_counted(job), self.segment_seconds, self.config.vad_threshold):
-                    job.waiting += 1
-                    yield job, piece
+                    known = job.heard.piece(piece)
+                    if known is None:
+                        job.waiting += 1
+                        yield job, piece
+                    else:
+                        job.segments += known
+                        progress(len(piece.waveform) / SAMPLE_RATE_HZ)
             except InputError as error:
                 job.error = str(error)
             job.complete = True
@@ -137,8 +149,9 @@ class Recognizer:
             job.passes += answer.passes
             job.tokens += len(answer.tokens) + 1 if answer.passes else 0
             segment = self._segment(piece, answer)
-            if segment.text:
-                job.segments.append(segment)
+            segments = [segment] if segment.text else []
+            job.segments += segments
+            job.heard.note_piece(piece, segments)
 
     def _answers(self, pieces: Sequence[Piece]) -> list[Hypothesis]:
         bands, window = self.engine.config.mel_bands, self.engine.config.window_samples

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from focusasr.config import DecodingConfig
+from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
@@ -18,6 +21,9 @@ from focusasr.settings import read_settings
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
+    from focusasr.again import Again
+    from focusasr.audio import Source
+    from focusasr.heard import Notes
     from focusasr.processes import Processes
     from focusasr.transcribe import Outcome
 
@@ -43,6 +49,13 @@ def transcribe(
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
     model_dir: ModelDirOption = None,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="leave what was written before from the same sound, model and options; go on in the middle of a file",
+        ),
+    ] = False,
     fp16: Annotated[
         bool, typer.Option("--fp16/--no-fp16", help="as Whisper has it; False means --compute-type float32")
     ] = True,
@@ -53,8 +66,7 @@ def transcribe(
     given; with --output-dir they write files. Whisper models write files as whisper does, and print what they heard
     with its times. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
     """
-    from focusasr.audio import STDIN, find_sources, total_seconds
-    from focusasr.output import output_stems
+    from focusasr.audio import find_sources
 
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
@@ -62,27 +74,44 @@ def transcribe(
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
     sources = find_sources(files)
     loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given, "transcribe")
-    processes = loaded.processes
-    if processes.count > 1 and any(source.path == STDIN for source in sources):
-        raise typer.BadParameter("- (standard input) cannot be shared among processes; give it to one alone")
     tell_remarks(loaded)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
-    printing = output_dir is None or str(output_dir) == "-"
-    several = len(sources) > 1
-    if several and printing and output_format not in ("all", "txt"):
-        raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
+    if output_dir is None or str(output_dir) == "-":
+        _check_printing(len(sources) > 1, output_format, skip_existing)
+        suffix = "txt" if output_format == "all" else output_format
+        deliver(loaded, sources, lambda outcomes: print_texts(outcomes, len(sources) > 1, suffix, output))
+        return
+    again = known_outputs(loaded, given, output_dir) if skip_existing else None
+    writing = Writing.planned(sources, output_dir, output_format, again, loaded.processes)
+    noisy = loaded.is_whisper and output.verbose
+    notes = again.notes if again else None
+    deliver(
+        loaded, writing.sources, lambda outcomes: writing.write(shown(outcomes) if noisy else outcomes, output), notes
+    )
+
+
+def deliver(
+    loaded: Loaded,
+    sources: list[Source],
+    give: Callable[[Iterator[Outcome]], int],
+    notes: Notes | None = None,
+) -> None:
+    """Transcribe, and give the outcomes to what prints or writes them and counts failures; exit status 1 with any."""
+    from focusasr.audio import STDIN, total_seconds
+
+    processes = loaded.processes
+    if processes.count > 1 and any(source.path == STDIN for source in sources):
+        raise typer.BadParameter("- (standard input) cannot be shared among processes; give it to one alone")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
-        outcomes = told(loaded.shared(sources, tell), tell, processes)
-        if not processes.main:
-            failed = sum(outcome.transcript is None for outcome in outcomes)  # the main process tells
-        elif printing or output_dir is None:
-            failed = print_texts(outcomes, several, "txt" if output_format == "all" else output_format, output)
+        outcomes = counted(told(loaded.shared(sources, tell, notes), tell, processes), len(sources), notes is not None)
+        if processes.main:
+            failed = give(outcomes)
         else:
-            outcomes = shown(outcomes) if loaded.is_whisper and output.verbose else outcomes
-            failed = write_files(outcomes, output_stems(sources, output_dir), output_format, output)
-    _leave_with(failed if processes.main else 0, len(sources))
+            failed = 0  # the main process tells
+            deque(outcomes, maxlen=0)
+    _leave_with(failed, len(sources))
 
 
 def _leave_with(failed: int, count: int) -> None:
@@ -91,6 +120,14 @@ def _leave_with(failed: int, count: int) -> None:
         say(f"focusasr: {failed} of {count} files failed")
     if failed:
         raise typer.Exit(1)
+
+
+def _check_printing(several: bool, output_format: str, skip_existing: bool) -> None:
+    """Refuse what makes no sense where nothing is written."""
+    if several and output_format not in ("all", "txt"):
+        raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
+    if skip_existing:
+        raise typer.BadParameter("--skip-existing needs --output-dir; what is printed is not kept")
 
 
 def _check_output(output: OutputConfig, word_timestamps: bool) -> None:
@@ -135,6 +172,18 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
         yield outcome
 
 
+def counted(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
+    """Promise the texts that are written: when the next one is asked for, the one before is."""
+    written = 0
+    while True:
+        then = "goes on, in the middle of a file too" if skipping else "begins anew"
+        promise(f"{written} of {total} texts are written, each whole; the same command {then}")
+        if (outcome := next(outcomes, None)) is None:
+            return
+        yield outcome
+        written += outcome.transcript is not None
+
+
 def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output: OutputConfig) -> int:
     """Print transcripts to stdout as they come; return how many failed."""
     from focusasr.output import render
@@ -152,14 +201,50 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
     return failed
 
 
-def write_files(outcomes: Iterable[Outcome], stems: list[Path], wanted: str, output: OutputConfig) -> int:
-    """Write each transcript's files as it comes, `stems` being their paths without suffix; return how many failed."""
-    from focusasr.output import FORMATS, write
+def known_outputs(loaded: Loaded, given: dict[type, dict[str, Any]], folder: Path) -> Again:
+    """Return what is written in a folder by this model with these settings, as far as they change a transcript."""
+    from focusasr.again import Again, fingerprint_of_model
 
-    failed = 0
-    for stem, outcome in zip(stems, outcomes, strict=True):
-        if outcome.transcript is None:
-            failed += 1
-        else:
-            write(outcome.transcript, stem, FORMATS if wanted == "all" else [wanted], output)
-    return failed
+    kinds: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
+    settings = {name: value for kind in kinds for name, value in asdict(read_settings(kind, given[kind], "")).items()}
+    decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
+    return Again(folder, {"model": fingerprint_of_model(loaded.path), **decided})
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What is to be transcribed, into which files (`stems` are their paths without suffix), and what is known of it."""
+
+    sources: list[Source]
+    stems: list[Path]
+    formats: list[str]
+    again: Again | None
+
+    @classmethod
+    def planned(
+        cls, sources: list[Source], folder: Path, wanted: str, again: Again | None, processes: Processes
+    ) -> Writing:
+        """Return what is left to do, the same in every process."""
+        from focusasr.output import FORMATS, output_paths, output_stems
+
+        formats = list(FORMATS) if wanted == "all" else [wanted]
+        pairs = list(zip(sources, output_stems(sources, folder), strict=True))
+        left = [pair for pair in pairs if not (again and again.finished(pair[0], output_paths(pair[1], formats)))]
+        processes.gather([])  # nobody writes before all have looked
+        if len(left) < len(pairs) and processes.main:
+            say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
+        return cls([source for source, _ in left], [stem for _, stem in left], formats, again)
+
+    def write(self, outcomes: Iterable[Outcome], output: OutputConfig) -> int:
+        """Write each transcript's files as it comes; return how many failed."""
+        from focusasr.output import write
+
+        failed = 0
+        for stem, outcome in zip(self.stems, outcomes, strict=True):
+            if outcome.transcript is None:
+                failed += 1
+                continue
+            paths = write(outcome.transcript, stem, self.formats, output)
+            if self.again:
+                self.again.add(outcome.source, paths)
+        return failed

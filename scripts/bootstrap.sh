@@ -50,7 +50,7 @@ install() {
         say "Bringing $venv up to date${1:+ with the tools of the tests}."
         : >"$venv/unfinished"
     fi
-    "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable "$ROOT${1:+[$1]}" >&2 ||
+    "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable "$ROOT[${1:-train}]" >&2 ||
         die "The installation failed (see above); it starts afresh with the next call, from what pip has kept."
     mark >"$venv/installed"
     [[ -z $1 ]] || mark >"$venv/installed-$1"

@@ -1,6 +1,6 @@
 """Repeat the sketch's pilot run: six models, the same data, steps, seeds and code path; then count, time and look.
 
-    scripts/pilot.py ../shared/data --output runs/pilot --steps 1200 --jobs 2
+    scripts/pilot.py ../shared/data --output runs/pilot --jobs 2
 
 DATA holds an4/ and fsdd/ with manifests train.jsonl, dev.jsonl and test.jsonl. Single digits of FSDD are joined to
 strings: in training anew each epoch, for dev and test once, drawn with a fixed seed. Finished runs are kept, so the
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("data", type=Path, nargs="?", default=Path("../shared/data"), help="holds an4/ and fsdd/")
     parser.add_argument("--output", type=Path, default=Path("runs/pilot"), help="where everything goes")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per model and seed")
     parser.add_argument("--jobs", type=int, default=2, help="runs trained at once, each with one thread")
     parser.add_argument("--report", action="store_true", help="train nothing, report the runs that are finished")

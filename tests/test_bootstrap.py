@@ -70,7 +70,7 @@ def test_first_call_installs_and_later_calls_start_nothing(place: Place) -> None
     first = place.call()
     assert (first.returncode, first.stdout) == (0, "said: a  b c\n")
     assert "5 GB" in first.stderr.splitlines()[0]
-    assert place.logged() == ["venv", "pip ROOT"]
+    assert place.logged() == ["venv", "pip ROOT[train]"]
     second = place.call()
     assert (second.returncode, second.stdout, second.stderr) == (0, "said: a  b c\n", "")
     assert place.logged() == []
@@ -89,7 +89,7 @@ def test_changed_pyproject_is_installed_again(place: Place) -> None:
         file.write("# changed\n")
     place.logged()
     assert place.call().returncode == 0
-    assert place.logged() == ["pip ROOT"]
+    assert place.logged() == ["pip ROOT[train]"]
 
 
 def test_failed_or_interrupted_install_is_made_anew(place: Place) -> None:
@@ -99,10 +99,10 @@ def test_failed_or_interrupted_install_is_made_anew(place: Place) -> None:
     assert "failed" in failed.stderr
     place.logged()
     assert place.call().returncode == 0
-    assert place.logged() == ["venv", "pip ROOT"]
+    assert place.logged() == ["venv", "pip ROOT[train]"]
     (place.repository / ".venv" / "unfinished").touch()
     assert place.call().returncode == 0
-    assert place.logged() == ["venv", "pip ROOT"]
+    assert place.logged() == ["venv", "pip ROOT[train]"]
 
 
 def test_moved_repository_is_installed_anew(place: Place) -> None:
@@ -110,7 +110,7 @@ def test_moved_repository_is_installed_anew(place: Place) -> None:
     place.logged()
     place.repository = place.repository.rename(place.repository.with_name("moved"))
     assert place.call().returncode == 0
-    assert place.logged() == ["venv", "pip ROOT"]
+    assert place.logged() == ["venv", "pip ROOT[train]"]
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="flock is missing")
@@ -119,7 +119,7 @@ def test_two_at_once_install_once(place: Place) -> None:
     environment = {**place.environment, "PIP_SECONDS": "0.5"}
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(3)]
     assert [run.communicate(timeout=30)[0] for run in runs] == [b"said: x\n"] * 3
-    assert place.logged() == ["venv", "pip ROOT"]
+    assert place.logged() == ["venv", "pip ROOT[train]"]
 
 
 @pytest.mark.parametrize(("settings", "remedy"), [({"NO_VENV": "1"}, "apt-get install python3.11-venv"), ({}, "3.10")])

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from focusasr import preprocess as room
+from focusasr.files import _host, sweep
 from focusasr.manifest import read_manifest
 from focusasr.preparation import RESULTS
 from focusasr.preprocess import PreprocessConfig, preprocess
@@ -254,8 +255,9 @@ def test_a_killed_process_can_be_taken_up(tmp_path, signal_number):
     command = [sys.executable, "-c", SLOW_RUN, str(folder), str(tmp_path / "out")]
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=Path(room.__file__).parents[1], **quiet)
-    assert process.stdout is not None and process.stdout.readline()
-    time.sleep(0.15)
+    assert process.stdout is not None
+    while int(process.stdout.readline().split()[0]) < 3:
+        pass
     os.kill(process.pid, signal_number)
     assert process.wait(timeout=20) != 0
     partial = [name for name in files_below(tmp_path / "out") if name.endswith(".part")]
@@ -263,6 +265,20 @@ def test_a_killed_process_can_be_taken_up(tmp_path, signal_number):
     report = preprocess([folder], tmp_path / "out")
     assert report.kept == 30 and 0 < report.reused < 30
     assert not [name for name in files_below(tmp_path / "out") if name.endswith(".part")]
+
+
+def test_what_a_killed_sister_left_goes_where_nothing_is_left_to_do(tmp_path):
+    folder = corpus(tmp_path / "in", 2)
+    preprocess([folder], tmp_path / "out")
+    place = tmp_path / "out" / "audio" / "part0"
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    names = [f".a.{_host()}-{pid}-{int(time.time())}-01234567.part" for pid in (child.pid, os.getpid())]
+    for name in names:
+        (place / name).write_text("half")
+    sweep.cache_clear()  # as in a new process
+    assert preprocess([folder], tmp_path / "out").reused == 2
+    assert [path.name for path in place.glob(".*")] == names[1:]
 
 
 def test_files_in_work_are_bounded(tmp_path, monkeypatch):

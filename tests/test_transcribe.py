@@ -84,6 +84,20 @@ def test_another_answer_in_another_batch(recognizer: Recognizer, sample: Path) -
         assert texts(list(grouped.transcribe(sources[::-1]))) == alone[::-1]
 
 
+@pytest.mark.parametrize("compute_type", ["float32", "int8"])
+def test_any_number_of_threads_hears_the_same(sample: Path, compute_type: str) -> None:
+    sources = [Source(str(sample), offset, seconds) for offset in (0.0, 0.8, 1.7) for seconds in (0.6, 1.9, 2.8)]
+    recognizer = Recognizer(
+        load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig(compute_type=compute_type)
+    )
+    heard = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        heard.append(texts(list(recognizer.transcribe(sources))))
+    assert len(set(heard[0])) > 4
+    assert all(other == heard[0] for other in heard)
+
+
 def test_a_broken_file_stops_no_other(recognizer: Recognizer, sample: Path, heard: str) -> None:
     Path("broken.wav").write_bytes(b"no sound here" * 100)
     sources = [Source(str(sample)), Source("broken.wav"), Source("absent.flac"), Source(str(sample), 0.0, 2.0)]

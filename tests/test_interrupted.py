@@ -1,0 +1,76 @@
+"""A few blows of scripts/kills.py: after kill -9 and Ctrl-C a rerun leaves what an undisturbed run leaves."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import kills  # noqa: E402
+from kills import JOBS, Campaign, Job, files_broken, files_left, flat, prepare  # noqa: E402
+
+CARELESS = """
+import os, time
+from pathlib import Path
+out = Path("out")
+out.mkdir(exist_ok=True)
+for number in range(3):
+    with (out / f"{number}.txt").open("w") as text:
+        text.write("half ")
+        text.flush()
+        time.sleep(0.1)
+        text.write("whole")
+(out / ".0.txt.part").write_text("")
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("kills")
+    kills.load()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("focusasr.training_log.draw_curves", lambda *_: None)  # a second each, in every fork
+        prepare(folder)
+        yield folder
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_a_rerun_leaves_what_an_undisturbed_run_leaves(place: Path, job: Job) -> None:
+    campaign = Campaign(job, place, random.Random(0))
+    wrong = [failure for number in range(2) for failure in campaign.round(number)]
+    tally = campaign.tally
+    assert wrong == []
+    assert tally.kills + tally.interrupts + tally.missed == 2
+
+
+def test_ctrl_c_to_a_group_with_training_workers(place: Path) -> None:
+    campaign = Campaign(JOBS[1], place, random.Random(1))
+    campaign.durations["--workers", "1", "False"] = 1.5  # within it the workers are being started
+    campaign.reference = campaign.job.left(place / "model")
+    assert JOBS[1].name == "train" and campaign.round(7) == []
+    assert campaign.tally.interrupts == 1
+
+
+def test_what_is_not_whole_is_seen(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The campaign finds the faults of a program that writes in place and leaves files aside."""
+    monkeypatch.setattr("focusasr.__main__.program", lambda: exec(CARELESS, {}))
+    campaign = Campaign(Job("careless", [], files_left, files_broken), place, random.Random(0))
+    campaign.reference = {f"{number}.txt": b"half whole" for number in range(3)}
+    campaign.durations["False",] = 0.3
+    wrong = campaign.round(0)
+    assert any(failure.startswith("not whole: ") for failure in wrong), wrong
+    assert any(failure.startswith("left aside: .0.txt.part") for failure in wrong), wrong
+
+
+def test_leaves_of_a_state_have_names() -> None:
+    torch: Any = pytest.importorskip("torch")
+    state = {"a": [1, {"b": torch.zeros(1)}]}
+    assert flat("s", state) == {"s.0.0": "a", "s.0.1.0": 1, "s.0.1.1.0.0": "b", "s.0.1.1.0.1": b"\0\0\0\0"}
