@@ -89,7 +89,7 @@ def subtitles(folder: Path) -> tuple[Reader, list[bytes]]:
 
 
 def checkpoint(folder: Path) -> tuple[Reader, list[bytes]]:
-    """Four bytes say which piece of a small checkpoint, native or Whisper's, is changed how and where, with the rest."""
+    """Four bytes say which piece of a checkpoint, native or Whisper, is changed how and where; the rest, by what."""
     from small_whisper import write_whisper
     from tones import letters_tokenizer, tiny_model
 
