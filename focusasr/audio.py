@@ -20,7 +20,7 @@ import numpy as np
 
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.containers import AudioError, Sound, opened
-from focusasr.settings import InputError
+from focusasr.settings import LONGEST_SECONDS, InputError
 
 AUDIO_SUFFIXES = frozenset(
     ".3gp .aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .flac .flv .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 "
@@ -45,8 +45,8 @@ class Source:
 
     def __post_init__(self) -> None:
         for name, seconds in (("offset", self.offset), ("duration", self.duration)):
-            if seconds is not None and not 0 <= seconds < math.inf:
-                raise AudioError(f"{self.name}: {name} is {seconds}; wanted: seconds, 0 or more")
+            if seconds is not None and not 0 <= seconds <= LONGEST_SECONDS:
+                raise AudioError(f"{self.name}: {name} is {seconds}; wanted: seconds, 0 to {LONGEST_SECONDS:g}")
 
     @property
     def name(self) -> str:

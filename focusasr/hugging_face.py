@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, WhisperConfig
 from focusasr.features import FFT_SAMPLES, HOP_SAMPLES
 from focusasr.files import read_json, read_text
-from focusasr.settings import InputError, read_settings
+from focusasr.settings import InputError, read_settings, shown
 from focusasr.whisper_tokenizer import Task, WhisperTokenizer, document_from_parts, read_merges, special_tokens
 from focusasr.whisper_weights import (
     ENGLISH_VOCABULARY,
@@ -119,7 +119,9 @@ def _check_front_end(folder: Path, config: Mapping[str, Any]) -> None:
     theirs = _optional_json(folder / "preprocessor_config.json") or {}
     for name, value in ours.items():
         if theirs.get(name, value) != value:
-            raise InputError(f"{folder / 'preprocessor_config.json'}: {name} is {theirs[name]}; wanted: {value}")
+            raise InputError(
+                f"{folder / 'preprocessor_config.json'}: {name} is {shown(theirs[name])}; wanted: {shown(value)}"
+            )
 
 
 def _hugging_face_settings(config: Mapping[str, Any], vocabulary: int, where: Path) -> ModelConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.files import written_aside
-from focusasr.settings import LARGEST, InputError, parse_json, shown
+from focusasr.settings import LONGEST_SECONDS, InputError, parse_json, shown
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _seconds(value: Any, key: str, where: str) -> float | None:
     if value is None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= LARGEST:
-        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {shown(value)}")
+    if not number or not 0 <= value <= LONGEST_SECONDS:
+        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {shown(value)}")
     return float(value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from focusasr.audio import AUDIO_SUFFIXES
 from focusasr.manifest import Utterance
-from focusasr.settings import InputError, shown
+from focusasr.settings import LONGEST_SECONDS, InputError, shown
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,6 @@ def to_seconds(cell: object, key: str, where: str) -> float | None:
         number = float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise InputError(f"{where}: {key} must be seconds, a number of at least 0, got {shown(cell)}")
+    if not 0 <= number <= LONGEST_SECONDS:
+        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {shown(cell)}")
     return number

@@ -23,6 +23,7 @@ class InputError(ValueError):
 
 
 LONGEST_SHOWN = 200  # characters of a value in a message
+LONGEST_SECONDS = 1e9  # 31 years: an offset or duration above it is damage, and overflows where samples are counted
 LARGEST = sys.float_info.max  # a whole number above it, which JSON and TOML may hold, is none that can be counted with
 
 

@@ -15,7 +15,7 @@ from focusasr.tables import read_lines
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
 TIMES = re.compile(r"^\s*(?P<begin>[\d:]+[.,]\d+)\s*-->\s*(?P<end>[\d:]+[.,]\d+)")
-CLOCK = re.compile(r"^(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})$")
+CLOCK = re.compile(r"^(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})$")
 VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
@@ -76,8 +76,15 @@ def parse_cues(lines: list[str], path: Path) -> Iterator[Cue | str]:
             continue
         whole = " ".join(spoken)
         voice = VOICE.search(whole)
-        text = " ".join(html.unescape(MARKUP.sub("", whole)).split())
+        text = " ".join(_unescaped(MARKUP.sub("", whole)).split())
         yield Cue(first, begin, end, text, voice[1].strip() if voice else None)
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # &# and thousands of digits
+        return text
 
 
 def _seconds(clock: str) -> float | None:

@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from small_whisper import write_whisper
 
+from focusasr.audio import Source
+from focusasr.checkpoint import load_checkpoint
 from focusasr.files import read_json
 from focusasr.hypotheses import read_hypotheses
 from focusasr.manifest import read_manifest
-from focusasr.readings import Columns
+from focusasr.readings import Columns, Found, Reject
 from focusasr.recipe import read_run
 from focusasr.settings import InputError
 from focusasr.sources import recognize
+from focusasr.subtitles import read_subtitles
 from focusasr.train_command import collected
 
 HUGE = "1" + "0" * 400  # fits no float
@@ -30,7 +34,9 @@ def refused(read, *arguments) -> str:
     return message
 
 
-@pytest.mark.parametrize("value", [HUGE, f"-{HUGE}", ENDLESS, DEEP, "NaN", "Infinity", "-0.1", "true", '"\\u001b"'])
+@pytest.mark.parametrize(
+    "value", [HUGE, f"-{HUGE}", "1e308", ENDLESS, DEEP, "NaN", "Infinity", "-0.1", "true", '"\\u001b"']
+)
 @pytest.mark.parametrize("key", ["offset", "duration"])
 def test_times_of_a_manifest(tmp_path: Path, key: str, value: str) -> None:
     path = tmp_path / "m.jsonl"
@@ -79,3 +85,25 @@ def test_a_checkpoint_that_kept_no_settings_is_not_resumed(tmp_path: Path) -> No
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "config.json").write_text(json.dumps({"run": 3}))
     assert "'run' is 3" in refused(collected, [], [], None, tmp_path)
+
+
+def test_a_part_of_ages_of_sound_is_refused() -> None:
+    for times in ((1e308, None), (0.0, 1e308), (2e9, None)):
+        assert "a.wav: " in refused(Source, "a.wav", *times)
+
+
+@pytest.mark.parametrize(
+    "times", [f"{'9' * 400}:00:00,000", f"{'9' * 5000}:00:00.5", "99999:00:00.0", "٣" * 9 + ":٣:٣.٣"]
+)
+def test_subtitles_of_ages(tmp_path: Path, times: str) -> None:
+    path = tmp_path / "a.srt"
+    path.write_text(f"00:01.0 --> {times}\nhi\n\n00:01.0 --> 00:02.0\n&#{ENDLESS}; there\n")
+    broken, fine = read_subtitles(tmp_path / "a.wav", path, "a")
+    assert isinstance(broken, Reject) and "is no stretch of time" in broken.reason
+    assert isinstance(fine, Found) and fine.utterance.text == f"&#{ENDLESS}; there"
+
+
+def test_a_front_end_that_says_anything_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = write_whisper(tmp_path / "whisper")
+    (folder / "preprocessor_config.json").write_text('{"n_fft": "\\ud800\\n"}')
+    assert r"n_fft is '\ud800\n'; wanted: 400" in refused(load_checkpoint, folder)

@@ -90,7 +90,7 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.
         ('{"audio_filepath": "a.wav", "text": null}', "text must be a string"),
         ('{"audio_filepath": "a.wav", "text": ["x"]}', "text must be a string"),
         ('{"audio_filepath": "a.wav", "text": "\\ud800"}', "text must be a string of whole characters"),
-        ('{"audio_filepath": "a.wav", "duration": "3"}', "duration must be seconds, a number of at least 0, got '3'"),
+        ('{"audio_filepath": "a.wav", "duration": "3"}', "duration must be seconds, a number from 0 to 1e+09, got '3'"),
         ('{"audio_filepath": "a.wav", "duration": true}', "duration must be seconds"),
         ('{"audio_filepath": "a.wav", "duration": -1}', "duration must be seconds"),
         ('{"audio_filepath": "a.wav", "offset": NaN}', "offset must be seconds"),
