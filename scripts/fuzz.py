@@ -26,7 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # whose small files are the seeds
 
 LONGEST_BYTES = 8192  # of an input
-LIMITS = ["-timeout=10", "-rss_limit_mb=2048", f"-max_len={LONGEST_BYTES}", "-print_final_stats=1"]
+LIMITS = [
+    "-timeout=10",
+    "-rss_limit_mb=2048",
+    f"-max_len={LONGEST_BYTES}",
+    "-print_final_stats=1",
+    "-report_slow_units=60",
+]
 Reader = Callable[[bytes], None]
 
 
