@@ -15,6 +15,8 @@ from uuid import uuid4
 
 from focusasr.settings import InputError
 
+LARGEST_TEXT = 32 * 2**20  # bytes of a piece of a checkpoint; Whisper's tokenizer.json has 4 million
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
@@ -70,8 +72,11 @@ def _remove(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; InputError where it is missing or not UTF-8."""
+    """Read a text file; InputError where it is missing, not UTF-8 or far too large for a piece of a checkpoint."""
     try:
+        size = path.stat().st_size
+        if size > LARGEST_TEXT:
+            raise InputError(f"{path}: has {size} bytes; wanted: at most {LARGEST_TEXT}; copy the folder again")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); copy the folder again") from None
@@ -81,7 +86,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; InputError where it is none."""
     try:
         value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # numbers may have too many digits, lists too many levels
         raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")

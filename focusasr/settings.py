@@ -18,6 +18,9 @@ else:
     import tomli as tomllib
 
 
+LONGEST_SHOWN = 200  # characters of a value in a message
+
+
 class InputError(ValueError):
     """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
 
@@ -30,7 +33,13 @@ def setting(default: Any, help: str) -> Any:
 def require(fine: bool, name: str, value: Any, wanted: str) -> None:
     """Refuse a value that is not fine: InputError with the name, the value seen and what is wanted."""
     if not fine:
-        raise InputError(f"{name} is {value!r}; wanted: {wanted}")
+        raise InputError(f"{name} is {shown(value)}; wanted: {wanted}")
+
+
+def shown(value: Any) -> str:
+    """Return how a value is shown in a line: the beginning of what is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
 
 
 def hints_of(kind: type) -> dict[str, Any]:
@@ -55,12 +64,14 @@ Config = TypeVar("Config")
 def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> Config:
     """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
     if not isinstance(settings, dict):
-        raise InputError(f"{where}: expected a table of settings, got {settings!r}")
+        raise InputError(f"{where}: expected a table of settings, got {shown(settings)}")
     hints = hints_of(kind)
     for name in settings:
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            raise InputError(f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = difflib.get_close_matches(name[:LONGEST_SHOWN], hints, n=1)
+            raise InputError(
+                f"{where}: unknown setting {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     try:
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
     except InputError as error:
@@ -86,7 +97,7 @@ def _fit(value: Any, hint: Any, name: str) -> Any:
         return float(value)
     if type(value) is hint:
         return value
-    raise InputError(f"{name} is {value!r}; wanted: {getattr(hint, '__name__', hint)}")
+    raise InputError(f"{name} is {shown(value)}; wanted: {getattr(hint, '__name__', hint)}")
 
 
 def to_settings(config: Any) -> dict[str, Any]:

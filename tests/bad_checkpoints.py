@@ -42,7 +42,7 @@ from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.config import ModelConfig
 from focusasr.recognizers import ModelChoice, load_recognizer
 from focusasr.settings import InputError
-from focusasr.torch_file import read_torch
+from focusasr.weights import read_torch
 
 ADDRESS_SPACE_MB = 300  # that loading and transcribing may reserve beyond what the process has
 SECONDS = 10
@@ -53,7 +53,9 @@ NO_MATTER = {"max_dist", "max_span", "ramp", "win_size", "text_context", "audio_
 def configurations() -> Iterator[Bad]:
     for field in dataclasses.fields(ModelConfig):
         for value in ABSURD:
-            yield Bad("native", f"config-{field.name}-{value}", changed("config.json", "model", field.name, value=value))
+            yield Bad(
+                "native", f"config-{field.name}-{value}", changed("config.json", "model", field.name, value=value)
+            )
     for name in ("num_mel_bins", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
                  "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_source_positions",
                  "max_target_positions"):  # fmt: skip
@@ -62,15 +64,35 @@ def configurations() -> Iterator[Bad]:
     for name in ("n_mels", "n_audio_state", "n_audio_head", "n_audio_layer", "n_audio_ctx", "n_text_ctx",
                  "n_text_state", "n_text_head", "n_text_layer"):  # fmt: skip
         for value in ABSURD:
-            yield Bad("pt", f"dims-{name}-{value}", saved(lambda file, name=name, value=value: _set(file["dims"], name, value)))
+            yield Bad(
+                "pt",
+                f"dims-{name}-{value}",
+                saved(lambda file, name=name, value=value: _set(file["dims"], name, value)),
+            )
     for name in ("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "alignment_heads",
                  "max_initial_timestamp_index"):  # fmt: skip
-        for value in (-1, 10**12, "a", 1.5, [10**9], [-1], ["a"], [[0, 10**9]], [[-1, 0]], [[0]], [[[]]], {"a": 1}, True):
+        for value in (
+            -1,
+            10**12,
+            "a",
+            1.5,
+            [10**9],
+            [-1],
+            ["a"],
+            [[0, 10**9]],
+            [[-1, 0]],
+            [[0]],
+            [[[]]],
+            {"a": 1},
+            True,
+        ):
             yield Bad("whisper", f"generation-{name}-{value}", changed("generation_config.json", name, value=value))
             yield Bad("converted", f"generation-{name}-{value}", changed("config.json", "whisper", name, value=value))
     for field in dataclasses.fields(ModelConfig):
         for value in (1, 10**6, 10**12, "rotary", True, [1, 1], [10**9, 10**9]):
-            yield Bad("converted", f"config-{field.name}-{value}", changed("config.json", "model", field.name, value=value))
+            yield Bad(
+                "converted", f"config-{field.name}-{value}", changed("config.json", "model", field.name, value=value)
+            )
     for kind in ("native", "whisper", "converted"):
         yield from texts(kind)
 
@@ -129,7 +151,15 @@ def tokenizers() -> Iterator[Bad]:
     letters = letters_tokenizer("abc").to_json()
     for kind in ("native", "converted", "whisper"):
         yield Bad(kind, "tokenizer-of-another-model", written("tokenizer.json", letters.encode()))
-        for value in (None, [], {}, "BPE", {"type": "BPE"}, {"type": "WordLevel", "vocab": {}}, {"vocab": [], "merges": []}):
+        for value in (
+            None,
+            [],
+            {},
+            "BPE",
+            {"type": "BPE"},
+            {"type": "WordLevel", "vocab": {}},
+            {"vocab": [], "merges": []},
+        ):
             yield Bad(kind, f"tokenizer-model-{value}", changed("tokenizer.json", "model", value=value))
         for value in (None, {}, [1], [{"id": -1, "content": "<|endoftext|>"}], [{"id": 10**12, "content": "a"}]):
             yield Bad(kind, f"tokenizer-added-{value}", changed("tokenizer.json", "added_tokens", value=value))
@@ -177,7 +207,9 @@ def shards() -> Iterator[Bad]:
     names = ["../../../../../etc/passwd", "/etc/passwd", "..", ".", "", "\0", "a\nb", "x" * 5000, "other/model.safetensors",
              "https://example.com/a.safetensors", 3, None, ["a"], {"a": 1}, "tokenizer.json", "config.json"]  # fmt: skip
     for name in names:
-        yield Bad("whisper", f"shard-{str(name)[:40]!r}", lambda path, name=name: _index(path, {"weight_map": {"a": name}}))
+        yield Bad(
+            "whisper", f"shard-{str(name)[:40]!r}", lambda path, name=name: _index(path, {"weight_map": {"a": name}})
+        )
     for document in ({}, {"weight_map": None}, {"weight_map": []}, {"weight_map": "a"}, {"weight_map": {}}):
         yield Bad("whisper", f"index-{document}", lambda path, document=document: _index(path, document))
 
@@ -256,7 +288,12 @@ def openai_files() -> Iterator[Bad]:
         yield Bad("pt", f"weight-{name}", _weights(value))
         if name in ("meta", "integers", "nan", "sparse"):
             yield Bad("pt", f"weights-{name}", _all_weights(value))
-    for name, bytes_ in {"empty": b"", "short": b"PK", "zeros": bytes(10_000), "empty-zip": b"PK\5\6" + bytes(18)}.items():
+    for name, bytes_ in {
+        "empty": b"",
+        "short": b"PK",
+        "zeros": bytes(10_000),
+        "empty-zip": b"PK\5\6" + bytes(18),
+    }.items():
         for kind in ("pt", "state"):
             yield Bad(kind, f"file-{name}", written("", bytes_))
     for kind in ("pt", "state"):
@@ -264,9 +301,19 @@ def openai_files() -> Iterator[Bad]:
             yield Bad(kind, f"truncated-{keep}", cut("", keep))
         yield Bad(kind, "records-short", repacked(lambda name, content: content[:2] if "/data/" in name else content))
         yield Bad(kind, "records-empty", repacked(lambda name, content: b"" if "/data/" in name else content))
-        yield Bad(kind, "records-bomb", repacked(lambda name, content: content + bytes(2**28) * ("/data/0" in name), zipfile.ZIP_DEFLATED))
-        yield Bad(kind, "pickle-bomb", repacked(lambda name, content: content + bytes(2**28) * name.endswith("pkl"), zipfile.ZIP_DEFLATED))
-        yield Bad(kind, "byte-order", repacked(lambda name, content: b"middle" if name.endswith("byteorder") else content))
+        yield Bad(
+            kind,
+            "records-bomb",
+            repacked(lambda name, content: content + bytes(2**28) * ("/data/0" in name), zipfile.ZIP_DEFLATED),
+        )
+        yield Bad(
+            kind,
+            "pickle-bomb",
+            repacked(lambda name, content: content + bytes(2**28) * name.endswith("pkl"), zipfile.ZIP_DEFLATED),
+        )
+        yield Bad(
+            kind, "byte-order", repacked(lambda name, content: b"middle" if name.endswith("byteorder") else content)
+        )
         yield Bad(kind, "deep", written("", zipped(b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b".")))
         yield Bad(kind, "text-longer-than-said", written("", zipped(b"\x80\x02X\xff\xff\xff\x7fabc.")))
         yield Bad(kind, "memo-far", written("", zipped(b"\x80\x02}r\xff\xff\xff\x7f.")))
@@ -278,15 +325,27 @@ def openai_files() -> Iterator[Bad]:
             ("torch.nn.parameter", "Parameter", (1,)), ("os", "system", (f"touch {MARKER}",)),
         ):  # fmt: skip
             yield Bad(kind, f"calls-{module}.{name}", written("", zipped(called(module, name, *arguments))))
-    yield Bad("pt", "ranks-garbage", lambda path: [file.write_text("a b c\n") for file in path.parent.glob("*.tiktoken")] and None)
-    yield Bad("pt", "ranks-empty", lambda path: [file.write_text("") for file in path.parent.glob("*.tiktoken")] and None)
-    yield Bad("pt", "ranks-huge-rank", lambda path: [file.write_text(f"YQ== {10**30}\n") for file in path.parent.glob("*.tiktoken")] and None)
+    yield Bad(
+        "pt",
+        "ranks-garbage",
+        lambda path: [file.write_text("a b c\n") for file in path.parent.glob("*.tiktoken")] and None,
+    )
+    yield Bad(
+        "pt", "ranks-empty", lambda path: [file.write_text("") for file in path.parent.glob("*.tiktoken")] and None
+    )
+    yield Bad(
+        "pt",
+        "ranks-huge-rank",
+        lambda path: [file.write_text(f"YQ== {10**30}\n") for file in path.parent.glob("*.tiktoken")] and None,
+    )
     yield Bad("pt", "folder", lambda path: _replaced(path, os.mkdir))
 
 
 def all_bad() -> list[Bad]:
     """Return every bad checkpoint, and the good ones that they are made of."""
-    good = [Bad(kind, "good", lambda path: None, works=True) for kind in ("native", "whisper", "converted", "pt", "state")]
+    good = [
+        Bad(kind, "good", lambda path: None, works=True) for kind in ("native", "whisper", "converted", "pt", "state")
+    ]
     weights = [bad for kind in ("native", "whisper", "converted") for bad in weights_of(kind)]
     return [*good, *weights, *pickled_traps(), *configurations(), *tokenizers(), *shards(), *openai_files()]
 
@@ -294,7 +353,9 @@ def all_bad() -> list[Bad]:
 def write_good(folder: Path) -> dict[str, Path]:
     """Write a small checkpoint of every kind; return where."""
     tokenizer = letters_tokenizer()
-    native = Checkpoint(tiny_model(tokenizer, attention="hybrid", decoder_attention="hybrid"), tokenizer, {}, "# Card\n")
+    native = Checkpoint(
+        tiny_model(tokenizer, attention="hybrid", decoder_attention="hybrid"), tokenizer, {}, "# Card\n"
+    )
     save_checkpoint(folder / "native" / "model", native)
     whisper = write_whisper(folder / "whisper" / "model")
     save_checkpoint(folder / "converted" / "model", load_checkpoint(whisper))
