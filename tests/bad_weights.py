@@ -18,16 +18,16 @@ from safetensors.torch import load_file, save_file
 MARKER = "sprung"  # the file that a trap makes where it is sprung
 WEIGHTS = "model.safetensors"
 
-Spoil = Callable[[Path], None]
+Spoil = Callable[[Path], object]
 
 
 class Bad(NamedTuple):
-    """One change to a good checkpoint. `works`: it is as good as before, and must transcribe."""
+    """One change to a good checkpoint, which is then refused, or `works` as before; None: either."""
 
     kind: str
     name: str
     spoil: Spoil
-    works: bool = False
+    works: bool | None = False
 
 
 def changed(piece: str, *keys: str, value: Any) -> Spoil:
@@ -181,7 +181,9 @@ def _read_parts(path: Path) -> tuple[Header, bytes]:
 
 
 def _first(header: Header) -> Header:
-    return next(value for name, value in header.items() if name != "__metadata__" and len(value["shape"]) == 2)
+    return next(
+        value for name, value in reversed(header.items()) if name != "__metadata__" and len(value["shape"]) == 2
+    )
 
 
 def reweighted(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
@@ -206,6 +208,7 @@ def _one(weights: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torc
 
 def _twice(header: Header) -> bytes:
     name, value = list(header.items())[-1]
+    value = {**value, "shape": [1], "data_offsets": [0, 4]}
     return (json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(value)}" + "}").encode()
 
 
