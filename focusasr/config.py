@@ -71,7 +71,7 @@ class ModelConfig:
             require(1 <= getattr(self, name) <= LARGEST, name, getattr(self, name), f"at least 1, at most {LARGEST}")
         require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
         require(self.width // self.heads % 2 == 0, "width", self.width, f"an even width per head ({self.heads} heads)")
-        fits = len(self.strides) == 2 and 1 <= min(self.strides) and max(self.strides) <= 8
+        fits = len(self.strides) == 2 and min(self.strides) >= 1 and max(self.strides) <= 8
         require(fits, "strides", self.strides, "two numbers, 1 to 8")
         fits = self.ramp <= self.max_span <= LARGEST
         require(fits, "max_span", self.max_span, f"at least ramp ({self.ramp}), at most {LARGEST}")

@@ -21,7 +21,7 @@ from focusasr.settings import InputError
 
 # What a file of torch.save may name. Its reader would call more, such as bytearray, which takes any amount of memory.
 NAMED_IN_PICKLES = re.compile(
-    r"collections OrderedDict|torch [A-Z]\w{2,8}Storage|torch\._utils _rebuild_(tensor_v2|parameter)|torch (Size|device)"
+    r"collections OrderedDict|torch (Size|[A-Z]\w{2,8}Storage)|torch\._utils _rebuild_(tensor_v2|parameter)"
 )
 
 

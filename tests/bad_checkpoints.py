@@ -6,6 +6,7 @@ A line of JSON for each: whether it was refused and how, the seconds, how far me
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import resource
 import shutil
@@ -19,7 +20,7 @@ from typing import Any, cast
 
 import soundfile
 import torch
-from bad_pieces import openai_files, saved, shards, texts, tokenizers
+from bad_pieces import saved, shards, texts, tokenizers, torch_files
 from bad_weights import MARKER, Bad, changed, pickled_traps, reweighted, weights_of
 from small_whisper import SHAPE, write_whisper
 from test_whisper import to_openai
@@ -110,23 +111,19 @@ def small() -> Iterator[Bad]:
     """Yield whole models of sizes that nobody would train: they work or are refused."""
     one_head = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
     for changes in (
-        {"max_source_positions": 1}, {"max_source_positions": 2}, {"max_target_positions": 4},
-        {"max_target_positions": 5}, {"max_target_positions": 8}, {"num_mel_bins": 1}, {"max_source_positions": 1, "max_target_positions": 4},
-        {"d_model": 2, "encoder_attention_heads": 1, "decoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8},
-        {"d_model": 4, "encoder_attention_heads": 1, "decoder_attention_heads": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
+        {"max_source_positions": 1}, {"max_source_positions": 2}, {"max_target_positions": 4}, {"num_mel_bins": 1},
+        {"max_target_positions": 5}, {"max_target_positions": 8}, {"max_source_positions": 1, "max_target_positions": 4},
+        {"d_model": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, **one_head},
+        {"d_model": 4, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, **one_head},
     ):  # fmt: skip
-        yield Bad(
-            "whisper", f"small-{changes}", lambda path, changes=changes: write_whisper(path, **changes) and None, None
-        )
-    yield Bad("converted", "without-positions", _without_positions)
+        yield Bad("whisper", f"small-{changes}", functools.partial(write_whisper, **changes), None)
+    yield Bad("converted", "without-positions", _without_positions, None)
 
 
 def _without_positions(folder: Path) -> None:
     """Leave out what makes a Whisper of a model of our own."""
     changed("config.json", "model", "positions", value="rotary")(folder)
-    reweighted(
-        lambda weights: [weights.pop(name) for name in [*weights] if "positions" in name or "positional" in name]
-    )(folder)
+    reweighted(lambda weights: [weights.pop(name) for name in [*weights] if "position" in name])(folder)
 
 
 def _set(table: dict[str, Any], name: str, value: Any) -> None:
@@ -143,7 +140,7 @@ def all_bad() -> list[Bad]:
     ]
     weights = [bad for kind in ("native", "whisper", "converted") for bad in weights_of(kind)]
     kinds = [bad for kind in ("native", "whisper", "converted") for bad in texts(kind)]
-    rest = [pickled_traps(), sizes(), generation(), small(), tokenizers(), shards(), openai_files()]
+    rest = [pickled_traps(), sizes(), generation(), small(), tokenizers(), shards(), torch_files()]
     return [*good, *weights, *kinds, *(bad for group in rest for bad in group)]
 
 

@@ -112,13 +112,16 @@ def _one_less(folder: Path) -> None:
     _vocabulary(lambda vocab: vocab.pop("a"))(folder)
 
 
+SHARDS = (
+    "../../../../../etc/passwd", "/etc/passwd", "..", ".", "", "\0", "a\nb", "x" * 5000, "other/model.safetensors",
+    "https://example.com/a.safetensors", "../model.safetensors", 3, None, ["a"], {"a": 1}, "tokenizer.json",
+)  # fmt: skip
+
+
 def shards() -> Iterator[Bad]:
-    names = ["../../../../../etc/passwd", "/etc/passwd", "..", ".", "", "\0", "a\nb", "x" * 5000, "other/model.safetensors",
-             "https://example.com/a.safetensors", 3, None, ["a"], {"a": 1}, "tokenizer.json", "config.json"]  # fmt: skip
-    for name in names:
-        yield Bad(
-            "whisper", f"shard-{str(name)[:40]!r}", lambda path, name=name: _index(path, {"weight_map": {"a": name}})
-        )
+    for name in SHARDS:
+        spoil: Spoil = lambda path, name=name: _index(path, {"weight_map": {"a": name}})  # type: ignore[misc] # noqa: E731
+        yield Bad("whisper", f"shard-{str(name)[:40]!r}", spoil)
     for document in ({}, {"weight_map": None}, {"weight_map": []}, {"weight_map": "a"}, {"weight_map": {}}):
         yield Bad("whisper", f"index-{document}", lambda path, document=document: _index(path, document))
 
@@ -174,77 +177,70 @@ def repacked(change: Callable[[str, bytes], bytes], compression: int = zipfile.Z
     return spoil
 
 
-def openai_files() -> Iterator[Bad]:
-    for name, change in {
-        "list": lambda file: [1], "none": lambda file: 0, "no-dims": lambda file: file.pop("dims"),
-        "dims-list": lambda file: {**file, "dims": [1]}, "dims-text": lambda file: {**file, "dims": "a"},
-        "state-list": lambda file: {**file, "model_state_dict": [1]}, "state-none": lambda file: {**file, "model_state_dict": None},
-        "state-empty": lambda file: file["model_state_dict"].clear(),
-        "names-numbers": lambda file: {**file, "model_state_dict": dict(enumerate(file["model_state_dict"].values()))},
-        "embedding-scalar": lambda file: file["model_state_dict"].update({"decoder.token_embedding.weight": torch.tensor(1.0)}),
-        "embedding-number": lambda file: file["model_state_dict"].update({"decoder.token_embedding.weight": 3}),
-        "extra": lambda file: file["model_state_dict"].update(stranger=torch.zeros(3)),
-        "wide": _wide,
-    }.items():  # fmt: skip
-        yield Bad("pt", name, saved(change))
-    for name, value in {
-        "number": lambda value: 3, "text": lambda value: "a", "list": lambda value: value.tolist(),
-        "meta": lambda value: value.to("meta"), "integers": lambda value: value.int(), "nan": lambda value: value * float("nan"),
-        "sparse": lambda value: value.to_sparse(), "complex": lambda value: value.to(torch.complex64),
-        "longer": lambda value: torch.cat((value, value)), "scalar": lambda value: value.sum(),
-        "parameter-list": lambda value: [value],
-    }.items():  # fmt: skip
-        yield Bad("pt", f"weight-{name}", _weights(value))
-        if name in ("meta", "integers", "nan", "sparse"):
-            yield Bad("pt", f"weights-{name}", _all_weights(value))
-    for name, bytes_ in {
-        "empty": b"",
-        "short": b"PK",
-        "zeros": bytes(10_000),
-        "empty-zip": b"PK\5\6" + bytes(18),
-    }.items():
-        for kind in ("pt", "state"):
-            yield Bad(kind, f"file-{name}", written("", bytes_))
+def _with(**changes: Any) -> Spoil:
+    return saved(lambda file: {**file, **changes})
+
+
+def _embedding(value: Any) -> Spoil:
+    return saved(lambda file: file["model_state_dict"].update({"decoder.token_embedding.weight": value}))
+
+
+FILES: dict[str, Spoil] = {
+    "list": saved(lambda file: [1]), "number": saved(lambda file: 0), "dims-list": _with(dims=[1]),
+    "dims-text": _with(dims="a"), "dims-none": _with(dims=None), "state-list": _with(model_state_dict=[1]),
+    "state-none": _with(model_state_dict=None), "state-empty": _with(model_state_dict={}),
+    "state-numbered": _with(model_state_dict={1: torch.zeros(3)}), "no-dims": saved(lambda file: [*file.values()]),
+    "embedding-scalar": _embedding(torch.tensor(1.0)), "embedding-number": _embedding(3),
+    "extra": saved(lambda file: file["model_state_dict"].update(stranger=torch.zeros(3))), "wide": saved(_wide),
+}  # fmt: skip
+VALUES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "number": lambda value: 3, "text": lambda value: "a", "list": torch.Tensor.tolist, "in-list": lambda value: [value],
+    "meta": lambda value: value.to("meta"), "integers": torch.Tensor.int, "nan": lambda value: value * float("nan"),
+    "sparse": torch.Tensor.to_sparse, "complex": lambda value: value.to(torch.complex64), "scalar": torch.Tensor.sum,
+    "longer": lambda value: torch.cat((value, value)),
+}  # fmt: skip
+RECORDS: dict[str, tuple[Callable[[str, bytes], bytes], int]] = {
+    "short": (lambda name, content: content[:2] if "/data/" in name else content, zipfile.ZIP_STORED),
+    "empty": (lambda name, content: b"" if "/data/" in name else content, zipfile.ZIP_STORED),
+    "bomb": (lambda name, content: content + bytes(2**28) * ("/data/0" in name), zipfile.ZIP_DEFLATED),
+    "pickle-bomb": (lambda name, content: content + bytes(2**28) * name.endswith("pkl"), zipfile.ZIP_DEFLATED),
+    "byte-order": (lambda name, content: b"middle" if name.endswith("byteorder") else content, zipfile.ZIP_STORED),
+}
+PICKLES = {
+    "deep": b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b".",
+    "text-longer-than-said": b"\x80\x02X\xff\xff\xff\x7fabc.",
+    "memo-far": b"\x80\x02}r\xff\xff\xff\x7f.",
+}
+CALLS: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("__builtin__", "bytearray", (10**10,)), ("builtins", "bytearray", (10**10,)), ("torch", "Tensor", (10**10,)),
+    ("torch", "FloatTensor", (10**10,)), ("torch", "Size", ((10**10,),)), ("builtins", "set", (3,)),
+    ("torch._utils", "_rebuild_tensor_v2", (1, 2)), ("torch._utils", "_rebuild_sparse_tensor", (1, 2)),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage", (1, (10**12,), (1,), False)),
+    ("torch.nn.parameter", "Parameter", (1,)), ("os", "system", (f"touch {MARKER}",)),
+]  # fmt: skip
+
+
+def torch_files() -> Iterator[Bad]:
+    for name, spoil in FILES.items():
+        yield Bad("pt", name, spoil)
+    for name, change in VALUES.items():
+        yield Bad("pt", f"weight-{name}", _weights(change))
+        yield Bad("pt", f"weights-{name}", _all_weights(change))
     for kind in ("pt", "state"):
+        for name, content in {"empty": b"", "zeros": bytes(10_000), "empty-zip": b"PK\5\6" + bytes(18)}.items():
+            yield Bad(kind, f"file-{name}", written("", content))
         for keep in (1, 30, 100, 0.1, 0.5, 0.9, 0.99, -1, -22, -100):
             yield Bad(kind, f"truncated-{keep}", cut("", keep))
-        yield Bad(kind, "records-short", repacked(lambda name, content: content[:2] if "/data/" in name else content))
-        yield Bad(kind, "records-empty", repacked(lambda name, content: b"" if "/data/" in name else content))
-        yield Bad(
-            kind,
-            "records-bomb",
-            repacked(lambda name, content: content + bytes(2**28) * ("/data/0" in name), zipfile.ZIP_DEFLATED),
-        )
-        yield Bad(
-            kind,
-            "pickle-bomb",
-            repacked(lambda name, content: content + bytes(2**28) * name.endswith("pkl"), zipfile.ZIP_DEFLATED),
-        )
-        yield Bad(
-            kind, "byte-order", repacked(lambda name, content: b"middle" if name.endswith("byteorder") else content)
-        )
-        yield Bad(kind, "deep", written("", zipped(b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b".")))
-        yield Bad(kind, "text-longer-than-said", written("", zipped(b"\x80\x02X\xff\xff\xff\x7fabc.")))
-        yield Bad(kind, "memo-far", written("", zipped(b"\x80\x02}r\xff\xff\xff\x7f.")))
-        for module, name, arguments in (
-            ("__builtin__", "bytearray", (10**10,)), ("builtins", "bytearray", (10**10,)), ("torch", "Tensor", (10**10,)),
-            ("torch", "FloatTensor", (10**10,)), ("torch", "Size", ((10**10,),)), ("builtins", "set", (3,)),
-            ("torch._utils", "_rebuild_tensor_v2", (1, 2)), ("torch._utils", "_rebuild_sparse_tensor", (1, 2)),
-            ("torch._utils", "_rebuild_meta_tensor_no_storage", (1, (10**12,), (1,), False)),
-            ("torch.nn.parameter", "Parameter", (1,)), ("os", "system", (f"touch {MARKER}",)),
-        ):  # fmt: skip
+        for name, (packed, compression) in RECORDS.items():
+            yield Bad(kind, f"records-{name}", repacked(packed, compression))
+        for name, pickled in PICKLES.items():
+            yield Bad(kind, name, written("", zipped(pickled)))
+        for module, name, arguments in CALLS:
             yield Bad(kind, f"calls-{module}.{name}", written("", zipped(called(module, name, *arguments))))
-    yield Bad(
-        "pt",
-        "ranks-garbage",
-        lambda path: [file.write_text("a b c\n") for file in path.parent.glob("*.tiktoken")],
-    )
-    yield Bad(
-        "pt", "ranks-empty", lambda path: [file.write_text("") for file in path.parent.glob("*.tiktoken")] and None
-    )
-    yield Bad(
-        "pt",
-        "ranks-huge-rank",
-        lambda path: [file.write_text(f"YQ== {10**30}\n") for file in path.parent.glob("*.tiktoken")],
-    )
+    for text in ("", "a b c\n", f"YQ== {10**30}\n", "YQ== -1\n", "\xff" * 1000):
+        yield Bad("pt", f"ranks-{text[:9]!r}", _ranks(text))
     yield Bad("pt", "folder", lambda path: _replaced(path, os.mkdir))
+
+
+def _ranks(text: str) -> Spoil:
+    return lambda path: [place.write_text(text) for place in path.parent.glob("*.tiktoken")]
