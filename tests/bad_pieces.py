@@ -112,6 +112,31 @@ def _one_less(folder: Path) -> None:
     _vocabulary(lambda vocab: vocab.pop("a"))(folder)
 
 
+def parts() -> Iterator[Bad]:
+    """Yield vocab.json, merges.txt and added_tokens.json in place of tokenizer.json."""
+    for name, first in {"text": "a", "fraction": 1.5, "nothing": None, "huge": 10**30, "negative": -1}.items():
+        yield Bad("whisper", f"parts-first-{name}", _in_parts(lambda vocab, first=first: vocab.update({FIRST: first})))
+        added = json.dumps({FIRST: first}).encode()
+        yield Bad("whisper", f"parts-added-{name}", _in_parts(lambda vocab: None, added))
+    yield Bad("whisper", "parts-merges", _in_parts(lambda vocab: None, b"{}", "a b c"))
+    yield Bad("whisper", "parts-merges-of-strangers", _in_parts(lambda vocab: None, b"{}", "zz yy"))
+
+
+FIRST = "<|endoftext|>"
+
+
+def _in_parts(change: Callable[[dict[str, Any]], Any], added: bytes = b"{}", merges: str = "") -> Spoil:
+    def spoil(folder: Path) -> None:
+        model = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "tokenizer.json").unlink()
+        change(model["vocab"])
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (folder / "merges.txt").write_text("\n".join([*model["merges"], merges]))
+        (folder / "added_tokens.json").write_bytes(added)
+
+    return spoil
+
+
 SHARDS = (
     "../../../../../etc/passwd", "/etc/passwd", "..", ".", "", "\0", "a\nb", "x" * 5000, "other/model.safetensors",
     "https://example.com/a.safetensors", "../model.safetensors", 3, None, ["a"], {"a": 1}, "tokenizer.json",
@@ -170,7 +195,7 @@ def repacked(change: Callable[[str, bytes], bytes], compression: int = zipfile.Z
     def spoil(path: Path) -> None:
         with zipfile.ZipFile(path) as old:
             records = {name: change(name, old.read(name)) for name in old.namelist()}
-        with zipfile.ZipFile(path, "w", compression) as new:
+        with zipfile.ZipFile(path, "w", compression, compresslevel=1) as new:
             for name, content in records.items():
                 new.writestr(name, content)
 
@@ -202,8 +227,8 @@ VALUES: dict[str, Callable[[torch.Tensor], Any]] = {
 RECORDS: dict[str, tuple[Callable[[str, bytes], bytes], int]] = {
     "short": (lambda name, content: content[:2] if "/data/" in name else content, zipfile.ZIP_STORED),
     "empty": (lambda name, content: b"" if "/data/" in name else content, zipfile.ZIP_STORED),
-    "bomb": (lambda name, content: content + bytes(2**28) * ("/data/0" in name), zipfile.ZIP_DEFLATED),
-    "pickle-bomb": (lambda name, content: content + bytes(2**28) * name.endswith("pkl"), zipfile.ZIP_DEFLATED),
+    "bomb": (lambda name, content: content + bytes(2**27) * ("/data/0" in name), zipfile.ZIP_DEFLATED),
+    "pickle-bomb": (lambda name, content: content + bytes(2**27) * name.endswith("pkl"), zipfile.ZIP_DEFLATED),
     "byte-order": (lambda name, content: b"middle" if name.endswith("byteorder") else content, zipfile.ZIP_STORED),
 }
 PICKLES = {
