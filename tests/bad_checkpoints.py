@@ -34,7 +34,7 @@ from focusasr.settings import InputError
 from focusasr.train import Trainer
 
 ADDRESS_SPACE_MB = 300  # that loading and transcribing may reserve beyond what the process has
-SECONDS = 10
+SECONDS = 10  # of computing
 ABSURD = (0, -1, 1, 10**6, 10**12, 10**30, 1.5, "a", None, float("nan"), True, [], "missing")
 FREE = {
     "attention",
@@ -111,8 +111,7 @@ def small() -> Iterator[Bad]:
     """Yield whole models of sizes that nobody would train: they work or are refused."""
     one_head = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
     for changes in (
-        {"max_source_positions": 1}, {"max_source_positions": 2}, {"max_target_positions": 4}, {"num_mel_bins": 1},
-        {"max_target_positions": 5}, {"max_target_positions": 8},
+        {"max_target_positions": 4}, {"num_mel_bins": 1},
         {"max_source_positions": 1, "max_target_positions": 4},
         {"d_model": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, **one_head},
         {"d_model": 4, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, **one_head},
@@ -197,14 +196,14 @@ def tried(bad: Bad, good: Path, sound: Path) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before, limit = memory_mb("VmRSS"), int((memory_mb("VmSize") + ADDRESS_SPACE_MB) * 2**20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    signal.alarm(SECONDS)
-    start, crash, refusal = time.perf_counter(), None, None
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    start, crash, refusal = time.process_time(), None, None
     try:
         refusal = use(bad.kind, path, sound)
     except BaseException as error:
         crash = f"{type(error).__name__}: {error}"[:500]
-    seconds = time.perf_counter() - start
-    signal.alarm(0)
+    seconds = time.process_time() - start
+    signal.setitimer(signal.ITIMER_PROF, 0)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     grown = memory_mb("VmHWM") - before
     sprung = any(Path().rglob(MARKER))
@@ -215,11 +214,11 @@ def tried(bad: Bad, good: Path, sound: Path) -> dict[str, Any]:
 def main(first: int = 0, every: int = 1) -> None:
     """Try all from number `first` on, in the working folder; of the sizes only `every` so many."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGPROF, _too_slow)
     soundfile.write("song.wav", sung("abcde"), 16_000)
     places = write_good(Path("good"))
     for number, bad in enumerate(all_bad()):
-        if number >= first and (number % every == 0 or not bad.name.startswith(("config-", "generation-"))):
+        if number >= first and (number % every == 0 or not bad.name.startswith(("config-", "generation-", "dims-"))):
             about = {"number": number, "kind": bad.kind, "name": bad.name, "works": bad.works}
             print(json.dumps(about), flush=True)  # so that it is known what ended the process
             print(json.dumps({**about, **tried(bad, places[bad.kind], Path("song.wav").absolute())}), flush=True)

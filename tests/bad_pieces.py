@@ -36,7 +36,7 @@ def texts(kind: str) -> Iterator[Bad]:
     for shape in ("missing", "folder", "dangling", "circular", "pipe", "endless"):
         make = {"missing": lambda _: None, "folder": os.mkdir, "dangling": _dangling, "circular": _circular,
                 "pipe": os.mkfifo, "endless": _endless}[shape]  # fmt: skip
-        yield Bad(kind, f"weights-{shape}", lambda path, make=make: _replaced(path / WEIGHTS, make))
+        yield Bad(kind, f"{WEIGHTS}-{shape}", lambda path, make=make: _replaced(path / WEIGHTS, make))
 
 
 def _replaced(path: Path, make: Callable[[Path], Any]) -> None:

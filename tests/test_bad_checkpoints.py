@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from bad_checkpoints import SECONDS, all_bad
+from bad_weights import MARKER, traps
 
 from focusasr import hugging_face
 from focusasr.checkpoint import find_checkpoint
@@ -21,13 +24,16 @@ EVERY = 7  # of the absurd sizes so many-th is tried here; `python tests/bad_che
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which all are tried, with the good ones they are made of."""
+    return tmp_path_factory.mktemp("bad")
+
+
+@pytest.fixture(scope="module")
+def reports(place: Path) -> list[dict[str, Any]]:
     """Return what happened to each bad checkpoint, in a process of its own with little memory left to take."""
-    program = Path(__file__).with_name("bad_checkpoints.py")
-    done = subprocess.run(
-        [sys.executable, program, "0", str(EVERY)],
-        cwd=tmp_path_factory.mktemp("bad"), capture_output=True, text=True, timeout=170,
-    )  # fmt: skip
+    program = [sys.executable, Path(__file__).with_name("bad_checkpoints.py"), "0", str(EVERY)]
+    done = subprocess.run(program, cwd=place, capture_output=True, text=True, timeout=600)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (lines[-1:], done.stderr[-2000:])
     return [line for line in lines if "seconds" in line]
@@ -50,10 +56,6 @@ def test_nothing_is_executed(reports: list[dict[str, Any]]) -> None:
 
 
 def test_a_trap_springs_where_it_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pickle
-
-    from bad_weights import MARKER, traps
-
     monkeypatch.chdir(tmp_path)
     for name, content in traps():
         if "runpy" not in name:  # which runs what the others make
@@ -79,13 +81,6 @@ def test_memory_and_time_stay_small(reports: list[dict[str, Any]]) -> None:
 # The command line
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from bad_checkpoints import write_good
-
-    return write_good(tmp_path_factory.mktemp("good"))
-
-
 SOME = (
     "native trap-touch-2-bare-as-model.safetensors", "native weights-nan", "native header-length-4294967296",
     "native config-encoder_layers-1000000000000", "native config.json-deep-lists", "native tokenizer_ids_far",
@@ -96,15 +91,16 @@ SOME = (
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_the_command_line_says_one_line(name: str, run, good: dict[str, Path], sample: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_the_command_line_says_one_line(
+    name: str, run, reports: list[dict[str, Any]], place: Path, sample: Path, tmp_path: Path
+) -> None:
     (bad,) = [bad for bad in all_bad() if f"{bad.kind} {bad.name}" == name]
-    place = shutil.copytree(good[bad.kind].parent, tmp_path / "in") / good[bad.kind].name
-    bad.spoil(place)
-    result = run("transcribe", sample, "--model", place)
+    (good,) = (place / "good" / bad.kind).glob("model" if bad.kind != "pt" else "*.pt")
+    path = shutil.copytree(good.parent, tmp_path / "in") / good.name
+    bad.spoil(path)
+    result = run("transcribe", sample, "--model", path)
     assert (result.status, result.out) == (1, "")
-    assert result.err.startswith(f"focusasr: {place}") and result.err.count("\n") == 1 and len(result.err) < 600
+    assert result.err.startswith(f"focusasr: {path}") and result.err.count("\n") == 1 and len(result.err) < 600
     assert not list(Path().iterdir())  # neither a trap's marker nor an output
 
 
