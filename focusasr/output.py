@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from focusasr.audio import Source
 
 
+LONGEST_NAME = 240  # bytes of a file's name, suffix apart
+
+
 @dataclass(frozen=True)
 class Segment:
     """A stretch of a recording and its text, with Whisper's names.
@@ -158,7 +161,14 @@ def _names(path: str) -> list[str]:
         return ["stdin"]
     whole = Path(os.path.abspath(path))
     parts = [*whole.parts[1:]] or [whole.name]
-    return [whole.stem, *("-".join(parts[start:]) for start in reversed(range(len(parts))))]
+    shortest = whole.name if whole.stem in (".", "..") else whole.stem  # of "..wav": a folder, and no name in it
+    return [_cut(name) for name in (shortest, *("-".join(parts[start:]) for start in reversed(range(len(parts)))))]
+
+
+def _cut(name: str) -> str:
+    """Return a name that leaves room for a number and a suffix in the 255 bytes that file systems take."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONGEST_NAME else encoded[:LONGEST_NAME].decode("utf-8", "ignore")
 
 
 def _numbered(names: list[str]) -> list[str]:

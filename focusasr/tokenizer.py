@@ -64,9 +64,9 @@ class Tokenizer:
     def from_json(cls, text: str, policy: TextConfig) -> Tokenizer:
         """Read the text of tokenizer.json; InputError where it is none."""
         try:
-            engine = Engine.from_str(text)
-            check_ids(engine)
-            return cls(engine, policy)
+            tokenizer = cls(Engine.from_str(text), policy)
+            check_ids(tokenizer.engine)
+            return tokenizer
         except InputError:
             raise
         except Exception as error:  # the library raises bare Exception
