@@ -40,7 +40,7 @@ class Journal:
         """Append a finished output; it opens with a line break, since the line before it may have been cut off."""
         entry = {"output": self._key(output), "bytes": output.stat().st_size, "made_from": made_from, "result": result}
         with self.path.open("ab") as journal:
-            journal.write(b"\n" + json.dumps(entry, ensure_ascii=False).encode())
+            journal.write(b"\n" + json.dumps(entry).encode())
 
     def _key(self, output: Path) -> str:
         return os.path.relpath(output, self.folder).replace(os.sep, "/")

@@ -136,7 +136,7 @@ def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | R
 def _marked_name(found: Found) -> str:
     """Return the name of an utterance's file; a part from the middle of a recording adds its milliseconds."""
     head, slash, stem = found.name.rpartition("/")
-    stem = stem.encode()[:STEM_BYTES].decode(errors="ignore")
+    stem = os.fsencode(stem)[:STEM_BYTES].decode(errors="ignore") or "_"  # what is not UTF-8 is left out
     offset, duration = found.utterance.offset, found.utterance.duration
     if offset:
         end = "end" if duration is None else str(round(1000 * (offset + duration)))
