@@ -6,14 +6,15 @@ before any weight is loaded. Whisper's checkpoints from elsewhere come by this d
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from focusasr import __version__
@@ -23,12 +24,15 @@ from focusasr.hugging_face import download
 from focusasr.model import Model
 from focusasr.settings import InputError, read_settings, to_settings
 from focusasr.tokenizer import Tokenizer
+from focusasr.weights import filled, safetensors_in
 from focusasr.whisper import is_whisper, load_whisper
 from focusasr.whisper_tokenizer import WhisperTokenizer
+from focusasr.whisper_weights import check_generation
 
 FORMAT = 1
 WHISPER_SIZES = "tiny tiny.en base base.en small small.en medium medium.en large-v1 large-v2 large-v3 large-v3-turbo"
 WHISPER_NAMES = {name: name for name in WHISPER_SIZES.split()} | {"large": "large-v3", "turbo": "large-v3-turbo"}
+HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 PIECES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -63,17 +67,17 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
             raise InputError(f"{beside}: the default checkpoint is missing; reinstall focusasr or give --model FOLDER")
         return folder
     folder = Path(name)
-    if (folder / "best" / "config.json").is_file() and not (folder / "config.json").exists():
+    if os.path.isfile(folder / "best" / "config.json") and not os.path.exists(folder / "config.json"):
         return folder / "best"
-    if folder.is_dir() or folder.is_file():
+    if os.path.isdir(folder) or os.path.isfile(folder):  # of a name that no file can have, they say no
         return folder
     if name in WHISPER_NAMES:
         if model_dir is not None and (model_dir / f"{name}.pt").is_file():
             return model_dir / f"{name}.pt"
         return download(f"openai/whisper-{WHISPER_NAMES[name]}", local_files_only, model_dir)
-    if re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]+", name) and not folder.is_absolute() and not name.startswith("."):
+    if HUB_NAME.fullmatch(name):
         return download(name, local_files_only, model_dir)
-    raise InputError(f"{name}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
+    raise InputError(f"{name[:200]}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
 
 
 def save_checkpoint(
@@ -126,18 +130,18 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         )
     settings = read_settings(ModelConfig, _section(config, "model", folder), str(folder / "config.json"))
     policy = read_settings(TextConfig, _section(config, "text", folder), str(folder / "config.json"))
-    tokenizer = _read_tokenizer(folder, policy, config)
+    tokenizer = _read_tokenizer(folder, policy, settings, config)
     if tokenizer.size != settings.vocabulary:
         raise InputError(
             f"{folder / 'tokenizer.json'}: {tokenizer.size} tokens, but the model has {settings.vocabulary}; "
             "it belongs to another checkpoint"
         )
-    with torch.device("meta"):
-        model = Model(settings)
-    model.load_state_dict(_read_weights(folder / "model.safetensors", model, str(device)), assign=True)
+    path = folder / "model.safetensors"
+    with contextlib.ExitStack() as files:
+        model = filled(settings, dict(safetensors_in(path, str(device), files)), path)
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
-    return Checkpoint(model.eval(), tokenizer, metrics, card, folder)
+    return Checkpoint(model, tokenizer, metrics, card, folder)
 
 
 def _from_elsewhere(path: Path, device: str) -> Checkpoint:
@@ -145,32 +149,16 @@ def _from_elsewhere(path: Path, device: str) -> Checkpoint:
     return Checkpoint(model, tokenizer, {}, card, path)
 
 
-def _read_tokenizer(folder: Path, policy: TextConfig, config: dict[str, Any]) -> Tokenizer:
+def _read_tokenizer(folder: Path, policy: TextConfig, settings: ModelConfig, config: dict[str, Any]) -> Tokenizer:
     text = read_text(folder / "tokenizer.json")
     try:
         if "whisper" not in config:
             return Tokenizer.from_json(text, policy)
         whisper = read_settings(WhisperConfig, _section(config, "whisper", folder), "config.json")
+        check_generation(whisper, settings, Path("config.json"))
         return WhisperTokenizer.from_document(text, policy, whisper)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
-
-
-def _read_weights(path: Path, model: Model, device: str) -> dict[str, torch.Tensor]:
-    """Read the weights that `model`, on the meta device, wants; InputError where names or shapes differ."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            for name in sorted(wanted.keys() | shapes.keys()):
-                if wanted.get(name) != shapes.get(name):
-                    raise InputError(
-                        f"{path}: weight {name} has shape {shapes.get(name)}, config.json wants {wanted.get(name)}; "
-                        "the files belong to different checkpoints"
-                    )
-            return {name: file.get_tensor(name).float() for name in wanted}
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
 
 
 def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

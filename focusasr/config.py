@@ -10,6 +10,8 @@ from typing import Any, Literal
 from focusasr.settings import require, require_choices, setting
 
 SAMPLE_RATE_HZ = 16_000
+LARGEST = 1_000_000  # any size of a model: whatever is multiplied stays a number that PyTorch can count to
+LARGEST_TEXT = 4096  # tokens of one text: a decoder makes room for all of them at its start
 DEFAULT_CHECKPOINT = "focusasr-alnum-en"
 
 
@@ -66,20 +68,25 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         for name in ("mel_bands", "width", "heads", "encoder_layers", "decoder_layers", "win_size", "ramp"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(1 <= getattr(self, name) <= LARGEST, name, getattr(self, name), f"at least 1, at most {LARGEST}")
         require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
         require(self.width // self.heads % 2 == 0, "width", self.width, f"an even width per head ({self.heads} heads)")
-        require(len(self.strides) == 2 and min(self.strides) >= 1, "strides", self.strides, "two numbers, at least 1")
-        require(self.max_span >= self.ramp, "max_span", self.max_span, f"at least ramp ({self.ramp})")
+        fits = len(self.strides) == 2 and min(self.strides) >= 1 and max(self.strides) <= 8
+        require(fits, "strides", self.strides, "two numbers, 1 to 8")
+        fits = self.ramp <= self.max_span <= LARGEST
+        require(fits, "max_span", self.max_span, f"at least ramp ({self.ramp}), at most {LARGEST}")
         require(0 < self.initial_span < 1, "initial_span", self.initial_span, "above 0 and below 1")
-        require(self.max_dist is None or self.max_dist >= 0, "max_dist", self.max_dist, "at least 0, or none")
+        fits = self.max_dist is None or 0 <= self.max_dist <= LARGEST
+        require(fits, "max_dist", self.max_dist, f"0 to {LARGEST}, or none")
         require(self.temp_scale >= 0, "temp_scale", self.temp_scale, "at least 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
-        fits = self.conv_kernel == 0 or self.conv_kernel % 2 == 1
-        require(fits and self.conv_kernel >= 0, "conv_kernel", self.conv_kernel, "0 or an odd number")
+        fits = self.conv_kernel == 0 or (self.conv_kernel % 2 == 1 and 0 < self.conv_kernel < LARGEST)
+        require(fits, "conv_kernel", self.conv_kernel, f"0 or an odd number below {LARGEST}")
         require(self.base > 0, "base", self.base, "above 0")
-        require(self.audio_context >= 1, "audio_context", self.audio_context, "at least 1")
-        require(self.text_context >= 4, "text_context", self.text_context, "at least 4")
+        require(1 <= self.audio_context <= LARGEST, "audio_context", self.audio_context, f"1 to {LARGEST}")
+        fits = 4 <= self.text_context <= LARGEST_TEXT
+        require(fits, "text_context", self.text_context, f"at least 4, at most {LARGEST_TEXT}")
+        require(0 <= self.vocabulary <= LARGEST, "vocabulary", self.vocabulary, f"0 to {LARGEST}")
 
     @property
     def step_seconds(self) -> float:
@@ -111,6 +118,8 @@ class WhisperConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
+        index = self.max_initial_timestamp_index
+        require(0 <= index <= 1500, "max_initial_timestamp_index", index, "0 to 1500")
 
 
 # About 2, 8 and 25 million weights.

@@ -25,6 +25,8 @@ _under_way: set[Path] = set()  # what this process is writing
 STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are not UTF-8
 
+LARGEST_TEXT = 32 * 2**20  # bytes of a piece of a checkpoint; Whisper's tokenizer.json has 4 million
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
@@ -155,8 +157,11 @@ def fitting(stem: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; InputError where it is missing or not UTF-8."""
+    """Read a text file; InputError where it is missing, not UTF-8 or far too large for a piece of a checkpoint."""
     try:
+        size = path.stat().st_size
+        if size > LARGEST_TEXT:
+            raise InputError(f"{path}: has {size} bytes; wanted: at most {LARGEST_TEXT}; copy the folder again")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); copy the folder again") from None

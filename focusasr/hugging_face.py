@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, WhisperConfig
 from focusasr.features import FFT_SAMPLES, HOP_SAMPLES
 from focusasr.files import read_json, read_text
 from focusasr.settings import InputError, read_settings, shown
+from focusasr.weights import Weight, filled, safetensors_in
 from focusasr.whisper_tokenizer import Task, WhisperTokenizer, document_from_parts, read_merges, special_tokens
 from focusasr.whisper_weights import (
     ENGLISH_VOCABULARY,
     HUGGING_FACE_PARTS,
     HUGGING_FACE_REST,
     Pieces,
-    Weight,
     check_generation,
-    empty_model,
-    fill,
     later_heads,
     translated,
     whisper_card,
@@ -77,9 +75,8 @@ def load_hugging_face(folder: Path, device: str) -> Pieces:
             raise InputError(f"{folder}: the weights hold no token embedding; it is no whole Whisper model")
         _check_tied(named.get("proj_out.weight"), embedding, folder)
         settings = _hugging_face_settings(config, embedding.shape[0], folder / "config.json")
-        model = empty_model(settings)
-        fill(model, weights, folder)
-    return Pieces(model.eval(), _hugging_face_tokenizer(folder, generation, settings), whisper_card(folder.name, model))
+        model = filled(settings, weights, folder)
+    return Pieces(model, _hugging_face_tokenizer(folder, generation, settings), whisper_card(folder.name, model))
 
 
 def _safetensors(folder: Path, device: str, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
@@ -88,22 +85,19 @@ def _safetensors(folder: Path, device: str, files: contextlib.ExitStack) -> Iter
     if single.is_file():
         shards = [single.name]
     elif index.is_file():
-        shards = sorted({str(shard) for shard in read_json(index).get("weight_map", {}).values()})
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise InputError(f"{index}: says not where the weights are; copy the folder again")
+        shards = sorted({str(shard) for shard in places.values()})
     else:
         raise InputError(
             f"{folder}: model.safetensors is missing; copy the folder again, or save it anew with safe_serialization"
         )
     for shard in shards:
-        path = folder / Path(shard).name
-        if not path.is_file():
-            raise InputError(f"{folder}: the shard {path.name} is missing; copy the folder again")
-        try:
-            file = files.enter_context(safe_open(path, framework="pt", device=device))
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
-        for name in file.keys():  # noqa: SIM118
-            shape = tuple(file.get_slice(name).get_shape())
-            yield name, Weight(shape, lambda file=file, name=name: file.get_tensor(name))  # type: ignore[misc]
+        path = folder / Path(shard).name  # whatever the index says, of this folder
+        if not os.path.isfile(path):
+            raise InputError(f"{folder}: the shard {path.name[:100]!r} is missing; copy the folder again")
+        yield from safetensors_in(path, device, files)
 
 
 def _check_tied(output: Weight | None, embedding: Weight, folder: Path) -> None:
@@ -182,6 +176,8 @@ def _document(folder: Path) -> str:
     if not added:
         specials = special_tokens(99)
         first = pieces.get(specials[0], len(pieces))
+        if type(first) is not int:
+            raise InputError(f"vocab.json: {specials[0]} is {first!r}; wanted: a number; copy the folder again")
         added = {name: first + place for place, name in enumerate(specials)}
     return document_from_parts(pieces, read_merges(read_text(folder / "merges.txt")), added)
 

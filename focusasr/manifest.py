@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +89,7 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
         raise InputError(f"{where}: expected an object with audio_filepath and text, got {type(row).__name__}")
     extra = dict(row)
     audio = extra.pop("audio_filepath", None)
-    if not isinstance(audio, str) or not audio or "\0" in audio:
+    if not isinstance(audio, str) or not _can_name(audio):
         raise InputError(f"{where}: audio_filepath must name a file, got {shown(audio)}")
     untold = "text" not in extra
     text = extra.pop("text", "")
@@ -98,6 +100,13 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
     if untold and text_required:
         raise InputError(f"{where}: text is missing; write what is said, or an empty text where nothing is")
     return Utterance((path.parent / audio).absolute(), text, offset, duration, extra)
+
+
+def _can_name(text: str) -> bool:
+    """Tell what may be a file's name: bytes that are not UTF-8 may on some systems, half a surrogate pair never."""
+    with contextlib.suppress(UnicodeEncodeError):
+        return bool(text) and b"\0" not in os.fsencode(text)
+    return False
 
 
 def _is_unicode(text: str) -> bool:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import pickle
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from focusasr.config import ModelConfig, WhisperConfig
 from focusasr.files import read_text
 from focusasr.settings import InputError
+from focusasr.weights import Weight, filled, read_torch
 from focusasr.whisper_tokenizer import WhisperTokenizer, engine_from_ranks
 from focusasr.whisper_weights import (
     ENGLISH_VOCABULARY,
     OPENAI_PARTS,
     OPENAI_REST,
     Pieces,
-    Weight,
-    empty_model,
-    fill,
     later_heads,
     translated,
     whisper_card,
@@ -29,15 +27,7 @@ from focusasr.whisper_weights import (
 
 
 def load_openai(path: Path, device: str) -> Pieces:
-    try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-        dims, state = dict(saved["dims"]), dict(saved["model_state_dict"])
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{path}: not one of OpenAI's .pt files, or it would run code when read ({reason}); "
-            "wanted: dims and model_state_dict"
-        ) from None
+    dims, state = _read(path, device)
     for audio, text in (("n_audio_state", "n_text_state"), ("n_audio_head", "n_text_head")):
         if dims.get(audio) != dims.get(text):
             raise InputError(f"{path}: {audio} is {dims.get(audio)}, {text} {dims.get(text)}; wanted: the same")
@@ -45,15 +35,35 @@ def load_openai(path: Path, device: str) -> Pieces:
         "mel_bands": "n_mels", "width": "n_audio_state", "heads": "n_audio_head", "encoder_layers": "n_audio_layer",
         "decoder_layers": "n_text_layer", "audio_context": "n_audio_ctx", "text_context": "n_text_ctx",
     }  # fmt: skip
-    vocabulary = len(state.get("decoder.token_embedding.weight", ()))
-    settings = whisper_settings({name: dims.get(theirs) for name, theirs in ours.items()}, vocabulary, path)
-    model = empty_model(settings)
+    embedding = state.get("decoder.token_embedding.weight")
+    if embedding is None or embedding.dim() != 2:
+        raise InputError(f"{path}: the weights hold no token embedding; it is no whole Whisper model")
+    settings = whisper_settings({name: dims.get(theirs) for name, theirs in ours.items()}, len(embedding), path)
     weights = {
         translated(name, OPENAI_PARTS, OPENAI_REST) or name: Weight(tuple(value.shape), lambda value=value: value)  # type: ignore[misc]
         for name, value in state.items()
     }
-    fill(model, weights, path)
-    return Pieces(model.eval(), _openai_tokenizer(path, settings), whisper_card(path.stem, model))
+    model = filled(settings, weights, path)
+    return Pieces(model, _openai_tokenizer(path, settings), whisper_card(path.stem, model))
+
+
+def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the dimensions and the weights in a file; InputError where it holds anything else."""
+    try:
+        saved = read_torch(path, device)
+        dims, state = dict(saved["dims"]), dict(saved["model_state_dict"])
+        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+            raise TypeError("model_state_dict has other things than named weights")
+        size = sum(value.nbytes for value in state.values())
+        if size > path.stat().st_size:  # one number can be said to fill a tensor of any shape
+            raise ValueError(f"its weights would be {size} bytes")
+    except Exception as error:  # of PyTorch's reader, which has many kinds
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: not one of OpenAI's .pt files, or it would run code when read ({reason}); "
+            "wanted: dims and model_state_dict"
+        ) from None
+    return dims, state
 
 
 def _openai_tokenizer(path: Path, settings: ModelConfig) -> WhisperTokenizer:

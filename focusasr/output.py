@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.cues import Clock, Cue, cues
-from focusasr.files import STEM_BYTES, fitting, written_aside
+from focusasr.files import written_aside
 from focusasr.settings import InputError
 from focusasr.whisper_config import OutputConfig
 
 if TYPE_CHECKING:
     from focusasr.audio import Source
+
+
+LONGEST_NAME = 240  # bytes of a file's name, suffix apart
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,6 @@ def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
         for index in rising:
             steps[index] += 1
     names = [ladder[step] for ladder, step in zip(ladders, steps, strict=True)]
-    names = [name if len(os.fsencode(name)) <= STEM_BYTES else fitting(name) for name in names]
     return [output_dir / name for name in _numbered(names)]
 
 
@@ -163,7 +165,14 @@ def _names(path: str) -> list[str]:
         return ["stdin"]
     whole = Path(os.path.abspath(path))
     parts = [*whole.parts[1:]] or [whole.name]
-    return [whole.stem, *("-".join(parts[start:]) for start in reversed(range(len(parts))))]
+    shortest = whole.name if whole.stem in (".", "..") else whole.stem  # of "..wav": a folder, and no name in it
+    return [_cut(name) for name in (shortest, *("-".join(parts[start:]) for start in reversed(range(len(parts)))))]
+
+
+def _cut(name: str) -> str:
+    """Return a name that leaves room for a number and a suffix in the 255 bytes that file systems take."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONGEST_NAME else encoded[:LONGEST_NAME].decode("utf-8", "ignore")
 
 
 def _numbered(names: list[str]) -> list[str]:

@@ -133,7 +133,7 @@ def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | R
 def _marked_name(found: Found) -> str:
     """Return the name of an utterance's file; a part from the middle of a recording adds its milliseconds."""
     head, slash, stem = found.name.rpartition("/")
-    stem = fitting(stem)
+    stem = fitting(stem) or "_"
     offset, duration = found.utterance.offset, found.utterance.duration
     if offset:
         end = "end" if duration is None else str(round(1000 * (offset + duration)))

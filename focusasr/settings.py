@@ -73,7 +73,7 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> C
     hints = hints_of(kind)
     for name in settings:
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
+            near = difflib.get_close_matches(name[:LONGEST_SHOWN], hints, n=1)
             raise InputError(
                 f"{where}: unknown setting {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
             )

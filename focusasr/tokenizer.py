@@ -64,12 +64,23 @@ class Tokenizer:
     def from_json(cls, text: str, policy: TextConfig) -> Tokenizer:
         """Read the text of tokenizer.json; InputError where it is none."""
         try:
-            return cls(Engine.from_str(text), policy)
+            tokenizer = cls(Engine.from_str(text), policy)
+            check_ids(tokenizer.engine)
+            return tokenizer
         except InputError:
             raise
         except Exception as error:  # the library raises bare Exception
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"tokenizer.json cannot be read ({reason}); copy the checkpoint again") from None
+
+
+def check_ids(engine: Engine) -> None:
+    """Refuse a tokenizer whose ids are not 0, 1, 2 ..., which are rows of the model's tables."""
+    ids = set(engine.get_vocab().values())
+    if ids != set(range(engine.get_vocab_size())):
+        raise InputError(
+            f"tokenizer.json has {engine.get_vocab_size()} tokens with ids up to {max(ids)}; copy it again"
+        )
 
 
 def train_tokenizer(texts: Iterable[str], policy: TextConfig) -> Tokenizer:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -32,14 +31,14 @@ from focusasr.progress import say
 from focusasr.provenance import changed, made_with
 from focusasr.recipe import Run
 from focusasr.score import Score
-from focusasr.settings import InputError
+from focusasr.settings import InputError, read_settings
 from focusasr.stepper import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import DevSet, focus, measure, model_card, read_dev_set, spectrogram
 from focusasr.warm_start import learn_only, remarks, warm_model, warm_tokenizer, within_window
+from focusasr.weights import read_torch
 
-UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)  # a state.pt
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
 MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
 USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
@@ -352,10 +351,10 @@ class Trainer:
 
     def _load_state(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_torch(path)
             self.stepper.load_state(state)
-            self.position = Position(**state["position"])
-        except UNREADABLE as error:
+            self.position = read_settings(Position, state["position"], "position")
+        except Exception as error:  # of PyTorch's reader and its optimizer, which have many kinds
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None
 

@@ -18,7 +18,7 @@ from focusasr.config import TextConfig, WhisperConfig
 from focusasr.languages import CODES
 from focusasr.settings import InputError
 from focusasr.text import apply_policy
-from focusasr.tokenizer import Tokenizer
+from focusasr.tokenizer import Tokenizer, check_ids
 
 # In the order of their tokens; large-v3 added the last.
 LANGUAGES = (
@@ -195,6 +195,7 @@ def build_engine(
                 f"the special token {name!r} should have id {named[name]}, and would get {engine.token_to_id(name)}; "
                 "tokenizer and vocabulary belong to different models"
             )
+    check_ids(engine)
     if vocabulary is not None and engine.get_vocab_size() != vocabulary:
         raise InputError(
             f"the tokenizer has {engine.get_vocab_size()} tokens, the weights {vocabulary}; "

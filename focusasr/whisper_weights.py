@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
 
 from focusasr.config import ModelConfig, TextConfig, WhisperConfig
 from focusasr.model import Model
@@ -43,15 +40,6 @@ WHOLE_NAMES = {
     "decoder.embed_positions.weight": "decoder.positional_embedding",
 }  # fmt: skip
 
-Read = Callable[[], Tensor]
-
-
-class Weight(NamedTuple):
-    """A weight as it lies in a file: its shape, and how to read it."""
-
-    shape: tuple[int, ...]
-    read: Read
-
 
 class Pieces(NamedTuple):
     """What a Whisper checkpoint from elsewhere consists of."""
@@ -74,19 +62,6 @@ def translated(name: str, parts: Mapping[str, str], rest: Mapping[str, str]) -> 
     return f"{rest[stem]}.{kind}" if stem in rest else name
 
 
-def fill(model: Model, weights: Mapping[str, Weight], where: Path) -> None:
-    """Give `model`, on the meta device, its weights in float32; InputError where names or shapes differ."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(wanted.keys() | weights.keys()):
-        found = weights[name].shape if name in weights else None
-        if wanted.get(name) != found:
-            raise InputError(
-                f"{where}: weight {name} has shape {found}, the configuration wants {wanted.get(name)}; "
-                "the files belong to different models, or it is no Whisper model"
-            )
-    model.load_state_dict({name: weights[name].read().float() for name in wanted}, assign=True)
-
-
 def whisper_settings(shape: Mapping[str, Any], vocabulary: int, where: Path) -> ModelConfig:
     """Return Whisper's configuration of our classes for one of its shapes."""
     lacking = [name for name, value in shape.items() if value is None]
@@ -97,12 +72,6 @@ def whisper_settings(shape: Mapping[str, Any], vocabulary: int, where: Path) -> 
         "conv_kernel": 0, "positions": "absolute", "ctc": False, "dropout": 0.0,
     }  # fmt: skip
     return read_settings(ModelConfig, {**whisper, **shape}, str(where))
-
-
-def empty_model(settings: ModelConfig) -> Model:
-    """Return a model on the meta device, without weights."""
-    with torch.device("meta"):
-        return Model(settings)
 
 
 def whisper_policy(settings: ModelConfig, multilingual: bool) -> TextConfig:

@@ -86,6 +86,7 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.
         ('{"audio_filepath": ""}', "audio_filepath must name a file, got ''"),
         ('{"audio_filepath": 7}', "audio_filepath must name a file, got 7"),
         ('{"audio_filepath": "a\\u0000b"}', "audio_filepath must name a file"),
+        ('{"audio_filepath": "\\ud800.wav"}', "audio_filepath must name a file"),
         ('{"audio_filepath": "a.wav"}', "text is missing"),
         ('{"audio_filepath": "a.wav", "text": null}', "text must be a string"),
         ('{"audio_filepath": "a.wav", "text": ["x"]}', "text must be a string"),

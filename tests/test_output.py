@@ -148,3 +148,21 @@ def test_one_file_given_twice_is_numbered():
 def test_file_names_that_differ_only_in_where_the_dash_is_stay_apart():
     names = stems("/a-b/c.wav", "/a/b-c.wav", "/b-c.wav")
     assert len(set(names)) == 3
+
+
+def test_no_name_leads_out_of_the_output_folder(tmp_path):
+    odd = ("..wav", "...wav", "../x.wav", ".wav", "b\nc.wav", "d\\..\\e.wav", "..", "...", "a" * 251 + ".wav")
+    assert stems(*odd[:4]) == ["out/..wav", "out/...wav", "out/x", "out/.wav"]
+    folder = tmp_path / "inner" / "out"
+    for stem in output_stems([Input(name) for name in odd], folder):  # type: ignore[misc]
+        write(SHORT, stem, FORMATS)
+    assert len([*folder.iterdir()]) == len(odd) * len(FORMATS)
+    assert ([*tmp_path.iterdir()], [*folder.parent.iterdir()]) == ([folder.parent], [folder])
+
+
+def test_names_that_are_too_long_are_cut_and_stay_apart():
+    paths = ["a" * 251 + ".wav", "b/" + "a" * 251 + ".wav", "b/" + "a" * 250 + "b.wav", "é" * 125 + ".wav"]
+    paths += ["/" + "c/" * 400 + "x.wav", "/" + "c/" * 401 + "x.wav", "x.wav"]
+    names = [Path(stem).name for stem in stems(*paths)]
+    assert len(set(names)) == len(names) and max(len(name.encode()) for name in names) <= 245
+    assert names[3] == "é" * 120

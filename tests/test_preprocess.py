@@ -176,6 +176,17 @@ def test_long_names_are_shortened_and_told_apart(tmp_path):
     assert len({utterance.audio for utterance in read_manifest(report.manifest) if utterance.audio.is_file()}) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_names_that_are_not_utf_8_stop_nobody(tmp_path):
+    for number, name in enumerate(("M\udcfcller", "\udcfc", "plain")):  # Latin-1's ü
+        path = tone(tmp_path / "in" / f"{number}.wav").rename(tmp_path / "in" / f"{name}.wav")
+        path.with_suffix(".txt").write_text(str(number))
+    report = preprocess([tmp_path / "in"], tmp_path / "out")
+    heard = [utterance.text for utterance in read_manifest(report.manifest) if utterance.audio.is_file()]
+    assert sorted(heard) == ["0", "1", "2"]
+    assert preprocess([tmp_path / "in"], tmp_path / "out").reused == 3
+
+
 def converted(monkeypatch) -> list[str]:
     """Record which files are really converted."""
     names: list[str] = []

@@ -123,7 +123,7 @@ def test_shards_are_one_model(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     same(load_checkpoint(folder), whole)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    refused(folder, "the shard model-00002-of-00002.safetensors is missing; copy the folder again")
+    refused(folder, "the shard 'model-00002-of-00002.safetensors' is missing; copy the folder again")
 
 
 def test_vocabulary_as_two_files(folder: Path) -> None:
@@ -248,11 +248,11 @@ def test_other_shapes_are_named(folder: Path) -> None:
     weights = load_file(path)
     name = "model.encoder.layers.1.fc1.weight"
     save_file({**weights, name: weights[name][:-1].clone()}, path)
-    refused(folder, "encoder.blocks.1.mlp.1.weight has shape (63, 16), the configuration wants (64, 16)")
+    refused(folder, "encoder.blocks.1.mlp.1.weight' has shape (63, 16), the configuration wants (64, 16)")
     save_file({other: value for other, value in weights.items() if other != name}, path)
-    refused(folder, "encoder.blocks.1.mlp.1.weight has shape None")
+    refused(folder, "encoder.blocks.1.mlp.1.weight' has shape None")
     save_file({**weights, "model.encoder.stranger": torch.zeros(3)}, path)
-    refused(folder, "encoder.stranger has shape (3,), the configuration wants None")
+    refused(folder, "encoder.stranger' has shape (3,), the configuration wants None")
     save_file({"a": torch.zeros(3)}, path)
     refused(folder, "no token embedding")
     path.write_bytes(b"\x08\0\0\0\0\0\0\0{}")
