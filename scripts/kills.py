@@ -312,13 +312,15 @@ class Campaign:
         self.reference: dict[str, Any] = {}
 
     def strike(self, times: int) -> Tally:
-        """Strike until `times` blows have hit; failures are told on stderr."""
+        """Strike until `times` blows have hit; failures, and how it goes, are told on stderr."""
         number = 0
         while self.tally.kills + self.tally.interrupts < times and self.tally.missed <= times:
             for failure in self.round(number, fresh=number % 9 == 8):
                 self.tally.failures.append(failure)
                 print(f"{self.job.name}, round {number}: {failure}", file=sys.stderr, flush=True)
             number += 1
+            if number % 10 == 0:
+                print(f"so far, {self.tally.line(self.job.name)}", file=sys.stderr, flush=True)
         return self.tally
 
     def round(self, number: int, fresh: bool = False) -> list[str]:
