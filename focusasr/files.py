@@ -102,7 +102,8 @@ def _lives(told: re.Match[str]) -> bool | None:
 
     try:
         process = psutil.Process(int(told["pid"]))
-        heir = process.create_time() > int(told["time"]) + 2  # another process, which got the same number later
+        later = process.create_time() - int(told["time"])  # the clock may have been set since
+        heir = later > LONG_AGO_SECONDS  # another process, which got the same number
         return not heir and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
