@@ -1,6 +1,6 @@
 """What interrupts cost: kill -9 and Ctrl-C at random moments of every command, then a rerun, which must lose nothing.
 
-python scripts/kills.py --times 200 --seed 1           # all four commands, 50 each
+python scripts/kills.py --times 200 --seed 1           # all commands, 40 each
 python scripts/kills.py --times 20 --command train
 
 After each blow every visible output must be whole; a rerun must complete and leave what an undisturbed run leaves, and
@@ -172,8 +172,7 @@ def training_left(folder: Path) -> dict[str, Any]:
 
 def flat(name: str, value: Any) -> dict[str, Any]:
     """Return the leaves of a nested state by name, tensors as their bytes."""
-    if isinstance(value, dict):
-        value = list(value.items())
+    value = list(value.items()) if isinstance(value, dict) else value
     if isinstance(value, (list, tuple)):
         return {key: leaf for index, part in enumerate(value) for key, leaf in flat(f"{name}.{index}", part).items()}
     return {name: value.numpy().tobytes() if hasattr(value, "numpy") else value}
@@ -197,13 +196,16 @@ def training_broken(folder: Path, reference: dict[str, Any]) -> list[str]:
     return broken
 
 
+PASSING = (".part", ".old", ".heard")  # how names end of what must not be left
 PIECES = ("model.safetensors", "tokenizer.json")
 TRAIN = ["train", "songs.jsonl", "--dev", "songs.jsonl", "-o", "out", "--config", "run.toml", "--device", "cpu"]
 MODEL = ["--model", "model", "--device", "cpu"]
+TRANSCRIBE = ["transcribe", "in", "-o", "out", "--batch-size", "2", *MODEL]
 JOBS = (
     Job("preprocess", ["preprocess", "in", "-o", "out", "--workers", "2"], files_left, files_broken),
     Job("train", TRAIN, training_left, training_broken, alone=True),
-    Job("transcribe", ["transcribe", "in", "-o", "out", "--batch-size", "2", *MODEL], files_left, files_broken),
+    Job("transcribe", [*TRANSCRIBE, "-f", "all"], files_left, files_broken),
+    Job("transcribe-srt", [*TRANSCRIBE, "-f", "srt", "--skip-existing"], files_left, files_broken),  # goes on
     Job(
         "evaluate",
         [
@@ -232,7 +234,6 @@ def start(arguments: list[str], folder: Path, fresh: bool = False) -> int:
     A fork of this process runs it, or a fresh interpreter, of which nobody knows when it answers.
     """
     ready, told = os.pipe()
-    sys.stdout.flush()
     pid = os.fork()
     if pid:
         os.close(told)
@@ -316,7 +317,7 @@ class Campaign:
         number = 0
         while self.tally.kills + self.tally.interrupts < times and self.tally.missed <= times:
             for failure in self.round(number, fresh=number % 9 == 8):
-                self.tally.failures.append(failure)
+                self.tally.failures += [failure]
                 print(f"{self.job.name}, round {number}: {failure}", file=sys.stderr, flush=True)
             number += 1
             if number % 10 == 0:
@@ -334,7 +335,7 @@ class Campaign:
         struck = finish(
             start(self.job.arguments + more, self.place, fresh), self.place, blow, moment, number % 8 in (1, 7)
         )
-        wrong = self._answered(struck, blow)
+        wrong = self.answered(struck, blow)
         if sister is not None and (ended := finish(sister, self.place)).status:
             wrong.append(f"a sister process failed: {ended.error[-500:]}")
         wrong += [f"not whole: {name}" for name in self.job.broken(self.out, self.reference)]
@@ -346,7 +347,7 @@ class Campaign:
             wrong += [f"lives on: {command}" for command in outlived(one.session, ORPHAN_SECONDS)]
         return [f"{failure} ({blow.name} after {moment:.3f} s)" for failure in wrong]
 
-    def _answered(self, struck: Ended, blow: signal.Signals) -> list[str]:
+    def answered(self, struck: Ended, blow: signal.Signals) -> list[str]:
         """Count the blow; return what was wrong with the answer to it."""
         if struck.answer is None or struck.status not in (130, -blow):
             self.tally.missed += 1
@@ -373,10 +374,9 @@ class Campaign:
         return again
 
     def _compared(self, left: dict[str, Any]) -> list[str]:
-        names = sorted(
-            name for name in left.keys() | self.reference.keys() if left.get(name) != self.reference.get(name)
-        )
-        aside = [path.name for path in self.out.rglob(".*") if path.suffix in (".part", ".old", ".heard")]
+        wanted = self.reference
+        names = sorted(name for name in left.keys() | wanted.keys() if left.get(name) != wanted.get(name))
+        aside = [path.name for path in self.out.rglob(".*") if path.name.endswith(PASSING)]
         other = [f"other than undisturbed: {', '.join(names[:5])}"] if names else []
         return other + ([f"left aside: {', '.join(aside)}"] if aside else [])
 

@@ -29,11 +29,16 @@ wheel)
     ;;
 lowest)
     "$python" - >"$work/lowest.txt" <<'END'
-from importlib.metadata import requires
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib
 
 from packaging.requirements import Requirement
 
-for requirement in map(Requirement, requires("focusasr") or ()):
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+for requirement in map(Requirement, [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]):
     for bound in requirement.specifier:
         if bound.operator == ">=":
             print(f"{requirement.name}=={bound.version}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import kills  # noqa: E402
-from kills import JOBS, Campaign, Job, files_broken, files_left, flat, prepare  # noqa: E402
+from kills import JOBS, Campaign, Job, files_broken, files_left, finish, flat, living, prepare, start  # noqa: E402
 
 CARELESS = """
 import os, time
@@ -54,11 +57,15 @@ def test_a_rerun_leaves_what_an_undisturbed_run_leaves(place: Path, job: Job) ->
     assert tally.kills + tally.interrupts + tally.missed == 2
 
 
-def test_ctrl_c_to_a_group_with_training_workers(place: Path) -> None:
-    campaign = Campaign(JOBS[1], place, random.Random(1))
-    campaign.durations["--workers", "1", "False"] = 1.5  # within it the workers are being started
-    campaign.reference = campaign.job.left(place / "model")
-    assert JOBS[1].name == "train" and campaign.round(7) == []
+def test_ctrl_c_to_a_group_while_training_workers_start(place: Path) -> None:
+    """As a terminal sends it, to the workers too: one line, no traceback of theirs, and none lives on."""
+    (job,) = (job for job in JOBS if job.name == "train")
+    campaign = Campaign(job, place, random.Random(1))
+    shutil.rmtree(campaign.out, ignore_errors=True)
+    pid = start([*job.arguments, "--workers", "1"], place)
+    while not any("spawn_main" in command for command in living(pid)):
+        time.sleep(0.01)
+    assert campaign.answered(finish(pid, place, signal.SIGINT, 0.2, group=True), signal.SIGINT) == []
     assert campaign.tally.interrupts == 1
 
 
