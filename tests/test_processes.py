@@ -139,11 +139,24 @@ def test_files_are_shared_and_gathered_in_order(tmp_path: Path, sample: Path, he
     names = [tmp_path / f"{number}.flac" for number in range(5)]
     for name in (*names[:3], names[4]):
         name.write_bytes(sample.read_bytes())
-    (tmp_path / "m.jsonl").write_text(
-        "".join(json.dumps({"audio_filepath": name.name, "text": heard}) + "\n" for name in names)
-    )
     done = call(*TORCHRUN, "-m", "focusasr", "transcribe", *map(str, names))
     there = [name for name in names if name.exists()]
     assert done.stdout == "".join(f"{name}\t{heard}\n" for name in there)
     assert done.stderr.count("3.flac: no such file") == 1, done.stderr
     assert done.returncode == 1
+    command = (*TORCHRUN, "-m", "focusasr", "transcribe", *map(str, there), "-o", str(tmp_path), "--skip-existing")
+    assert call(*command).returncode == 0
+    assert "4 of 4 files are written already" in call(*command).stderr
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(run, tmp_path: Path, sample: Path, heard: str) -> None:
+    texts = [heard, heard + " one", "nothing of it", heard.replace("a", "b"), heard]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps({"audio_filepath": str(sample), "text": text}) + "\n" for text in texts))
+    two = call(*TORCHRUN, "-m", "focusasr", "evaluate", str(manifest), "--output", str(tmp_path / "two.jsonl"))
+    one = run("evaluate", manifest, "--output", tmp_path / "one.jsonl")
+    assert (two.returncode, one.status) == (0, 0), two.stderr
+    rows = [[json.loads(line) for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert len(rows[0]) == 5 and rows[0] == rows[1]
+    assert two.stdout.splitlines()[:7] == one.out.splitlines()[:7]  # the latency differs
