@@ -154,12 +154,13 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | Non
     inside = F.pad(inside, (behind, ahead + spare)).unfold(1, width, block)  # (B, blocks, width)
     positions = torch.arange(width, device=q.device)
     distance = _distance(positions[behind : behind + block], positions, window.causal)
-    bias = log_mask(soft_mask(window.radius, window.ramp, distance))[:, :, None]  # (B, H, 1, W, width)
-    bias = bias.expand(-1, heads, -1, -1, -1)
+    bias = log_mask(soft_mask(window.radius, window.ramp, distance))[:, :, None].expand(-1, heads, -1, -1, -1)
     runs = _clear_run(inside)
     outs = []
     split = [x.split(runs, dim=1) for x in (queries, keys, values, inside)]
     for index, (some, near, held, seen) in enumerate(zip(*split, strict=True)):
+        if not runs[index]:
+            continue  # PyTorch 2.11 divides by the number of blocks
         hidden = bias if index == 1 else bias.masked_fill(~seen[:, None, :, None, :], -torch.inf)
         outs.append(_attend(some, near, held, hidden.expand(batch, -1, -1, -1, -1).flatten(0, 1)))
     return torch.cat(outs, dim=1).reshape(batch, heads, blocks * block, head_width)[:, :, :steps]

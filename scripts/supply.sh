@@ -44,7 +44,7 @@ for requirement in map(Requirement, [*project["dependencies"], *sum(project["opt
             print(f"{requirement.name}=={bound.version}")
 END
     "${pip[@]}" --constraint "$work/lowest.txt" --editable '.[dev]'
-    exec "$work/venv/bin/python" -m pytest -q "$@"
+    "$work/venv/bin/python" -m pytest -q "$@"
     ;;
 *)
     echo "$part: wheel or lowest" >&2
