@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes checkpoints/focusasr-alnum-en: synthetic speech, two parts of training, measurements, card. About three hours on
+# Makes checkpoints/focusasr-alnum-en: synthetic speech, three parts of training, measurements, card. About three hours on
 # two cores. The corpora must lie in data/ (see focusasr-alnum-en.toml); a broken run goes on where it stopped.
 #
 #   scripts/focusasr-alnum-en.sh [RUNS]        RUNS: where training writes, runs/ if not given
@@ -14,7 +14,7 @@ done
 
 python=.venv/bin/python
 "$python" scripts/synthesize.py data/synth/home --hours 2 --seed 11
-"$python" scripts/synthesize.py data/synth/words --hours 0.6 --seed 17 --words
+"$python" scripts/synthesize.py data/synth/words --hours 2 --seed 17 --words
 "$python" scripts/synthesize.py data/synth/prose --hours 0.5 --seed 12 \
     --texts data/{common_voice_en_delta13,common_voice_en,kathleen}/train.jsonl
 
@@ -26,7 +26,8 @@ train() {
         "$@" "${more[@]}"
 }
 train "$runs/alnum-first" --steps 7500 --learning-rate 1.5e-3 --clean-epochs 2
-train "$runs/alnum" --init-from "$runs/alnum-first/last"
+train "$runs/alnum-second" --init-from "$runs/alnum-first/last"
+train "$runs/alnum" --init-from "$runs/alnum-second/last" --steps 5000 --seed 3 --formant 0.15 --noise 0.3 --speed 0.15
 
 "$python" scripts/digit_strings.py data/fsdd data/digit_strings
 "$python" scripts/ship_checkpoint.py "$runs/alnum/last" checkpoints/focusasr-alnum-en scripts/focusasr-alnum-en.md \

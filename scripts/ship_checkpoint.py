@@ -49,13 +49,19 @@ def main() -> None:
         text = text.replace(mark, filling)
     shipped = dataclasses.replace(checkpoint, card=text, metrics={**checkpoint.metrics, "test": results})
     with written_aside(target) as aside:
-        save_checkpoint(aside, shipped, {"train": run["train"], "data": public(run["data"])})
+        save_checkpoint(aside, shipped, public(run))
     print(results_table(results))
 
 
-def public(data: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the manifests by corpus and file only, wherever they lay."""
-    return {split: ["/".join(Path(option).parts[-2:]) for option in options] for split, options in data.items()}
+def public(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's settings and manifests, files by the last two parts of their paths, wherever they lay."""
+
+    def last_two(path: str) -> str:
+        return "/".join(Path(path).parts[-2:])
+
+    data = {split: [last_two(option) for option in options] for split, options in run["data"].items()}
+    train = run["train"]
+    return {"train": {**train, "init_from": train.get("init_from") and last_two(train["init_from"])}, "data": data}
 
 
 def measured(checkpoint: Checkpoint, manifest: Path) -> dict[str, Any]:
