@@ -202,8 +202,8 @@ def main() -> None:
         good = True
         for name, (part, amount) in parts.items():
             if amount:
-                (Path(place) / name).mkdir()
-                words, fine = part(Path(place) / name, amount)
+                (Path(place).absolute() / name).mkdir()
+                words, fine = part(Path(place).absolute() / name, amount)
                 print(("" if fine else "NOT GOOD: ") + words, flush=True)
                 good = good and fine
     sys.exit(not good)
