@@ -206,6 +206,8 @@ class _Ffmpeg:
     def __init__(self, container: Any, name: str) -> None:
         self._container, self._name = container, name
         self._track = container.streams.audio[0]
+        if self._track.codec_context is None:  # PyAV before 18.1 would decode with it all the same, and crash
+            raise AudioError(f"{name}: nothing in it can be decoded (no decoder for its format); export it again")
         self._end_seconds = 0.0  # what is decoded so far, by the file's own clock
         self.seconds = self._header_seconds()
         self.close = container.close
