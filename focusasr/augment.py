@@ -110,8 +110,17 @@ def colored_noise(samples: int, exponent: float, draw: Generator) -> Waveform:
 
 
 def noise_alone(samples: int, draw: Generator) -> Waveform:
-    """Return noise of a drawn color at -80 to -10 dB full scale, or digital silence: what must give no text."""
-    level = 0.0 if draw.random() < 0.2 else 10 ** (-draw.uniform(10, 80) / 20)
+    """Return what must give no text: noise of a drawn color at -80 to -10 dB full scale, clicks, a tone or silence."""
+    level, kind = 10 ** (-draw.uniform(10, 80) / 20), draw.random()
+    if kind < 0.2:
+        return np.zeros(samples, np.float32)
+    if kind < 0.35:
+        clicks = draw.random(samples) < draw.uniform(0.5, 20) / SAMPLE_RATE_HZ
+        return (clicks * 10 ** (-draw.uniform(0, 40) / 20)).astype(np.float32)
+    if kind < 0.45:
+        frequency_hz = 10 ** draw.uniform(1.5, 3.8)
+        tone = np.sin(2 * np.pi * frequency_hz * np.arange(samples) / SAMPLE_RATE_HZ)
+        return (10 ** (-draw.uniform(6, 60) / 20) * tone).astype(np.float32)
     return (level * colored_noise(samples, draw.uniform(0, 2), draw)).astype(np.float32)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import read_settings
+from focusasr.settings import InputError, read_settings
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -197,7 +196,7 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
         elif suffix == "txt":
             print(outcome.transcript.text.strip(), flush=True)
         else:
-            sys.stdout.write(render(outcome.transcript, suffix, output))
+            print(render(outcome.transcript, suffix, output).removesuffix("\n"), flush=True)
     return failed
 
 
@@ -227,6 +226,8 @@ class Writing:
         """Return what is left to do, the same in every process."""
         from focusasr.output import FORMATS, output_paths, output_stems
 
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; give --output-dir a folder")
         formats = list(FORMATS) if wanted == "all" else [wanted]
         pairs = list(zip(sources, output_stems(sources, folder), strict=True))
         left = [pair for pair in pairs if not (again and again.finished(pair[0], output_paths(pair[1], formats)))]

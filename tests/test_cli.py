@@ -133,7 +133,7 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
 def test_wrong_usage_says_what_is_wrong(run, arguments: list[str], status: int, said: str) -> None:
     result = run(*arguments)
     assert (result.status, result.out) == (status, "")
-    assert said in result.err
+    assert said.lower() in result.err.lower()  # older Typers write arguments in capitals
     if status == 1:
         assert len(result.err.splitlines()) == 1
 

@@ -245,7 +245,7 @@ def test_a_name_that_is_nowhere(run, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_other_shapes_are_named(folder: Path) -> None:
     path = folder / "model.safetensors"
-    weights = load_file(path)
+    weights = {name: value.clone() for name, value in load_file(path).items()}  # the file is written over
     name = "model.encoder.layers.1.fc1.weight"
     save_file({**weights, name: weights[name][:-1].clone()}, path)
     refused(folder, "encoder.blocks.1.mlp.1.weight' has shape (63, 16), the configuration wants (64, 16)")
