@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes checkpoints/focusasr-alnum-en: synthetic speech, three parts of training, measurements, card. About three hours on
+# Makes checkpoints/focusasr-alnum-en: synthetic speech, four parts of training, measurements, card. About three hours on
 # two cores. The corpora must lie in data/ (see focusasr-alnum-en.toml); a broken run goes on where it stopped.
 #
 #   scripts/focusasr-alnum-en.sh [RUNS]        RUNS: where training writes, runs/ if not given
@@ -27,7 +27,10 @@ train() {
 }
 train "$runs/alnum-first" --steps 7500 --learning-rate 1.5e-3 --clean-epochs 2
 train "$runs/alnum-second" --init-from "$runs/alnum-first/last"
-train "$runs/alnum" --init-from "$runs/alnum-second/last" --steps 5000 --seed 3 --formant 0.15 --noise 0.3 --speed 0.15
+more=(--formant 0.15 --noise 0.3 --speed 0.15)
+train "$runs/alnum-third" --init-from "$runs/alnum-second/last" --steps 5000 --seed 3 "${more[@]}"
+train "$runs/alnum" --init-from "$runs/alnum-third/last" --steps 600 --warmup-steps 50 --evaluate-every 300 \
+    --learning-rate 5e-4 --ema-decay 0.99 --seed 4 --silence 0.08 "${more[@]}"
 
 "$python" scripts/digit_strings.py data/fsdd data/digit_strings
 "$python" scripts/ship_checkpoint.py "$runs/alnum/last" checkpoints/focusasr-alnum-en scripts/focusasr-alnum-en.md \
