@@ -162,7 +162,7 @@ def test_rows_that_cannot_be_written_are_one_line(tmp_path):
 
 def test_empty_manifest_and_unknown_normalizer_are_refused_before_any_work():
     recognizer = Recognizer("a")
-    with pytest.raises(InputError, match="manifest is empty"):
+    with pytest.raises(InputError, match="no line of the manifest can be used"):
         evaluate(recognizer, [])
     with pytest.raises(InputError, match="wanted: none, basic, english"):
         evaluate(recognizer, said("a"), "whisper")
