@@ -53,13 +53,15 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
 
     def _found(self, reader: WindowReader, batch: list[Piece], heard: Heard) -> list[Segment]:
         """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
-        fresh = [piece for piece in batch if heard.piece(piece) is None]
+        known = [heard.piece(piece) for piece in batch]
+        fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
         parts = in_parts(lambda some: self._decoded(reader, some), fresh, self.device, self._halve) if fresh else []
         for piece, segments in zip(fresh, parts, strict=True):
             if segments is None:
                 raise MemoryError
             heard.note_piece(piece, segments)
-        return [segment for piece in batch for segment in heard.piece(piece) or []]
+        decoded = iter(parts)
+        return [one for segments in known for one in (next(decoded) if segments is None else segments) or []]
 
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -91,6 +91,19 @@ def packed(waveform: np.ndarray, kind: str = "WAV", subtype: str | None = None, 
     return file.getvalue()
 
 
+def add_sound(container: Any, codec: str, waveform: np.ndarray, rate_hz: int) -> Any:
+    """Encode mono sound into a new track of a PyAV container; return the track, which may hold the last packets."""
+    import av
+
+    track = container.add_stream(codec, rate=rate_hz)
+    track.layout = "mono"
+    for start in range(0, len(waveform), 1024):
+        frame = av.AudioFrame.from_ndarray(waveform[None, start : start + 1024].copy(), "fltp", "mono")
+        frame.sample_rate, frame.pts = rate_hz, start
+        container.mux(track.encode(frame))
+    return track
+
+
 def packed_mp4(waveform: np.ndarray | None, rate_hz: int = RATE_HZ) -> bytes:
     """Return an MP4 file with AAC in it, or with a moving picture only."""
     import av
@@ -102,12 +115,7 @@ def packed_mp4(waveform: np.ndarray | None, rate_hz: int = RATE_HZ) -> bytes:
             track.width = track.height = 16
             container.mux(track.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")))
         else:
-            track = container.add_stream("aac", rate=rate_hz)
-            track.layout = "mono"
-            for start in range(0, len(waveform), 1024):
-                frame = av.AudioFrame.from_ndarray(waveform[None, start : start + 1024].copy(), "fltp", "mono")
-                frame.sample_rate, frame.pts = rate_hz, start
-                container.mux(track.encode(frame))
+            track = add_sound(container, "aac", waveform, rate_hz)
         container.mux(track.encode(None))
     return file.getvalue()
 

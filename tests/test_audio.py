@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from broken_sound import add_sound
 
 from focusasr.audio import AudioError, Source, find_sources, load, probe_seconds, stream, total_seconds
 from focusasr.settings import InputError
@@ -36,13 +37,7 @@ def encode(path: Path, codec: str, waveform: np.ndarray, rate_hz: int, **options
     import av
 
     with av.open(str(path), "w", options=options) as container:
-        track = container.add_stream(codec, rate=rate_hz)
-        track.layout = "mono"
-        for start in range(0, len(waveform), 1024):
-            frame = av.AudioFrame.from_ndarray(waveform[None, start : start + 1024].copy(), "fltp", "mono")
-            frame.sample_rate, frame.pts = rate_hz, start
-            container.mux(track.encode(frame))
-        container.mux(track.encode(None))
+        container.mux(add_sound(container, codec, waveform, rate_hz).encode(None))
     return path
 
 
