@@ -1,14 +1,7 @@
 """Focused hybrid attention: a global branch beside a local window whose span and sharpness are learned.
 
-Letters: B batch, T steps (queries), S steps (keys), D width, H heads, E = D / H head width, W block of windows.
+Letters: B batch, T steps (queries), S steps (keys), D width, H heads, E = D / H head width.
 Masks are boolean, True = may look. Distances and radii are steps.
-
-What query i may see of key j in the local branch, for a radius r and a soft edge of width `ramp`:
-
-    weight m(|i - j|)      1 |‾‾‾‾‾‾‾‾\\
-                             |         \\
-                           0 |__________\\____  |i - j|
-                             0    r-ramp r
 """
 
 from __future__ import annotations
@@ -22,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusasr.config import KnobsConfig, ModelConfig
+from focusasr.local_attention import Window, require_steps, windowed_attention
 from focusasr.settings import InputError
 
 Rotation = tuple[Tensor, Tensor]
@@ -46,11 +40,6 @@ class Attended(NamedTuple):
     span_scale: Tensor | None = None
 
 
-def _require_steps(x: Tensor) -> None:
-    if x.shape[-2] == 0:
-        raise ValueError("attention has 0 steps to look from; wanted at least 1")
-
-
 def rotary(steps: Tensor, head_width: int, base: float) -> Rotation:
     """Return cosines and sines (T, E/2) for positions `steps` (T,) (Su et al. 2021, section 3.4.2)."""
     exponents = torch.arange(0, head_width, 2, device=steps.device, dtype=torch.float32) / head_width
@@ -65,120 +54,6 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     cos, sin = (part.to(x.dtype) for part in rotation)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
-
-
-def soft_mask(radius: Tensor, ramp: int, distance: Tensor) -> Tensor:
-    """Return m(δ) = clip((r - δ) / ramp, 0, 1) as (…, *distance.shape) for radii r of any shape.
-
-    Sukhbaatar et al. 2019, Adaptive Attention Span, equation 1, made two-sided by δ = |i - j|.
-    """
-    radius = radius.reshape(radius.shape + (1,) * distance.dim())
-    return ((radius - distance) / ramp).clamp(0.0, 1.0)
-
-
-def log_mask(mask: Tensor) -> Tensor:
-    """Return log m, -inf where m is 0, with zero gradient there."""
-    seen = mask > 0
-    return torch.where(seen, torch.where(seen, mask, 1.0).log(), -torch.inf)
-
-
-def _distance(queries: Tensor, keys: Tensor, causal: bool) -> Tensor:
-    """Return |i - j| (T, S) between positions; infinite where a causal query would look ahead."""
-    ahead = keys - queries[:, None]
-    distance = ahead.abs().float()
-    return distance.masked_fill(ahead > 0, torch.inf) if causal else distance
-
-
-class Window(NamedTuple):
-    """How far the queries of each head look: radii (B or 1, H or 1) with a soft edge, backward only where causal."""
-
-    radius: Tensor
-    ramp: int
-    causal: bool
-    block: int
-
-    @property
-    def reach(self) -> int:
-        """Return the furthest distance that any head of the batch gives weight to."""
-        return max(0, math.ceil(self.radius.max().item()) - 1)
-
-
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None) -> Tensor:
-    """Attend inside a soft window; time and memory grow with T times the reach, not with T times T.
-
-    q (B, H, T, E), k and v (B, H, S, E) with S ≥ T, the queries being the last T of the S positions (S > T only
-    where causal), mask (B, S) of the keys → (B, H, T, E). Queries that may see nothing give zeros.
-    ValueError where T is 0.
-    """
-    _require_steps(q)
-    steps, keys = q.shape[2], k.shape[2]
-    reach = min(window.reach, keys - 1)
-    ahead = 0 if window.causal else reach
-    if torch.is_grad_enabled():  # the backward pass copies the keys of each block: longer blocks copy less
-        window = window._replace(block=max(window.block, reach))
-    if steps != keys or steps <= window.block + reach + ahead:
-        return _dense(q, k, v, window, mask)
-    return _blocked(q, k, v, window, mask, (reach, ahead))
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None) -> Tensor:
-    steps, keys = q.shape[2], k.shape[2]
-    positions = torch.arange(keys, device=q.device)
-    distance = _distance(positions[keys - steps :], positions, window.causal)
-    bias = log_mask(soft_mask(window.radius, window.ramp, distance))  # (B, H, T, S)
-    if mask is not None:
-        bias = bias.masked_fill(~mask[:, None, None, :], -torch.inf)
-    return _attend(q, k, v, bias)
-
-
-def _blocked(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None, look: tuple[int, int]) -> Tensor:
-    """Attend block by block, each to the keys in its reach, which are views: no key or value is copied per block.
-
-    One bias serves all blocks of a run in which everybody sees every key; only the others, at the edges and where
-    there is padding, get a bias of their own.
-    """
-    batch, heads, steps, head_width = q.shape
-    behind, ahead = look
-    block = window.block
-    blocks = -(-steps // block)
-    spare = blocks * block - steps
-    width = behind + block + ahead
-
-    def windows(x: Tensor) -> Tensor:  # (B, H, T, E) -> (B * H, blocks, width, E)
-        padded = F.pad(x, (0, 0, behind, ahead + spare)).flatten(0, 1)
-        return padded.unfold(1, width, block).transpose(2, 3)
-
-    queries = F.pad(q, (0, 0, 0, spare)).reshape(batch * heads, blocks, block, head_width)
-    keys, values = windows(k), windows(v)
-    inside = torch.ones(1, steps, dtype=torch.bool, device=q.device) if mask is None else mask
-    inside = F.pad(inside, (behind, ahead + spare)).unfold(1, width, block)  # (B, blocks, width)
-    positions = torch.arange(width, device=q.device)
-    distance = _distance(positions[behind : behind + block], positions, window.causal)
-    bias = log_mask(soft_mask(window.radius, window.ramp, distance))[:, :, None].expand(-1, heads, -1, -1, -1)
-    runs = _clear_run(inside)
-    outs = []
-    split = [x.split(runs, dim=1) for x in (queries, keys, values, inside)]
-    for index, (some, near, held, seen) in enumerate(zip(*split, strict=True)):
-        if not runs[index]:
-            continue  # PyTorch 2.11 divides by the number of blocks
-        hidden = bias if index == 1 else bias.masked_fill(~seen[:, None, :, None, :], -torch.inf)
-        outs.append(_attend(some, near, held, hidden.expand(batch, -1, -1, -1, -1).flatten(0, 1)))
-    return torch.cat(outs, dim=1).reshape(batch, heads, blocks * block, head_width)[:, :, :steps]
-
-
-def _clear_run(inside: Tensor) -> list[int]:
-    """Return the blocks before, in and after the first run whose keys, inside (B, blocks, width), everybody sees."""
-    clear = inside.all(dim=2).all(dim=0).tolist()
-    start = clear.index(True) if True in clear else len(clear)
-    length = next((n for n, seen in enumerate(clear[start:]) if not seen), len(clear) - start)
-    return [start, length, len(clear) - start - length]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention, scale 1/√E, with an additive bias; rows that are -inf throughout give zeros, never NaN."""
-    blind = (bias == -torch.inf).all(dim=-1, keepdim=True)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.masked_fill(blind, 0.0).to(q.dtype))
-    return out.masked_fill(blind, 0.0)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -232,7 +107,7 @@ class MultiheadAttention(nn.Module):
 
         Returns (B, T, D) and the keys and values of past and present; ValueError where T is 0.
         """
-        _require_steps(x)
+        require_steps(x)
         q = rotate(_split(self.query(x), self.heads), rotation)
         k, v = self.keys_values(x)
         k, v = _extend(rotate(k, rotation), v, past)
@@ -315,10 +190,10 @@ class AdaptiveSpanAttention(nn.Module):
         q = rotate(_split(self.query(x), self.heads), rotation)
         k = rotate(_split(self.key(x), self.heads), rotation)
         k, v = _extend(k, _split(self.value(x), self.heads), past)
-        q = q / self.temperature(span_scale)[:, :, None, None].to(q.dtype)
         precise = torch.promote_types(span_scale.dtype, torch.float32)  # half precision would round radii to steps
         window = Window(self.radius(span_scale.to(precise)), self.config.ramp, self.causal, self.config.win_size)
-        return _merge(windowed_attention(q, k, v, window, mask)), (k, v)
+        mixed = windowed_attention(q, k, v, window, mask, self.temperature(span_scale))
+        return _merge(mixed), (k, v)
 
 
 class GlobalAttention(nn.Module):

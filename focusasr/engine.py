@@ -21,12 +21,12 @@ from focusasr.attention import (
     KeysValues,
     MultiheadAttention,
     Rotation,
-    log_mask,
     rotary,
     rotate,
 )
 from focusasr.device import one_thread
 from focusasr.features import stack
+from focusasr.local_attention import log_mask
 from focusasr.model import DecoderBlock, Memory, Model
 from focusasr.quantize import ComputeType, choose_compute_type, converted, layer_norm, make_linear
 

@@ -25,11 +25,11 @@ from focusasr.attention import (
     MultiheadAttention,
     Rotation,
     rotate,
-    soft_mask,
     with_knobs,
 )
 from focusasr.config import InspectionConfig
 from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
+from focusasr.local_attention import soft_mask
 from focusasr.model import EncoderBlock, Model
 from focusasr.settings import InputError
 

@@ -34,10 +34,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focusasr.attention import Window, _distance, log_mask, soft_mask, windowed_attention
 from focusasr.config import ModelConfig
 from focusasr.device import choose_device
 from focusasr.files import written_aside
+from focusasr.local_attention import Window, windowed_attention
 
 HEADS, HEAD_WIDTH, MAX_SPAN, LOOP_WINDOW = 6, 64, 64, 32
 LENGTHS = (500, 1500, 3000, 6000, 12_000)
@@ -70,7 +70,7 @@ def ours(given: Inputs, share: float = 1.0) -> Tensor:
     """Return the local branch's result (1, H, T, E), the radii multiplied by `share`."""
     config = ModelConfig()
     window = Window(share * given.radius, config.ramp, False, config.win_size)
-    return windowed_attention(given.q / given.temperature[..., None, None], given.k, given.v, window, None)
+    return windowed_attention(given.q, given.k, given.v, window, None, given.temperature)
 
 
 def loop(given: Inputs) -> Tensor:
@@ -82,7 +82,7 @@ def loop(given: Inputs) -> Tensor:
         first, last = max(0, start - MAX_SPAN + 1), min(steps, end + MAX_SPAN - 1)
         at, near = torch.arange(start, end, device=q.device), torch.arange(first, last, device=q.device)
         scores = q[:, :, start:end] @ k[:, :, first:last].mT / HEAD_WIDTH**0.5 / temperature[..., None, None]
-        scores = scores + log_mask(soft_mask(radius, ModelConfig().ramp, _distance(at, near, False)))
+        scores = scores + Window(radius, ModelConfig().ramp, False, LOOP_WINDOW).bias(at, near)
         outs.append(scores.softmax(dim=-1) @ v[:, :, first:last])
     return torch.cat(outs, dim=2)
 

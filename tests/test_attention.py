@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import slow_attention as slow
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focusasr import local_attention
 from focusasr.attention import (
     AdaptiveSpanAttention,
     Attended,
@@ -212,17 +212,17 @@ def test_short_spans_cost_less_and_change_nothing(monkeypatch: pytest.MonkeyPatc
     nn.init.zeros_(module.span_pred.linear.weight)
     nn.init.constant_(module.span_pred.linear.bias, -4.0)  # radius 2.7 of 40
     widths: list[int] = []
-    kernel = F.scaled_dot_product_attention
+    kernel = local_attention._weights
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda q, k, v, **kw: (widths.append(k.shape[2]), kernel(q, k, v, **kw))[1]
+        local_attention, "_weights", lambda tile, *parts: (widths.append(tile.width), kernel(tile, *parts))[1]
     )
     with torch.no_grad():
         shrunk = module(x).out
-        assert set(widths) == {150, 2 + 4 + 2}  # the global branch's keys, and those of a block
+        assert set(widths) == {2 + 4 + 2}  # the keys of a block
         widths.clear()
-        monkeypatch.setattr("focusasr.attention.Window.reach", 39)
+        monkeypatch.setattr(local_attention.Window, "reaches", lambda window: [[39, 39], [39, 5]])
         torch.testing.assert_close(module(x).out, shrunk, rtol=0, atol=1e-6)
-        assert set(widths) == {150, 39 + 4 + 39}
+        assert set(widths) == {39 + 4 + 39, 5 + 4 + 5}  # each head its own
 
 
 # What the parts promise
