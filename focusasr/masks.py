@@ -68,13 +68,10 @@ def apply_masks(mel: Tensor, lengths: Tensor, masks: Masks) -> Tensor:
 
 def stretch_bands(mel: Tensor, factor: Tensor) -> Tensor:
     """Return mel (B, F, M) read at `factor` (B,) times each band's index, by linear interpolation."""
-    last = mel.shape[2] - 1
-    position = (torch.arange(last + 1, device=mel.device) * factor[:, None, None]).clamp(max=last)
-    low = position.floor()
-    share = position - low
-    high = (low + 1).clamp(max=last)
-    below, above = (mel.take_along_dim(place.long(), dim=2) for place in (low, high))
-    return below * (1 - share) + above * share
+    places = torch.arange(mel.shape[2], device=mel.device)
+    position = (places * factor[:, None]).clamp(max=mel.shape[2] - 1)
+    shares = (1 - (places[:, None] - position[:, None]).abs()).clamp(min=0)  # (B, M from, M to), two in each column
+    return mel @ shares
 
 
 def _covered(stripes: Tensor, size: int) -> Tensor:
