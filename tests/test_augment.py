@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from focusasr import augment
 from focusasr.augment import Sounds, add_noise, augment_waveform, read_sounds, recorded_noise, recorded_room
@@ -103,6 +105,34 @@ def test_noise_has_unit_power_and_the_wanted_color() -> None:
     assert power(brown) == pytest.approx(1, rel=0.01)
     assert 0.4 < share_above(white, 4000) < 0.6
     assert share_above(brown, 4000) < 0.01
+
+
+@pytest.mark.parametrize("samples", [2, 17, 1_009, 31_991, 65_537])
+def test_noise_of_any_length_is_even_and_seldom_the_same(samples: int) -> None:
+    """A length whose factors are large, or that is filled up for the transform, shows in no place."""
+    made = np.array([augment.colored_noise(samples, 2.0, draw(seed)) for seed in range(60)])
+    np.testing.assert_allclose((made**2).mean(axis=1), 1, rtol=1e-3)
+    if samples > 10_000:
+        edges, middle = made[:, [0, -1]], made[:, samples // 2 :][:, :2]
+        assert 0.5 < (edges**2).mean() / (middle**2).mean() < 2
+        assert abs(np.corrcoef(made[:, 0], made[:, samples // 2])[0, 1]) < 0.5
+
+
+@given(samples=st.integers(0, 10**7))
+def test_quick_sizes_are_a_little_larger_and_have_small_factors(samples: int) -> None:
+    size = augment.quick_size(samples)
+    assert samples <= size <= samples * 9 / 8
+    for factor in (2, 3, 5, 7, 11, 13):
+        while size and size % factor == 0:
+            size //= factor
+    assert size <= 1
+
+
+def test_a_room_is_a_convolution() -> None:
+    sound = speech(5_003) * draw(1).uniform(0, 1, 5_003).astype(np.float32)
+    wet = np.convolve(sound, augment.made_up_room(draw(2)))[:5_003]
+    expected = wet * np.sqrt(power(sound) / power(wet))
+    np.testing.assert_allclose(augment.reverberate(sound, draw(2)), expected, atol=1e-5)
 
 
 def test_noise_alone_is_quiet_and_sometimes_silent() -> None:
