@@ -105,7 +105,7 @@ def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor
         waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True
     )  # (..., bins, F)
     spectrum = spectrum[..., :-1] if centered else spectrum
-    power = spectrum.real.square() + spectrum.imag.square()  # 6 times as fast as of the absolute value, and as exact
+    power = spectrum.real.square() + spectrum.imag.square()  # the absolute value, squared, takes several times as long
     return (bank @ power).clamp(min=1e-10).log10().mT
 
 
