@@ -5,6 +5,7 @@ The order of everything follows from (seed, epoch) alone, so that a resumed run 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from focusasr import audio
-from focusasr.augment import Sounds, augment_mel, augment_waveform, change_speed, noise_alone
+from focusasr.augment import Sounds, augment_waveform, change_speed, noise_alone
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.corpora import Corpus
-from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
+from focusasr.features import FRAMES_PER_SECOND, frame_count
 from focusasr.losses import IGNORED
+from focusasr.masks import NO_MASKS, Masks, draw_masks, stack_masks
 from focusasr.settings import InputError
 
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
@@ -126,9 +128,15 @@ def _choices(corpus: Corpus, draw: np.random.Generator) -> list[int]:
 
 
 class Batch(NamedTuple):
-    """Tensors for one step: mel (B, F, M), lengths (B,) in frames, decoder input and targets (B, L)."""
+    """Tensors for one step, of B utterances.
 
-    mel: Tensor
+    Waveforms (B, N) padded with zeros, how many samples of each are its own (B,), its masks, its frames (B,) as they
+    will be; decoder input and targets (B, L).
+    """
+
+    waveforms: Tensor
+    samples: Tensor
+    masks: Masks
     lengths: Tensor
     tokens: Tensor
     targets: Tensor
@@ -148,22 +156,38 @@ class Batch(NamedTuple):
     @property
     def padded_frames(self) -> int:
         """Return the frames of audio, padding counted: what memory follows."""
-        return self.mel.shape[0] * self.mel.shape[1]
+        return len(self.lengths) * self.longest
+
+    @property
+    def longest(self) -> int:
+        """Return the frames of the longest row."""
+        return int(self.lengths.max())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; copies to a GPU, from the loader's pinned memory, do not stop the host."""
+        moved = functools.partial(Tensor.to, device=device, non_blocking=device.type == "cuda")
+        return Batch(
+            moved(self.waveforms), moved(self.samples), Masks(*map(moved, self.masks)), moved(self.lengths),
+            moved(self.tokens), moved(self.targets), self.items, self.broken,
+        )  # fmt: skip
 
     def rows(self, first: int, last: int) -> Batch:
         """Return the rows from `first` to before `last` as a batch of their own, no wider than they need."""
-        lengths, targets = self.lengths[first:last], self.targets[first:last]
-        frames, width = int(lengths.max()), max(1, int((targets != IGNORED).sum(dim=1).max()))
+        samples, targets = self.samples[first:last], self.targets[first:last]
+        masks = Masks(*(part[first:last] for part in self.masks))
+        width = max(1, int((targets != IGNORED).sum(dim=1).max()))
         return Batch(
-            self.mel[first:last, :frames], lengths, self.tokens[first:last, :width], targets[:, :width],
-            self.items[first:last], [],
+            self.waveforms[first:last, : int(samples.max())], samples, masks, self.lengths[first:last],
+            self.tokens[first:last, :width], targets[:, :width], self.items[first:last], [],
         )  # fmt: skip
 
 
 class Example(NamedTuple):
-    """One item's mel (F, M), the decoder's prompt, the text's token ids, the item, and what could not be read."""
+    """One item's waveform (N,) and masks, its frames, the prompt, the text's tokens, the item, what was not read."""
 
-    mel: Tensor
+    waveform: Tensor
+    masks: Masks
+    frames: int
     prompt: list[int]
     tokens: list[int]
     item: Item
@@ -171,7 +195,7 @@ class Example(NamedTuple):
 
 
 class Examples(Dataset):
-    """Items to features and tokens, augmented by the item's own seed; padded to `window_samples` where there is one."""
+    """Items to waveforms and tokens, augmented by the item's own seed; they will be padded to `window_samples`."""
 
     def __init__(
         self,
@@ -210,10 +234,11 @@ class Examples(Dataset):
             waveform, tokens = noise_alone(len(waveform), draw), []
         if not clean:
             waveform = augment_waveform(waveform, self.config, draw, self.sounds)
-        mel = log_mel(torch.from_numpy(waveform), self.mel_bands, self.window_samples)
+        frames = frame_count(len(waveform), self.window_samples)
+        masks = NO_MASKS if clean else draw_masks(frames, self.mel_bands, self.config, draw)
         first, index = item.parts[0]
-        mel = mel if clean else augment_mel(mel, self.config, draw)
-        return Example(mel, self.corpora[first].prompts[index], tokens, item, broken)
+        prompt = self.corpora[first].prompts[index]
+        return Example(torch.from_numpy(waveform), masks, frames, prompt, tokens, item, broken)
 
 
 def join(pieces: Sequence[np.ndarray], draw: np.random.Generator, around: float = 0.0) -> np.ndarray:
@@ -236,12 +261,16 @@ def _silence(draw: np.random.Generator, share: float) -> np.ndarray:
 
 def collate(examples: Sequence[Example], end: int) -> Batch:
     """Pad examples to one batch; decoder input begins with a prompt, which is no target, and targets end with `end`."""
-    mel, lengths = stack([example.mel for example in examples])
     inputs = [torch.tensor([*example.prompt, *example.tokens]) for example in examples]
     targets = [torch.tensor([IGNORED] * (len(e.prompt) - 1) + [*e.tokens, end]) for e in examples]
-    pad = torch.nn.utils.rnn.pad_sequence
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     return Batch(
-        mel, lengths, pad(inputs, batch_first=True, padding_value=end),
-        pad(targets, batch_first=True, padding_value=IGNORED), [example.item for example in examples],
+        pad([example.waveform for example in examples]),
+        torch.tensor([len(example.waveform) for example in examples]),
+        stack_masks([example.masks for example in examples]),
+        torch.tensor([example.frames for example in examples]),
+        pad(inputs, padding_value=end),
+        pad(targets, padding_value=IGNORED),
+        [example.item for example in examples],
         [line for example in examples for line in example.broken],
-    )  # fmt: skip
+    )

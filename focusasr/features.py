@@ -48,26 +48,65 @@ def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = 
     `window_samples`, as Whisper's absolute positions want it. Fewer than 400 samples are padded with zeros to 400,
     the window of one frame, so that a recording of any length has frames.
     """
-    if window_samples is not None:
-        waveform = torch.nn.functional.pad(waveform, (0, window_samples - waveform.shape[-1]))  # or cuts
-    if waveform.shape[-1] < FFT_SAMPLES:
-        waveform = torch.nn.functional.pad(waveform, (0, FFT_SAMPLES - waveform.shape[-1]))
-    mel = log_power(waveform, mel_bands)
+    mel = log_power(_fitted(waveform, window_samples), mel_bands)
     mel = torch.maximum(mel, mel.max() - 8.0)
     return (mel + 4.0) / 4.0
 
 
-def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor:
-    """Return log10 of the power in each band (F, M), at least -10, before the loudest point is known.
+def _fitted(waveform: Tensor, window_samples: int | None) -> Tensor:
+    """Return waveforms (..., N) padded or cut to the window where there is one, and to 400 samples at least."""
+    if window_samples is not None:
+        waveform = torch.nn.functional.pad(waveform, (0, window_samples - waveform.shape[-1]))
+    return torch.nn.functional.pad(waveform, (0, max(0, FFT_SAMPLES - waveform.shape[-1])))
 
-    `waveform` (N,): with `centered` mirrored at both ends, F = N // 160; else as it stands, F = (N - 400) // 160 + 1.
+
+def frame_count(samples: int, window_samples: int | None = None) -> int:
+    """Return how many frames `log_mel` makes of a recording."""
+    return max(samples if window_samples is None else window_samples, FFT_SAMPLES) // HOP_SAMPLES
+
+
+def log_mels(
+    waveforms: Tensor, samples: Tensor, mel_bands: int = 80, window_samples: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the log-mel spectrograms of a batch, row by row those of `log_mel`, and their lengths.
+
+    `waveforms` (B, N) float32, zero from each row's `samples` (B,) on → (B, F, M), zero beyond a row's frames, and the
+    rows' frames (B,).
+    """
+    waveforms = _fitted(waveforms, window_samples)
+    if window_samples is not None:
+        samples = torch.full_like(samples, window_samples)
+    samples = samples.clamp(min=FFT_SAMPLES)
+    lengths = samples // HOP_SAMPLES
+    mel = log_power(_mirrored(waveforms, samples), mel_bands, centered=False)
+    beyond = (torch.arange(mel.shape[1], device=mel.device) >= lengths[:, None])[..., None]
+    loudest = mel.masked_fill(beyond, -math.inf).amax(dim=(1, 2), keepdim=True)
+    mel = torch.maximum(mel, loudest - 8.0)
+    return ((mel + 4.0) / 4.0).masked_fill(beyond, 0.0), lengths
+
+
+def _mirrored(waveforms: Tensor, samples: Tensor) -> Tensor:
+    """Return waveforms (B, N) mirrored at their start and each at its own end, as far as a row's last frame reaches."""
+    before, behind = FFT_SAMPLES // 2, FFT_SAMPLES // 2 - HOP_SAMPLES
+    padded = torch.nn.functional.pad(waveforms, (before, behind))
+    padded[:, :before] = waveforms[:, 1 : before + 1].flip(1)
+    distance = torch.arange(behind, device=waveforms.device)
+    mirror = waveforms.gather(1, samples[:, None] - 2 - distance)
+    return padded.scatter_(1, before + samples[:, None] + distance, mirror)
+
+
+def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor:
+    """Return log10 of the power in each band (..., F, M), at least -10, before the loudest point is known.
+
+    `waveform` (..., N): with `centered` mirrored at both ends, F = N // 160; else as it is, F = (N - 400) // 160 + 1.
     """
     bank, window = _filters(mel_bands, waveform.device)
     spectrum = torch.stft(
         waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True
-    )  # (bins, F)
-    power = (spectrum[..., :-1] if centered else spectrum).abs().square()
-    return (bank @ power).clamp(min=1e-10).log10().T
+    )  # (..., bins, F)
+    spectrum = spectrum[..., :-1] if centered else spectrum
+    power = spectrum.real.square() + spectrum.imag.square()  # the absolute value, squared, takes several times as long
+    return (bank @ power).clamp(min=1e-10).log10().mT
 
 
 def stack(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

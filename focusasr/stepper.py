@@ -22,7 +22,9 @@ from torch.optim.swa_utils import AveragedModel
 from focusasr.config import TrainConfig
 from focusasr.data import Batch, Item
 from focusasr.device import lacks_memory
+from focusasr.features import log_mels
 from focusasr.losses import IGNORED, LossWeights, Size, joint_loss
+from focusasr.masks import apply_masks
 from focusasr.model import Model
 from focusasr.processes import Processes
 from focusasr.settings import InputError
@@ -132,7 +134,7 @@ class Stepper:
             if note is None:
                 break
             notes.append(note)
-        self._sync(batches[0].mel.shape[2])
+        self._sync()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         own = torch.tensor([figures for figures, _ in results], dtype=torch.float64).reshape(-1, len(FIGURES)).sum(0)
         figures = dict(zip(FIGURES, self._sum(own.tolist()), strict=True))
@@ -167,7 +169,7 @@ class Stepper:
         """Cut a batch into pieces that are known to fit the memory."""
         if self.most_frames is None or batch.padded_frames <= self.most_frames:
             return [batch]
-        rows = max(1, self.most_frames // batch.mel.shape[1])
+        rows = max(1, self.most_frames // batch.longest)
         return [
             batch.rows(start, min(start + rows, len(batch.lengths))) for start in range(0, len(batch.lengths), rows)
         ]
@@ -178,10 +180,12 @@ class Stepper:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def _backward(self, piece: Batch, whole: Size) -> tuple[list[float], list[tuple[float, Item]]]:
-        mel, lengths, tokens, targets = (part.to(self.accelerator.device) for part in piece[:4])
+        there, config = piece.to(self.accelerator.device), self.model.config
+        mel, lengths = log_mels(there.waveforms, there.samples, config.mel_bands, config.window_samples)
+        mel = apply_masks(mel, lengths, there.masks)  # like `log_mels` in float32, whatever the precision
         with self.accelerator.autocast():
-            heard = self.model(mel, lengths, tokens, self.settings.intermediate_ctc > 0)
-            losses = joint_loss(heard, targets, self.blank, self.weights, whole)
+            heard = self.model(mel, lengths, there.tokens, self.settings.intermediate_ctc > 0)
+            losses = joint_loss(heard, there.targets, self.blank, self.weights, whole)
         self.accelerator.backward(losses.total * self.processes.count)  # the processes' gradients are averaged
         figures = torch.stack([part.detach() for part in losses[:4]]).tolist()
         rows = list(zip(losses.rows.tolist(), piece.items, strict=True))
@@ -198,7 +202,7 @@ class Stepper:
         single = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(single, "sum").tolist()
 
-    def _sync(self, mel_bands: int) -> None:
+    def _sync(self) -> None:
         """Average the gradients of all processes: a breath of silence without weight goes through them together.
 
         The real batches stay outside of DistributedDataParallel, so that one process may cut a batch which does not
@@ -209,7 +213,7 @@ class Stepper:
         device = self.accelerator.device
         with self.accelerator.autocast():
             heard = self.together(
-                torch.zeros(1, 16, mel_bands, device=device),
+                torch.zeros(1, 16, self.model.config.mel_bands, device=device),
                 torch.full((1,), 16, device=device),
                 torch.full((1, 1), self.blank, device=device),
             )

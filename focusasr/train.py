@@ -174,6 +174,7 @@ class Trainer:
             num_workers=settings.workers,
             generator=torch.Generator().manual_seed(settings.seed),
             worker_init_fn=_begin_worker,
+            pin_memory=self.accelerator.device.type == "cuda",
             **workers,
         )
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.curves import draw_rates
 from focusasr.data import Batch, Item
-from focusasr.features import FRAMES_PER_SECOND
+from focusasr.features import frame_count
+from focusasr.masks import NO_MASKS, stack_masks
 from focusasr.settings import InputError
 from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog, memory_gigabytes
@@ -139,14 +141,16 @@ class BatchTrial:
     def batch(self, seconds: float) -> Batch:
         """Return a batch of noise of that many seconds."""
         model = self.trainer.run.model
-        longest = min(self.longest, seconds)
-        rows, frames = max(1, int(seconds / longest)), int(longest * FRAMES_PER_SECOND)
+        window = model.window_samples
+        longest = window / SAMPLE_RATE_HZ if window else min(self.longest, seconds)
+        rows, samples = max(1, int(seconds / longest)), int(longest * SAMPLE_RATE_HZ)
         draw = torch.Generator().manual_seed(0)
         width = min(model.text_context - 1, int(longest * TOKENS_PER_SECOND))
         tokens = torch.randint(4, max(5, model.vocabulary), (rows, max(1, width)), generator=draw)
-        mel = torch.rand(rows, frames, model.mel_bands, generator=draw)
+        waveforms = torch.randn(rows, samples, generator=draw)
         items = [Item(((0, 0),), longest, (0, 0, row), (0, 0)) for row in range(rows)]
-        return Batch(mel, torch.full((rows,), frames), tokens, tokens, items, [])
+        counts, frames = torch.full((rows,), samples), torch.full((rows,), frame_count(samples))
+        return Batch(waveforms, counts, stack_masks([NO_MASKS] * rows), frames, tokens, tokens, items, [])
 
 
 def used_bytes() -> float:

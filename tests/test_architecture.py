@@ -17,7 +17,7 @@ ORDER = (
     "settings config whisper_config startup progress files interrupts processes text languages tokenizer "
     "whisper_tokenizer device manifest journal containers audio tables hypotheses readings kaldi lhotse subtitles "
     "sources features local_attention attention model weights losses rules search inspection picture intervals score "
-    "augment corpora data alignment quantize engine greedy joint_search decoding whisper_weights hugging_face "
+    "augment masks corpora data alignment quantize engine greedy joint_search decoding whisper_weights hugging_face "
     "openai_file whisper checkpoint segments cues output heard transcribe spectrogram cross_alignment segment_words "
     "invention window longform batched recognizers again recall splitting pages splits loudness checks "
     "preparation_page preparation preprocess evaluate breakdown evaluation_table evaluation_page validate provenance "

@@ -14,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import letters_tokenizer, sung, write_song_book
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
 from focusasr.corpora import Corpus, Findings, parse_manifest_option, read_corpus, read_texts
 from focusasr.data import Example, Examples, Item, Plan, collate, join
-from focusasr.features import log_mel
+from focusasr.features import log_mels
 from focusasr.losses import IGNORED
 from focusasr.manifest import Utterance, write_manifest
+from focusasr.masks import NO_MASKS, Masks
 from focusasr.settings import InputError
 
 CLEAN = TrainConfig(clean_epochs=10**9, silence=0, join=0)
@@ -226,33 +228,39 @@ def item(*indices: int, seed: int = 0, epoch: int = 0) -> Item:
 
 
 def test_clean_examples_are_the_sound_itself(tmp_path: Path) -> None:
-    mel, _, tokens, _, broken = examples(tmp_path, ["abc"])[item(0)]
-    assert torch.equal(mel, log_mel(torch.from_numpy(sung("abc")), 20))
-    assert (tokens, broken) == (TOKENIZER.encode("abc"), [])
+    made = examples(tmp_path, ["abc"])[item(0)]
+    assert torch.equal(made.waveform, torch.from_numpy(sung("abc")))
+    assert (made.masks, made.tokens, made.broken) == (NO_MASKS, TOKENIZER.encode("abc"), [])
 
 
 def test_joined_examples_are_joined_texts(tmp_path: Path) -> None:
-    mel, _, tokens, _, _ = examples(tmp_path, ["ab", "c", "de"])[item(1, 0, 2)]
-    assert TOKENIZER.decode(tokens) == "c ab de"
-    assert mel.shape[0] >= 5 * 16  # letters of 16 frames, and gaps
+    made = examples(tmp_path, ["ab", "c", "de"])[item(1, 0, 2)]
+    assert TOKENIZER.decode(made.tokens) == "c ab de"
+    assert made.frames == len(made.waveform) // 160 >= 5 * 16  # letters of 16 frames, and gaps
+
+
+def same(one: Example, other: Example) -> bool:
+    pairs = zip((one.waveform, *one.masks), (other.waveform, *other.masks), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def test_an_augmented_example_follows_from_its_seed(tmp_path: Path) -> None:
     config = TrainConfig(clean_epochs=1, silence=0)
     made = examples(tmp_path, ["abc"], config)
-    clean, again, other = (made[item(0, seed=seed, epoch=0)][0] for seed in (1, 1, 2))
-    assert torch.equal(clean, again)
-    assert torch.equal(clean, other)
-    first, again, other = (made[item(0, seed=seed, epoch=1)][0] for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert first.shape != other.shape or not torch.equal(first, other)
+    clean, again, other = (made[item(0, seed=seed, epoch=0)] for seed in (1, 1, 2))
+    assert same(clean, again)
+    assert same(clean, other)
+    first, again, other = (made[item(0, seed=seed, epoch=1)] for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not torch.equal(first.waveform[:100], other.waveform[:100])
+    assert not torch.equal(first.masks.bands, other.masks.bands)
 
 
 def test_noise_and_silence_have_no_text(tmp_path: Path) -> None:
     made = examples(tmp_path, ["abc"], TrainConfig(silence=1, clean_epochs=0))
-    mel, _, tokens, _, _ = made[item(0)]
-    assert tokens == []
-    assert mel.isfinite().all()
+    example = made[item(0)]
+    assert example.tokens == []
+    assert example.waveform.isfinite().all()
 
 
 @pytest.mark.parametrize("clean_epochs", [0, 1])
@@ -260,15 +268,16 @@ def test_broken_files_are_named_and_the_others_go_on(tmp_path: Path, clean_epoch
     made = examples(tmp_path, ["ab", "cd", "ef"], dataclasses.replace(CLEAN, clean_epochs=clean_epochs))
     for name in ("00.wav", "01.wav"):
         (tmp_path / "songs" / name).write_bytes(b"not sound")
-    _, _, tokens, _, broken = made[item(0, 2)]
-    assert TOKENIZER.decode(tokens) == "ef"
-    assert len(broken) == 1
-    assert "00.wav" in broken[0]
-    mel, _, tokens, _, broken = made[item(0, 1)]
+    one = made[item(0, 2)]
+    assert TOKENIZER.decode(one.tokens) == "ef"
+    assert len(one.broken) == 1
+    assert "00.wav" in one.broken[0]
+    none = made[item(0, 1)]
+    mel, lengths = log_mels(none.waveform[None], torch.tensor([len(none.waveform)]), 20)
     assert mel.isfinite().all()
-    assert mel.shape[0] >= 1
-    assert tokens == []
-    assert [name in line for name, line in zip(("00.wav", "01.wav"), broken, strict=True)] == [True, True]
+    assert lengths.tolist() == [none.frames] and none.frames >= 1
+    assert none.tokens == []
+    assert [name in line for name, line in zip(("00.wav", "01.wav"), none.broken, strict=True)] == [True, True]
 
 
 def test_joining_sound_keeps_every_sample() -> None:
@@ -288,17 +297,39 @@ def test_recordings_begin_and_end_with_and_without_silence() -> None:
 
 def test_collate_pads_and_marks() -> None:
     place = Item(((0, 0),), 1.0, (0, 0, 0), (3, 7))
+    shifted = Masks(torch.tensor(0.9), torch.tensor([[3, 2], [0, 5]]), torch.tensor([[1, 1]]))
     made = [
-        Example(torch.ones(4, 20), [1], [5, 6], place, []),
-        Example(torch.ones(2, 20), [1], [], place, ["x is broken"]),
-        Example(torch.ones(3, 20), [1], [7, 8, 9], place, ["y is broken"]),
+        Example(torch.ones(640), NO_MASKS, 4, [1], [5, 6], place, []),
+        Example(torch.ones(320), shifted, 2, [1], [], place, ["x is broken"]),
+        Example(torch.ones(480), NO_MASKS, 3, [1], [7, 8, 9], place, ["y is broken"]),
     ]
     batch = collate(made, end=2)
     assert batch.tokens.tolist() == [[1, 5, 6, 2], [1, 2, 2, 2], [1, 7, 8, 9]]
     assert batch.targets.tolist() == [[5, 6, 2, IGNORED], [2, IGNORED, IGNORED, IGNORED], [7, 8, 9, 2]]
-    assert batch.mel.shape == (3, 4, 20)
-    assert batch.mel.sum(dim=(1, 2)).tolist() == [80, 40, 60]
+    assert batch.waveforms.shape == (3, 640)
+    assert batch.waveforms.sum(dim=1).tolist() == batch.samples.tolist() == [640, 320, 480]
+    assert batch.masks.stretch.tolist() == pytest.approx([1.0, 0.9, 1.0])
+    assert batch.masks.bands.tolist() == [[[0, 0], [0, 0]], [[3, 2], [0, 5]], [[0, 0], [0, 0]]]
     assert batch.lengths.tolist() == [4, 2, 3]
     assert batch.position == (3, 7)
     assert batch.broken == ["x is broken", "y is broken"]
     assert batch.seconds == pytest.approx(0.09)
+    assert batch.padded_frames == 12
+    last = batch.rows(1, 3)
+    assert last.waveforms.shape == (2, 480) and last.padded_frames == 6
+    assert last.masks.frames.tolist() == [[[1, 1]], [[0, 0]]]
+    assert [part.tolist() for part in (last.samples, last.tokens)] == [[320, 480], [[1, 2, 2, 2], [1, 7, 8, 9]]]
+    assert torch.equal(batch.rows(1, 2).targets, torch.tensor([[2]]))
+
+
+def test_a_batch_moves_and_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Item(((0, 0),), 1.0, (0, 0, 0), (3, 7))
+    batch = collate([Example(torch.ones(640), NO_MASKS, 4, [1], [5, 6], place, ["x is broken"])], end=2)
+    moved = batch.to(torch.device("meta"))
+    assert {part.device.type for part in (*moved[:2], *moved.masks, *moved[3:6])} == {"meta"}
+    assert moved[6:] == batch[6:]
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    held = pin_memory(batch)
+    assert len(pinned) == 8 and type(held) is type(batch) and type(held.masks) is Masks
+    assert held.items == batch.items and held.position == (3, 7)

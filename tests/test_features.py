@@ -6,8 +6,10 @@ import librosa
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
+from focusasr.features import FRAMES_PER_SECOND, frame_count, log_mel, log_mels, stack
 
 RATE_HZ = 16_000
 TOLERANCE = 1e-5
@@ -116,3 +118,59 @@ def test_stack_pads_with_zeros_and_gives_lengths() -> None:
     for row, mel in zip(batch, mels, strict=True):
         assert torch.equal(row[: len(mel)], mel)
         assert not row[len(mel) :].any()
+
+
+# A batch at once
+
+LENGTHS = [0, 1, 2, 159, 160, 199, 200, 201, 399, 400, 401, 439, 440, 441, 559, 560, 561, 1_009, 4_001, 7_919, 16_001]
+
+
+def padded(waves: list[np.ndarray], more: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return waveforms (B, N) with zeros behind each, `more` than the longest needs, and their samples (B,)."""
+    size = max(map(len, waves)) + more
+    rows = [np.pad(wave, (0, size - len(wave))) for wave in waves]
+    return torch.from_numpy(np.stack(rows)), torch.tensor([len(wave) for wave in waves])
+
+
+def assert_rows_as_alone(waves: list[np.ndarray], mel_bands: int, window: int | None) -> None:
+    mel, lengths = log_mels(*padded(waves), mel_bands, window)
+    expected, frames = stack([log_mel(torch.from_numpy(wave), mel_bands, window) for wave in waves])
+    assert mel.dtype == torch.float32
+    assert lengths.tolist() == frames.tolist() == [frame_count(len(wave), window) for wave in waves]
+    torch.testing.assert_close(mel, expected, rtol=0, atol=TOLERANCE)
+    for row, length in zip(mel, lengths, strict=True):
+        assert not row[length:].any()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    samples=st.lists(st.one_of(st.sampled_from(LENGTHS), st.integers(0, 20_000)), min_size=1, max_size=5),
+    levels=st.lists(st.sampled_from([0.0, 1e-4, 0.1, 1.0]), min_size=5, max_size=5),
+    mel_bands=st.sampled_from([80, 128]),
+    window=st.sampled_from([None, None, 399, 560, 8_000]),
+    seed=st.integers(0, 10**6),
+)
+def test_a_batch_has_the_spectrograms_of_its_rows(
+    samples: list[int], levels: list[float], mel_bands: int, window: int | None, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    pairs = zip(samples, levels, strict=False)
+    waves = [(level * draw.standard_normal(count)).astype(np.float32) for count, level in pairs]
+    assert_rows_as_alone(waves, mel_bands, window)
+
+
+@pytest.mark.parametrize("mel_bands", [80, 128])
+def test_every_length_and_sound_in_one_batch(mel_bands: int) -> None:
+    assert_rows_as_alone([hiss(samples, 0.1 + samples) for samples in LENGTHS], mel_bands, None)
+    clear = [sound for name, sound in SOUNDS.items() if "tone" not in name or "noise" in name]
+    assert_rows_as_alone(clear, mel_bands, None)
+    assert_rows_as_alone(clear, mel_bands, 7_000)
+
+
+def test_wider_padding_changes_nothing() -> None:
+    waves = [hiss(3_000), hiss(1_234)]
+    mel, lengths = log_mels(*padded(waves))
+    wider, same = log_mels(*padded(waves, 5_000))
+    assert torch.equal(lengths, same)
+    torch.testing.assert_close(wider[:, : mel.shape[1]], mel, rtol=0, atol=1e-6)
+    assert not wider[:, mel.shape[1] :].any()

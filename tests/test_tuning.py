@@ -15,6 +15,8 @@ from tones import TINY, write_song_book
 from focusasr import stepper, tuning
 from focusasr.config import ModelConfig, TrainConfig
 from focusasr.data import Batch
+from focusasr.features import log_mel, stack
+from focusasr.masks import Masks
 from focusasr.recipe import Run
 from focusasr.settings import InputError
 from focusasr.stepper import Stepper
@@ -103,6 +105,34 @@ def test_other_errors_are_no_lack_of_memory(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(stepper, "joint_loss", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         trainer.stepper.measure([first_batch(trainer)], 0)
+
+
+def test_the_model_hears_float32_features_under_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_in(tmp_path)
+    batch = first_batch(trainer)
+    rows, bands = len(batch.lengths), trainer.run.model.mel_bands
+    stripes = torch.tensor([[[0, 5]]] * rows)
+    hiding = Masks(torch.ones(rows), stripes, torch.zeros(rows, 1, 2, dtype=torch.long))
+    heard: list[torch.Tensor] = []
+    trainer.stepper.model.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    monkeypatch.setattr(trainer.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    trainer.stepper.measure([batch._replace(masks=hiding)], 0)
+    (mel,) = heard
+    waves = [wave[:size] for wave, size in zip(batch.waveforms, batch.samples, strict=True)]
+    plain, lengths = stack([log_mel(wave, bands) for wave in waves])
+    assert mel.dtype == torch.float32 and torch.equal(lengths, batch.lengths)
+    torch.testing.assert_close(mel[..., 5:], plain[..., 5:], rtol=0, atol=1e-5)
+    for row, whole, length in zip(mel, plain, lengths, strict=True):
+        torch.testing.assert_close(row[:length, :5], whole[:length].mean().expand(int(length), 5))
+
+
+def test_a_trial_fills_the_window_where_there_is_one(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, positions="absolute", audio_context=50)
+    window = trainer.run.model.window_samples
+    assert window == 32_000
+    batch = BatchTrial(trainer).batch(20)
+    assert (len(batch.lengths), batch.longest, batch.padded_frames) == (10, 200, 2000)
+    assert trainer.stepper.measure([batch], 0).figures["padded_seconds"] == 20
 
 
 @pytest.mark.parametrize("largest", [7.0, 40.0, 333.0])

@@ -20,6 +20,7 @@ from focusasr.data import LARGEST_GAP_SECONDS, Example, Examples, Item, Plan, co
 from focusasr.decoding import Hypothesis
 from focusasr.features import log_mel, stack
 from focusasr.losses import IGNORED
+from focusasr.masks import NO_MASKS
 from focusasr.model import Model
 from focusasr.settings import InputError, read_settings
 from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
@@ -152,7 +153,7 @@ def test_batches_open_with_whispers_prompt(folder: Path) -> None:
     tokenizer = as_whisper(load_checkpoint(folder).tokenizer)
     text = tokenizer.encode("the cat")
     item = Item(((0, 0),), 1.0, (0, 0, 0), (0, 0))
-    batch = collate([Example(torch.zeros(5, 20), tokenizer.prompt, text, item, [])], tokenizer.end)
+    batch = collate([Example(torch.zeros(800), NO_MASKS, 5, tokenizer.prompt, text, item, [])], tokenizer.end)
     assert batch.tokens.tolist() == [[*tokenizer.prompt, *text]]
     assert batch.targets.tolist() == [[IGNORED] * 3 + [*text, tokenizer.end]]
 
@@ -206,11 +207,11 @@ def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path:
     batches = Plan([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
     assert sorted(map(len, batches)) == [2, 3, 3]
     examples = Examples([corpus], settings, 20, [], window_samples=window)
-    mel, _, tokens, _, _ = examples[batches[0][0]]
-    assert mel.shape == (200, 20)
-    wave = torch.from_numpy(sung(SONGS[batches[0][0].parts[0][1]]))
-    assert torch.equal(mel, log_mel(wave, 20, window))
-    assert tokens == corpus.tokens[batches[0][0].parts[0][1]]
+    batch = collate([examples[item] for item in batches[0]], source.tokenizer.end)
+    assert batch.lengths.tolist() == [200] * len(batches[0]) and batch.padded_frames == 200 * len(batches[0])
+    song = batches[0][0].parts[0][1]
+    assert torch.equal(batch.waveforms[0, : batch.samples[0]], torch.from_numpy(sung(SONGS[song])))
+    assert examples[batches[0][0]].tokens == corpus.tokens[song]
 
 
 def test_items_fit_the_window_however_slow(folder: Path) -> None:
