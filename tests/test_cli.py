@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
+
+from focusasr import cli
 
 RATE_HZ = 16_000
 
@@ -116,26 +120,44 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
         (["transcribe", "x.wav", "--no-such-option"], 2, "no-such-option"),
         (["transcribe", "x.wav", "-f", "doc"], 2, "doc"),
         (["transcribe", "x.wav", "y.wav", "-f", "srt"], 2, "--output-dir"),
-        (["transcribe", "x.wav", "--batch-size", "0"], 1, "batch_size is 0"),
-        (["transcribe", "x.wav", "--device", "tpu"], 1, "tpu"),
+        (["transcribe", "x.wav", "--batch-size", "0"], 2, "batch_size is 0"),
+        (["transcribe", "x.wav", "--batch-size", "x"], 2, "'x'; wanted: a whole number; see"),
+        (["transcribe", "x.wav", "--beam-size", "x"], 2, "'x'; wanted: a whole number or none; see"),
+        (["transcribe", "x.wav", "--device", "tpu"], 2, "tpu"),
         (["transcribe", "x.wav", "--model", "nowhere"], 1, "nowhere"),
         (["transcribe", "*.nothing"], 1, "*.nothing"),
         (["evaluate", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["train"], 2, "manifest"),
         (["train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["train", "m.jsonl", "--config", "nowhere.toml"], 1, "nowhere.toml"),
-        (["train", "m.jsonl", "--heads", "5"], 1, "heads"),
+        (["train", "m.jsonl", "--heads", "5"], 2, "heads"),
         (["train", "m.jsonl", "--resume"], 1, "resume"),
         (["preprocess", "nowhere", "-o", "out"], 1, "nowhere"),
         (["no-such-command"], 2, "no-such-command"),
+        (["transcrib", "x.wav"], 2, "did you mean 'transcribe'? See focusasr --help"),
     ],
 )
 def test_wrong_usage_says_what_is_wrong(run, arguments: list[str], status: int, said: str) -> None:
     result = run(*arguments)
     assert (result.status, result.out) == (status, "")
     assert said.lower() in result.err.lower()  # older Typers write arguments in capitals
-    if status == 1:
-        assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("focusasr: ") and len(result.err.splitlines()) == 1
+    assert "value error" not in result.err.lower()
+
+
+@pytest.mark.parametrize("command", ["preprocess", "train", "transcribe", "evaluate", "inspect", "info", "convert"])
+def test_help_names_every_option_whole_at_80_columns(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(command, "--help").out
+    parameters = next(one for one in typer.main.get_command(cli.app).commands.values() if one.name == command).params
+    names = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
+    assert names and not set(names) - set(re.findall(r"--[\w-]+", shown))
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+
+
+def test_no_command_shows_the_help(run) -> None:
+    result = run()
+    assert (result.status, result.out) == (2, "") and "transcribe  Write down" in result.err
 
 
 @pytest.mark.parametrize(
