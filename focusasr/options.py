@@ -37,6 +37,7 @@ ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choi
 
 
 LONGEST_NAME = 26  # characters of an option that has its help beside it
+LONGEST_CHOICES = 50  # characters of what may be chosen, beside the option's name; more goes into its help
 NONE = "none"  # what is typed for a setting that may be none, and what stands for it until it is read
 
 
@@ -145,6 +146,9 @@ def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
     hint = hints_of(first)[name]
     panel = first.__name__.removesuffix("Config") + " settings"
     hints = [hints_of(kind)[name] for kind in fields]
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if long := len("|".join(choices)) > LONGEST_CHOICES:
+        helps.append(", ".join(choices))
     number = next((kind for kind in (int, float) if kind in hints or kind | None in hints), None)
     may_be_none = number is not None and number | None in hints
     option = typer.Option(
@@ -152,7 +156,7 @@ def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
         rich_help_panel=panel,
         show_default=False,
         parser=number and _number(number, may_be_none),
-        metavar=number and f"<{number.__name__}{'|none' * may_be_none}>",
+        metavar=f"<{name}>" if long else number and f"<{number.__name__}{'|none' * may_be_none}>",
     )
     annotation: Any = Annotated[hint | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -120,7 +120,8 @@ def has_speech(source: Source) -> bool:
     if not os.path.isfile(source.path):
         return False
     head = replace(source, duration=min(source.duration or HEAD_SECONDS, HEAD_SECONDS))
-    return bool(speech_frames(load(head)).sum() >= LEAST_SPEECH_FRAMES)
+    waveform = load(head)
+    return len(waveform) > 0 and int(speech_frames(waveform).sum()) >= LEAST_SPEECH_FRAMES
 
 
 def _whole_frames(waveform: np.ndarray) -> np.ndarray:

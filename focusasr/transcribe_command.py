@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from focusasr.transcribe import Outcome
 
 
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output-format",
+        "-f",
+        help="which files, such as srt,json (default all); where nothing is written: how one file is printed",
+        metavar="<txt|vtt|srt|tsv|json|all>",
+    ),
+]
+
+
 @with_settings(DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
@@ -41,15 +52,7 @@ def transcribe(
             help="write files here; without: Whisper models to ., native ones print; -: print",
         ),
     ] = None,
-    output_format: Annotated[
-        list[Literal["txt", "vtt", "srt", "tsv", "json", "all"]] | None,
-        typer.Option(
-            "--output-format",
-            "-f",
-            help="which files, may be given again (default all); where nothing is written: how one file is printed",
-            metavar="<txt|vtt|srt|tsv|json|all>",
-        ),
-    ] = None,
+    output_format: FormatOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
@@ -77,12 +80,12 @@ def transcribe(
         given[DecodingConfig].setdefault("compute_type", "float32")
     output = read_options(OutputConfig, given[OutputConfig], "transcribe")
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
+    formats = _formats(output_format or ["all"])
     sources = find_sources(files)
     loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given, "transcribe")
     tell_remarks(loaded)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
-    formats = list(dict.fromkeys(output_format or ["all"]))
     if output_dir is None or str(output_dir) == "-":
         _check_printing(len(sources) > 1, formats, skip_existing)
         suffix = "txt" if "all" in formats else formats[0]
@@ -126,6 +129,17 @@ def _leave_with(failed: int, count: int) -> None:
         say(f"focusasr: {failed} of {count} files failed")
     if failed:
         raise typer.Exit(1)
+
+
+def _formats(asked: list[str]) -> list[str]:
+    """Return the formats asked for, with commas or by an option each; UsageError where there is no such format."""
+    from focusasr.output import FORMATS
+
+    named = [name.strip().lower() for one in asked for name in one.split(",")]
+    for name in named:
+        if name not in (*FORMATS, "all"):
+            raise UsageError(f"--output-format is {name!r}; wanted: {', '.join(FORMATS)} or all")
+    return list(dict.fromkeys(named))
 
 
 def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> None:
