@@ -145,6 +145,77 @@ def test_wrong_usage_says_what_is_wrong(run, arguments: list[str], status: int, 
     assert "value error" not in result.err.lower()
 
 
+def test_several_formats_are_given_with_commas_or_again(run, sample: Path) -> None:
+    assert run("transcribe", sample, "-o", "out", "-f", "srt,json", "-f", "txt").status == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["sample.json", "sample.srt", "sample.txt"]
+    result = run("transcribe", sample, "-f", "srt", "-f", "json")
+    assert result.status == 2 and "--output-format srt and json need --output-dir" in result.err
+
+
+def test_an_empty_text_is_told_from_silence(run, sample: Path, heard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write("silence.wav", 0 * tone(RATE_HZ), RATE_HZ)
+    monkeypatch.setattr("focusasr.tokenizer.Tokenizer.decode", lambda self, tokens: "")
+    result = run("transcribe", "silence.wav", sample)
+    assert (result.status, result.out) == (0, f"silence.wav\t\n{sample}\t\n")
+    assert result.err == f"focusasr: {sample}: has speech, but the model finds no words in it; try another --model\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tiny.em", "(did you mean tiny.en?); give one"), ("openai/whisper-tinny", "(did you mean openai/whisper-tiny?)")],
+)
+def test_a_model_with_nearly_a_known_name(run, name: str, said: str) -> None:
+    result = run("info", name)
+    assert (result.status, result.out) == (1, "") and said in result.err and result.err.count("\n") == 1
+
+
+def test_info_takes_its_checkpoint_in_either_way(run) -> None:
+    first, second = run("info", "default", "--json"), run("info", "--model", "default", "--json")
+    assert first.status == 0 and first.out == second.out
+    assert run("info", "default", "--model", "elsewhere").status == 2
+
+
+def test_of_many_bad_lines_the_first_are_told(run, sample: Path) -> None:
+    Path("m.jsonl").write_text("not json\n" * 40)
+    lines = run("evaluate", "m.jsonl").err.splitlines()
+    assert len(lines) == 7 and "line 5: not JSON" in lines[4] and "40 lines cannot be used" in lines[5]
+
+
+def test_tables_have_no_spaces_at_their_ends(run) -> None:
+    texts(("a b", "a c"))
+    lines = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", "--slice", "duration").out.splitlines()
+    assert len(lines) > 5 and not [line for line in lines if line != line.rstrip()]
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("steps = 5", "[train]"),
+        ('train = "a.jsonl"', "[data]"),
+        ('preset = "tiny"', "[model]"),
+        ("x = 1", "settings: data"),
+    ],
+)
+def test_a_setting_outside_of_tables_is_told_its_table(run, line: str, place: str) -> None:
+    Path("run.toml").write_text(f"{line}\n[text]\ncase = 'lower'\n")
+    result = run("train", "m.jsonl", "--config", "run.toml")
+    assert result.status == 1 and place in result.err and result.err.count("\n") == 1
+
+
+def test_what_is_no_corpus_says_what_was_looked_for(run, sample: Path) -> None:
+    Path("a").mkdir()
+    assert "a: no known corpus layout; no recordings (.wav" in run("preprocess", "a", "-o", "b").err
+    Path("a/x.flac").write_bytes(sample.read_bytes())
+    assert "1 recording, but no texts beside them (NAME.txt" in run("preprocess", "a", "-o", "b").err
+
+
+def test_by_a_key_that_is_not_there_is_refused_before_any_work(run, sample: Path) -> None:
+    Path("m.jsonl").write_text(json.dumps({"audio_filepath": str(sample), "text": "a", "speaker": "b"}) + "\n")
+    result = run("preprocess", "m.jsonl", "-o", "out", "--split", "90/5/5", "--by", "voice")
+    assert (result.status, result.err.count("\n")) == (2, 1) and "wanted: text, speaker" in result.err
+    assert not Path("out/audio").exists()
+
+
 @pytest.mark.parametrize("command", ["preprocess", "train", "transcribe", "evaluate", "inspect", "info", "convert"])
 def test_help_names_every_option_whole_at_80_columns(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -126,7 +126,7 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     assert "--language de: this model knows only en" in result.err
     assert len(result.err.splitlines()) == 2
     refused = run("transcribe", sample, "--task", "translate")
-    assert (refused.status, refused.out) == (1, "") and "task is translate" in refused.err
+    assert (refused.status, refused.out) == (2, "") and "task is translate" in refused.err
     assert run("transcribe", sample, "--language", "English", "--task", "transcribe").err == ""
 
 
