@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -24,7 +25,8 @@ app = typer.Typer(
     add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 Misused: Any = typer.BadParameter.__base__  # of all that the options refuse; each Typer has it elsewhere
-for command in (preprocess, train, transcribe, evaluate, inspect, info, convert):
+COMMANDS = {command.__name__: command for command in (preprocess, train, transcribe, evaluate, inspect, info, convert)}
+for command in COMMANDS.values():
     summary = (command.__doc__ or "").partition("\n")[0]
     app.command(cls=WhisperSpelling, context_settings=BOTH_SPELLINGS, short_help=summary)(command)
 
@@ -59,7 +61,7 @@ def main() -> None:
             sys.exit(CLOSED_PIPE)
         raise
     except Misused as error:
-        fail(misuse(error), 2)
+        fail(misuse(error, arguments), 2)
     except InputError as error:
         if debug:
             raise
@@ -74,8 +76,10 @@ def main() -> None:
         fail(f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
 
 
-def misuse(error: Any) -> str:
+def misuse(error: Any, arguments: list[str]) -> str:
     """Return in one line what the options refuse, and where they are told."""
+    if arguments[0] not in COMMANDS and os.path.exists(arguments[0]):  # as whisper is called
+        return f"{arguments[0]} is no command; did you mean focusasr transcribe {shlex.join(arguments)}?"
     message = error.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's words, which Typer keeps
     see = " See" if message.endswith("?") else "; see"
     return f"{message[:1].lower()}{message[1:]}{see} {error.ctx.command_path if error.ctx else 'focusasr'} --help"

@@ -226,6 +226,14 @@ def test_help_names_every_option_whole_at_80_columns(run, monkeypatch: pytest.Mo
     assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
 
 
+def test_a_recording_in_place_of_a_command(run, sample: Path) -> None:
+    result = run(sample, "--model", "tiny")
+    said = f"focusasr: {sample} is no command; did you mean focusasr transcribe {sample} --model tiny?\n"
+    assert (result.status, result.out, result.err) == (2, "", said)
+    Path("transcribe").mkdir()
+    assert "missing argument" in run("transcribe").err
+
+
 def test_no_command_shows_the_help(run) -> None:
     result = run()
     assert (result.status, result.out) == (2, "") and "transcribe  Write down" in result.err
