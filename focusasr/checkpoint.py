@@ -7,6 +7,7 @@ before any weight is loaded. Whisper's checkpoints from elsewhere come by this d
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -76,8 +77,21 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
             return model_dir / f"{name}.pt"
         return download(f"openai/whisper-{WHISPER_NAMES[name]}", local_files_only, model_dir)
     if HUB_NAME.fullmatch(name):
-        return download(name, local_files_only, model_dir)
-    raise InputError(f"{name[:200]}: no such checkpoint folder; give one that 'focusasr train' wrote, or default")
+        try:
+            return download(name, local_files_only, model_dir)
+        except InputError as error:
+            raise InputError(f"{error}{_near(name)}") from error
+    raise InputError(
+        f"{name[:200]}: no such checkpoint folder{_near(name)}; give one that 'focusasr train' wrote, a Whisper's "
+        "folder or .pt, OpenAI's name such as tiny.en or turbo, the hub's such as openai/whisper-tiny.en, or default"
+    )
+
+
+def _near(name: str) -> str:
+    """Return the hint for a name that is nearly one of those known."""
+    known = [*WHISPER_NAMES, *(f"openai/whisper-{size}" for size in WHISPER_SIZES.split()), "default"]
+    near = [one for one in difflib.get_close_matches(name[:200], known, n=1) if one != name]
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def save_checkpoint(

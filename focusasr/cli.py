@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,16 +16,19 @@ from focusasr.inspect_command import info, inspect
 from focusasr.interrupts import INTERRUPTED, what_is_safe
 from focusasr.options import BOTH_SPELLINGS, WhisperSpelling
 from focusasr.preprocess_command import preprocess
-from focusasr.settings import InputError
+from focusasr.settings import InputError, UsageError
 from focusasr.startup import CLOSED_PIPE, leave, open_streams
 from focusasr.train_command import train
 from focusasr.transcribe_command import transcribe
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False
+    add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for command in (preprocess, train, transcribe, evaluate, inspect, info, convert):
-    app.command(cls=WhisperSpelling, context_settings=BOTH_SPELLINGS)(command)
+Misused: Any = typer.BadParameter.__base__  # of all that the options refuse; each Typer has it elsewhere
+COMMANDS = {command.__name__: command for command in (preprocess, train, transcribe, evaluate, inspect, info, convert)}
+for command in COMMANDS.values():
+    summary = (command.__doc__ or "").partition("\n")[0]
+    app.command(cls=WhisperSpelling, context_settings=BOTH_SPELLINGS, short_help=summary)(command)
 
 
 def program() -> None:
@@ -48,17 +52,20 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow busy machines by multiples
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else an hour of lengths takes 100 MB of plans
     try:
-        app(args=arguments, prog_name="focusasr")
-    except SystemExit as leaving:  # which Typer makes of Ctrl-C too
-        if leaving.code == INTERRUPTED:
+        status = app(args=arguments, prog_name="focusasr", standalone_mode=False) or 0
+        if status == INTERRUPTED:  # which Typer makes of Ctrl-C
             fail(what_is_safe(), INTERRUPTED)
+        sys.exit(status)
+    except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # `| head` has heard enough; Typer makes it 1, a failure
             sys.exit(CLOSED_PIPE)
         raise
+    except Misused as error:
+        fail(misuse(error, arguments), 2)
     except InputError as error:
         if debug:
             raise
-        fail(str(error), 1)
+        fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except (MemoryError, OSError, ImportError) as error:
         if debug:
             raise
@@ -67,6 +74,15 @@ def main() -> None:
         if debug:
             raise
         fail(f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
+
+
+def misuse(error: Any, arguments: list[str]) -> str:
+    """Return in one line what the options refuse, and where they are told."""
+    if arguments[0] not in COMMANDS and os.path.exists(arguments[0]):  # as whisper is called
+        return f"{arguments[0]} is no command; did you mean focusasr transcribe {shlex.join(arguments)}?"
+    message = error.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's words, which Typer keeps
+    see = " See" if message.endswith("?") else "; see"
+    return f"{message[:1].lower()}{message[1:]}{see} {error.ctx.command_path if error.ctx else 'focusasr'} --help"
 
 
 def shortage(error: Exception) -> str:
@@ -89,6 +105,7 @@ def fail(message: str, status: int) -> None:
 
 @app.callback(invoke_without_command=True)
 def top(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error (works anywhere)")] = False,
 ) -> None:
@@ -96,3 +113,6 @@ def top(
     if version:
         print(f"focusasr {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)

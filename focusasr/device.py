@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from focusasr.progress import say
-from focusasr.settings import InputError
+from focusasr.settings import UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,7 +18,7 @@ LOST_DEVICE = ("cuda error", "cudnn_status", "cublas_status", "hip error", "mps 
 
 
 def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
-    """Return the device and the reason for it; InputError where the wanted one is not there.
+    """Return the device and the reason for it; UsageError where the wanted one is not there.
 
     `wanted` is auto, cuda, cuda:N, mps or cpu.
     """
@@ -31,12 +31,12 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise InputError(f"device is {wanted!r}; wanted: auto, cuda, cuda:N, mps or cpu") from None
+        raise UsageError(f"device is {wanted!r}; wanted: auto, cuda, cuda:N, mps or cpu") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, False) or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
-        raise InputError(f"device {wanted!r} is not on this machine; use --device auto")
+        raise UsageError(f"device {wanted!r} is not on this machine; use --device auto")
     return device, "as asked"
 
 

@@ -12,9 +12,9 @@ import typer
 from focusasr.config import DecodingConfig, EvaluationConfig
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
-from focusasr.progress import progress_bar, say
+from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import InputError, read_settings
+from focusasr.settings import InputError, read_options
 from focusasr.transcribe_command import shared_work, tell_remarks, told
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from focusasr.manifest import Utterance
     from focusasr.recall import Recall
     from focusasr.transcribe import Outcome
+
+
+MOST_TOLD = 5  # bad lines of a manifest
 
 
 @with_settings(EvaluationConfig, DecodingConfig, SearchConfig, LongformConfig)
@@ -55,7 +58,7 @@ def evaluate(
     from focusasr.evaluation_table import print_table
     from focusasr.hypotheses import read_hypotheses
 
-    config = read_settings(EvaluationConfig, given[EvaluationConfig], "evaluate")
+    config = read_options(EvaluationConfig, given[EvaluationConfig], "evaluate")
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
     others = read_hypotheses(against, utterances) if against else None
@@ -67,8 +70,7 @@ def evaluate(
         choice = ModelChoice(model, device, threads, local_files_only)
         loaded = load_recognizer(choice, given, "evaluate")
         tell_remarks(loaded)
-        alone = loaded.processes.count == 1  # several processes remember nothing of each other
-        recall = _recall(output, choice, given) if alone else None
+        recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several remember nothing
         promise("what was heard is kept; the same command goes on" if recall else "nothing is kept without --output")
         with shared_work(loaded.processes):
             evaluation = _recognize(loaded, utterances, config, recall)
@@ -83,6 +85,7 @@ def evaluate(
         print(json.dumps(to_json(evaluation, breakdown)))
     else:
         print_table(evaluation, Console(), config.worst, breakdown)
+    note(*(f"focusasr: {path} is written" for path in (output, html) if path))
     if recall:
         recall.forget()
     if _too_many_errors(evaluation, config) or evaluation.failures or bad_lines:
@@ -100,8 +103,10 @@ def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
         utterances = read_manifest(path, bad_lines.append)
     if without_sound and not utterances:
         return read_references(path), []
-    for line in bad_lines:
+    for line in bad_lines[:MOST_TOLD]:
         say(f"focusasr: {line}")
+    if len(bad_lines) > MOST_TOLD:
+        say(f"focusasr: {path}: {len(bad_lines)} lines cannot be used, those above and more of them")
     return utterances, bad_lines
 
 

@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 from focusasr.breakdown import Breakdown, percentile, slices
 from focusasr.evaluate import Evaluation, Row
-from focusasr.evaluation_table import compared, counted, drawn_over, percent, with_bounds
+from focusasr.evaluation_table import compared, drawn_over, percent, with_bounds
 from focusasr.pages import Bar, bar_chart, escaped, scatter, table, write_page
 from focusasr.score import align_words
+from focusasr.text import counted
 
 MOST_DOTS = 3000
 NAMES = {"S": "substitution", "D": "deletion", "I": "insertion"}

@@ -11,7 +11,9 @@ from rich.text import Text
 from focusasr.breakdown import Breakdown, Slice, percentile
 from focusasr.evaluate import Evaluation, Row
 from focusasr.intervals import Comparison, Interval
+from focusasr.progress import print_trimmed
 from focusasr.score import Errors, Score, align_columns
+from focusasr.text import counted
 
 MARK_STYLES = {"S": "yellow", "D": "red", "I": "magenta"}
 MOST_SLICES = 30  # of one key
@@ -24,7 +26,7 @@ def print_table(evaluation: Evaluation, console: Console, worst: int = 5, breakd
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in [*_figures(evaluation), *(_more_figures(breakdown) if breakdown else ())]:
         table.add_row(Text(name, "bold"), Text(value))
-    console.print(table)
+    print_trimmed(table, console)
     if breakdown and breakdown.slices:
         _print_slices(breakdown.slices, console)
     wrong = [(row, row.words) for row in evaluation.rows if row.words is not None and row.words.count]
@@ -111,7 +113,7 @@ def _print_slices(parts: list[Slice], console: Console) -> None:
             cells = (part.value, percent(bounds.value), interval, str(part.score.words), str(part.score.utterances))
             table.add_row(*map(Text, cells))
         console.print()
-        console.print(table)
+        print_trimmed(table, console)
         if len(own) > MOST_SLICES:
             console.print(f"{len(own) - MOST_SLICES} more with lower rates; --json and --html show all")
 
@@ -124,11 +126,6 @@ def percent(ratio: float) -> str:
 def with_bounds(rate: Interval) -> str:
     """Return a rate and its interval as text."""
     return f"{percent(rate.value)} ({percent(rate.low)} to {percent(rate.high)})"
-
-
-def counted(number: int, thing: str) -> str:
-    """Return a number and its thing, in the plural where it is not one."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _print_difference(row: Row, errors: Errors, console: Console) -> None:

@@ -43,18 +43,24 @@ def download(name: str, local_files_only: bool = False, cache: Path | None = Non
     InputError where it is neither.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(
             snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=local_files_only, cache_dir=cache)
         )
     except Exception as error:  # the library passes on those of its HTTP client
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        asked = "leave --local-files-only out" if local_files_only else "check name and connection"
+        if local_files_only:
+            what, asked = "", "leave --local-files-only out"
+        elif isinstance(error, RepositoryNotFoundError):  # its answer also where only some may see it
+            what, asked = ", and the hub has no such model for you", "check the name"
+        elif isinstance(error, LocalEntryNotFoundError):
+            what, asked = ", and the hub cannot be reached", "check name and connection"
+        else:
+            what, asked = f", and the hub does not give it ({type(error).__name__})", "check name and connection"
         raise InputError(
-            f"{name}: no such checkpoint folder here, nor in the hub's cache, and the hub gives none ({reason}); "
-            f"{asked}, or give --model FOLDER"
-        ) from None
+            f"{name}: no such checkpoint folder here, nor in the hub's cache{what}; {asked}, or give --model FOLDER"
+        ) from error
 
 
 def load_hugging_face(folder: Path, device: str) -> Pieces:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ import typer
 from focusasr import __version__
 from focusasr.config import InspectionConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, with_settings
-from focusasr.settings import read_settings
+from focusasr.progress import note
+from focusasr.settings import UsageError, read_options
 
 
 @with_settings(InspectionConfig)
@@ -23,7 +25,7 @@ def inspect(
     ],
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
     given: dict[type, dict[str, Any]],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here (PNG)")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here, a .png")] = None,
     layer: Annotated[
         list[int] | None,
         typer.Option(help="encoder layer to draw, from 1; may be given again (default: first, middle, last)"),
@@ -37,13 +39,16 @@ def inspect(
     from focusasr.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.device import choose_device
 
-    config = read_settings(InspectionConfig, given[InspectionConfig], "inspect")
+    config = read_options(InspectionConfig, given[InspectionConfig], "inspect")
+    if output and output.suffix.lower() != ".png":
+        raise UsageError(f"--output is {str(output)!r}; wanted: a name that ends in .png, the only kind drawn")
     model = load_checkpoint(find_checkpoint(checkpoint, local_files_only), choose_device(device)[0]).model
     seen = room.inspect_recording(model, recording, config, layer)
     if output:
         from focusasr.picture import draw
 
         draw(seen, output)
+        note(f"focusasr: {output} is drawn")
     if as_json:
         print(json.dumps(room.to_json(seen)))
     else:
@@ -53,28 +58,35 @@ def inspect(
 
 
 def info(
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="CHECKPOINT", help="as --model, which does as well", show_default=False)
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     local_files_only: LocalFilesOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
 ) -> None:
     """Show a checkpoint's card, the device that would compute and why, and versions."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     from focusasr.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.device import choose_device
     from focusasr.settings import to_settings
 
+    if checkpoint and model and checkpoint != model:
+        raise UsageError(f"two checkpoints, {checkpoint} and --model {model}; give one")
     chosen, reason = choose_device(device)
-    checkpoint = load_checkpoint(find_checkpoint(model, local_files_only))
-    packages = ("torch", "torchaudio", "tokenizers", "librosa", "jiwer", "soundfile")
-    versions = {"focusasr": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in packages}
+    loaded = load_checkpoint(find_checkpoint(checkpoint or model, local_files_only))
+    versions = {"focusasr": __version__, "python": sys.version.split()[0]}
+    for name in ("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer"):
+        with suppress(PackageNotFoundError):  # the last two are for training and evaluating
+            versions[name] = version(name)
     if as_json:
-        facts = {"checkpoint": str(checkpoint.folder), "weights": checkpoint.model.parameter_count()}
-        settings = {"model": to_settings(checkpoint.model.config), "metrics": checkpoint.metrics}
+        facts = {"checkpoint": str(loaded.folder), "weights": loaded.model.parameter_count()}
+        settings = {"model": to_settings(loaded.model.config), "metrics": loaded.metrics}
         print(json.dumps({**facts, "device": chosen.type, "reason": reason, "versions": versions, **settings}))
         return
-    print(checkpoint.card.strip() + "\n")
-    print(f"checkpoint  {checkpoint.folder}, {checkpoint.model.parameter_count():,} weights")
+    print(loaded.card.strip() + "\n")
+    print(f"checkpoint  {loaded.folder}, {loaded.model.parameter_count():,} weights")
     print(f"device      {chosen} ({reason})")
     print("versions    " + ", ".join(f"{name} {number}" for name, number in versions.items()))

@@ -31,7 +31,8 @@ from focusasr.config import InspectionConfig
 from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
 from focusasr.local_attention import soft_mask
 from focusasr.model import EncoderBlock, Model
-from focusasr.settings import InputError
+from focusasr.progress import print_trimmed
+from focusasr.settings import InputError, UsageError
 
 NOTICEABLE = 0.01  # a weight above this counts in `share_above_1_percent`
 COLUMNS = (
@@ -129,7 +130,7 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
     count = len(hybrid_layers(model))
     for layer in layers or ():
         if not 1 <= layer <= count:
-            raise InputError(f"layer is {layer}; wanted: 1 to {count}, the encoder's layers")
+            raise UsageError(f"layer is {layer}; wanted: 1 to {count}, the encoder's layers")
     waveform = audio.load(audio.Source(path, config.offset, config.seconds))
     device = next(model.parameters()).device
     bands, window = model.config.mel_bands, model.config.window_samples
@@ -290,7 +291,7 @@ def print_table(inspection: Inspection, console: Console) -> None:
                 *first, f"{head.span_ms:.0f}", f"{head.temperature:.2f}", *looks, f"{head.local_over_global:.2f}"
             )
         table.add_row("", "all", *[""] * (len(COLUMNS) - 3), f"{layer.local_over_global:.2f}", style="dim")
-    console.print(table)
+    print_trimmed(table, console)
     console.print(LEGEND, style="dim", highlight=False)
 
 

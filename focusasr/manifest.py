@@ -69,7 +69,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such manifest; make one with 'focusasr preprocess'") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a UTF-8 manifest ({error})") from None
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise InputError(f"{path}: no manifest ({reason}); make one with 'focusasr preprocess'") from None
     lines = text.split("\n")
     yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 

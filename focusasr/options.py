@@ -33,23 +33,45 @@ ModelDirOption = Annotated[
     Path | None, typer.Option("--model-dir", help="where models from the hub are kept, or OpenAI's NAME.pt lie")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", min=0)]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", min=0, metavar="<int>")]
 
 
+LONGEST_NAME = 26  # characters of an option that has its help beside it
+LONGEST_CHOICES = 50  # characters of what may be chosen, beside the option's name; more goes into its help
 NONE = "none"  # what is typed for a setting that may be none, and what stands for it until it is read
 
 
-def _number_or_none(kind: type) -> Callable[[str], Any]:
-    """Return what reads a number, or "none" in any case, as NONE."""
+def _number(kind: type, may_be_none: bool) -> Callable[[Any], Any]:
+    """Return what reads a number, and perhaps "none" in any case, as NONE."""
 
-    def read(text: str) -> Any:
-        return NONE if text.strip().lower() == NONE else kind(text)
+    def read(text: Any) -> Any:
+        if may_be_none and str(text).strip().lower() == NONE:
+            return NONE
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = ("a whole number" if kind is int else "a number") + (" or none" if may_be_none else "")
+            raise typer.BadParameter(f"{text!r}; wanted: {wanted}") from None
 
     return read
 
 
 class WhisperSpelling(TyperCommand):
-    """A command whose switches may be followed by True or False, as Whisper's are: --word_timestamps True."""
+    """A command whose switches may be followed by True or False, as Whisper's are: --word_timestamps True.
+
+    Its help has a section for each group of settings.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a list for each group; a name too long for its column has a line of its own."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            usual = parameter.param_type_name.capitalize() + "s"
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=LONGEST_NAME)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Turn switches with a word behind them into those of this command before they are read."""
@@ -124,13 +146,17 @@ def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
     hint = hints_of(first)[name]
     panel = first.__name__.removesuffix("Config") + " settings"
     hints = [hints_of(kind)[name] for kind in fields]
-    number = next((kind for kind in (int, float) if kind | None in hints), None)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if long := len("|".join(choices)) > LONGEST_CHOICES:
+        helps.append(", ".join(choices))
+    number = next((kind for kind in (int, float) if kind in hints or kind | None in hints), None)
+    may_be_none = number is not None and number | None in hints
     option = typer.Option(
         help="; ".join(helps),
         rich_help_panel=panel,
         show_default=False,
-        parser=number and _number_or_none(number),
-        metavar=number and f"<{number.__name__}|none>",
+        parser=number and _number(number, may_be_none),
+        metavar=f"<{name}>" if long else number and f"<{number.__name__}{'|none' * may_be_none}>",
     )
     annotation: Any = Annotated[hint | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -17,8 +17,9 @@ from focusasr.files import written_aside
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.preparation_page import write_preparation_page
 from focusasr.readings import Reject
-from focusasr.settings import InputError, to_settings
+from focusasr.settings import UsageError, to_settings
 from focusasr.splits import divide, parse_shares
+from focusasr.text import counted
 
 FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row"))  # kinds that make the command fail
 RESULTS = ("manifest.jsonl", "manifest.meta.json", "rejects.jsonl", "report.json", "report.html")
@@ -47,7 +48,7 @@ class Report:
         """Return lines for people: what was kept, and rejects and findings with counts by kind."""
         before = f", {self.reused} of them finished before" if self.reused else ""
         length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
-        lines = [f"{self.manifest}: {self.kept} utterances, {length}{before}"]
+        lines = [f"{self.manifest}: {counted(self.kept, 'utterance')}, {length}{before}"]
         if self.splits:
             told = ", ".join(f"{name}.jsonl {count}" for name, count in self.splits.items())
             lines.append(f"splits beside it: {told}")
@@ -56,9 +57,8 @@ class Report:
         lines += [f"  {count} {kind}, as {self.examples[kind]}" for kind, count in self.rejects.items()]
         if self.findings:
             page = self.manifest.with_name("report.html")
-            lines.append(
-                f"{page}: {sum(self.findings.values())} findings in what was kept (--drop KIND leaves them out)"
-            )
+            found = counted(sum(self.findings.values()), "finding")
+            lines.append(f"{page}: {found} in what was kept (--drop KIND leaves them out)")
         lines += [f"  {count} {kind}, as {self.examples[f'found {kind}']}" for kind, count in self.findings.items()]
         return "\n".join(lines)
 
@@ -73,12 +73,12 @@ class Results:
 
 
 def check_choices(config: PreprocessConfig) -> None:
-    """Refuse settings that are known to be wrong before any work: InputError."""
+    """Refuse settings that are known to be wrong before any work: UsageError."""
     if config.split is not None:
         parse_shares(config.split)
     for kind in config.drop or []:
         if kind not in KINDS:
-            raise InputError(f"drop is {kind!r}; wanted: {', '.join(KINDS)}")
+            raise UsageError(f"drop is {kind!r}; wanted: {', '.join(KINDS)}")
 
 
 def write_results(folder: Path, results: Results, inputs: Sequence[object], config: PreprocessConfig) -> Report:

@@ -25,6 +25,7 @@ from focusasr.preparation import RESULTS, Report, Results, check_choices, split_
 from focusasr.readings import Columns, Found, Reject
 from focusasr.settings import InputError
 from focusasr.sources import read_corpora
+from focusasr.splits import check_keys
 from focusasr.text import apply_policy
 
 IN_FLIGHT_PER_WORKER = 4
@@ -82,6 +83,7 @@ def preprocess(
     check_choices(config)
     inputs, folder = list(inputs), Path(output_dir).resolve()
     readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
+    check_keys([one.utterance for one in readings if isinstance(one, Found)], config.by or [])  # before any work
     journal = Journal(folder, ".preprocess.jsonl")
     if config.split_seconds is not None:
         from focusasr.checkpoint import find_checkpoint

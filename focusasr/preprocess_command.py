@@ -11,7 +11,7 @@ from focusasr.config import PreprocessConfig
 from focusasr.interrupts import promise
 from focusasr.options import with_settings
 from focusasr.progress import file_bar, say
-from focusasr.settings import read_settings
+from focusasr.settings import read_options
 
 
 @with_settings(PreprocessConfig)
@@ -28,7 +28,7 @@ def preprocess(
     """
     from focusasr import preprocess as room
 
-    config = read_settings(PreprocessConfig, given[PreprocessConfig], "preprocess")
+    config = read_options(PreprocessConfig, given[PreprocessConfig], "preprocess")
     with file_bar("preprocessing") as tell:
 
         def told(done: int, total: int) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 
 @functools.cache
@@ -28,6 +28,19 @@ def stderr() -> Console:
 def say(line: str) -> None:
     """Print one line on stderr, above the bar where there is one."""
     print(line, file=sys.stderr, flush=True)
+
+
+def note(*lines: str) -> None:
+    """Print lines on stderr where somebody looks on: what is written where, which a script knows."""
+    for line in lines if shows() else ():
+        say(line)
+
+
+def print_trimmed(table: RenderableType, console: Console) -> None:
+    """Print a table without the spaces that rich fills its lines up with."""
+    with console.capture() as captured:
+        console.print(table)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def shown_on_stderr() -> dict[str, Any]:

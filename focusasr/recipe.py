@@ -10,6 +10,8 @@ from typing import Any
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
 from focusasr.settings import InputError, read_settings, shown, to_settings
 
+TABLES = {"data": DataConfig, "text": TextConfig, "model": ModelConfig, "train": TrainConfig}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -33,9 +35,9 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -
     `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
     InputError names unknown tables and settings.
     """
-    unknown = settings.keys() - {"data", "text", "model", "train"}
+    unknown = settings.keys() - TABLES.keys()
     if unknown:
-        raise InputError(f"{where}: unknown table [{shown(min(unknown))[1:-1]}]; wanted: data, text, model, train")
+        raise InputError(f"{where}: unknown table [{shown(min(unknown))[1:-1]}]; wanted: {', '.join(TABLES)}")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
     model = settings.get("model", {})
     if not isinstance(model, dict):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from focusasr.config import DecodingConfig
 from focusasr.processes import Processes, join_processes
 from focusasr.progress import say
-from focusasr.settings import InputError, read_settings
+from focusasr.settings import UsageError, read_options
 from focusasr.startup import loading
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -99,9 +99,9 @@ def load_recognizer(choice: ModelChoice, given: Given, command: str) -> Loaded:
 
     InputError where the settings are wrong, where there is no such checkpoint, or where it cannot do what is asked.
     """
-    config = read_settings(DecodingConfig, given.get(DecodingConfig, {}), command)
-    search = read_settings(SearchConfig, given.get(SearchConfig, {}), command)
-    longform = read_settings(LongformConfig, given.get(LongformConfig, {}), command)
+    config = read_options(DecodingConfig, given.get(DecodingConfig, {}), command)
+    search = read_options(SearchConfig, given.get(SearchConfig, {}), command)
+    longform = read_options(LongformConfig, given.get(LongformConfig, {}), command)
     with loading():
         return _load(choice, config, search, longform)
 
@@ -135,9 +135,9 @@ def _load(choice: ModelChoice, config: DecodingConfig, search: SearchConfig, lon
 
 
 def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: LongformConfig) -> list[str]:
-    """Return what a native checkpoint cannot honor; InputError where it would give another text than asked for."""
+    """Return what a native checkpoint cannot honor; UsageError where it would give another text than asked for."""
     if longform.task == "translate":
-        raise InputError("task is translate, which only multilingual Whisper models do; give one with --model")
+        raise UsageError("task is translate, which only multilingual Whisper models do; give one with --model")
     idle = [
         f"--{field.name.replace('_', '-')}"
         for settings in (search, longform)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from focusasr.audio import in_blocks, to_samples
+from focusasr.audio import Source, in_blocks, load, to_samples
 from focusasr.config import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ FRAMES_PER_SECOND = SAMPLE_RATE_HZ / FRAME_SAMPLES
 PADDING_FRAMES = round(0.4 * FRAMES_PER_SECOND)  # kept on both sides of speech: soft beginnings and ends
 SILENCE_FRAMES = round(1.0 * FRAMES_PER_SECOND)  # a pause this long ends a piece; beyond the padding it is left out
 PAUSE_FRAMES = 3  # about 0.1 s: the shortest pause worth a cut
+HEAD_SECONDS = 60.0  # where speech is looked for, if only whether there is any
+LEAST_SPEECH_FRAMES = round(0.5 * FRAMES_PER_SECOND)
 HYSTERESIS = 0.15  # speech goes on until its probability falls this far below the threshold
 
 CONTEXT_SAMPLES = 64  # silero-vad sees these before each frame
@@ -110,6 +113,15 @@ def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Ite
 def speech_frames(waveform: np.ndarray, vad_threshold: float = 0.5) -> np.ndarray:
     """Return which frames of 512 samples of a whole recording (N,) at 16 kHz are speech (n,), the last one padded."""
     return _detector(vad_threshold)(_whole_frames(waveform))
+
+
+def has_speech(source: Source) -> bool:
+    """Return whether the first minute of a recording holds half a second of speech; False of what is read only once."""
+    if not os.path.isfile(source.path):
+        return False
+    head = replace(source, duration=min(source.duration or HEAD_SECONDS, HEAD_SECONDS))
+    waveform = load(head)
+    return len(waveform) > 0 and int(speech_frames(waveform).sum()) >= LEAST_SPEECH_FRAMES
 
 
 def _whole_frames(waveform: np.ndarray) -> np.ndarray:

@@ -22,6 +22,10 @@ class InputError(ValueError):
     """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
 
 
+class UsageError(InputError):
+    """Options that cannot be, alone or together: told in one line too, with another exit status."""
+
+
 LONGEST_SHOWN = 200  # characters of a value in a message
 LONGEST_SECONDS = 1e9  # 31 years: an offset or duration above it is damage, and overflows where samples are counted
 LARGEST = sys.float_info.max  # a whole number above it, which JSON and TOML may hold, is none that can be counted with
@@ -81,6 +85,14 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> C
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def read_options(kind: type[Config], given: dict[str, Any], command: str) -> Config:
+    """Build a configuration from what was typed for a command, as `read_settings`; UsageError where it cannot be."""
+    try:
+        return read_settings(kind, given, command)
+    except InputError as error:
+        raise UsageError(str(error)) from None
 
 
 def _fit(value: Any, hint: Any, name: str) -> Any:

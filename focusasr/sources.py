@@ -17,6 +17,7 @@ from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_
 from focusasr.settings import InputError, parse_json
 from focusasr.subtitles import read_subtitles, subtitles_of
 from focusasr.tables import delimiter_of, pick_column, read_header, read_lines, read_rows, require_column
+from focusasr.text import counted
 
 AUDIO_COLUMNS = ("audio_filepath", "path", "file", "audio", "filename", "file_name", "wav", "audio_file")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
@@ -74,9 +75,22 @@ def recognize(path: Path, columns: Columns) -> str:
     """Return the layout of a folder or file; InputError where none fits."""
     layout = _recognize_folder(path, columns) if path.is_dir() else _recognize_file(path, columns)
     if layout is None:
-        wanted = ", ".join(READERS)
-        raise InputError(f"{path}: no known corpus layout; name it with --layout ({wanted}), or a table's columns")
+        raise InputError(f"{path}: no known corpus layout; {_missing(path)}")
     return layout
+
+
+def _missing(path: Path) -> str:
+    """Return what a folder or file lacks to be a corpus, and what to do about it."""
+    if path.is_file():
+        layouts = ", ".join(READERS)
+        return f"wanted: a table, a manifest or a recording; name a table's columns, or --layout ({layouts})"
+    recordings = len(_audio_files(path))
+    if not recordings:
+        return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any; give their folder"
+    return (
+        f"{counted(recordings, 'recording')}, but no texts beside them (NAME.txt, .lab, .json, .srt, .vtt) and no "
+        "table or manifest that names them; add texts, or say what a table's --audio-column and --text-column are"
+    )
 
 
 def _recognize_file(path: Path, columns: Columns) -> str | None:

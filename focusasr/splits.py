@@ -7,19 +7,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from focusasr.manifest import Utterance
-from focusasr.settings import InputError
+from focusasr.settings import UsageError
 
 NAMES = {2: ("train", "dev"), 3: ("train", "dev", "test")}
 
 
 def parse_shares(text: str) -> list[float]:
-    """Return 90/5/5 as shares that add up to 1; InputError where they are not two or three positive numbers."""
+    """Return 90/5/5 as shares that add up to 1; UsageError where they are not two or three positive numbers."""
     try:
         numbers = [float(part) for part in text.split("/")]
     except ValueError:
         numbers = []
     if len(numbers) not in NAMES or min(numbers) <= 0 or abs(sum(numbers) - 100) > 0.5:
-        raise InputError(f"split is {text!r}; wanted: TRAIN/DEV/TEST or TRAIN/DEV in percent, such as 90/5/5")
+        raise UsageError(f"split is {text!r}; wanted: TRAIN/DEV/TEST or TRAIN/DEV in percent, such as 90/5/5")
     return [number / sum(numbers) for number in numbers]
 
 
@@ -28,8 +28,9 @@ def divide(utterances: Sequence[Utterance], shares: Sequence[float], keys: Seque
 
     Groups are taken largest first, each to the split that lacks most of its share of the seconds; the same corpus
     gives the same splits in whatever order it is read. Without keys each utterance is a group. A key that no
-    utterance has is an InputError; one that some lack leaves those free.
+    utterance has is a UsageError; one that some lack leaves those free.
     """
+    check_keys(utterances, keys)
     groups = _connected(utterances, keys)
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
@@ -54,6 +55,14 @@ def key_of(utterance: Utterance, key: str) -> str:
     return "" if value is None else str(value)
 
 
+def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
+    """Refuse a key that no utterance has: UsageError with those that there are."""
+    for key in keys:
+        if utterances and not any(key_of(utterance, key) for utterance in utterances):
+            known = ["text", *sorted({name for utterance in utterances for name in utterance.extra})]
+            raise UsageError(f"by is {key!r}, which no utterance has; wanted: {', '.join(known)}")
+
+
 def _connected(utterances: Sequence[Utterance], keys: Sequence[str]) -> list[int]:
     """Return a group number for each utterance: one for all that are linked by equal values (union-find)."""
     parents = list(range(len(utterances)))
@@ -70,8 +79,6 @@ def _connected(utterances: Sequence[Utterance], keys: Sequence[str]) -> list[int
             value = key_of(utterance, key)
             if value:
                 parents[root(index)] = root(first.setdefault(value, index))
-        if not first and utterances:
-            raise InputError(f"by is {key!r}, which no utterance has; wanted: speaker, text or another key they have")
     return [root(index) for index in range(len(utterances))]
 
 

@@ -44,3 +44,8 @@ def _words_alone(text: str) -> str:
 def _is_selector(char: str) -> bool:
     """Tell variation selectors, which choose between a sign and its picture."""
     return "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number and its thing, in the plural where it is not one."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

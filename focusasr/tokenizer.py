@@ -88,7 +88,7 @@ def train_tokenizer(texts: Iterable[str], policy: TextConfig) -> Tokenizer:
     cleaned = [apply_policy(text, policy) for text in texts]
     characters = sorted(set("".join(cleaned)))
     if not characters:
-        raise InputError("the texts are empty after the text policy, so there is nothing to learn a tokenizer from")
+        raise InputError("no text after the text policy, nothing to learn a tokenizer from; give manifests with texts")
     if policy.tokens == "characters":
         return Tokenizer(_character_engine(sorted({" ", *characters})), policy)  # a space: texts may be joined
     return Tokenizer(_bpe_engine(cleaned, characters, policy.vocabulary_size), policy)

@@ -11,11 +11,11 @@ import typer
 from focusasr.config import ModelConfig, TextConfig, TrainConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
-from focusasr.settings import InputError, read_toml, shown
+from focusasr.recipe import TABLES, Run, read_run
+from focusasr.settings import InputError, UsageError, hints_of, read_toml, shown
 
 if TYPE_CHECKING:
     from focusasr.checkpoint import Checkpoint
-    from focusasr.recipe import Run
 
 Find = Literal["batch", "lr"] | None
 
@@ -60,7 +60,6 @@ def train(
     import torch
 
     from focusasr.device import choose_device
-    from focusasr.recipe import read_run
     from focusasr.warm_start import find_source, settings_from
 
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
@@ -69,12 +68,15 @@ def train(
     if preset:
         tables["model"]["preset"] = preset
     if not tables["data"].get("train"):
-        raise typer.BadParameter("give a training manifest, or --config with [data] train")
+        raise UsageError("give a training manifest, or --config with [data] train")
     folder = config.parent if config else Path()
     source = find_source(tables, folder, output_dir / "last" if resume else None, local_files_only)
     if source:
         tables = settings_from(source, tables)
-    run = read_run(tables, folder, output_dir, str(config or "options"))
+    try:
+        run = read_run(tables, folder, output_dir, str(config or "options"))
+    except InputError as error:
+        raise error if config or resume else UsageError(str(error)) from None
     if threads:
         torch.set_num_threads(threads)
     find: Find = "batch" if find_batch else "lr" if find_lr else None
@@ -118,13 +120,17 @@ def collected(
         "train": [str(Path(m).absolute()) for m in manifests or []],
         "dev": [str(Path(m).absolute()) for m in dev or []],
     }
-    for table, settings in tables.items():
-        if not isinstance(settings, dict):
-            raise InputError(
-                f"{config or resumed_from}: {shown(table)} is {shown(settings)}; wanted: a table of settings"
-            )
+    for name, value in tables.items():
+        if not isinstance(value, dict):
+            raise InputError(f"{config or resumed_from}: {shown(name)} is {shown(value)}; wanted: {_place_of(name)}")
     tables["data"] = {**tables.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
     return tables
+
+
+def _place_of(name: str) -> str:
+    """Return where a name that stands outside of all tables belongs."""
+    homes = [table for table, kind in TABLES.items() if name in hints_of(kind) or (name, table) == ("preset", "model")]
+    return f"this line below [{'] or ['.join(homes)}]" if homes else f"tables of settings: {', '.join(TABLES)}"
 
 
 def resumed_settings(output_dir: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.heard import Heard, Notes
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
-from focusasr.settings import InputError
+from focusasr.settings import InputError, UsageError
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
 HELD_SECONDS = 240.0  # but no more sound than this, which bounds memory
@@ -64,7 +64,7 @@ class Recognizer:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
         if config.word_timestamps and checkpoint.model.ctc_head is None:
-            raise InputError(
+            raise UsageError(
                 "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
                 "or train with --ctc"
             )

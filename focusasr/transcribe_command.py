@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from focusasr.config import DecodingConfig
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
-from focusasr.progress import progress_bar, say
+from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import InputError, read_settings
+from focusasr.settings import InputError, UsageError, read_options
+from focusasr.text import counted
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
     from focusasr.heard import Notes
     from focusasr.processes import Processes
     from focusasr.transcribe import Outcome
+
+
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output-format",
+        "-f",
+        help="which files, such as srt,json (default all); where nothing is written: how one file is printed",
+        metavar="<txt|vtt|srt|tsv|json|all>",
+    ),
+]
 
 
 @with_settings(DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
@@ -40,10 +52,7 @@ def transcribe(
             help="write files here; without: Whisper models to ., native ones print; -: print",
         ),
     ] = None,
-    output_format: Annotated[
-        Literal["txt", "vtt", "srt", "tsv", "json", "all"],
-        typer.Option("--output-format", "-f", help="which files; where nothing is written: how one file is printed"),
-    ] = "all",
+    output_format: FormatOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
@@ -69,20 +78,21 @@ def transcribe(
 
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
-    output = read_settings(OutputConfig, given[OutputConfig], "transcribe")
+    output = read_options(OutputConfig, given[OutputConfig], "transcribe")
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
+    formats = _formats(output_format or ["all"])
     sources = find_sources(files)
     loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given, "transcribe")
     tell_remarks(loaded)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
     if output_dir is None or str(output_dir) == "-":
-        _check_printing(len(sources) > 1, output_format, skip_existing)
-        suffix = "txt" if output_format == "all" else output_format
+        _check_printing(len(sources) > 1, formats, skip_existing)
+        suffix = "txt" if "all" in formats else formats[0]
         deliver(loaded, sources, lambda outcomes: print_texts(outcomes, len(sources) > 1, suffix, output))
         return
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
-    writing = Writing.planned(sources, output_dir, output_format, again, loaded.processes)
+    writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
     noisy = loaded.is_whisper and output.verbose
     notes = again.notes if again else None
     deliver(
@@ -101,12 +111,12 @@ def deliver(
 
     processes = loaded.processes
     if processes.count > 1 and any(source.path == STDIN for source in sources):
-        raise typer.BadParameter("- (standard input) cannot be shared among processes; give it to one alone")
+        raise UsageError("- (standard input) cannot be shared among processes; give it to one alone")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
-        outcomes = counted(told(loaded.shared(sources, tell, notes), tell, processes), len(sources), notes is not None)
+        outcomes = promised(told(loaded.shared(sources, tell, notes), tell, processes), len(sources), notes is not None)
         if processes.main:
-            failed = give(outcomes)
+            failed = give(_unheard_told(outcomes))
         else:
             failed = 0  # the main process tells
             deque(outcomes, maxlen=0)
@@ -121,19 +131,32 @@ def _leave_with(failed: int, count: int) -> None:
         raise typer.Exit(1)
 
 
-def _check_printing(several: bool, output_format: str, skip_existing: bool) -> None:
+def _formats(asked: list[str]) -> list[str]:
+    """Return the formats asked for, with commas or by an option each; UsageError where there is no such format."""
+    from focusasr.output import FORMATS
+
+    named = [name.strip().lower() for one in asked for name in one.split(",")]
+    for name in named:
+        if name not in (*FORMATS, "all"):
+            raise UsageError(f"--output-format is {name!r}; wanted: {', '.join(FORMATS)} or all")
+    return list(dict.fromkeys(named))
+
+
+def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> None:
     """Refuse what makes no sense where nothing is written."""
-    if several and output_format not in ("all", "txt"):
-        raise typer.BadParameter(f"--output-format {output_format} of several files needs --output-dir")
+    if len(formats) > 1:
+        raise UsageError(f"--output-format {' and '.join(formats)} need --output-dir; only one can be printed")
+    if several and formats[0] not in ("all", "txt"):
+        raise UsageError(f"--output-format {formats[0]} of several files needs --output-dir")
     if skip_existing:
-        raise typer.BadParameter("--skip-existing needs --output-dir; what is printed is not kept")
+        raise UsageError("--skip-existing needs --output-dir; what is printed is not kept")
 
 
 def _check_output(output: OutputConfig, word_timestamps: bool) -> None:
     """Refuse subtitle settings that need word times where none are asked for, as whisper does."""
     for name in ("highlight_words", "max_line_width", "max_line_count", "max_words_per_line"):
         if getattr(output, name) and not word_timestamps:
-            raise typer.BadParameter(f"--{name.replace('_', '-')} needs --word-timestamps")
+            raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")
 
 
 @contextmanager
@@ -171,7 +194,17 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
         yield outcome
 
 
-def counted(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
+def _unheard_told(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Say on stderr where a text is empty although there is speech: an empty text alone would look like silence."""
+    from focusasr.segments import has_speech
+
+    for outcome in outcomes:
+        if outcome.transcript and not outcome.transcript.text.strip() and has_speech(outcome.source):
+            say(f"focusasr: {outcome.source.name}: has speech, but the model finds no words in it; try another --model")
+        yield outcome
+
+
+def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
     """Promise the texts that are written: when the next one is asked for, the one before is."""
     written = 0
     while True:
@@ -205,7 +238,7 @@ def known_outputs(loaded: Loaded, given: dict[type, dict[str, Any]], folder: Pat
     from focusasr.again import Again, fingerprint_of_model
 
     kinds: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
-    settings = {name: value for kind in kinds for name, value in asdict(read_settings(kind, given[kind], "")).items()}
+    settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind], "")).items()}
     decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
     return Again(folder, {"model": fingerprint_of_model(loaded.path), **decided})
 
@@ -214,6 +247,7 @@ def known_outputs(loaded: Loaded, given: dict[type, dict[str, Any]], folder: Pat
 class Writing:
     """What is to be transcribed, into which files (`stems` are their paths without suffix), and what is known of it."""
 
+    folder: Path
     sources: list[Source]
     stems: list[Path]
     formats: list[str]
@@ -221,31 +255,33 @@ class Writing:
 
     @classmethod
     def planned(
-        cls, sources: list[Source], folder: Path, wanted: str, again: Again | None, processes: Processes
+        cls, sources: list[Source], folder: Path, wanted: list[str], again: Again | None, processes: Processes
     ) -> Writing:
         """Return what is left to do, the same in every process."""
         from focusasr.output import FORMATS, output_paths, output_stems
 
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file; give --output-dir a folder")
-        formats = list(FORMATS) if wanted == "all" else [wanted]
+        formats = list(FORMATS) if "all" in wanted else wanted
         pairs = list(zip(sources, output_stems(sources, folder), strict=True))
         left = [pair for pair in pairs if not (again and again.finished(pair[0], output_paths(pair[1], formats)))]
         processes.gather([])  # nobody writes before all have looked
         if len(left) < len(pairs) and processes.main:
             say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
-        return cls([source for source, _ in left], [stem for _, stem in left], formats, again)
+        return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig) -> int:
         """Write each transcript's files as it comes; return how many failed."""
         from focusasr.output import write
 
-        failed = 0
+        failed = written = 0
         for stem, outcome in zip(self.stems, outcomes, strict=True):
             if outcome.transcript is None:
                 failed += 1
                 continue
             paths = write(outcome.transcript, stem, self.formats, output)
+            written += len(paths)
             if self.again:
                 self.again.add(outcome.source, paths)
+        note(f"focusasr: {counted(written, 'file')} written to {self.folder.absolute()}")
         return failed

@@ -193,10 +193,12 @@ def synthesize(output: Path, hours: float, seed: int, workers: int, sentences: l
                 seconds += result
                 line = {"audio_filepath": str(job.path.relative_to(output)), "duration": round(result, 3)}
                 lines.append({**line, "text": job.text, "speaker": job.voice.speaker, "id": job.name, "language": "en"})
-            print(f"\r{len(lines)} files, {seconds / 3600:.2f} of {hours:g} h", end="", file=sys.stderr, flush=True)
+            if sys.stderr.isatty():
+                print(f"\r{len(lines)} files, {seconds / 3600:.2f} of {hours:g} h", end="", file=sys.stderr, flush=True)
     with written_aside(output / "train.jsonl") as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    print(f"\n{(len(refused) and dict(refused)) or 'nothing'} refused", file=sys.stderr)
+    start = "\n" if sys.stderr.isatty() else ""
+    print(f"{start}{len(lines)} files; {(len(refused) and dict(refused)) or 'nothing'} refused", file=sys.stderr)
 
 
 def main() -> None:

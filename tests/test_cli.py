@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
+
+from focusasr import cli
 
 RATE_HZ = 16_000
 
@@ -116,26 +120,123 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
         (["transcribe", "x.wav", "--no-such-option"], 2, "no-such-option"),
         (["transcribe", "x.wav", "-f", "doc"], 2, "doc"),
         (["transcribe", "x.wav", "y.wav", "-f", "srt"], 2, "--output-dir"),
-        (["transcribe", "x.wav", "--batch-size", "0"], 1, "batch_size is 0"),
-        (["transcribe", "x.wav", "--device", "tpu"], 1, "tpu"),
+        (["transcribe", "x.wav", "--batch-size", "0"], 2, "batch_size is 0"),
+        (["transcribe", "x.wav", "--batch-size", "x"], 2, "'x'; wanted: a whole number; see"),
+        (["transcribe", "x.wav", "--beam-size", "x"], 2, "'x'; wanted: a whole number or none; see"),
+        (["transcribe", "x.wav", "--device", "tpu"], 2, "tpu"),
         (["transcribe", "x.wav", "--model", "nowhere"], 1, "nowhere"),
         (["transcribe", "*.nothing"], 1, "*.nothing"),
         (["evaluate", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["train"], 2, "manifest"),
         (["train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["train", "m.jsonl", "--config", "nowhere.toml"], 1, "nowhere.toml"),
-        (["train", "m.jsonl", "--heads", "5"], 1, "heads"),
+        (["train", "m.jsonl", "--heads", "5"], 2, "heads"),
         (["train", "m.jsonl", "--resume"], 1, "resume"),
         (["preprocess", "nowhere", "-o", "out"], 1, "nowhere"),
         (["no-such-command"], 2, "no-such-command"),
+        (["transcrib", "x.wav"], 2, "did you mean 'transcribe'? See focusasr --help"),
     ],
 )
 def test_wrong_usage_says_what_is_wrong(run, arguments: list[str], status: int, said: str) -> None:
     result = run(*arguments)
     assert (result.status, result.out) == (status, "")
     assert said.lower() in result.err.lower()  # older Typers write arguments in capitals
-    if status == 1:
-        assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("focusasr: ") and len(result.err.splitlines()) == 1
+    assert "value error" not in result.err.lower()
+
+
+def test_several_formats_are_given_with_commas_or_again(run, sample: Path) -> None:
+    assert run("transcribe", sample, "-o", "out", "-f", "srt,json", "-f", "txt").status == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["sample.json", "sample.srt", "sample.txt"]
+    result = run("transcribe", sample, "-f", "srt", "-f", "json")
+    assert result.status == 2 and "--output-format srt and json need --output-dir" in result.err
+
+
+def test_an_empty_text_is_told_from_silence(run, sample: Path, heard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write("silence.wav", 0 * tone(RATE_HZ), RATE_HZ)
+    monkeypatch.setattr("focusasr.tokenizer.Tokenizer.decode", lambda self, tokens: "")
+    result = run("transcribe", "silence.wav", sample)
+    assert (result.status, result.out) == (0, f"silence.wav\t\n{sample}\t\n")
+    assert result.err == f"focusasr: {sample}: has speech, but the model finds no words in it; try another --model\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tiny.em", "(did you mean tiny.en?); give one"), ("openai/whisper-tinny", "(did you mean openai/whisper-tiny?)")],
+)
+def test_a_model_with_nearly_a_known_name(run, name: str, said: str) -> None:
+    result = run("info", name)
+    assert (result.status, result.out) == (1, "") and said in result.err and result.err.count("\n") == 1
+
+
+def test_info_takes_its_checkpoint_in_either_way(run) -> None:
+    first, second = run("info", "default", "--json"), run("info", "--model", "default", "--json")
+    assert first.status == 0 and first.out == second.out
+    assert run("info", "default", "--model", "elsewhere").status == 2
+
+
+def test_of_many_bad_lines_the_first_are_told(run, sample: Path) -> None:
+    Path("m.jsonl").write_text("not json\n" * 40)
+    lines = run("evaluate", "m.jsonl").err.splitlines()
+    assert len(lines) == 7 and "line 5: not JSON" in lines[4] and "40 lines cannot be used" in lines[5]
+
+
+def test_tables_have_no_spaces_at_their_ends(run) -> None:
+    texts(("a b", "a c"))
+    lines = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", "--slice", "duration").out.splitlines()
+    assert len(lines) > 5 and not [line for line in lines if line != line.rstrip()]
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("steps = 5", "[train]"),
+        ('train = "a.jsonl"', "[data]"),
+        ('preset = "tiny"', "[model]"),
+        ("x = 1", "settings: data"),
+    ],
+)
+def test_a_setting_outside_of_tables_is_told_its_table(run, line: str, place: str) -> None:
+    Path("run.toml").write_text(f"{line}\n[text]\ncase = 'lower'\n")
+    result = run("train", "m.jsonl", "--config", "run.toml")
+    assert result.status == 1 and place in result.err and result.err.count("\n") == 1
+
+
+def test_what_is_no_corpus_says_what_was_looked_for(run, sample: Path) -> None:
+    Path("a").mkdir()
+    assert "a: no known corpus layout; no recordings (.wav" in run("preprocess", "a", "-o", "b").err
+    Path("a/x.flac").write_bytes(sample.read_bytes())
+    assert "1 recording, but no texts beside them (NAME.txt" in run("preprocess", "a", "-o", "b").err
+
+
+def test_by_a_key_that_is_not_there_is_refused_before_any_work(run, sample: Path) -> None:
+    Path("m.jsonl").write_text(json.dumps({"audio_filepath": str(sample), "text": "a", "speaker": "b"}) + "\n")
+    result = run("preprocess", "m.jsonl", "-o", "out", "--split", "90/5/5", "--by", "voice")
+    assert (result.status, result.err.count("\n")) == (2, 1) and "wanted: text, speaker" in result.err
+    assert not Path("out/audio").exists()
+
+
+@pytest.mark.parametrize("command", ["preprocess", "train", "transcribe", "evaluate", "inspect", "info", "convert"])
+def test_help_names_every_option_whole_at_80_columns(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(command, "--help").out
+    parameters = next(one for one in typer.main.get_command(cli.app).commands.values() if one.name == command).params
+    names = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
+    assert names and not set(names) - set(re.findall(r"--[\w-]+", shown))
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+
+
+def test_a_recording_in_place_of_a_command(run, sample: Path) -> None:
+    result = run(sample, "--model", "tiny")
+    said = f"focusasr: {sample} is no command; did you mean focusasr transcribe {sample} --model tiny?\n"
+    assert (result.status, result.out, result.err) == (2, "", said)
+    Path("transcribe").mkdir()
+    assert "missing argument" in run("transcribe").err
+
+
+def test_no_command_shows_the_help(run) -> None:
+    result = run()
+    assert (result.status, result.out) == (2, "") and "transcribe  Write down" in result.err
 
 
 @pytest.mark.parametrize(
@@ -271,13 +372,13 @@ def test_evaluate_fails_above_a_limit_in_one_line(run, limit: float, status: int
 
 def test_evaluate_refuses_what_cannot_be(run) -> None:
     texts(("a", "a"))
-    for options, said in (
-        (["--fail-above", "10"], "a ratio from 0 to 1"),
-        (["--slice", "mood"], "no line has that key"),
-        (["--against", "absent.txt"], "absent.txt"),
+    for options, status, said in (
+        (["--fail-above", "10"], 2, "a ratio from 0 to 1"),
+        (["--slice", "mood"], 2, "no line has that key"),
+        (["--against", "absent.txt"], 1, "absent.txt"),
     ):
         result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", *options)
-        assert result.status == 1 and said in result.err and result.err.count("\n") == 1
+        assert result.status == status and said in result.err and result.err.count("\n") == 1
 
 
 def test_evaluate_hears_what_transcribe_prints_and_leaves_nothing_aside(run, sample: Path) -> None:

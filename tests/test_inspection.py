@@ -290,26 +290,29 @@ def test_knobs_where_nothing_can_be_turned(run, song: str, command: str) -> None
     heard = song if command == "transcribe" else "m.jsonl"
     assert run(command, heard, "--model", folder).status == 0
     result = run(command, heard, "--model", folder, "--temperature-scale", 2)
-    assert (result.status, result.out, len(result.err.splitlines())) == (1, "", 1)
+    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
     assert "global" in result.err
     result = run(command, heard, "--model", save(hybrid_model(), "hybrid"), "--span-scale", 0.5)
     assert result.status == 0
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "status", "said"),
     [
-        (["--layer", 0], "layer is 0; wanted: 1 to 3"),
-        (["--layer", 2, "--layer", 4], "layer is 4; wanted: 1 to 3"),
-        (["--span-scale", 0], "span_scale is 0.0"),
-        (["--seconds", 0], "seconds is 0.0"),
-        (["--offset", 100], "song.wav"),
-        (["-o", "song.wav/picture.png"], "picture.png"),
+        (["--layer", 0], 2, "layer is 0; wanted: 1 to 3"),
+        (["--layer", 2, "--layer", 4], 2, "layer is 4; wanted: 1 to 3"),
+        (["--span-scale", 0], 2, "span_scale is 0.0"),
+        (["--seconds", 0], 2, "seconds is 0.0"),
+        (["--offset", 100], 1, "song.wav"),
+        (["-o", "song.wav/picture.png"], 1, "picture.png"),
+        (["-o", "picture.jpg"], 2, "wanted: a name that ends in .png"),
     ],
 )
-def test_what_cannot_be_inspected_is_said_in_one_line(run, song: str, options: list[object], said: str) -> None:
+def test_what_cannot_be_inspected_is_said_in_one_line(
+    run, song: str, options: list[object], status: int, said: str
+) -> None:
     result = run("inspect", save(hybrid_model()), song, *options)
-    assert (result.status, result.out, len(result.err.splitlines())) == (1, "", 1)
+    assert (result.status, result.out, len(result.err.splitlines())) == (status, "", 1)
     assert said in result.err
 
 

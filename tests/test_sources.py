@@ -231,7 +231,7 @@ def test_what_is_no_corpus_is_refused_in_one_line(tmp_path, content):
 def test_missing_input_and_empty_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         read(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="--layout"):
+    with pytest.raises(InputError, match="no recordings"):
         read(tmp_path)
 
 
