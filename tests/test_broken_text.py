@@ -56,7 +56,7 @@ def test_json_objects(tmp_path: Path, value: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(value)
     assert refused(read_json, path).startswith(f"{path}: ")
-    with pytest.raises(InputError, match="--layout"):  # a folder of it is no corpus
+    with pytest.raises(InputError, match="no recordings"):  # a folder of it is no corpus
         recognize(tmp_path, Columns())
 
 
