@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes checkpoints/focusasr-alnum-en: synthetic speech, four parts of training, measurements, card. About three hours on
+# Makes checkpoints/focusasr-alnum-en: synthetic speech, five parts of training, measurements, card. About four hours on
 # two cores. The corpora must lie in data/ (see focusasr-alnum-en.toml); a broken run goes on where it stopped.
 #
 #   scripts/focusasr-alnum-en.sh [RUNS]        RUNS: where training writes, runs/ if not given
@@ -8,13 +8,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs=${1:-runs}
 export OMP_WAIT_POLICY=PASSIVE
 
-for corpus in an4 fsdd speech_commands_mini picovoice_keywords common_voice_en_delta13 common_voice_en kathleen; do
+for corpus in an4 fsdd speech_commands_mini picovoice_keywords common_voice_en_delta13 common_voice_en kathleen \
+    ljspeech philippm; do
     [[ -f data/$corpus/train.jsonl ]] || { echo "data/$corpus/train.jsonl is missing: see the model card" >&2; exit 1; }
 done
 
 python=.venv/bin/python
 "$python" scripts/synthesize.py data/synth/home --hours 2 --seed 11
 "$python" scripts/synthesize.py data/synth/words --hours 2 --seed 17 --words
+"$python" scripts/synthesize.py data/synth/words2 --hours 2 --seed 31 --words
 "$python" scripts/synthesize.py data/synth/prose --hours 0.5 --seed 12 \
     --texts data/{common_voice_en_delta13,common_voice_en,kathleen}/train.jsonl
 
@@ -29,8 +31,13 @@ train "$runs/alnum-first" --steps 7500 --learning-rate 1.5e-3 --clean-epochs 2
 train "$runs/alnum-second" --init-from "$runs/alnum-first/last"
 more=(--formant 0.15 --noise 0.3 --speed 0.15)
 train "$runs/alnum-third" --init-from "$runs/alnum-second/last" --steps 5000 --seed 3 "${more[@]}"
-train "$runs/alnum" --init-from "$runs/alnum-third/last" --steps 600 --warmup-steps 50 --evaluate-every 300 \
+train "$runs/alnum-fourth" --init-from "$runs/alnum-third/last" --steps 600 --warmup-steps 50 --evaluate-every 300 \
     --learning-rate 5e-4 --ema-decay 0.99 --seed 4 --silence 0.08 "${more[@]}"
+mixture=(an4=6 fsdd=4 speech_commands_mini=16 picovoice_keywords=0.15 common_voice_en_delta13=0.8 common_voice_en=1
+    kathleen=0.4 ljspeech=0.4 philippm=0.4 synth/home=0.4 synth/words=0.3 synth/words2=0.4 synth/prose=0.1)
+mixture=("${mixture[@]/=//train.jsonl=}")
+train "$runs/alnum" "${mixture[@]/#/data/}" --init-from "$runs/alnum-fourth/last" --steps 5500 --evaluate-every 1100 \
+    --seed 5 --silence 0.04 "${more[@]}"
 
 "$python" scripts/digit_strings.py data/fsdd data/digit_strings
 "$python" scripts/ship_checkpoint.py "$runs/alnum/last" checkpoints/focusasr-alnum-en scripts/focusasr-alnum-en.md \
