@@ -129,10 +129,10 @@ def collected(
 
 def _place_of(name: str) -> str:
     """Return where a name that stands outside of all tables belongs."""
-    if name in TABLES:
-        return "a table of settings"
     homes = [table for table, kind in TABLES.items() if name in hints_of(kind) or (name, table) == ("preset", "model")]
-    return f"this line below [{'] or ['.join(homes)}]" if homes else f"tables of settings: {', '.join(TABLES)}"
+    if homes:
+        return f"this line below [{'] or ['.join(homes)}]"
+    return "a table of settings" if name in TABLES else f"tables of settings: {', '.join(TABLES)}"
 
 
 def resumed_settings(output_dir: Path) -> dict[str, Any]:
