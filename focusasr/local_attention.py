@@ -11,7 +11,8 @@ What query i may see of key j, for a radius r and a soft edge of width `ramp`:
                              0    r-ramp r
 
 Three paths give the same result: `_dense` for short passes and caches, `_blocked` in PyTorch's fused attention for any
-device, and on a CPU `Stretches`, which keeps what it works on within the cache, head by head, each with its own reach.
+device, and on a CPU with few threads `Stretches`, which keeps what it works on within the cache of one core, head by
+head, each with its own reach.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from focusasr.device import one_thread
+
 STRETCH_STEPS = 512  # what one product of `Stretches` covers: scores of 32 x 512 x reach fit the second-level cache
+
+FEW_THREADS = 2  # one thread within its cache beats two in the fused attention; of more nothing is known
 
 
 def require_steps(x: Tensor) -> None:
@@ -92,11 +97,17 @@ def windowed_attention(
         temperature = torch.ones(1, 1, device=q.device)
     if steps != keys or steps <= 2 * window.block + reach + ahead:
         return _dense(_cooled(q, temperature), k, v, window, mask)
-    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
+    if _few_threads(q):
         return _stretched(q, k, v, window, mask, temperature)
     if torch.is_grad_enabled():  # the backward pass copies the keys of each block: longer blocks copy less
         window = window._replace(block=max(window.block, reach))
     return _blocked(_cooled(q, temperature), k, v, window, mask, (reach, ahead))
+
+
+def _few_threads(q: Tensor) -> bool:
+    """Tell whether q is computed on so few threads that `Stretches`, which uses one, is the fastest path."""
+    precise = q.dtype in (torch.float32, torch.float64)
+    return q.device.type == "cpu" and precise and torch.get_num_threads() <= FEW_THREADS
 
 
 def _cooled(q: Tensor, temperature: Tensor) -> Tensor:
@@ -251,9 +262,10 @@ class Stretches(torch.autograd.Function):
         ctx.tiles = tiles
         out = torch.empty_like(q)
         factors = factor.tolist()
-        for tile in tiles:
-            weights = _weights(tile, tile.queries(q), tile.windows(k), bias, factors[tile.row][tile.head])
-            tile.put(out, weights @ tile.windows(v).mT)
+        with one_thread():
+            for tile in tiles:
+                weights = _weights(tile, tile.queries(q), tile.windows(k), bias, factors[tile.row][tile.head])
+                tile.put(out, weights @ tile.windows(v).mT)
         return out
 
     @staticmethod
@@ -264,17 +276,18 @@ class Stretches(torch.autograd.Function):
         (grad,) = grads
         to_q, to_k, to_v, to_bias, to_factor = (torch.zeros_like(x) for x in (q, k, v, bias, factor))
         factors = factor.tolist()
-        for tile in ctx.tiles:
-            sharp = factors[tile.row][tile.head]
-            queries, keys, asked = tile.queries(q), tile.windows(k), tile.queries(grad)
-            weights = _weights(tile, queries, keys, bias, sharp)
-            tile.add(to_v, weights.mT @ asked)
-            scores = torch._softmax_backward_data(asked @ tile.windows(v), weights, -1, weights.dtype)
-            tile.add(to_k, scores.mT @ (queries * sharp))
-            mixed = scores @ keys.mT
-            tile.put(to_q, mixed * sharp)
-            tile.bias(to_bias).add_(scores.sum(dim=0))
-            to_factor[tile.row, tile.head] += (queries * mixed).sum()
+        with one_thread():
+            for tile in ctx.tiles:
+                sharp = factors[tile.row][tile.head]
+                queries, keys, asked = tile.queries(q), tile.windows(k), tile.queries(grad)
+                weights = _weights(tile, queries, keys, bias, sharp)
+                tile.add(to_v, weights.mT @ asked)
+                scores = torch._softmax_backward_data(asked @ tile.windows(v), weights, -1, weights.dtype)
+                tile.add(to_k, scores.mT @ (queries * sharp))
+                mixed = scores @ keys.mT
+                tile.put(to_q, mixed * sharp)
+                tile.bias(to_bias).add_(scores.sum(dim=0))
+                to_factor[tile.row, tile.head] += (queries * mixed).sum()
         return to_q, to_k, to_v, to_bias, to_factor, None
 
 
