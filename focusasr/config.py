@@ -328,7 +328,7 @@ class InspectionConfig(KnobsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.offset < math.inf, "offset", self.offset, "seconds, at least 0")
-        require(0 < self.seconds < math.inf, "seconds", self.seconds, "above 0")
+        require(0 < self.seconds <= 120, "seconds", self.seconds, "above 0, at most 120")
 
 
 @dataclass(frozen=True)

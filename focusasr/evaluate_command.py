@@ -14,7 +14,7 @@ from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import InputError, read_options
+from focusasr.settings import InputError, UsageError, read_options
 from focusasr.transcribe_command import shared_work, tell_remarks, told
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -59,13 +59,13 @@ def evaluate(
     from focusasr.hypotheses import read_hypotheses
 
     config = read_options(EvaluationConfig, given[EvaluationConfig], "evaluate")
+    _spare((output, html), (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
     others = read_hypotheses(against, utterances) if against else None
     if hypotheses:
-        texts = read_hypotheses(hypotheses, utterances)
+        texts, recall = read_hypotheses(hypotheses, utterances), None
         evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
-        recall = None
     else:
         choice = ModelChoice(model, device, threads, local_files_only)
         loaded = load_recognizer(choice, given, "evaluate")
@@ -90,6 +90,15 @@ def evaluate(
         recall.forget()
     if _too_many_errors(evaluation, config) or evaluation.failures or bad_lines:
         raise typer.Exit(1)
+
+
+def _spare(written: tuple[Path | None, ...], read: tuple[Path | None, ...]) -> None:
+    """Refuse to write over what is read, or one result over the other: UsageError."""
+    taken = {path.resolve() for path in read if path}
+    for path in filter(None, written):
+        if path.resolve() in taken:
+            raise UsageError(f"{path}: would be overwritten by a result; choose another name for that")
+        taken.add(path.resolve())
 
 
 def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:

@@ -28,8 +28,7 @@ from torch import Tensor
 
 from focusasr.device import one_thread
 
-STRETCH_STEPS = 512  # what one product of `Stretches` covers: scores of 32 x 512 x reach fit the second-level cache
-
+STRETCH_STEPS = 512  # what one product of `Stretches` covers: its scores, some 512 x 160, fit the second-level cache
 FEW_THREADS = 2  # one thread within its cache beats two in the fused attention; of more nothing is known
 
 

@@ -14,7 +14,9 @@ def read_lines(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             return lines.readlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from None
 
 

@@ -44,4 +44,4 @@ train "$runs/alnum" "${mixture[@]}" --init-from "$runs/alnum-fifth/last" --steps
 
 "$python" scripts/digit_strings.py data/fsdd data/digit_strings
 "$python" scripts/ship_checkpoint.py "$runs/alnum/last" checkpoints/focusasr-alnum-en scripts/focusasr-alnum-en.md \
-    data/{an4,fsdd,digit_strings,speech_commands_mini,picovoice_keywords,common_voice_en_delta13,common_voice_en,kathleen}/test.jsonl
+    data/{an4,fsdd,digit_strings,speech_commands_mini,picovoice_keywords,common_voice_en_delta13,common_voice_en,kathleen,ljspeech,philippm}/test.jsonl

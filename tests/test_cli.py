@@ -375,7 +375,7 @@ def test_evaluate_refuses_what_cannot_be(run) -> None:
     for options, status, said in (
         (["--fail-above", "10"], 2, "a ratio from 0 to 1"),
         (["--slice", "mood"], 2, "no line has that key"),
-        (["--against", "absent.txt"], 1, "absent.txt"),
+        (["--against", "absent.txt"], 1, "absent.txt: cannot be read (No such file or directory); check the path"),
     ):
         result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", *options)
         assert result.status == status and said in result.err and result.err.count("\n") == 1

@@ -230,3 +230,23 @@ def test_rows_go_along_with_the_manifest_they_came_from(tmp_path):
     write_rows(evaluation, tmp_path / "rows.jsonl")
     names = [json.loads((tmp_path / name).read_text())["audio_filepath"] for name in ("manifest.jsonl", "rows.jsonl")]
     assert names == ["0.wav", "0.wav"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--output", "refs.txt"],
+        ["--html", "./refs.txt"],
+        ["--output", "hyps.txt"],
+        ["--against", "worse.txt", "--output", "worse.txt"],
+        ["--output", "a", "--html", "a"],
+    ],
+)
+def test_evaluate_writes_over_nothing_that_it_reads(run, options: list[str]) -> None:
+    for name in ("refs.txt", "hyps.txt", "worse.txt"):
+        Path(name).write_text("a b\n")
+    result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", *options)
+    assert result.status == 2 and "would be overwritten" in result.err and result.err.count("\n") == 1
+    assert {path.name: path.read_text() for path in Path().glob("*.txt")} == {
+        "refs.txt": "a b\n", "hyps.txt": "a b\n", "worse.txt": "a b\n",
+    }  # fmt: skip

@@ -303,6 +303,7 @@ def test_knobs_where_nothing_can_be_turned(run, song: str, command: str) -> None
         (["--layer", 2, "--layer", 4], 2, "layer is 4; wanted: 1 to 3"),
         (["--span-scale", 0], 2, "span_scale is 0.0"),
         (["--seconds", 0], 2, "seconds is 0.0"),
+        (["--seconds", 121], 2, "at most 120"),
         (["--offset", 100], 1, "song.wav"),
         (["-o", "song.wav/picture.png"], 1, "picture.png"),
         (["-o", "picture.jpg"], 2, "wanted: a name that ends in .png"),
