@@ -1,4 +1,4 @@
-"""Sound made different on purpose, in training only: speed, level, noise, rooms, telephones.
+"""Sound made different on purpose, in training only: speed, level, noise, rooms, microphones, telephones.
 
 Every function draws from the generator it is given, so that one seed makes one training run.
 """
@@ -56,6 +56,8 @@ def augment_waveform(
     """Return the waveform in another room, through another line, with another noise and level, as the draw goes."""
     if draw.random() < config.reverberation:
         waveform = reverberate(waveform, draw, sounds.rooms)
+    if draw.random() < config.microphone:
+        waveform = through_microphone(waveform, draw)
     if draw.random() < config.noise:
         waveform = add_noise(waveform, draw, sounds.noises)
     if draw.random() < config.telephone:
@@ -157,6 +159,23 @@ def recorded_room(rooms: tuple[Recording, ...], draw: Generator) -> Waveform:
     start = int(np.argmax(np.abs(response))) if len(response) else 0
     response = response[start : start + int(LONGEST_ROOM_SECONDS * SAMPLE_RATE_HZ)]
     return response if len(response) and response[0] else np.ones(1, np.float32)
+
+
+def through_microphone(waveform: Waveform, draw: Generator) -> Waveform:
+    """Return the waveform with a made-up microphone's coloring, power kept: a tilt, three humps or hollows, no bass."""
+    if not len(waveform):
+        return waveform
+    size = quick_size(len(waveform))
+    frequencies_hz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ).astype(np.float32).clip(min=20.0)
+    octaves = np.log2(frequencies_hz / 1000)
+    gain_db = draw.uniform(-3, 3) * octaves
+    for _ in range(3):
+        gain_db += draw.uniform(-10, 10) * np.exp(-0.5 * ((octaves - draw.uniform(-3, 3)) / draw.uniform(0.2, 1)) ** 2)
+    lowest_hz = 10 ** draw.uniform(1.3, 2.6)
+    gain_db -= 10 * np.log10(1 + (lowest_hz / frequencies_hz) ** 4)
+    spectrum = np.fft.rfft(waveform, size) * (10 ** (gain_db / 20)).astype(np.float32)
+    colored = np.fft.irfft(spectrum, size)[: len(waveform)]
+    return (colored * np.sqrt((waveform**2).mean() / ((colored**2).mean() + 1e-12))).astype(np.float32)
 
 
 def through_telephone(waveform: Waveform) -> Waveform:

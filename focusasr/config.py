@@ -189,6 +189,7 @@ class TrainConfig:
         None, "recordings of noise, of which half of the noise is then taken: real rooms hum, chatter and clatter"
     )
     room_folder: str | None = setting(None, "impulse responses, of which half of the rooms are then taken")
+    microphone: float = setting(0.0, "share of utterances colored as by another microphone")
     telephone: float = setting(0.1, "share of utterances band-limited to 8 kHz")
     silence: float = setting(0.02, "share of training items replaced by noise or silence without text")
     join: float = setting(0.5, "share of training items made by joining utterances, so that every length is seen")
@@ -207,6 +208,7 @@ class TrainConfig:
             "label_smoothing",
             "noise",
             "reverberation",
+            "microphone",
             "telephone",
             "silence",
             "join",

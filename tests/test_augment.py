@@ -17,7 +17,7 @@ from focusasr.augment import Sounds, add_noise, augment_waveform, read_sounds, r
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.settings import InputError
 
-EVERYTHING = TrainConfig(noise=1, reverberation=1, telephone=1, gain_db=12)
+EVERYTHING = TrainConfig(noise=1, reverberation=1, microphone=1, telephone=1, gain_db=12)
 NOTHING = TrainConfig(noise=0, reverberation=0, telephone=0, gain_db=0, speed=0)
 LENGTHS = [0, 1, 2, 3, 159, 400, 16_000]
 
@@ -42,6 +42,7 @@ def share_above(waveform: np.ndarray, frequency_hz: float) -> float:
 KEEPING_LENGTH: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "reverberate": augment.reverberate,
     "add_noise": augment.add_noise,
+    "microphone": augment.through_microphone,
     "telephone": lambda waveform, _: augment.through_telephone(waveform),
     "noise_alone": lambda waveform, d: augment.noise_alone(len(waveform), d),
     "everything": lambda waveform, d: augment.augment_waveform(waveform, EVERYTHING, d),
@@ -149,6 +150,22 @@ def test_a_room_keeps_the_level_and_adds_a_tail() -> None:
     assert not wet[:999].round(5).any()  # nothing sounds before its cause
     early, late = power(wet[1001:2600]), power(wet[9000:10_600])
     assert early > 10 * late > 0
+
+
+def test_a_microphone_colors_steady_sound_keeps_its_power_and_is_another_one_each_time() -> None:
+    sound = augment.colored_noise(SAMPLE_RATE_HZ, 0.0, draw())
+    before = np.abs(np.fft.rfft(sound)) ** 2
+    heights_db = []
+    for seed in range(30):
+        heard = augment.through_microphone(sound, draw(seed))
+        assert power(heard) == pytest.approx(power(sound), rel=0.01)
+        after = np.abs(np.fft.rfft(heard)) ** 2
+        bands = [
+            10 * np.log10(after[low : 2 * low].sum() / before[low : 2 * low].sum()) for low in (125, 500, 1000, 4000)
+        ]
+        assert max(np.abs(bands)) < 45
+        heights_db.append(bands)
+    assert (np.std(heights_db, axis=0) > 2).all()
 
 
 def test_telephone_cuts_above_4_khz_and_leaves_speech() -> None:
