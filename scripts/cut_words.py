@@ -71,8 +71,10 @@ def main() -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(given.output, chosen)
     seconds = sum(one.duration or 0.0 for one in chosen)
-    print(f"{len(chosen)} of {sum(map(len, found.values()))} words, {len(found)} different ones, {seconds / 60:.0f} min",
-          file=sys.stderr)
+    print(
+        f"{len(chosen)} of {sum(map(len, found.values()))} words, {len(found)} different ones, {seconds / 60:.0f} min",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":
