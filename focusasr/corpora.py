@@ -14,11 +14,13 @@ from pathlib import Path
 from focusasr import audio
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.files import written_aside
-from focusasr.manifest import Utterance, read_manifest
-from focusasr.settings import InputError
+from focusasr.manifest import Utterance, read_utterances
+from focusasr.settings import InputError, UsageError
 from focusasr.tokenizer import Tokenizer
 
 BAD_LINE = "bad line in the manifest"
+MOST_LINES = 5  # of those, in full
+NO_TEXT = "empty text"
 UNREADABLE = frozenset(("no such audio file", "audio cannot be read", BAD_LINE))
 
 
@@ -58,13 +60,14 @@ class Findings:
         return not UNREADABLE.isdisjoint(self.left_out)
 
     def lines(self) -> list[str]:
-        """Return one line per reason, with the count and the first example."""
+        """Return one line per reason, with the count and the first example; of bad lines the first five."""
         kinds = (("left out", self.left_out), ("used, but look at", self.suspect))
-        return [
+        bad = [f"left out: {line}" for line in self.left_out.get(BAD_LINE, [])[:MOST_LINES]]
+        return bad + [
             f"{what} {len(places)} ({reason}), such as {places[0]}"
             for what, kind in kinds
             for reason, places in kind.items()
-            if places
+            if places and (reason != BAD_LINE or len(places) > MOST_LINES)
         ]
 
     def write(self, path: Path) -> None:
@@ -91,15 +94,21 @@ def parse_manifest_option(option: str) -> tuple[Path, float]:
     except ValueError:
         return Path(option), 1.0
     if not 0 < number < 1000:
-        raise InputError(f"manifest {option!r}: the weight is {weight}; wanted: above 0 and below 1000")
+        raise UsageError(f"manifest {option!r}: the weight is {weight}; wanted: above 0 and below 1000")
     return Path(path), number
 
 
 def read_texts(options: Sequence[str]) -> list[str]:
-    """Return every text of the manifests, for learning a tokenizer."""
+    """Return every text of the manifests, for learning a tokenizer; InputError names a line where there is none."""
     paths = [parse_manifest_option(option)[0] for option in options]
-    bad: list[str] = []  # told by read_corpus
-    return [utterance.text for path in paths for utterance in read_manifest(path, bad.append)]
+    bad: list[str] = []  # told by read_corpus where others are good
+    read = [(path, *line) for path in paths for line in read_utterances(path, bad.append)]
+    if not any(utterance.text.strip() for _, _, utterance in read):
+        bad += [f"{path}, line {number}: the text is empty" for path, number, _ in read] or [
+            f"{paths[0]}: has no lines"
+        ]
+        raise InputError(f"{bad[0]}; no text is left to train on")
+    return [utterance.text for _, _, utterance in read]
 
 
 def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_seconds: float, found: Findings) -> Corpus:
@@ -107,7 +116,7 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
     path, weight = parse_manifest_option(option)
     kept, tokens, prompts = [], [], []
     speaking = functools.cache(tokenizer.for_language)
-    for utterance in read_manifest(path, lambda line: found.left_out[BAD_LINE].append(line)):
+    for number, utterance in read_utterances(path, lambda line: found.left_out[BAD_LINE].append(line)):
         ids = tokenizer.encode(utterance.text)
         prompt = speaking(utterance.language).prompt
         try:
@@ -117,7 +126,9 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
                 reason = f"text longer than text_context {model.text_context}"
         except InputError:
             reason = "audio cannot be read"
-        if reason:
+        if reason == NO_TEXT:
+            found.left_out[reason].append(f"{path}, line {number}: {place_of(utterance)}")
+        elif reason:
             found.note(reason, utterance)
         else:
             if tokenizer.unknown in ids:
@@ -163,7 +174,7 @@ def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_secon
     if not utterance.audio.is_file():
         return "no such audio file"
     if not ids:
-        return "empty text"
+        return NO_TEXT
     if seconds > max_seconds:
         return f"longer than max_seconds {max_seconds:g}"
     if model.ctc and seconds < (len(ids) + repeats) * model.step_seconds:

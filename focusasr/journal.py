@@ -31,6 +31,10 @@ class Journal:
         """Whether the file was ever made by us."""
         return self._key(output) in self._entries
 
+    def outputs(self) -> list[Path]:
+        """Return every file that was ever made by us, there or not."""
+        return [self.folder / key for key in self._entries]
+
     def finished(self, output: Path, made_from: dict[str, Any]) -> Any:
         """Return what was recorded with a finished output; None where it is to be made (again)."""
         entry = self._entries.get(self._key(output))

@@ -51,15 +51,20 @@ def read_manifest(path: Path, on_bad_line: Callable[[str], object] | None = None
 
     Files that the lines point to are not opened here: whoever reads them reports them one by one.
     """
-    utterances = []
+    return [utterance for _, utterance in read_utterances(path, on_bad_line)]
+
+
+def read_utterances(path: Path, on_bad_line: Callable[[str], object] | None = None) -> Iterator[tuple[int, Utterance]]:
+    """Yield (line number, utterance) of a manifest, as `read_manifest` has them."""
     for number, line in numbered_lines(path):
         try:
-            utterances.append(parse_line(line, number, path))
+            utterance = parse_line(line, number, path)
         except InputError as error:
             if on_bad_line is None:
                 raise
             on_bad_line(str(error))
-    return utterances
+        else:
+            yield number, utterance
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -16,6 +16,7 @@ from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.files import written_aside
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.preparation_page import write_preparation_page
+from focusasr.prepared import Prepared
 from focusasr.readings import Reject
 from focusasr.settings import UsageError, to_settings
 from focusasr.splits import divide, parse_shares
@@ -38,6 +39,7 @@ class Report:
     examples: dict[str, str]  # the first reason of each kind
     splits: dict[str, int]
     findings: dict[str, int]
+    remarks: list[str]  # on what earlier runs left
 
     @property
     def failed(self) -> bool:
@@ -48,10 +50,11 @@ class Report:
         """Return lines for people: what was kept, and rejects and findings with counts by kind."""
         before = f", {self.reused} of them finished before" if self.reused else ""
         length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
-        lines = [f"{self.manifest}: {counted(self.kept, 'utterance')}, {length}{before}"]
+        lines = [f"{counted(self.kept, 'utterance')}, {length}{before}"]
         if self.splits:
             told = ", ".join(f"{name}.jsonl {count}" for name, count in self.splits.items())
-            lines.append(f"splits beside it: {told}")
+            lines.append(f"splits: {told}")
+        lines += self.remarks
         if self.rejects:
             lines.append(f"{self.rejects_file}: {sum(self.rejects.values())} rejected")
         lines += [f"  {count} {kind}, as {self.examples[kind]}" for kind, count in self.rejects.items()]
@@ -81,14 +84,16 @@ def check_choices(config: PreprocessConfig) -> None:
             raise UsageError(f"drop is {kind!r}; wanted: {', '.join(KINDS)}")
 
 
-def write_results(folder: Path, results: Results, inputs: Sequence[object], config: PreprocessConfig) -> Report:
-    """Divide, check, and write every result below `folder`; the manifest comes last."""
+def write_results(prepared: Prepared, results: Results, inputs: Sequence[object], config: PreprocessConfig) -> Report:
+    """Divide, check, and write every result into the folder; the manifest comes last."""
+    folder = prepared.folder
     kept, slow = _by_rate(results.kept, config)
-    kept = _divided(kept, config)
+    kept, between = _divided(kept, config, prepared)
     findings = check(kept)
     kept, dropped, findings = _without(kept, findings, config)
-    rejects = [*results.rejects, *slow, *dropped]
+    rejects = [*results.rejects, *slow, *between, *dropped]
     splits = split_members(one.utterance for one in kept)
+    prepared.settle(splits, [*RESULTS, *(f"{name}.jsonl" for name in splits)])
     report = Report(
         manifest=folder / "manifest.jsonl",
         rejects_file=folder / "rejects.jsonl",
@@ -100,6 +105,7 @@ def write_results(folder: Path, results: Results, inputs: Sequence[object], conf
         | {f"found {finding.kind}": finding.reason for finding in reversed(findings)},
         splits={name: len(utterances) for name, utterances in splits.items()},
         findings=counts(findings),
+        remarks=prepared.remarks,
     )
     facts = _facts(report, inputs, config)
     for name, utterances in splits.items():
@@ -123,13 +129,24 @@ def _by_rate(kept: list[Kept], config: PreprocessConfig) -> tuple[list[Kept], li
     return [one for one in kept if low <= one.rate <= high], rejects
 
 
-def _divided(kept: list[Kept], config: PreprocessConfig) -> list[Kept]:
+def _divided(kept: list[Kept], config: PreprocessConfig, prepared: Prepared) -> tuple[list[Kept], list[Reject]]:
+    """Return the utterances with their splits, and rejects for new ones that would link two splits of earlier runs."""
     if config.split is None or not kept:
-        return kept
+        return kept, []
     utterances = [one.utterance for one in kept]
-    names = divide(utterances, parse_shares(config.split), config.by or [])
-    pairs = zip(kept, names, strict=True)
-    return [replace(o, utterance=replace(o.utterance, extra={**o.utterance.extra, "split": name})) for o, name in pairs]
+    keys = config.by or []
+    parts = [prepared.part(utterance) for utterance in utterances]
+    divided, rejects = [], []
+    for one, name in zip(
+        kept, divide(utterances, parse_shares(config.split), keys, parts, prepared.homes), strict=True
+    ):
+        utterance = replace(one.utterance, extra={**one.utterance.extra, "split": name})
+        if name:
+            divided.append(replace(one, utterance=utterance))
+        else:
+            reason = f"{utterance.audio.name}: shares its {' or '.join(keys)} with utterances of two splits"
+            rejects.append(Reject("between splits", reason, utterance.audio, utterance.text))
+    return divided, rejects
 
 
 def _without(

@@ -22,6 +22,7 @@ from focusasr.loudness import Measured, Meter, changed, changes_sound
 from focusasr.loudness import to_int16 as _to_int16
 from focusasr.manifest import Utterance
 from focusasr.preparation import RESULTS, Report, Results, check_choices, split_members, write_results
+from focusasr.prepared import Prepared
 from focusasr.readings import Columns, Found, Reject
 from focusasr.settings import InputError
 from focusasr.sources import read_corpora
@@ -75,16 +76,17 @@ def preprocess(
 ) -> Report:
     """Convert every utterance of the inputs below `output_dir`/audio; write manifest.jsonl and rejects.jsonl there.
 
-    Utterances of several splits also get one manifest per split. What an earlier run finished is not done again.
-    `progress` is called with (utterances settled, utterances in all). InputError: an input that is not there or of
-    no known layout, nothing found, or a place that cannot be written.
+    Utterances of several splits also get one manifest per split. What an earlier run finished is not done again, and
+    who was in a split stays there. `progress` is called with (utterances settled, utterances in all). InputError: an
+    input that is not there or of no known layout, nothing found, a place that cannot be written or holds others' work.
     """
     config = config or PreprocessConfig()
     check_choices(config)
     inputs, folder = list(inputs), Path(output_dir).resolve()
     readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
     check_keys([one.utterance for one in readings if isinstance(one, Found)], config.by or [])  # before any work
-    journal = Journal(folder, ".preprocess.jsonl")
+    journal, prepared = Journal(folder, ".preprocess.jsonl"), Prepared(folder)
+    prepared.check(inputs if any(output.is_file() for output in journal.outputs()) else None, config)
     if config.split_seconds is not None:
         from focusasr.checkpoint import find_checkpoint
         from focusasr.splitting import Splitter
@@ -92,14 +94,16 @@ def preprocess(
         readings = list(Splitter(folder, find_checkpoint(config.align_with), config).split(readings))
     foreign = [reading for reading in readings if reading.audio is None or reading.audio not in journal]
     plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config)
-    _keep_inputs(inputs, plan, folder, config)
+    _keep_inputs(inputs, plan, prepared, config)
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
     try:
+        prepared.begin(inputs, config, {job.output: job.source for job in plan if isinstance(job, _Job)})
         run = _Run(plan, journal, config)
         run.settle_at_once()
         run.convert(progress or (lambda done, total: None))
-        return write_results(folder, run.results(), inputs, config)
+        prepared.left(journal.outputs())
+        return write_results(prepared, run.results(), inputs, config)
     except (OSError, soundfile.SoundFileError) as error:
         raise InputError(f"{folder}: cannot be written ({error}); check its rights and free space") from None
 
@@ -153,8 +157,11 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _keep_inputs(inputs: list[str | Path], plan: list[_Job | Reject], folder: Path, config: PreprocessConfig) -> None:
-    """Refuse an output folder where results would overwrite what they are made from."""
+def _keep_inputs(
+    inputs: list[str | Path], plan: list[_Job | Reject], prepared: Prepared, config: PreprocessConfig
+) -> None:
+    """Refuse an output folder where results would overwrite what they are made from, or what others made."""
+    folder = prepared.folder
     jobs = [item for item in plan if isinstance(item, _Job)]
     splits = {*split_members(job.found.utterance for job in jobs), *(("train", "dev", "test") if config.split else ())}
     names = {*RESULTS, *(f"{name}.jsonl" for name in splits)}
@@ -162,6 +169,7 @@ def _keep_inputs(inputs: list[str | Path], plan: list[_Job | Reject], folder: Pa
     for path in [*inputs, *(job.found.audio for job in jobs)]:
         if Path(path).resolve() in written:
             raise InputError(f"{path}: would be overwritten by its own result; choose another --output-dir")
+    prepared.claim(names)
 
 
 # The work

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
-from focusasr.settings import InputError, read_settings, shown, to_settings
+from focusasr.settings import InputError, hints_of, read_settings, shown, to_settings
+from focusasr.text import counted
 
+BEGINNING = ("init_from", "train_only", "freeze")  # of [train]: what learns, and from where, stays as it was begun
 TABLES = {"data": DataConfig, "text": TextConfig, "model": ModelConfig, "train": TrainConfig}
 
 
@@ -38,6 +41,10 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -
     unknown = settings.keys() - TABLES.keys()
     if unknown:
         raise InputError(f"{where}: unknown table [{shown(min(unknown))[1:-1]}]; wanted: {', '.join(TABLES)}")
+    for table, kind in TABLES.items():
+        for name in _table(settings.get(table)):
+            if name not in hints_of(kind) and (homes := homes_of(name) - {table}):
+                raise InputError(f"{where} [{table}]: unknown setting {shown(name)}; it belongs below [{min(homes)}]")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
     model = settings.get("model", {})
     if not isinstance(model, dict):
@@ -54,6 +61,65 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -
         text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]"),
         settings=_with_folders(read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]"), folder),
     )
+
+
+def homes_of(name: str) -> set[str]:
+    """Return the tables that have a setting of this name."""
+    return {table for table, kind in TABLES.items() if name in hints_of(kind) or (table, name) == ("model", "preset")}
+
+
+def changes(begun: dict[str, Any], run: Run) -> list[str]:
+    """Return lines that say which settings and manifests are other than those in `begun`, a checkpoint's config.json.
+
+    They count from there on. InputError where what cannot change is other: the model, its text, and what learns.
+    """
+    now = json.loads(json.dumps({**run.to_json(), "model": to_settings(run.model), "text": to_settings(run.text)}))
+    before = {**_table(begun.get("run")), "model": begun.get("model"), "text": begun.get("text")}
+    other = {
+        (table, name): (_table(before.get(table))[name], value)
+        for table, values in now.items()
+        for name, value in values.items()
+        if _table(before.get(table)).get(name, value) != value
+    }
+    fixed = [key for key in other if key[1] in BEGINNING or (key[0] in ("model", "text") and key[1] != "dropout")]
+    if fixed:
+        was, wanted = (" ".join(f"{_option(name)} {_said(other[t, name][i])}" for t, name in fixed) for i in (0, 1))
+        weights = f" (--init-from {run.output / 'last'})" if all(table == "train" for table, _ in fixed) else ""
+        raise InputError(
+            f"{run.output}: was begun with {was}, which cannot become {wanted}; give what it was begun with, or train "
+            f"into another --output-dir{weights}"
+        )
+    names = {key: "training manifests" if key == ("data", "train") else _option(key[1]) for key in other}
+    told = [f"{names[key]} {_said(value)} (was {_said(was)})" for key, (was, value) in other.items()]
+    return [f"other than before, and counts from here on: {', '.join(told)}"] if told else []
+
+
+def finished(run: Run, step: int) -> str:
+    """Return the line for a run that has nothing left to do, and how to go on all the same."""
+    steps, patience = run.settings.steps, run.settings.patience
+    why, more = f"all {steps} steps are made", f"--steps N above {max(step, steps)}"
+    if step < steps:
+        why, more = (
+            f"{counted(patience, 'evaluation')} brought no better dev WER",
+            f"--patience N above {patience} (0: never stop)",
+        )
+    return (
+        f"done already at step {step}: {why}; {more} goes on, --init-from {run.output / 'best'} with another "
+        "--output-dir begins a new run with these weights"
+    )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _said(value: Any) -> str:
+    """Return a value as it is typed for an option."""
+    return "none" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:

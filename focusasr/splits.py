@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from focusasr.manifest import Utterance
 from focusasr.settings import UsageError
@@ -23,30 +25,45 @@ def parse_shares(text: str) -> list[float]:
     return [number / sum(numbers) for number in numbers]
 
 
-def divide(utterances: Sequence[Utterance], shares: Sequence[float], keys: Sequence[str]) -> list[str]:
-    """Return the split of each utterance; utterances that share a value of any key go together.
+def divide(
+    utterances: Sequence[Utterance],
+    shares: Sequence[float],
+    keys: Sequence[str],
+    parts: Sequence[Hashable] = (),
+    homes: Mapping[Any, str] = MappingProxyType({}),
+) -> list[str]:
+    """Return the split of each utterance; utterances that share a value of any key, or are one part, go together.
 
     Groups are taken largest first, each to the split that lacks most of its share of the seconds; the same corpus
-    gives the same splits in whatever order it is read. Without keys each utterance is a group. A key that no
-    utterance has is a UsageError; one that some lack leaves those free.
+    gives the same splits in whatever order it is read. Without keys each utterance is a group. What is at home in a
+    split by its part (of a recording) stays there and draws its group along; a newcomer that would link two homes gets
+    none, "". A key that no utterance has is a UsageError; one that some lack leaves those free.
     """
     check_keys(utterances, keys)
-    groups = _connected(utterances, keys)
+    names = NAMES[len(shares)]
+    parts = parts or range(len(utterances))
+    at_home = [home if (home := homes.get(part, "")) in names else "" for part in parts]
+    values = [[(key, value) for key in keys if (value := key_of(one, key))] for one in utterances]
+    groups = _connected([[*own, part] for own, part in zip(values, parts, strict=True)], at_home)
     members: dict[int, list[int]] = defaultdict(list)
+    drawn: dict[int, str] = {}
     for index, group in enumerate(groups):
-        members[group].append(index)
+        if group is not None:
+            members[group].append(index)
+            drawn[group] = drawn.get(group) or at_home[index]
     weights = {group: sum(utterances[i].duration or 1.0 for i in own) for group, own in members.items()}
     order = sorted(members, key=lambda group: (-weights[group], _mark([utterances[i] for i in members[group]])))
     whole = sum(weights.values())
-    room = [share * whole for share in shares]
-    names = NAMES[len(shares)]
-    chosen = [""] * len(utterances)
+    room = {name: share * whole for name, share in zip(names, shares, strict=True)}
     for group in order:
-        place = max(range(len(room)), key=lambda split: room[split] / shares[split])
-        room[place] -= weights[group]
-        for index in members[group]:
-            chosen[index] = names[place]
-    return chosen
+        if drawn[group]:
+            room[drawn[group]] -= weights[group]
+    wanted = dict(zip(names, shares, strict=True))
+    for group in order:
+        if not drawn[group]:
+            drawn[group] = max(names, key=lambda name: room[name] / wanted[name])
+            room[drawn[group]] -= weights[group]
+    return [home or ("" if group is None else drawn[group]) for home, group in zip(at_home, groups, strict=True)]
 
 
 def key_of(utterance: Utterance, key: str) -> str:
@@ -63,9 +80,12 @@ def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
             raise UsageError(f"by is {key!r}, which no utterance has; wanted: {', '.join(known)}")
 
 
-def _connected(utterances: Sequence[Utterance], keys: Sequence[str]) -> list[int]:
-    """Return a group number for each utterance: one for all that are linked by equal values (union-find)."""
-    parents = list(range(len(utterances)))
+def _connected(values: Sequence[Sequence[Hashable]], homes: Sequence[str]) -> list[int | None]:
+    """Return a group number for each: one for all that are linked by equal values (union-find).
+
+    Those at home come first, whatever links them; of the others, one that would link two homes gets None.
+    """
+    parents = list(range(len(values)))
 
     def root(index: int) -> int:
         while parents[index] != index:
@@ -73,13 +93,20 @@ def _connected(utterances: Sequence[Utterance], keys: Sequence[str]) -> list[int
             index = parents[index]
         return index
 
-    for key in keys:
-        first: dict[str, int] = {}
-        for index, utterance in enumerate(utterances):
-            value = key_of(utterance, key)
-            if value:
-                parents[root(index)] = root(first.setdefault(value, index))
-    return [root(index) for index in range(len(utterances))]
+    first: dict[Hashable, int] = {}
+    homes_of = [{home} - {""} for home in homes]  # of the group, where an index is a root
+    between = set()
+    for index in sorted(range(len(values)), key=lambda index: not homes[index]):
+        roots = {index, *(root(first[value]) for value in values[index] if value in first)}
+        together = set[str]().union(*(homes_of[one] for one in roots))
+        if len(together) > 1 and not homes[index]:
+            between.add(index)
+            continue
+        for one in roots:
+            parents[one] = index
+        homes_of[index] = together
+        first.update(dict.fromkeys(values[index], index))
+    return [None if index in between else root(index) for index in range(len(values))]
 
 
 def _mark(members: Sequence[Utterance]) -> str:

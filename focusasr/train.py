@@ -29,7 +29,7 @@ from focusasr.model import Model
 from focusasr.processes import flat
 from focusasr.progress import say
 from focusasr.provenance import changed, made_with
-from focusasr.recipe import Run
+from focusasr.recipe import Run, changes, finished
 from focusasr.score import Score
 from focusasr.settings import InputError, read_settings
 from focusasr.stepper import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
@@ -100,6 +100,8 @@ class Trainer:
         self.run = dataclasses.replace(
             run, model=model_config, settings=_possible(within_window(run.settings, model_config))
         )
+        begun = read_json(last / "config.json") if resume else {}
+        self.changes = changes(begun, self.run) if resume else []
         self.findings = Findings()
         self.corpora = self._read_corpora()
         self.sounds = read_sounds(run.settings)
@@ -113,8 +115,7 @@ class Trainer:
         if resume:
             self._load_state(last / "trainer" / "state.pt")
             self._promise()
-            kept = read_json(last / "config.json").get("made_with") or {}
-            for manifest in changed(kept, self.made_with):
+            for manifest in changed(begun.get("made_with") or {}, self.made_with):
                 self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
 
     def _read_corpora(self) -> list[Corpus]:
@@ -143,7 +144,7 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        lines += remarks(self.run.settings, model, self.tokenizer)
+        lines += self.changes + remarks(self.run.settings, model, self.tokenizer)
         batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
@@ -201,6 +202,7 @@ class Trainer:
         settings = self.run.settings
         if self.accelerator.is_main_process:
             self._write_findings()
+        first = self.position.step
         log.go_on(self.position.step)
         with self.batches() as batches:
             while self.position.step < settings.steps and not self._out_of_patience():
@@ -210,6 +212,8 @@ class Trainer:
                 log.step(self.position, figures, self.stepper.optimizer.param_groups[0]["lr"])
                 if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
                     self._evaluate(log)
+        if self.position.step == first:
+            log.say(finished(self.run, first))
 
     def _write_findings(self) -> None:
         path = self.run.output / "findings.jsonl"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from focusasr.config import ModelConfig, TextConfig, TrainConfig
+from focusasr.config import PRESETS, ModelConfig, TextConfig, TrainConfig
 from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
-from focusasr.recipe import TABLES, Run, read_run
-from focusasr.settings import InputError, UsageError, hints_of, read_toml, shown
+from focusasr.recipe import TABLES, Run, homes_of, read_run
+from focusasr.settings import InputError, UsageError, read_toml, shown
 
 if TYPE_CHECKING:
     from focusasr.checkpoint import Checkpoint
@@ -65,7 +65,9 @@ def train(
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
     for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
         tables[table] = {**tables.get(table, {}), **given[kind]}
-    if preset:
+    if preset and resume and not config:  # the run's own settings lie below
+        tables["model"] |= {**PRESETS[preset], **given[ModelConfig]}
+    elif preset:
         tables["model"]["preset"] = preset
     if not tables["data"].get("train"):
         raise UsageError("give a training manifest, or --config with [data] train")
@@ -76,7 +78,7 @@ def train(
     try:
         run = read_run(tables, folder, output_dir, str(config or "options"))
     except InputError as error:
-        raise error if config or resume else UsageError(str(error)) from None
+        raise error if resume and not config else UsageError(str(error)) from None
     if threads:
         torch.set_num_threads(threads)
     find: Find = "batch" if find_batch else "lr" if find_lr else None
@@ -122,16 +124,16 @@ def collected(
     }
     for name, value in tables.items():
         if not isinstance(value, dict):
-            raise InputError(f"{config or resumed_from}: {shown(name)} is {shown(value)}; wanted: {_place_of(name)}")
+            said = f"{config or resumed_from}: {shown(name)} is {shown(value)}; wanted: {_place_of(name)}"
+            raise UsageError(said) if config else InputError(said)
     tables["data"] = {**tables.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
     return tables
 
 
 def _place_of(name: str) -> str:
     """Return where a name that stands outside of all tables belongs."""
-    homes = [table for table, kind in TABLES.items() if name in hints_of(kind) or (name, table) == ("preset", "model")]
-    if homes:
-        return f"this line below [{'] or ['.join(homes)}]"
+    if homes := homes_of(name):
+        return f"this line below [{'] or ['.join(sorted(homes))}]"
     return "a table of settings" if name in TABLES else f"tables of settings: {', '.join(TABLES)}"
 
 

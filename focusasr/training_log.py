@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class TrainingLog:
         except OSError as error:
             raise InputError(
                 f"{self.output}: cannot be written to ({error.strerror}); the last checkpoint there is whole; "
-                "make room, or give another --output-dir"
+                "make room or allow writing there, or give another --output-dir"
             ) from None
 
     def go_on(self, step: int) -> None:
@@ -183,8 +184,12 @@ class TrainingLog:
 
 
 def _board(folder: Path) -> Any:
+    """Return TensorBoard's writer; OSError where nothing can be written, which its thread would only print."""
     from torch.utils.tensorboard import SummaryWriter
 
+    folder.mkdir(exist_ok=True)
+    for place in (folder.parent, folder):
+        tempfile.TemporaryFile(dir=place).close()
     return SummaryWriter(str(folder))
 
 

@@ -14,7 +14,7 @@ from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig, TrainConfig
 from focusasr.data import LARGEST_GAP_SECONDS
 from focusasr.model import Model
-from focusasr.settings import InputError, to_settings
+from focusasr.settings import InputError, UsageError, to_settings
 from focusasr.tokenizer import Tokenizer
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
@@ -96,13 +96,13 @@ def begin_as_global(attention: HybridAttention) -> None:
 def learn_only(model: Model, train_only: str) -> None:
     """Let only some weights learn: "all", or "local", what a hybrid layer adds to its global branch.
 
-    InputError where there is nothing to add.
+    UsageError where there is nothing to add.
     """
     if train_only == "all":
         return
     hybrid = [module for module in model.modules() if isinstance(module, HybridAttention)]
     if not hybrid:
-        raise InputError("train_only is 'local', but this model has no hybrid attention; add --attention hybrid")
+        raise UsageError("train_only is 'local', but this model has no hybrid attention; add --attention hybrid")
     model.requires_grad_(False)
     for module in hybrid:
         new: tuple[nn.Module, ...] = (module.ln_local, module.attn_local, module.span_pred, module.projection)

@@ -20,8 +20,8 @@ ORDER = (
     "augment masks corpora data alignment quantize engine greedy joint_search decoding whisper_weights hugging_face "
     "openai_file whisper checkpoint segments cues output heard transcribe spectrogram cross_alignment segment_words "
     "invention window longform batched recognizers again recall splitting pages splits loudness checks "
-    "preparation_page preparation preprocess evaluate breakdown evaluation_table evaluation_page validate provenance "
-    "recipe stepper curves training_log warm_start train tuning options preprocess_command train_command "
+    "preparation_page prepared preparation preprocess evaluate breakdown evaluation_table evaluation_page validate "
+    "provenance recipe stepper curves training_log warm_start train tuning options preprocess_command train_command "
     "transcribe_command evaluate_command inspect_command convert_command cli"
 ).split()
 DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`

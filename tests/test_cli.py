@@ -130,6 +130,9 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
         (["train"], 2, "manifest"),
         (["train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["train", "m.jsonl", "--config", "nowhere.toml"], 1, "nowhere.toml"),
+        (["train", "m.jsonl", "--config", "wrong.toml"], 2, "wrong.toml [train]: steps is 0; wanted: at least 1"),
+        (["train", "m.jsonl", "--config", "broken.toml"], 1, "broken.toml: not a TOML file"),
+        (["train", "m.jsonl=0"], 2, "m.jsonl=0': the weight is 0; wanted: above 0"),
         (["train", "m.jsonl", "--heads", "5"], 2, "heads"),
         (["train", "m.jsonl", "--resume"], 1, "resume"),
         (["preprocess", "nowhere", "-o", "out"], 1, "nowhere"),
@@ -138,6 +141,8 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
     ],
 )
 def test_wrong_usage_says_what_is_wrong(run, arguments: list[str], status: int, said: str) -> None:
+    Path("wrong.toml").write_text("[train]\nsteps = 0\n")
+    Path("broken.toml").write_text("[train")
     result = run(*arguments)
     assert (result.status, result.out) == (status, "")
     assert said.lower() in result.err.lower()  # older Typers write arguments in capitals
@@ -199,7 +204,7 @@ def test_tables_have_no_spaces_at_their_ends(run) -> None:
 def test_a_setting_outside_of_tables_is_told_its_table(run, line: str, place: str) -> None:
     Path("run.toml").write_text(f"{line}\n[text]\ncase = 'lower'\n")
     result = run("train", "m.jsonl", "--config", "run.toml")
-    assert result.status == 1 and place in result.err and result.err.count("\n") == 1
+    assert result.status == 2 and place in result.err and result.err.count("\n") == 1
 
 
 def test_what_is_no_corpus_says_what_was_looked_for(run, sample: Path) -> None:
@@ -244,6 +249,7 @@ def test_no_command_shows_the_help(run) -> None:
     [
         ("not json", "line 2: not JSON"),
         ('{"text": "a"}', "line 2: audio_filepath"),
+        ('{"audio_filepath": "a.wav"}', "line 2: text is missing"),
         ('{"audio_filepath": "a.wav", "text": 5}', "line 2: text"),
         ('{"audio_filepath": "a.wav", "text": "a", "duration": -1}', "line 2: duration"),
     ],

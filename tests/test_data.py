@@ -107,6 +107,39 @@ def test_findings_for_each_reason(tmp_path: Path) -> None:
     assert read_texts([f"{tmp_path}/set.jsonl"]) == [row.text for row in rows]
 
 
+def test_lines_that_are_broken_or_without_text_are_named(tmp_path: Path) -> None:
+    manifest = write_song_book(tmp_path, ["abc", "", "fed"])
+    good = manifest.read_text()
+    manifest.write_text("\n" + good + "not json\n" + '{"audio_filepath": "a.wav"}\n')
+    found = Findings()
+    assert len(read_corpus(str(manifest), TOKENIZER, MODEL, 20.0, found).utterances) == 2
+    empty, *broken = [line.removeprefix("left out") for line in sorted(found.lines())]
+    assert empty == f" 1 (empty text), such as {manifest}, line 3: {tmp_path}/songs/01.wav"
+    assert [line[: line.index(";")] for line in broken] == [
+        f": {manifest}, line 5: not JSON (Expecting value at column 1)",
+        f": {manifest}, line 6: text is missing",
+    ]
+    manifest.write_text("not json\n" * 7 + good)
+    found = Findings()
+    read_corpus(str(manifest), TOKENIZER, MODEL, 20.0, found)
+    assert len([line for line in found.lines() if line.startswith("left out: ")]) == 5
+    assert f"left out 7 (bad line in the manifest), such as {manifest}, line 1: not JSON" in "\n".join(found.lines())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("not json\n", "line 1: not JSON"),
+        ('\n{"audio_filepath": "a.wav"}\n', "line 2: text is missing"),
+        ('\n{"audio_filepath": "a.wav", "text": " "}\n', "line 2: the text is empty; no text is left to train on"),
+    ],
+)
+def test_a_manifest_without_any_text_is_named_with_a_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "m.jsonl").write_text(content)
+    with pytest.raises(InputError, match=f"^{tmp_path}/m.jsonl, {said}"):
+        read_texts([f"{tmp_path}/m.jsonl"])
+
+
 def test_lengths_that_no_header_knows_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_song_book(tmp_path, ["abc"])
     monkeypatch.setattr("focusasr.corpora.audio.probe_seconds", lambda _: None)

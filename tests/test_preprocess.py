@@ -63,7 +63,7 @@ def test_a_folder_becomes_files_and_a_manifest_in_source_order(tmp_path):
         ("audio/part0/tone2.flac", "tone number 2", 0.5),
         ("audio/part1/tone1.flac", "tone number 1", 0.5),
     ]
-    expected = {row["audio_filepath"] for row in manifest} | {*RESULTS, ".preprocess.jsonl"}
+    expected = {row["audio_filepath"] for row in manifest} | {*RESULTS, ".preprocess.jsonl", ".prepared.jsonl"}
     assert files_below(tmp_path / "out") == expected
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
 

@@ -139,6 +139,17 @@ def test_training_without_shared_memory(apart: None) -> None:
     assert Path("run/last/model.safetensors").is_file()
 
 
+def test_a_run_on_a_read_only_disk_is_not_resumed(apart: None) -> None:
+    songs = write_song_book(Path(), ["bad cab", "a fed egg", "hag", "deaf bee"])
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "workers": 0, "steps": 1}.items()]
+    assert call("train", songs, "-o", "run", *options)[0] == 0
+    fixed = 'mount --bind run run && mount -o remount,bind,ro run && exec "$@"'
+    again = ("train", "--resume", "-o", "run", "--steps", "2")
+    status, _, err = call(*again, within=f"exec unshare -m sh -c '{fixed}' sh \"$@\"")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert "focusasr: run: cannot be written to (Read-only file system); " in err and "allow writing there" in err
+
+
 def test_a_package_of_the_extra_that_is_missing(run, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(Path("one.jsonl"), [Utterance(sample, "sarah")])
     monkeypatch.setitem(sys.modules, "jiwer", None)

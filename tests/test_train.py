@@ -129,7 +129,7 @@ def test_manifests_without_use_are_refused_at_the_start(tmp_path: Path, songs: P
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(InputError, match=r"empty\.jsonl: no utterances to measure on"):
         Trainer(made_run(tmp_path, songs, (str(tmp_path / "empty.jsonl"),)), torch.device("cpu"))
-    with pytest.raises(InputError, match="nothing to learn a tokenizer from"):
+    with pytest.raises(InputError, match=r"empty\.jsonl: has no lines; no text is left to train on"):
         Trainer(made_run(tmp_path, tmp_path / "empty.jsonl"), torch.device("cpu"))
     write_manifest(tmp_path / "gone.jsonl", [Utterance(tmp_path / "gone.wav", "abc", 0.0, 1.0)])
     with pytest.raises(InputError, match=r"gone\.jsonl: no utterance can be used: left out 1 \(no such audio file\)"):
@@ -368,6 +368,9 @@ def test_manifests_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.Monke
             {"train": {"batch_second": 3}},
             "run.toml [train]: unknown setting 'batch_second'; did you mean 'batch_seconds'?",
         ),
+        ({"train": {"width": 144}}, "run.toml [train]: unknown setting 'width'; it belongs below [model]"),
+        ({"text": {"preset": "tiny"}}, "run.toml [text]: unknown setting 'preset'; it belongs below [model]"),
+        ({"data": {"case": "keep"}}, "run.toml [data]: unknown setting 'case'; it belongs below [text]"),
         ({"train": {"steps": "3"}}, "run.toml [train]: steps is '3'; wanted: int"),
         ({"train": 3}, "run.toml [train]: expected a table of settings, got 3"),
         ({"model": "tiny"}, "run.toml [model]: expected a table of settings, got 'tiny'"),

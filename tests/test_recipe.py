@@ -1,0 +1,117 @@
+"""A run that goes on otherwise than it was begun: what counts is said, what cannot change is refused, done is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tones import TINY, write_song_book
+
+from focusasr.config import ModelConfig, TrainConfig
+from focusasr.recipe import Run
+from focusasr.settings import InputError
+from focusasr.train import Trainer
+from focusasr.training_log import TrainingLog
+
+
+def made_run(folder: Path, manifest: Path, **settings: Any) -> Run:
+    model = ModelConfig(**TINY)  # type: ignore[arg-type]
+    manifests = (str(manifest),)
+    return Run(manifests, manifests, folder, model, settings=TrainConfig(batch_seconds=2.5, workers=0, **settings))
+
+
+def train(run: Run) -> None:
+    with TrainingLog(run.output, run.settings, Console(file=io.StringIO())) as log:
+        Trainer(run, torch.device("cpu")).fit(log)
+
+
+@pytest.fixture
+def songs(tmp_path: Path) -> Path:
+    return write_song_book(tmp_path, ["bad cab", "a fed egg", "hag", "deaf bee", "cafe", "a face"])
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("focusasr.training_log.draw_curves", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("table", "other", "was", "now"),
+    [
+        ("model", {"width": 32, "encoder_layers": 2}, "--width 16 --encoder-layers 1", "--width 32 --encoder-layers 2"),
+        ("model", {"max_dist": 7}, "--max-dist none", "--max-dist 7"),  # which no weight shows
+        ("text", {"case": "upper"}, "--case lower", "--case upper"),
+        (
+            "settings",
+            {"train_only": "local", "freeze": 1},
+            "--train-only all --freeze 0",
+            "--train-only local --freeze 1",
+        ),
+    ],
+)
+def test_what_cannot_change_on_the_way_is_refused(
+    tmp_path: Path, songs: Path, table: str, other: dict[str, Any], was: str, now: str
+) -> None:
+    run = made_run(tmp_path / "run", songs, steps=1)
+    train(run)
+    attempt = dataclasses.replace(run, **{table: dataclasses.replace(getattr(run, table), **other)})
+    with pytest.raises(InputError) as caught:
+        Trainer(attempt, torch.device("cpu"), resume=True)
+    weights = f" (--init-from {run.output / 'last'})" if table == "settings" else ""
+    assert str(caught.value) == (
+        f"{run.output}: was begun with {was}, which cannot become {now}; give what it was begun with, or train into "
+        f"another --output-dir{weights}"
+    )
+
+
+def test_other_settings_count_and_are_said(tmp_path: Path, songs: Path) -> None:
+    run = made_run(tmp_path / "run", songs, steps=1)
+    train(run)
+    other = dataclasses.replace(
+        run, train=(f"{songs}=2",), dev=(), model=dataclasses.replace(run.model, dropout=0.2),
+        settings=dataclasses.replace(run.settings, steps=2, weight_decay=0.5),
+    )  # fmt: skip
+    said = (
+        f"other than before, and counts from here on: training manifests {songs}=2 (was {songs}), --dev none (was "
+        f"{songs}), --steps 2 (was 1), --weight-decay 0.5 (was 0.05), --dropout 0.2 (was 0.0)"
+    )
+    trainer = Trainer(other, torch.device("cpu"), resume=True)
+    assert [line for line in trainer.summary() if line.startswith("other than")] == [said]
+    assert [group["weight_decay"] for group in trainer.stepper.optimizer.param_groups] == [0.5, 0.0]
+    again = Trainer(run, torch.device("cpu"), resume=True)
+    assert not [line for line in again.summary() if "counts from here on" in line]
+
+
+def test_a_run_that_is_done_says_how_to_go_on(tmp_path: Path, songs: Path) -> None:
+    run = made_run(tmp_path / "run", songs, steps=3, evaluate_every=1, patience=1)
+    shown = io.StringIO()
+    position = {"step": 3, "evaluations_since_best": 1}
+
+    def told(settings: TrainConfig) -> str:
+        trainer = Trainer(dataclasses.replace(run, settings=settings), torch.device("cpu"), resume=True)
+        trainer.position = dataclasses.replace(trainer.position, **position)  # type: ignore[arg-type]
+        shown.truncate(0)
+        with TrainingLog(run.output, settings, Console(file=shown)) as log:
+            trainer.fit(log)
+        return shown.getvalue().lstrip("\0")
+
+    train(dataclasses.replace(run, settings=dataclasses.replace(run.settings, patience=0)))
+    new = f"goes on, --init-from {run.output / 'best'} with another --output-dir begins a new run with these weights\n"
+    assert told(run.settings) == f"done already at step 3: all 3 steps are made; --steps N above 3 {new}"
+    assert told(dataclasses.replace(run.settings, steps=9)) == (
+        "done already at step 3: 1 evaluation brought no better dev WER; --patience N above 1 (0: never stop) " + new
+    )
+    position["evaluations_since_best"] = 0
+    assert "done already" not in told(dataclasses.replace(run.settings, steps=4, patience=0))
+
+
+def test_a_preset_of_another_size_is_refused_on_the_way(run, tmp_path: Path, songs: Path) -> None:
+    train(made_run(tmp_path / "run", songs, steps=1))
+    result = run("train", "--resume", "-o", tmp_path / "run", "--preset", "tiny", "--heads", 2)
+    assert (result.status, result.out) == (1, "") and "--width 16 --encoder-layers 1, which cannot" in result.err
+    assert "become --width 128 --encoder-layers 5;" in result.err
