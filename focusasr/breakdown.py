@@ -89,7 +89,8 @@ def check_slices(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
     known = ["duration", "source", *sorted({name for one in utterances for name in one.extra})]
     for key in keys:
         if key not in known:
-            raise UsageError(f"slice {key!r}: no line has that key; there are {', '.join(known)}")
+            seen = f"--slice {key!r}: no line has that key; there are {', '.join(known)}"
+            raise UsageError(f'{seen}; add it to the lines of the manifest, as in "speaker": "anna"')
 
 
 def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:

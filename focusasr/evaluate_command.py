@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MOST_TOLD = 5  # bad lines of a manifest
+IN_FOLDERS = ("test.jsonl", "manifest.jsonl")  # what preprocess writes for evaluating
 
 
 @with_settings(EvaluationConfig, DecodingConfig, SearchConfig, LongformConfig)
@@ -59,6 +61,7 @@ def evaluate(
     from focusasr.hypotheses import read_hypotheses
 
     config = read_options(EvaluationConfig, given[EvaluationConfig], "evaluate")
+    _check_file(manifest)
     _spare((output, html), (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
@@ -90,6 +93,15 @@ def evaluate(
         recall.forget()
     if _too_many_errors(evaluation, config) or evaluation.failures or bad_lines:
         raise typer.Exit(1)
+
+
+def _check_file(manifest: Path) -> None:
+    """Refuse a folder, and name the manifest in it: UsageError."""
+    if manifest.is_dir():
+        inside = next((path for name in IN_FOLDERS if (path := manifest / name).is_file()), None)
+        did = f"did you mean focusasr evaluate {shlex.quote(str(inside))}?"
+        make = f"make one of it: focusasr preprocess {shlex.quote(str(manifest))} --output-dir DIR"
+        raise UsageError(f"{manifest} is a folder, not a manifest; {did if inside else make}")
 
 
 def _spare(written: tuple[Path | None, ...], read: tuple[Path | None, ...]) -> None:
