@@ -39,8 +39,12 @@ class Confusion:
     reference: str
     hypothesis: str
     count: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    def told(self) -> str:
+        """Return the count and its bounds as text."""
+        return f"{self.count}{Interval(self.count, self.low, self.high).bounds('{:.0f}'.format, '–')}"
 
 
 @dataclass(frozen=True)
