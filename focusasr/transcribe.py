@@ -60,9 +60,14 @@ class _Job:
 
 
 class Recognizer:
-    """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
+    """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
+    For `subtitles` it finds out when words are said, where it can, as its segments are too long to be read at once.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig, subtitles: bool = False
+    ) -> None:
         if config.word_timestamps and checkpoint.model.ctc_head is None:
             raise UsageError(
                 "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
@@ -72,6 +77,7 @@ class Recognizer:
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
+        self._timing = config.word_timestamps or (subtitles and checkpoint.model.ctc_head is not None)
         window = checkpoint.model.config.window_samples
         self.batch_size = config.batch_size  # smaller once so many did not fit the memory
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
@@ -156,7 +162,7 @@ class Recognizer:
     def _answers(self, pieces: Sequence[Piece]) -> list[Hypothesis]:
         bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
         mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for piece in pieces]
-        return decode(self.engine, mels, self.tokenizer, self.config)
+        return decode(self.engine, mels, self.tokenizer, replace(self.config, word_timestamps=self._timing))
 
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)
@@ -164,6 +170,7 @@ class Recognizer:
     def _segment(self, piece: Piece, answer: Hypothesis) -> Segment:
         text = self.tokenizer.decode(answer.tokens)
         encoded = text.encode("utf-8")
+        words = _words(answer.words, piece.start_seconds) if self._timing else None
         return Segment(
             id=0,
             seek=round(piece.start_seconds * FRAMES_PER_SECOND),
@@ -175,7 +182,8 @@ class Recognizer:
             avg_logprob=answer.avg_logprob,
             compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
             no_speech_prob=answer.no_speech_prob,
-            words=_words(answer.words, piece.start_seconds) if self.config.word_timestamps else None,
+            words=words if self.config.word_timestamps else None,
+            subtitle_words=words,
         )
 
     def _outcome(self, job: _Job) -> Outcome:

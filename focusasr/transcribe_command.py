@@ -82,7 +82,9 @@ def transcribe(
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
     formats = _formats(output_format or ["all"])
     sources = find_sources(files)
-    loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given, "transcribe")
+    subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
+    choice = ModelChoice(model, device, threads, local_files_only, model_dir)
+    loaded = load_recognizer(choice, given, "transcribe", subtitles)
     tell_remarks(loaded)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
