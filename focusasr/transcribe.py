@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.containers import CutOff
 from focusasr.decoding import Hypothesis, decode
 from focusasr.device import in_parts
 from focusasr.engine import Engine
@@ -34,7 +36,10 @@ CPU_BATCH_SECONDS = 80.0  # padded sound in a batch: a CPU gains nothing from mo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source: its transcript, or why there is none."""
+    """What became of one source: its transcript, or why there is none, or both where it is cut off.
+
+    `trace` is the traceback of the error, for --debug.
+    """
 
     source: Source
     transcript: Transcript | None
@@ -42,6 +47,13 @@ class Outcome:
     audio_seconds: float
     tokens: int = 0  # that the decoder wrote, ends included, and passes that it took; 0 where nobody counted
     passes: int = 0
+    trace: str = ""
+
+    def but(self, error: Exception) -> Outcome:
+        """Return what became of the source if this went wrong; of one that is cut off, what was heard is kept."""
+        kept = self.transcript if isinstance(error, CutOff) and self.audio_seconds else None
+        trace = "".join(traceback.format_exception(error))
+        return replace(self, transcript=kept, error=str(error), trace=trace)
 
 
 @dataclass
@@ -51,7 +63,7 @@ class _Job:
     source: Source
     heard: Heard
     samples: int = 0
-    error: str | None = None
+    error: InputError | None = None
     waiting: int = 0  # pieces not decoded yet
     complete: bool = False
     segments: list[Segment] = field(default_factory=list)
@@ -141,7 +153,7 @@ class Recognizer:
                         job.segments += known
                         progress(len(piece.waveform) / SAMPLE_RATE_HZ)
             except InputError as error:
-                job.error = str(error)
+                job.error = error
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
@@ -150,7 +162,8 @@ class Recognizer:
         answers = in_parts(self._answers, [piece for _, piece in held], self.device, self._halve)
         for (job, piece), answer in zip(held, answers, strict=True):
             if answer is None:
-                job.error = f"{job.source.name}: a segment does not fit the memory; lower --max-segment-seconds"
+                seen = "a segment does not fit the memory; lower --max-segment-seconds"
+                job.error = InputError(f"{job.source.name}: {seen}")
                 continue
             job.passes += answer.passes
             job.tokens += len(answer.tokens) + 1 if answer.passes else 0
@@ -187,14 +200,13 @@ class Recognizer:
         )
 
     def _outcome(self, job: _Job) -> Outcome:
-        seconds = job.samples / SAMPLE_RATE_HZ
-        if job.error is not None:
-            return Outcome(job.source, None, job.error, seconds)
         ordered = sorted(job.segments, key=lambda segment: segment.start)
         numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
         text = " ".join(segment.text for segment in numbered)
         transcript = Transcript(text, numbered, self.tokenizer.policy.language)
-        return Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
+        seconds = job.samples / SAMPLE_RATE_HZ
+        outcome = Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
+        return outcome.but(job.error) if job.error else outcome
 
 
 def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any]]:
@@ -211,7 +223,11 @@ def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any
 
 
 def _counted(job: _Job) -> Iterator[np.ndarray]:
-    """Yield the source's blocks and count their samples."""
-    for block in audio.stream(job.source):
+    """Yield the source's blocks and count their samples; where it is cut off, that is noted and what there is given."""
+
+    def note(error: CutOff) -> None:
+        job.error = job.error or error
+
+    for block in audio.stream(job.source, cut_off=note):
         job.samples += len(block)
         yield block

@@ -17,6 +17,7 @@ from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, Mod
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
 from focusasr.settings import InputError, UsageError, read_options
+from focusasr.startup import Closed, debugging
 from focusasr.text import counted
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
@@ -192,6 +193,8 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
     for outcome in outcomes:
         tell(1, 0.0)
         if outcome.error is not None and processes.main:
+            if debugging():
+                say(outcome.trace.rstrip())
             say(f"focusasr: {outcome.error}")
         yield outcome
 
@@ -201,7 +204,8 @@ def _unheard_told(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     from focusasr.segments import has_speech
 
     for outcome in outcomes:
-        if outcome.transcript and not outcome.transcript.text.strip() and has_speech(outcome.source):
+        empty = outcome.transcript and not outcome.transcript.text.strip()
+        if empty and outcome.error is None and has_speech(outcome.source):
             say(f"focusasr: {outcome.source.name}: has speech, but the model finds no words in it; try another --model")
         yield outcome
 
@@ -224,9 +228,10 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
 
     failed = 0
     for outcome in outcomes:
+        failed += outcome.error is not None
         if outcome.transcript is None:
-            failed += 1
-        elif several:
+            continue
+        if several:
             print(f"{outcome.source.name}\t{outcome.transcript.text.strip()}", flush=True)
         elif suffix == "txt":
             print(outcome.transcript.text.strip(), flush=True)
@@ -278,12 +283,12 @@ class Writing:
 
         failed = written = 0
         for stem, outcome in zip(self.stems, outcomes, strict=True):
+            failed += outcome.error is not None
             if outcome.transcript is None:
-                failed += 1
                 continue
             paths = write(outcome.transcript, stem, self.formats, output)
             written += len(paths)
-            if self.again:
+            if self.again and outcome.error is None:
                 self.again.add(outcome.source, paths)
         note(f"focusasr: {counted(written, 'file')} written to {self.folder.absolute()}")
         return failed
