@@ -61,7 +61,6 @@ def evaluate(
     from focusasr.hypotheses import read_hypotheses
 
     config = read_options(EvaluationConfig, given[EvaluationConfig], "evaluate")
-    _check_file(manifest)
     _spare((output, html), (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
@@ -118,6 +117,7 @@ def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
     from focusasr.hypotheses import JSON_SUFFIXES, read_references
     from focusasr.manifest import read_manifest
 
+    _check_file(path)
     bad_lines: list[str] = []
     utterances: list[Utterance] = []
     if not without_sound or path.suffix.lower() in JSON_SUFFIXES:
