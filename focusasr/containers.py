@@ -208,7 +208,7 @@ class _Sndfile:
         for block_frames in (max(1, READ_VALUES // self._sound.channels), STEP_FRAMES):
             try:
                 if (position or failed) and self._sound.seek(position) != position:  # nonsense, of a damaged Ogg
-                    raise _damaged(self._name, 0.0)
+                    raise _damaged(self._name, position / self.rate_hz if failed else 0.0)
                 while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
                     yield _mixed(block) if channel is None else block[:, channel]
                     position += len(block)
