@@ -10,16 +10,17 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
 from focusasr.config import SAMPLE_RATE_HZ
-from focusasr.containers import AudioError, Sound, opened
+from focusasr.containers import AudioError, CutOff, Sound, opened
 from focusasr.settings import LONGEST_SECONDS, InputError
 
 AUDIO_SUFFIXES = frozenset(
@@ -27,6 +28,7 @@ AUDIO_SUFFIXES = frozenset(
     ".mpga .oga .ogg .opus .ra .rf64 .snd .sph .spx .tta .voc .w64 .wav .wave .weba .webm .wma .wv".split()
 )
 STDIN = "-"
+WRITER_SECONDS = 2.0  # that a pipe may wait for somebody to write into it
 
 LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and infinity
 
@@ -56,8 +58,10 @@ class Source:
         return self.path if self.path.isprintable() and self.path else repr(self.path)
 
 
-def find_sources(inputs: Iterable[str]) -> list[Source]:
+def find_sources(inputs: Iterable[str], repeated: Callable[[Source], object] = lambda source: None) -> list[Source]:
     """Return the recordings that files, folders, globs and "-" stand for, in the order given, each path once.
+
+    `repeated` is told of those that are left out because they came before.
 
     A folder stands for every file in and below it that has a suffix of sound, sorted, hidden ones left out; a glob for
     what it matches, sorted. A name that exists is never taken for a glob. A file that is missing stays in the list, so
@@ -66,7 +70,9 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     found: dict[str, Source] = {}
     for name in inputs:
         for path in _expand(name):
-            found.setdefault(path if path == STDIN else os.path.abspath(path), Source(path))
+            source = Source(path)
+            if found.setdefault(path if path == STDIN else os.path.abspath(path), source) is not source:
+                repeated(source)
     if not found:
         raise InputError("no recordings given; name files, folders, globs or - for standard input")
     return list(found.values())
@@ -106,18 +112,28 @@ def load(source: Source | str | Path, sample_rate_hz: int = SAMPLE_RATE_HZ) -> n
     return np.concatenate([np.zeros(0, np.float32), *_resampled(_as_source(source), sample_rate_hz)])
 
 
-def stream(source: Source | str | Path, block_seconds: float = 30.0) -> Iterator[np.ndarray]:
+def refuse(error: CutOff) -> None:
+    """Take no recording that is cut off."""
+    raise error
+
+
+def stream(
+    source: Source | str | Path, block_seconds: float = 30.0, cut_off: Callable[[CutOff], object] = refuse
+) -> Iterator[np.ndarray]:
     """Yield a recording at 16 kHz in blocks (block_seconds * 16000,), the last shorter, in bounded memory.
 
-    Together the blocks equal `load`, to the bit. AudioError as there, possibly after some blocks.
+    Together the blocks equal `load`, to the bit. AudioError as there, possibly after some blocks; with another
+    `cut_off`, which is told why, a recording that is cut off ends where it can be heard no further.
     """
     samples = to_samples(block_seconds, SAMPLE_RATE_HZ)
-    return in_blocks(_resampled(_as_source(source), SAMPLE_RATE_HZ), samples)
+    return in_blocks(_resampled(_as_source(source), SAMPLE_RATE_HZ, cut_off), samples)
 
 
 def probe_seconds(path: Source | str | Path) -> float | None:
-    """Return a recording's length without decoding it; None where its header does not know or it cannot be read."""
+    """Return a recording's length without decoding it; None where its header does not know or it is no whole file."""
     source = _as_source(path)
+    if not os.path.isfile(source.path):
+        return None
     try:
         with _file(source) as file, opened(file, source.name) as sound:
             return sound.seconds
@@ -131,7 +147,7 @@ def total_seconds(sources: Iterable[Source]) -> float | None:
     for source in sources:
         seconds = source.duration
         if seconds is None:
-            whole = None if source.path == STDIN else probe_seconds(source)
+            whole = probe_seconds(source)
             if whole is None:
                 return None
             seconds = max(0.0, whole - source.offset)
@@ -162,10 +178,10 @@ def _as_source(source: Source | str | Path) -> Source:
     return source if isinstance(source, Source) else Source(str(source))
 
 
-def _resampled(source: Source, rate_hz: int) -> Iterator[np.ndarray]:
+def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object] = refuse) -> Iterator[np.ndarray]:
     """Yield what a source asks for at the wanted rate, mono, each sample checked."""
     with _file(source) as file, opened(file, source.name) as sound:
-        blocks = _span(sound, source)
+        blocks = _up_to_cut(_span(sound, source), cut_off)
         if sound.rate_hz == rate_hz:
             yield from blocks
             return
@@ -175,6 +191,13 @@ def _resampled(source: Source, rate_hz: int) -> Iterator[np.ndarray]:
         for block in blocks:
             yield resampler.resample_chunk(block)
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _up_to_cut(blocks: Iterator[np.ndarray], cut_off: Callable[[CutOff], object]) -> Iterator[np.ndarray]:
+    try:
+        yield from blocks
+    except CutOff as error:
+        cut_off(error)
 
 
 def _span(sound: Sound, source: Source) -> Iterator[np.ndarray]:
@@ -206,8 +229,11 @@ def _file(source: Source) -> Iterator[BinaryIO]:
         raise AudioError(f"{source.name}: cannot be opened ({error}); check the path") from None
     if stat.S_ISDIR(mode):
         raise AudioError(f"{source.name}: a folder, not a recording; name a file in it")
+    if stat.S_ISFIFO(mode):
+        yield _piped(source.path)
+        return
     if not stat.S_ISREG(mode):
-        raise AudioError(f"{source.name}: a pipe or device, not a file; pipe it in and name it -")
+        raise AudioError(f"{source.name}: a device, not a file; name a recording, or - for standard input")
     try:
         with open(source.path, "rb") as file:
             yield file
@@ -217,12 +243,35 @@ def _file(source: Source) -> Iterator[BinaryIO]:
 
 @functools.cache
 def _standard_input() -> BinaryIO:
-    """Copy standard input to a temporary file, once, so that it can be sought and read again."""
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise AudioError("standard input: no recording comes in; pipe one in, as in 'focusasr transcribe - < FILE'")
+    return _copied(sys.stdin.buffer, "standard input")
+
+
+@functools.cache
+def _piped(path: str) -> BinaryIO:
+    """Copy a named pipe, or that of <(COMMAND); AudioError where nobody opens it to write within WRITER_SECONDS."""
+    name = Source(path).name
+    try:
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which waits for no writer
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read ({error.strerror}); check its rights") from None
+    with open(pipe, "rb", buffering=0) as file:
+        last = time.monotonic() + WRITER_SECONDS
+        while (head := file.read(1)) == b"" and time.monotonic() < last:  # None where a writer has sent nothing yet
+            time.sleep(0.02)
+        if head == b"":
+            raise AudioError(f"{name}: nothing comes out of this pipe; start what writes into it, or see why it ended")
+        os.set_blocking(pipe, True)
+        return _copied(file, name, head or b"")
+
+
+def _copied(stream: IO[bytes], name: str, head: bytes = b"") -> BinaryIO:
+    """Copy what comes in, after its `head`, to a temporary file, so that it can be sought and read again."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.write(head)
+        shutil.copyfileobj(stream, copy)
     except OSError as error:
-        raise AudioError(f"standard input: cannot be read ({error.strerror}); pipe a recording in") from None
+        raise AudioError(f"{name}: cannot be read ({error.strerror}); pipe a recording in") from None
     return copy

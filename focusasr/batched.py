@@ -12,6 +12,7 @@ import torch
 from focusasr import audio
 from focusasr.audio import Source
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.containers import CutOff
 from focusasr.device import in_parts
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
 from focusasr.heard import Heard
@@ -28,12 +29,14 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     piece does not depend on the batch it is in.
     """
 
-    def _recognized(self, source: Source, progress: Callable[[float], None], heard: Heard) -> tuple[Transcript, float]:
+    def _recognized(
+        self, source: Source, progress: Callable[[float], None], heard: Heard, cut_off: Callable[[CutOff], object]
+    ) -> tuple[Transcript, float]:
         samples = 0
 
         def blocks() -> Iterator[np.ndarray]:
             nonlocal samples
-            for block in audio.stream(source):
+            for block in audio.stream(source, cut_off=cut_off):
                 samples += len(block)
                 yield block
 

@@ -39,8 +39,12 @@ class Confusion:
     reference: str
     hypothesis: str
     count: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    def told(self) -> str:
+        """Return the count and its bounds as text."""
+        return f"{self.count}{Interval(self.count, self.low, self.high).bounds('{:.0f}'.format, '–')}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def check_slices(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
     known = ["duration", "source", *sorted({name for one in utterances for name in one.extra})]
     for key in keys:
         if key not in known:
-            raise UsageError(f"slice {key!r}: no line has that key; there are {', '.join(known)}")
+            seen = f"--slice {key!r}: no line has that key; there are {', '.join(known)}"
+            raise UsageError(f'{seen}; add it to the lines of the manifest, as in "speaker": "anna"')
 
 
 def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:

@@ -17,7 +17,7 @@ from focusasr.interrupts import INTERRUPTED, what_is_safe
 from focusasr.options import BOTH_SPELLINGS, WhisperSpelling
 from focusasr.preprocess_command import preprocess
 from focusasr.settings import InputError, UsageError
-from focusasr.startup import CLOSED_PIPE, leave, open_streams
+from focusasr.startup import CLOSED_PIPE, debugging, leave, open_streams
 from focusasr.train_command import train
 from focusasr.transcribe_command import transcribe
 
@@ -47,7 +47,7 @@ def program() -> None:
 
 def main() -> None:
     """Run the command line: one line and status 1 for a broken input, 2 for wrong usage; --debug shows tracebacks."""
-    debug = "--debug" in sys.argv
+    debug = debugging()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow busy machines by multiples
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else an hour of lengths takes 100 MB of plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import struct
@@ -21,10 +22,16 @@ READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB how
 SLACK_BYTES = 16  # sloppy writers miscount padding by this much
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 SLACK_SECONDS = 0.5  # containers round the length of their last packets
+STEP_FRAMES = 1024  # read at once up to the place where a decoder fails
+HEADERLESS = frozenset(("adp",))  # what FFmpeg takes bare samples for, as nothing marks the beginning of such files
 
 
 class AudioError(InputError):
     """A recording that cannot be read, told in one line that names it, what was seen and the remedy."""
+
+
+class CutOff(AudioError):
+    """A recording that can be heard in part: raised once all is given that comes before the place it is broken at."""
 
 
 class Sound(Protocol):
@@ -35,7 +42,7 @@ class Sound(Protocol):
     close: Callable[[], None]
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
-        """Yield the mean of the channels (n,) float32 from sample `start` on; AudioError where decoding fails."""
+        """Yield the mean of the channels (n,) float32 from sample `start` on; CutOff where the end is missing."""
         ...
 
 
@@ -43,13 +50,21 @@ class Sound(Protocol):
 def opened(file: BinaryIO, name: str) -> Iterator[Sound]:
     """Open the recording in a file that can be sought; `name` is what errors call it.
 
-    AudioError where it is empty, cut off, not sound, or has a sample rate that cannot be.
+    AudioError where it is empty, not sound, cut off before its sound, or has a sample rate that cannot be.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise AudioError(f"{name}: empty (0 bytes); record or copy it again")
-    unmarked_end = _check_whole(file, size, name)
-    sound = _open_ffmpeg(file, name) if unmarked_end or _is_mpeg(file) else _open_any(file, name)
+    missing, unmarked_end = _missing_bytes(file, size)
+    sound: Sound
+    try:
+        sound = _open_ffmpeg(file, name) if unmarked_end or _is_mpeg(file) else _open_any(file, name)
+    except AudioError:
+        if missing:
+            raise _damaged(name, 0.0) from None
+        raise
+    if missing:
+        sound = _Begun(sound, name)
     try:
         if not LOWEST_RATE_HZ <= sound.rate_hz <= HIGHEST_RATE_HZ:
             wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
@@ -72,11 +87,11 @@ def _is_mpeg(file: BinaryIO) -> bool:
     return head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
 
 
-def _check_whole(file: BinaryIO, size: int, name: str) -> bool:
-    """Refuse a WAV, AIFF or Ogg file that was cut off, which libsndfile takes for a shorter one.
+def _missing_bytes(file: BinaryIO, size: int) -> tuple[int, bool]:
+    """Return how many bytes a WAV, AIFF or Ogg file lacks at its end, which libsndfile takes for a shorter one.
 
     FLAC, MP4 and MP3 with a length are found out while they are decoded; what never knew its length (MP3 without that
-    header, WebM from a browser) cannot be. Return whether it is a WAV without a length (0), as programs write into
+    header, WebM from a browser) cannot be. Return too whether it is a WAV without a length (0), as programs write into
     pipes: libsndfile would read nothing.
     """
     file.seek(0)
@@ -92,9 +107,7 @@ def _check_whole(file: BinaryIO, size: int, name: str) -> bool:
         unmarked_end = promised == 0 and struct.unpack(order + "I", head[4:8])[0] + 8 != size
     elif head[:4] == b"OggS":
         missing = _missing_of_last_page(file, size)
-    if missing:
-        raise AudioError(f"{name}: cut off, its header promises more than its {size} bytes; get a whole copy")
-    return unmarked_end
+    return missing, unmarked_end
 
 
 def _sound_chunk_bytes(file: BinaryIO, order: str) -> int | None:
@@ -139,6 +152,27 @@ def _broken_page(file: BinaryIO) -> int | None:
     return None
 
 
+class _Begun:
+    """The beginning of a recording, whose end is missing."""
+
+    def __init__(self, sound: Sound, name: str) -> None:
+        self._sound, self._name = sound, name
+        self.seconds: float | None = None
+        self.rate_hz, self.close = sound.rate_hz, sound.close
+
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield what there is."""
+        position = start
+        with contextlib.suppress(AudioError):  # whatever is wrong at its end, the rest is missing
+            for block in self._sound.mono_from(start, channel):
+                yield block
+                position += len(block)
+        if position == start > 0:
+            seen = f"cut off before {start / self.rate_hz:.2f} s, from where on it is wanted"
+            raise CutOff(f"{self._name}: {seen}; get a whole copy")
+        raise _damaged(self._name, position / self.rate_hz)
+
+
 def _open_any(file: BinaryIO, name: str) -> Sound:
     import soundfile
 
@@ -170,16 +204,18 @@ class _Sndfile:
     def _blocks(self, position: int, channel: int | None) -> Iterator[np.ndarray]:
         import soundfile
 
-        block_frames = max(1, READ_VALUES // self._sound.channels)
-        try:
-            if position and self._sound.seek(position) != position:  # of a damaged Ogg, libsndfile tells nonsense
-                raise _damaged(self._name, 0.0)
-            while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
-                yield _mixed(block) if channel is None else block[:, channel]
-                position += len(block)
-        except soundfile.LibsndfileError:
-            raise _damaged(self._name, position / self.rate_hz) from None
-        if self._frames is not None and position < self._frames:
+        failed = False
+        for block_frames in (max(1, READ_VALUES // self._sound.channels), STEP_FRAMES):
+            try:
+                if (position or failed) and self._sound.seek(position) != position:  # nonsense, of a damaged Ogg
+                    raise _damaged(self._name, position / self.rate_hz if failed else 0.0)
+                while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
+                    yield _mixed(block) if channel is None else block[:, channel]
+                    position += len(block)
+                break
+            except soundfile.LibsndfileError:  # nothing is given of a block that fails
+                failed = True
+        if failed or (self._frames is not None and position < self._frames):
             raise _damaged(self._name, position / self.rate_hz)
         if self._sound.format == "OGG" and (at := _broken_page(self._file)) is not None:
             raise AudioError(f"{self._name}: damaged at byte {at}, and not all of it was heard; get a whole copy")
@@ -191,8 +227,10 @@ def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
     try:
         container = av.open(_bytes_only(file), options={"protocol_whitelist": "none"})  # playlists open nothing else
     except (av.FFmpegError, ValueError) as error:
-        wanted = "wanted: wav, flac, ogg, opus, mp3, m4a, mp4, webm or another format that FFmpeg reads"
-        raise AudioError(f"{name}: not a recording ({_reason(error)}); {wanted}") from None
+        raise _no_recording(name, _reason(error)) from None
+    if container.format.name in HEADERLESS:
+        container.close()
+        raise _no_recording(name, "nothing in it says what it is")
     if not container.streams.audio:
         seen = f"no sound in it ({container.format.name})"
         container.close()
@@ -310,8 +348,14 @@ def _past_the_end(name: str, start: int, length: int, rate_hz: int) -> AudioErro
     return AudioError(f"{name}: {seen}; correct the offset")
 
 
-def _damaged(name: str, seconds: float) -> AudioError:
-    return AudioError(f"{name}: stops decoding after {seconds:.1f} s, cut off or damaged; get a whole copy")
+def _no_recording(name: str, reason: str) -> AudioError:
+    wanted = "wanted: wav, flac, ogg, opus, mp3, m4a, mp4, webm or another format that FFmpeg reads"
+    bare = "bare samples need a header first, as of 'ffmpeg -f s16le -ar 16000 -i FILE FILE.wav'"
+    return AudioError(f"{name}: not a recording ({reason}); {wanted}; {bare}")
+
+
+def _damaged(name: str, seconds: float) -> CutOff:
+    return CutOff(f"{name}: stops decoding after {seconds:.1f} s, cut off or damaged; get a whole copy")
 
 
 def _reason(error: Exception) -> str:

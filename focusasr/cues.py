@@ -1,11 +1,13 @@
 """How words become subtitles: lines of a width, subtitles of so many lines, each word underlined as it is spoken.
 
-The rules are openai/whisper's. A word is {word, start, end, ...}, where the space before a word belongs to it.
+The rules are openai/whisper's, but for `phrases`: Whisper's segments are short. A word is {word, start, end, ...},
+where the space before a word belongs to it.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +15,10 @@ from focusasr.whisper_config import OutputConfig
 
 LONG_PAUSE_SECONDS = 3.0
 ENDLESS = 1000  # characters or words, where no limit is given
+LINE_WIDTH = 42  # characters of a line, two lines and six seconds of a subtitle can be read in passing
+MOST_LINES = 2
+MOST_SECONDS = 6.0
+EVEN_SECONDS = 0.1  # the pause that is as good a place to part words at as none twice as far from their ends
 
 Word = dict[str, Any]
 Clock = Callable[[float], str]
@@ -24,6 +30,23 @@ class Cue(NamedTuple):
     start: str
     end: str
     text: str
+
+
+def phrases(words: list[Word]) -> Iterator[list[Word]]:
+    """Yield words in groups that can be read as a subtitle each, parted at pauses, rather in the middle than aside."""
+    seconds = words[-1]["end"] - words[0]["start"]
+    lines = textwrap.wrap("".join(word["word"] for word in words), LINE_WIDTH)
+    if len(words) == 1 or (seconds <= MOST_SECONDS and len(lines) <= MOST_LINES):
+        yield words
+        return
+
+    def worth(place: int) -> float:
+        end, start = words[place - 1]["end"], words[place]["start"]
+        return float((start - end + EVEN_SECONDS) * min(end - words[0]["start"], words[-1]["end"] - start))
+
+    place = max(range(1, len(words)), key=worth)
+    yield from phrases(words[:place])
+    yield from phrases(words[place:])
 
 
 class _Layout:

@@ -179,7 +179,7 @@ class _Stopwatch:
 
 
 def _row(utterance: Utterance, reference: str, outcome: Outcome, heard: str) -> Row:
-    if outcome.transcript is None:
+    if outcome.transcript is None or outcome.error is not None:  # what is cut off is not scored
         return Row(utterance, reference, error=outcome.error or "no transcript")
     words, characters = count_errors(reference, heard), count_character_errors(reference, heard)
     return Row(utterance, reference, outcome.transcript.text.strip(), heard, words, characters, outcome.audio_seconds)

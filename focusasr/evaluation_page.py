@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from focusasr.breakdown import Breakdown, percentile, slices
 from focusasr.evaluate import Evaluation, Row
-from focusasr.evaluation_table import compared, drawn_over, percent, with_bounds
+from focusasr.evaluation_table import compared, drawn_over, per_minute, percent, with_bounds
 from focusasr.pages import Bar, bar_chart, escaped, scatter, table, write_page
 from focusasr.score import align_words
 from focusasr.text import counted
@@ -100,9 +100,8 @@ def _summary(evaluation: Evaluation, breakdown: Breakdown) -> str:
     silence = breakdown.silence
     if silence is not None:
         rate = silence.words_per_minute
-        per_minute = f", {rate.value:.2f} per minute ({rate.low:.2f} to {rate.high:.2f})" if rate else ""
         heard = f"{counted(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
-        rows.append(("silence", heard + per_minute))
+        rows.append(("silence", f"{heard}, {per_minute(rate)}" if rate else heard))
     if breakdown.comparison is not None:
         rows.append(("against", compared(breakdown.comparison, breakdown.against or "the other")))
     return "<table>" + "".join(f"<tr><th>{escaped(a)}</th><td>{escaped(b)}</td></tr>" for a, b in rows) + "</table>"
@@ -117,7 +116,8 @@ def _charts(evaluation: Evaluation) -> str:
     for part in slices(rows, "duration", evaluation.unit):
         rate = part.score.interval("wer")
         note = f"% of {part.score.words} words in {part.score.utterances} utterances"
-        bars.append(Bar(part.value, 100 * rate.value, 100 * rate.low, 100 * rate.high, note))
+        low, high = (None if bound is None else 100 * bound for bound in (rate.low, rate.high))
+        bars.append(Bar(part.value, 100 * rate.value, low, high, note))
     dots = [(row.audio_seconds, 100 * row.words.rate) for row in rows[:MOST_DOTS] if row.words]
     by_bucket = bar_chart("WER % by duration, with 95 % intervals", bars, "duration")
     return by_bucket + scatter("WER % of each utterance", dots, "seconds")
@@ -136,11 +136,8 @@ def _slices(breakdown: Breakdown) -> str:
 def _confusions(breakdown: Breakdown) -> str:
     if not breakdown.confusions:
         return ""
-    rows = [
-        (NAMES[one.kind], one.reference, one.hypothesis, one.count, f"{one.low:.0f} to {one.high:.0f}")
-        for one in breakdown.confusions
-    ]
-    return "<h2>Most confused words</h2>" + table(("kind", "said", "heard", "count", "95 % interval"), rows)
+    rows = [(NAMES[one.kind], one.reference, one.hypothesis, one.told()) for one in breakdown.confusions]
+    return "<h2>Most confused words</h2>" + table(("kind", "said", "heard", "count (95 % interval)"), rows)
 
 
 def _article(place: int, row: Row, folder: Path) -> str:

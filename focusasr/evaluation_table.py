@@ -61,7 +61,7 @@ def _figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 
 def _rates(score: Score) -> Iterator[tuple[str, str]]:
     words = score.interval("wer")
-    yield "WER", f"{percent(words.value)} (95 % interval {percent(words.low)} to {percent(words.high)})"
+    yield "WER", percent(words.value) + words.bounds(percent, name="95 % interval ")
     for name, rate in (("CER", "cer"), ("wrong sentences", "ser")):
         yield name, with_bounds(score.interval(rate))
     yield "words", f"{score.words}"
@@ -75,13 +75,12 @@ def _more_figures(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
     if silence is not None:
         heard = f"{counted(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
         rate = silence.words_per_minute
-        yield "silence", f"{heard}: {rate.value:.2f} per minute ({rate.low:.2f} to {rate.high:.2f})" if rate else heard
+        yield "silence", f"{heard}: {per_minute(rate)}" if rate else heard
     for kind, name in KINDS.items():
         several = [one for one in breakdown.confusions if one.kind == kind][:MOST_CONFUSED]
         if several:
             pairs = (" → ".join(filter(None, (one.reference, one.hypothesis))) for one in several)
-            bounds = (f"{one.count} ({one.low:.0f}–{one.high:.0f})" for one in several)
-            yield name, ", ".join(f"{pair} {count}" for pair, count in zip(pairs, bounds, strict=True))
+            yield name, ", ".join(f"{pair} {one.told()}" for pair, one in zip(pairs, several, strict=True))
     if breakdown.comparison is not None:
         yield "against", compared(breakdown.comparison, breakdown.against or "the other")
 
@@ -90,14 +89,26 @@ def compared(comparison: Comparison, name: str) -> str:
     """Say in one sentence how two systems differ."""
     shift = comparison.difference
     rates = f"{percent(comparison.first)} here, {percent(comparison.second)} in {name}"
-    points = f"{100 * shift.value:+.1f} points ({100 * shift.low:+.1f} to {100 * shift.high:+.1f})"
-    share = f"{100 * comparison.probability:.1f} %"
+    points = f"{_points(shift.value)} points{shift.bounds(_points)}"
+    sure = comparison.probability
+    share = "" if sure is None else f"; here is better with probability {percent(sure)}"
     counts = f"{comparison.better} utterances better, {comparison.worse} worse, {comparison.equal} equal"
-    return f"{rates}: {points}; here is better with probability {share}; {counts}"
+    return f"{rates}: {points}{share}; {counts}"
+
+
+def _points(ratio: float) -> str:
+    return f"{100 * ratio:+.1f}"
+
+
+def per_minute(rate: Interval) -> str:
+    """Return how often a minute something happens, as text."""
+    return f"{rate.value:.2f} per minute{rate.bounds('{:.2f}'.format)}"
 
 
 def drawn_over(score: Score) -> str:
     """Say what the bootstrap drew."""
+    if score.drawn == 1:
+        return f"none: one {score.unit} gives no interval"
     return f"95 %, bootstrap over {counted(score.drawn, score.unit)}"
 
 
@@ -108,9 +119,9 @@ def _print_slices(parts: list[Slice], console: Console) -> None:
         for name in (key, "WER", "95 % interval", "words", "utterances"):
             table.add_column(name, justify="left" if name == key else "right")
         for part in own[:MOST_SLICES]:
-            bounds = part.score.interval("wer")
-            interval = f"{percent(bounds.low)} to {percent(bounds.high)}"
-            cells = (part.value, percent(bounds.value), interval, str(part.score.words), str(part.score.utterances))
+            rate = part.score.interval("wer")
+            interval = rate.bounds(percent).strip(" ()") or "none"
+            cells = (part.value, percent(rate.value), interval, str(part.score.words), str(part.score.utterances))
             table.add_row(*map(Text, cells))
         console.print()
         print_trimmed(table, console)
@@ -125,7 +136,7 @@ def percent(ratio: float) -> str:
 
 def with_bounds(rate: Interval) -> str:
     """Return a rate and its interval as text."""
-    return f"{percent(rate.value)} ({percent(rate.low)} to {percent(rate.high)})"
+    return percent(rate.value) + rate.bounds(percent)
 
 
 def _print_difference(row: Row, errors: Errors, console: Console) -> None:

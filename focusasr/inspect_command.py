@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -36,12 +37,16 @@ def inspect(
 ) -> None:
     """Show what the focus of a model does with a recording: span, temperature, entropy and norms per layer and head."""
     from focusasr import inspection as room
+    from focusasr.audio import AUDIO_SUFFIXES
     from focusasr.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.device import choose_device
 
     config = read_options(InspectionConfig, given[InspectionConfig], "inspect")
     if output and output.suffix.lower() != ".png":
         raise UsageError(f"--output is {str(output)!r}; wanted: a name that ends in .png, the only kind drawn")
+    if Path(checkpoint).suffix.lower() in AUDIO_SUFFIXES and Path(checkpoint).is_file():
+        swapped = shlex.join([recording, checkpoint])
+        raise UsageError(f"{checkpoint} is a recording, not a checkpoint; did you mean focusasr inspect {swapped}?")
     model = load_checkpoint(find_checkpoint(checkpoint, local_files_only), choose_device(device)[0]).model
     seen = room.inspect_recording(model, recording, config, layer)
     if output:

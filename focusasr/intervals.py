@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,25 +17,31 @@ FEWEST_SPEAKERS = 20  # of fewer, the interval comes out too narrow (Cameron, Ge
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the middle 95 % of what the bootstrap made of it."""
+    """A figure and the middle 95 % of what the bootstrap made of it; no bounds where there was nothing to draw."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    def bounds(self, form: Callable[[float], str], between: str = " to ", name: str = "") -> str:
+        """Return the bounds as text, in brackets after a space, with a `name` before them; "" where there are none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f" ({name}{form(self.low)}{between}{form(self.high)})"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two systems on the same utterances: word error rates, their difference (first minus second), who is better.
 
-    `probability` is the share of the draws in which the first has the lower rate; a draw with equal rates counts
-    half. `better`, `worse` and `equal` count utterances, by their number of errors.
+    `probability` is the share of the draws in which the first has the lower rate, None where there were none; a draw
+    with equal rates counts half. `better`, `worse` and `equal` count utterances, by their number of errors.
     """
 
     first: float
     second: float
     difference: Interval
-    probability: float
+    probability: float | None
     better: int
     worse: int
     equal: int
@@ -69,11 +75,15 @@ def group_totals(counts: np.ndarray, groups: Sequence[str] | None) -> np.ndarray
 def resample_totals(counts: np.ndarray, seed: int) -> np.ndarray:
     """Draw the rows of `counts` (U, K) with replacement, U at a time; return the column sums (RESAMPLES, K).
 
+    Of a single row, which says nothing about others, there are no draws: (0, K).
+
     Equal rows are drawn together, as one multinomial count: the same distribution, in memory that follows the number
     of different rows.
     """
     import numpy as np
 
+    if len(counts) == 1:
+        return counts[:0]
     kinds, shares = np.unique(counts, axis=0, return_counts=True)
     draw = np.random.default_rng(seed)
     totals = []
@@ -82,10 +92,12 @@ def resample_totals(counts: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(totals)
 
 
-def middle(figures: np.ndarray) -> tuple[float, float]:
-    """Return the bounds of the middle 95 % of what was drawn."""
+def middle(figures: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """Return the bounds of the middle 95 % of what was drawn; None where nothing was."""
     import numpy as np
 
+    if not len(figures):
+        return None, None
     margin = (100.0 - INTERVAL_PERCENT) / 2
     low, high = np.percentile(figures, [margin, 100.0 - margin])
     return float(low), float(high)
@@ -115,7 +127,7 @@ def compare(
         first=float(rates[0]),
         second=float(rates[1]),
         difference=Interval(float(rates[0] - rates[1]), low, high),
-        probability=float((1 + fewer).mean() / 2),
+        probability=float((1 + fewer).mean() / 2) if len(fewer) else None,
         better=int((signs > 0).sum()),
         worse=int((signs < 0).sum()),
         equal=int((signs == 0).sum()),

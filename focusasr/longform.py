@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from focusasr import audio
@@ -13,6 +14,7 @@ from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.containers import CutOff
 from focusasr.cross_alignment import align_words
 from focusasr.device import lacks_memory
 from focusasr.engine import Engine
@@ -199,22 +201,27 @@ class WhisperRecognizer:
         a source are not decoded again.
         """
         for source in sources:
+            outcome, cuts = Outcome(source, None, None, 0.0), list[CutOff]()
             try:
-                transcript, seconds = self._recognized(source, progress, notes(source) if notes else Heard())
-                yield Outcome(source, transcript, None, seconds)
+                heard = notes(source) if notes else Heard()
+                transcript, seconds = self._recognized(source, progress, heard, cuts.append)
+                outcome = replace(outcome, transcript=transcript, audio_seconds=seconds)
+                yield outcome.but(cuts[0]) if cuts else outcome
             except InputError as error:
-                yield Outcome(source, None, str(error), 0.0)
+                yield outcome.but(error)
             except (MemoryError, RuntimeError) as error:
                 if self.device.type != "cpu" or not lacks_memory(error):
                     raise
-                yield Outcome(source, None, f"{source.name}: the memory is full; lower --beam-size or --best-of", 0.0)
+                yield outcome.but(MemoryError(f"{source.name}: the memory is full; lower --beam-size or --best-of"))
 
-    def _recognized(self, source: Source, progress: Callable[[float], None], heard: Heard) -> tuple[Transcript, float]:
+    def _recognized(
+        self, source: Source, progress: Callable[[float], None], heard: Heard, cut_off: Callable[[CutOff], object]
+    ) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
-        sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames)
+        sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
         reader = self._reader(lambda: self.engine.encode([sound.window(0, self.window_frames)]))
         script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
-        for start, end in self._clips(source, sound):
+        for start, end in self._clips(audio.stream(source, cut_off=cut_off), sound.frames):
             seek = start
             while seek < end:
                 window = Window(seek, min(self.window_frames, end - seek))
@@ -230,14 +237,14 @@ class WhisperRecognizer:
         transcript = Transcript(text, script.segments, reader.tokenizer.policy.language)
         return transcript, sound.samples / SAMPLE_RATE_HZ
 
-    def _clips(self, source: Source, sound: Spectrogram) -> list[tuple[int, int]]:
+    def _clips(self, blocks: Iterator[np.ndarray], frames: int) -> list[tuple[int, int]]:
         """Return what is read, as frames (from, to): what was asked for, or where speech is heard."""
         if not self.longform.vad_filter:
-            return clips(self.longform.clips or [], sound.frames)
+            return clips(self.longform.clips or [], frames)
         longest = self.window_frames / FRAMES_PER_SECOND
-        pieces = joined(cut(audio.stream(source), longest, self.config.vad_threshold, whole=False), longest)
+        pieces = joined(cut(blocks, longest, self.config.vad_threshold, whole=False), longest)
         spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
-        return clips([second for span in spans for second in span], sound.frames) if spans else []
+        return clips([second for span in spans for second in span], frames) if spans else []
 
     def _initial(self, reader: WindowReader) -> list[int]:
         prompt = self.longform.initial_prompt

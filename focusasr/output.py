@@ -8,11 +8,11 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.cues import Clock, Cue, cues
+from focusasr.cues import LINE_WIDTH, Clock, Cue, cues, phrases
 from focusasr.files import written_aside
 from focusasr.settings import InputError
 from focusasr.whisper_config import OutputConfig
@@ -29,7 +29,8 @@ class Segment:
     """A stretch of a recording and its text, with Whisper's names.
 
     `start` and `end` are seconds, `seek` a mel frame (10 ms). `words`, where word times were asked for, is a list of
-    {word, start, end, probability}.
+    {word, start, end, probability}; `subtitle_words` are such words for subtitles alone, of segments that are too long
+    to be one.
     """
 
     id: int
@@ -43,6 +44,7 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     words: list[dict[str, Any]] | None = None
+    subtitle_words: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def to_json_dict(transcript: Transcript) -> dict[str, Any]:
     """Return Whisper's object {text, segments, language}; a segment has `words` only where there are some to tell."""
     result = dataclasses.asdict(transcript)
     for segment in result["segments"]:
+        del segment["subtitle_words"]
         if segment["words"] is None:
             del segment["words"]
     return result
@@ -200,8 +203,15 @@ def _line(segment: Segment) -> str:
 
 
 def _cues(transcript: Transcript, config: OutputConfig, clock: Clock) -> Iterator[Cue]:
-    """Yield the cues of a transcript: of its words where it has their times, else of its segments."""
+    """Yield the cues of a transcript: of its words where it has their times, else of its segments.
+
+    Segments that are too long to be read are parted where no line is asked for.
+    """
     segments = transcript.segments
+    if any(segment.subtitle_words for segment in segments) and not config.shapes_lines:
+        parts = [part for one in segments for part in phrases(one.subtitle_words or _as_word(one))]
+        yield from cues(parts, replace(config, max_line_width=LINE_WIDTH), parts[0][0]["start"], clock)
+        return
     timed = [segment.words for segment in segments]
     if segments and (any(timed) or None not in timed):
         words = [_as_word(segment) if segment.words is None else segment.words for segment in segments]

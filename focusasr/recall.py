@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class Recall:
         self.path.unlink(missing_ok=True)
 
     def _kept(self, key: str, outcome: Outcome) -> Outcome:
-        if outcome.transcript is not None and key:
+        if outcome.transcript is not None and outcome.error is None and key:
             entry = {"text": outcome.transcript.text, "language": outcome.transcript.language}
             line = {"key": key, **entry, "audio_seconds": outcome.audio_seconds}
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,8 @@ def checkpoint_digest(path: Path) -> str:
 def _digest(path: str) -> str:
     """Return the digest of a file's content, empty where it cannot be read."""
     digest = hashlib.sha256()
+    if not os.path.isfile(path):  # a pipe can be read only once
+        return ""
     try:
         with open(path, "rb") as file:
             while block := file.read(2**20):

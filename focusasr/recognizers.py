@@ -94,8 +94,8 @@ def steadfast(
         yield from on_cpu().transcribe(left, progress, notes)
 
 
-def load_recognizer(choice: ModelChoice, given: Given, command: str) -> Loaded:
-    """Load what transcribes; torch is imported here.
+def load_recognizer(choice: ModelChoice, given: Given, command: str, subtitles: bool = False) -> Loaded:
+    """Load what transcribes, with what `subtitles` need if they are wanted; torch is imported here.
 
     InputError where the settings are wrong, where there is no such checkpoint, or where it cannot do what is asked.
     """
@@ -103,10 +103,12 @@ def load_recognizer(choice: ModelChoice, given: Given, command: str) -> Loaded:
     search = read_options(SearchConfig, given.get(SearchConfig, {}), command)
     longform = read_options(LongformConfig, given.get(LongformConfig, {}), command)
     with loading():
-        return _load(choice, config, search, longform)
+        return _load(choice, config, search, longform, subtitles)
 
 
-def _load(choice: ModelChoice, config: DecodingConfig, search: SearchConfig, longform: LongformConfig) -> Loaded:
+def _load(
+    choice: ModelChoice, config: DecodingConfig, search: SearchConfig, longform: LongformConfig, subtitles: bool
+) -> Loaded:
     import torch
 
     from focusasr.checkpoint import find_checkpoint, load_checkpoint
@@ -119,13 +121,13 @@ def _load(choice: ModelChoice, config: DecodingConfig, search: SearchConfig, lon
     checkpoint = load_checkpoint(path, device)
 
     def on_cpu() -> AnyRecognizer:
-        return _load(replace(choice, device="cpu"), config, search, longform).recognizer
+        return _load(replace(choice, device="cpu"), config, search, longform, subtitles).recognizer
 
     if checkpoint.whisper is None:
         from focusasr.transcribe import Recognizer
 
         remarks = native_remarks(checkpoint, search, longform)
-        return Loaded(Recognizer(checkpoint, device, config), path, False, remarks, processes, on_cpu)
+        return Loaded(Recognizer(checkpoint, device, config, subtitles), path, False, remarks, processes, on_cpu)
     from focusasr.batched import BatchedWhisperRecognizer
     from focusasr.longform import WhisperRecognizer
 

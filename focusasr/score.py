@@ -47,27 +47,28 @@ class Score:
     """Error rates of a set of utterances, as ratios (0.05 is 5 %), each with its 95 % interval, and the counts behind.
 
     `ser` is the share of utterances with any error; the rates of substitutions, deletions and insertions are per
-    reference word. `unit` says whether utterances or speakers were drawn for the intervals, `drawn` how many there are.
+    reference word. `unit` says whether utterances or speakers were drawn for the intervals, `drawn` how many there are;
+    the bounds are None where that is one.
     """
 
     wer: float
-    wer_low: float
-    wer_high: float
+    wer_low: float | None
+    wer_high: float | None
     cer: float
-    cer_low: float
-    cer_high: float
+    cer_low: float | None
+    cer_high: float | None
     ser: float
-    ser_low: float
-    ser_high: float
+    ser_low: float | None
+    ser_high: float | None
     substitution_rate: float
-    substitution_rate_low: float
-    substitution_rate_high: float
+    substitution_rate_low: float | None
+    substitution_rate_high: float | None
     deletion_rate: float
-    deletion_rate_low: float
-    deletion_rate_high: float
+    deletion_rate_low: float | None
+    deletion_rate_high: float | None
     insertion_rate: float
-    insertion_rate_low: float
-    insertion_rate_high: float
+    insertion_rate_low: float | None
+    insertion_rate_high: float | None
     substitutions: int
     deletions: int
     insertions: int
@@ -154,8 +155,8 @@ def summarize(
     As in jiwer 4, an utterance with an empty reference adds its insertions and no words, and where no reference has
     a word the rate is the number of insertions. The interval is the middle 95 % of the rates of 1000 sets of U
     utterances drawn with replacement (Bisani and Ney 2004), the same for the same seed in whatever order they come.
-    With `groups` (the speaker of each utterance) whole speakers are drawn. One utterance, or utterances all alike,
-    give an interval without width: it cannot say more.
+    With `groups` (the speaker of each utterance) whole speakers are drawn. One utterance, or one speaker, gives no
+    interval; utterances all alike give one without width.
     """
     if not words:
         raise ValueError("no utterances to score; wanted: at least 1")
@@ -164,7 +165,7 @@ def summarize(
     counts = np.array([_counts(*pair) for pair in zip(words, characters, strict=True)])
     counted = group_totals(counts, groups)
     whole, drawn = counts.sum(axis=0, keepdims=True), resample_totals(counted, seed)
-    figures: dict[str, float] = {}
+    figures: dict[str, float | None] = {}
     for name, (above, below) in _RATES.items():
         value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, drawn))
         low, high = middle(rates)

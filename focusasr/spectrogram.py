@@ -6,7 +6,7 @@ find that point and the length, once window by window. Memory does not grow with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from focusasr import audio
 from focusasr.audio import Source
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.containers import CutOff
 from focusasr.features import FFT_SAMPLES, HOP_SAMPLES, log_power
 
 WINDOW_FRAMES = 30 * SAMPLE_RATE_HZ // HOP_SAMPLES
@@ -25,12 +26,18 @@ EDGE = FFT_SAMPLES // 2  # samples that a frame sees to each side of its middle
 class Spectrogram:
     """The frames of one recording; `frames` is their number, a last piece shorter than a hop not counted.
 
-    AudioError, before any frame, where the recording cannot be read.
+    AudioError, before any frame, where the recording cannot be read; `cut_off` is that of `audio.stream`.
     """
 
     def __init__(
-        self, source: Source, mel_bands: int, device: torch.device, window_frames: int = WINDOW_FRAMES
+        self,
+        source: Source,
+        mel_bands: int,
+        device: torch.device,
+        window_frames: int = WINDOW_FRAMES,
+        cut_off: Callable[[CutOff], object] = audio.refuse,
     ) -> None:
+        self._cut_off = cut_off
         self._source, self._mel_bands, self._device = source, mel_bands, device
         self._window_frames = window_frames
         self.samples, loudest = 0, -torch.inf
@@ -68,7 +75,7 @@ class Spectrogram:
         yield self._log_power(held)
 
     def _sound(self, silence: np.ndarray, count: bool) -> Iterator[np.ndarray]:
-        for block in audio.stream(self._source):
+        for block in audio.stream(self._source, cut_off=self._cut_off):
             self.samples += len(block) if count else 0
             yield block
         yield silence

@@ -77,7 +77,9 @@ def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
     for key in keys:
         if utterances and not any(key_of(utterance, key) for utterance in utterances):
             known = ["text", *sorted({name for utterance in utterances for name in utterance.extra})]
-            raise UsageError(f"by is {key!r}, which no utterance has; wanted: {', '.join(known)}")
+            told = "tell it in a table's column or a manifest, or beside each recording in a .json in place of a .txt"
+            seen = f"--by is {key!r}, which no utterance has; wanted: {', '.join(known)}"
+            raise UsageError(f'{seen}; or {told}: {{"text": "...", "speaker": "anna"}}')
 
 
 def _connected(values: Sequence[Sequence[Hashable]], homes: Sequence[str]) -> list[int | None]:

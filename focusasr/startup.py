@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from focusasr.settings import InputError
+
 CLOSED_PIPE = 141  # as the shell has it: 128 + SIGPIPE
 
 
+class Closed(io.TextIOWrapper):
+    """A stdout that was closed: it holds the place of the file, so that no other gets it, and takes no result."""
+
+    def write(self, text: str, /) -> int:
+        """Refuse."""
+        raise InputError("stdout is closed, so the result goes nowhere; leave it open, or send it to /dev/null")
+
+
+def debugging() -> bool:
+    """Return whether tracebacks are asked for."""
+    return "--debug" in sys.argv
+
+
 def open_streams() -> None:
-    """Give what was closed something to write to, and let no character that a stream's encoding lacks end the work."""
+    """Put something where a stream was closed, and let no character that a stream's encoding lacks end the work."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            kind = Closed if name == "stdout" else io.TextIOWrapper
+            setattr(sys, name, kind(open(os.devnull, "wb"), encoding="utf-8"))  # noqa: SIM115 - as long as the process
         elif stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
 

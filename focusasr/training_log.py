@@ -21,6 +21,7 @@ from rich.text import Text
 from focusasr.config import TrainConfig
 from focusasr.curves import draw_curves, read_rows
 from focusasr.files import written_aside
+from focusasr.intervals import Interval
 from focusasr.score import Score, align
 from focusasr.settings import InputError
 
@@ -130,10 +131,8 @@ class TrainingLog:
             for name, score in scores.items():
                 row |= {f"{name} wer": score.wer, f"{name} cer": score.cer}
             self._keep(position.step, "dev", row)
-            self.dev_wer = f"dev WER {100 * overall:.1f} % ({_interval(list(scores.values()), overall)})"
-        parts = [
-            f"{name} {100 * s.wer:.1f} ({100 * s.wer_low:.1f}-{100 * s.wer_high:.1f})" for name, s in scores.items()
-        ]
+            self.dev_wer = f"dev WER {100 * overall:.1f} %{_interval(list(scores.values()), overall)}"
+        parts = [f"{name} {100 * s.wer:.1f}{s.interval('wer').bounds(_hundredfold, '-')}" for name, s in scores.items()]
         heard = f"{position.seconds / 60:.1f} min, {position.audio_seconds / 3600:.1f} h heard"
         if position.skipped_steps:
             heard += f", {position.skipped_steps} steps skipped"
@@ -199,9 +198,16 @@ def _percent(share: float) -> str:
 
 def _interval(scores: list[Score], overall: float) -> str:
     """Return the interval of the mean of several WERs, from those of each; the sets are independent."""
-    low = math.sqrt(sum((s.wer - s.wer_low) ** 2 for s in scores)) / len(scores)
-    high = math.sqrt(sum((s.wer_high - s.wer) ** 2 for s in scores)) / len(scores)
-    return f"{100 * (overall - low):.1f}-{100 * (overall + high):.1f}"
+    below = [s.wer - s.wer_low for s in scores if s.wer_low is not None]
+    above = [s.wer_high - s.wer for s in scores if s.wer_high is not None]
+    if len(below) < len(scores):  # a set of one recording has none, and so its spread is not known
+        return ""
+    low, high = overall - math.hypot(*below) / len(scores), overall + math.hypot(*above) / len(scores)
+    return Interval(overall, low, high).bounds(_hundredfold, "-")
+
+
+def _hundredfold(ratio: float) -> str:
+    return f"{100 * ratio:.1f}"
 
 
 def memory_gigabytes() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.containers import CutOff
 from focusasr.decoding import Hypothesis, decode
 from focusasr.device import in_parts
 from focusasr.engine import Engine
@@ -34,7 +36,10 @@ CPU_BATCH_SECONDS = 80.0  # padded sound in a batch: a CPU gains nothing from mo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source: its transcript, or why there is none."""
+    """What became of one source: its transcript, or why there is none, or both where it is cut off.
+
+    `trace` is the traceback of the error, for --debug.
+    """
 
     source: Source
     transcript: Transcript | None
@@ -42,6 +47,13 @@ class Outcome:
     audio_seconds: float
     tokens: int = 0  # that the decoder wrote, ends included, and passes that it took; 0 where nobody counted
     passes: int = 0
+    trace: str = ""
+
+    def but(self, error: Exception) -> Outcome:
+        """Return what became of the source if this went wrong; of one that is cut off, what was heard is kept."""
+        kept = self.transcript if isinstance(error, CutOff) and self.audio_seconds else None
+        trace = "".join(traceback.format_exception(error))
+        return replace(self, transcript=kept, error=str(error), trace=trace)
 
 
 @dataclass
@@ -51,7 +63,7 @@ class _Job:
     source: Source
     heard: Heard
     samples: int = 0
-    error: str | None = None
+    error: InputError | None = None
     waiting: int = 0  # pieces not decoded yet
     complete: bool = False
     segments: list[Segment] = field(default_factory=list)
@@ -60,9 +72,14 @@ class _Job:
 
 
 class Recognizer:
-    """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size."""
+    """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig) -> None:
+    For `subtitles` it finds out when words are said, where it can, as its segments are too long to be read at once.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig, subtitles: bool = False
+    ) -> None:
         if config.word_timestamps and checkpoint.model.ctc_head is None:
             raise UsageError(
                 "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
@@ -72,6 +89,7 @@ class Recognizer:
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
+        self._timing = config.word_timestamps or (subtitles and checkpoint.model.ctc_head is not None)
         window = checkpoint.model.config.window_samples
         self.batch_size = config.batch_size  # smaller once so many did not fit the memory
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
@@ -135,7 +153,7 @@ class Recognizer:
                         job.segments += known
                         progress(len(piece.waveform) / SAMPLE_RATE_HZ)
             except InputError as error:
-                job.error = str(error)
+                job.error = error
             job.complete = True
 
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
@@ -144,7 +162,8 @@ class Recognizer:
         answers = in_parts(self._answers, [piece for _, piece in held], self.device, self._halve)
         for (job, piece), answer in zip(held, answers, strict=True):
             if answer is None:
-                job.error = f"{job.source.name}: a segment does not fit the memory; lower --max-segment-seconds"
+                seen = "a segment does not fit the memory; lower --max-segment-seconds"
+                job.error = InputError(f"{job.source.name}: {seen}")
                 continue
             job.passes += answer.passes
             job.tokens += len(answer.tokens) + 1 if answer.passes else 0
@@ -156,7 +175,7 @@ class Recognizer:
     def _answers(self, pieces: Sequence[Piece]) -> list[Hypothesis]:
         bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
         mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for piece in pieces]
-        return decode(self.engine, mels, self.tokenizer, self.config)
+        return decode(self.engine, mels, self.tokenizer, replace(self.config, word_timestamps=self._timing))
 
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)
@@ -164,6 +183,7 @@ class Recognizer:
     def _segment(self, piece: Piece, answer: Hypothesis) -> Segment:
         text = self.tokenizer.decode(answer.tokens)
         encoded = text.encode("utf-8")
+        words = _words(answer.words, piece.start_seconds) if self._timing else None
         return Segment(
             id=0,
             seek=round(piece.start_seconds * FRAMES_PER_SECOND),
@@ -175,18 +195,18 @@ class Recognizer:
             avg_logprob=answer.avg_logprob,
             compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
             no_speech_prob=answer.no_speech_prob,
-            words=_words(answer.words, piece.start_seconds) if self.config.word_timestamps else None,
+            words=words if self.config.word_timestamps else None,
+            subtitle_words=words,
         )
 
     def _outcome(self, job: _Job) -> Outcome:
-        seconds = job.samples / SAMPLE_RATE_HZ
-        if job.error is not None:
-            return Outcome(job.source, None, job.error, seconds)
         ordered = sorted(job.segments, key=lambda segment: segment.start)
         numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
         text = " ".join(segment.text for segment in numbered)
         transcript = Transcript(text, numbered, self.tokenizer.policy.language)
-        return Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
+        seconds = job.samples / SAMPLE_RATE_HZ
+        outcome = Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
+        return outcome.but(job.error) if job.error else outcome
 
 
 def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any]]:
@@ -203,7 +223,11 @@ def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any
 
 
 def _counted(job: _Job) -> Iterator[np.ndarray]:
-    """Yield the source's blocks and count their samples."""
-    for block in audio.stream(job.source):
+    """Yield the source's blocks and count their samples; where it is cut off, that is noted and what there is given."""
+
+    def note(error: CutOff) -> None:
+        job.error = job.error or error
+
+    for block in audio.stream(job.source, cut_off=note):
         job.samples += len(block)
         yield block

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, Mod
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
 from focusasr.settings import InputError, UsageError, read_options
+from focusasr.startup import Closed, debugging
 from focusasr.text import counted
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
@@ -81,23 +83,24 @@ def transcribe(
     output = read_options(OutputConfig, given[OutputConfig], "transcribe")
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
     formats = _formats(output_format or ["all"])
-    sources = find_sources(files)
-    loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given, "transcribe")
-    tell_remarks(loaded)
+    repeated: list[Source] = []
+    sources = find_sources(files, repeated.append)
+    several = len(sources) + len(repeated) > 1
+    subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
+    choice = ModelChoice(model, device, threads, local_files_only, model_dir)
+    loaded = load_recognizer(choice, given, "transcribe", subtitles)
+    tell_remarks(loaded, repeated)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
     if output_dir is None or str(output_dir) == "-":
-        _check_printing(len(sources) > 1, formats, skip_existing)
-        suffix = "txt" if "all" in formats else formats[0]
-        deliver(loaded, sources, lambda outcomes: print_texts(outcomes, len(sources) > 1, suffix, output))
+        _check_printing(several, formats, skip_existing)
+        deliver(loaded, sources, lambda outcomes: print_texts(outcomes, several, formats[0], output))
         return
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
     writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
-    noisy = loaded.is_whisper and output.verbose
+    noisy = loaded.is_whisper and output.verbose and not isinstance(sys.stdout, Closed)
     notes = again.notes if again else None
-    deliver(
-        loaded, writing.sources, lambda outcomes: writing.write(shown(outcomes) if noisy else outcomes, output), notes
-    )
+    deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output, noisy), notes)
 
 
 def deliver(
@@ -169,9 +172,10 @@ def shared_work(processes: Processes) -> Iterator[None]:
     leave(processes)
 
 
-def tell_remarks(loaded: Loaded) -> None:
-    """Say on stderr what of the settings cannot be honored, once for all processes."""
-    for remark in loaded.remarks if loaded.processes.main else ():
+def tell_remarks(loaded: Loaded, repeated: Sequence[Source] = ()) -> None:
+    """Say on stderr what of the settings cannot be honored, and of the files is left out, once for all processes."""
+    again = [f"each file is heard once; left out what is given again, such as {one.name}" for one in repeated[:1]]
+    for remark in loaded.remarks + again if loaded.processes.main else ():
         say(f"focusasr: {remark}")
 
 
@@ -190,6 +194,8 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
     for outcome in outcomes:
         tell(1, 0.0)
         if outcome.error is not None and processes.main:
+            if debugging():
+                say(outcome.trace.rstrip())
             say(f"focusasr: {outcome.error}")
         yield outcome
 
@@ -199,7 +205,8 @@ def _unheard_told(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     from focusasr.segments import has_speech
 
     for outcome in outcomes:
-        if outcome.transcript and not outcome.transcript.text.strip() and has_speech(outcome.source):
+        empty = outcome.transcript and not outcome.transcript.text.strip()
+        if empty and outcome.error is None and has_speech(outcome.source):
             say(f"focusasr: {outcome.source.name}: has speech, but the model finds no words in it; try another --model")
         yield outcome
 
@@ -222,11 +229,12 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
 
     failed = 0
     for outcome in outcomes:
+        failed += outcome.error is not None
         if outcome.transcript is None:
-            failed += 1
-        elif several:
+            continue
+        if several:
             print(f"{outcome.source.name}\t{outcome.transcript.text.strip()}", flush=True)
-        elif suffix == "txt":
+        elif suffix in ("txt", "all"):
             print(outcome.transcript.text.strip(), flush=True)
         else:
             print(render(outcome.transcript, suffix, output).removesuffix("\n"), flush=True)
@@ -270,18 +278,18 @@ class Writing:
             say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
-    def write(self, outcomes: Iterable[Outcome], output: OutputConfig) -> int:
-        """Write each transcript's files as it comes; return how many failed."""
+    def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:
+        """Write each transcript's files as it comes, printed too where `noisy`; return how many failed."""
         from focusasr.output import write
 
         failed = written = 0
-        for stem, outcome in zip(self.stems, outcomes, strict=True):
+        for stem, outcome in zip(self.stems, shown(outcomes) if noisy else outcomes, strict=True):
+            failed += outcome.error is not None
             if outcome.transcript is None:
-                failed += 1
                 continue
             paths = write(outcome.transcript, stem, self.formats, output)
             written += len(paths)
-            if self.again:
+            if self.again and outcome.error is None:
                 self.again.add(outcome.source, paths)
         note(f"focusasr: {counted(written, 'file')} written to {self.folder.absolute()}")
         return failed

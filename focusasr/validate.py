@@ -126,11 +126,14 @@ def focus(model: Model, mels: Sequence[Tensor]) -> list[dict[str, float]]:
     ]
 
 
+def _bounds(score: Score) -> str:
+    return score.interval("wer").bounds(lambda ratio: f"{100 * ratio:.1f}", "–").strip(" ()") or "none"
+
+
 def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, Score]) -> str:
     """Return the README.md of a checkpoint: what it is, what it was trained on, what it scores."""
     rows = [
-        f"| {dev} | {100 * s.wer:.1f} | {100 * s.wer_low:.1f}–{100 * s.wer_high:.1f} | {100 * s.cer:.1f} | {s.words} |"
-        for dev, s in scores.items()
+        f"| {dev} | {100 * s.wer:.1f} | {_bounds(s)} | {100 * s.cer:.1f} | {s.words} |" for dev, s in scores.items()
     ]
     millions = model.parameter_count() / 1e6
     return "\n".join(

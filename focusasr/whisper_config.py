@@ -102,6 +102,11 @@ class OutputConfig:
     pretty_json: bool = setting(False, "json on many lines")
     verbose: bool = setting(True, "Whisper models: print what was heard, with its times, where files are written")
 
+    @property
+    def shapes_lines(self) -> bool:
+        """Return whether anything is said of how long lines and subtitles are."""
+        return any((self.max_line_width, self.max_line_count, self.max_words_per_line))
+
     def __post_init__(self) -> None:
         for name in ("max_line_width", "max_line_count", "max_words_per_line"):
             given = getattr(self, name)

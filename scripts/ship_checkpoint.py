@@ -24,6 +24,7 @@ from focusasr.evaluate import evaluate
 from focusasr.features import log_mel
 from focusasr.files import written_aside
 from focusasr.inspection import mean_spans
+from focusasr.intervals import Interval
 from focusasr.manifest import read_manifest
 from focusasr.model import Model
 from focusasr.transcribe import Recognizer
@@ -88,8 +89,9 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
 
 def interval(figures: dict[str, Any]) -> str:
     """Return a WER with its interval, in percent; one recording has none."""
-    low, middle, high = (100 * figures[key] for key in ("wer_low", "wer", "wer_high"))
-    return f"{middle:.1f} ({low:.1f}–{high:.1f})" if figures["utterances"] > 1 else f"{middle:.1f} (one recording)"
+    rate = Interval(*(figures[key] for key in ("wer", "wer_low", "wer_high")))
+    bounds = rate.bounds(lambda ratio: f"{100 * ratio:.1f}", "–") or " (one recording)"
+    return f"{100 * rate.value:.1f}{bounds}"
 
 
 def size_line(checkpoint: Checkpoint) -> str:

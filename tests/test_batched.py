@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from focusasr.audio import Source
 from focusasr.batched import BatchedWhisperRecognizer
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.longform import WhisperRecognizer
 from focusasr.output import Transcript
 from focusasr.segments import Piece, joined
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -77,3 +79,19 @@ def test_neighbors_join_while_they_fit() -> None:
     assert (last.start_seconds, len(last.waveform)) == (30.0, SAMPLE_RATE_HZ)
     assert first.waveform.sum() == 3 * SAMPLE_RATE_HZ
     assert first.waveform[3 * SAMPLE_RATE_HZ] == 1.0 and first.waveform[3 * SAMPLE_RATE_HZ - 1] == 0.0
+
+
+@pytest.mark.parametrize("kind", [BatchedWhisperRecognizer, WhisperRecognizer])
+@pytest.mark.parametrize("vad_filter", [False, True])
+def test_a_recording_that_is_cut_off_is_read_up_to_there(kind: type[WhisperRecognizer], vad_filter: bool) -> None:
+    for name, seconds in (("whole", 20.0), ("nine", 9.0)):
+        soundfile.write(f"{name}.wav", chirps(20.0).numpy()[: round(seconds * SAMPLE_RATE_HZ)], SAMPLE_RATE_HZ)
+    Path("cut.wav").write_bytes(Path("whole.wav").read_bytes()[: Path("nine.wav").stat().st_size])
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    longform = LongformConfig(vad_filter=vad_filter)
+    recognizer = kind(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+    cut, nine = recognizer.transcribe([Source("cut.wav"), Source("nine.wav")])
+    assert cut.transcript and cut.transcript.text and cut.transcript == nine.transcript
+    assert (cut.audio_seconds, nine.error) == (9.0, None)
+    assert cut.error == "cut.wav: stops decoding after 9.0 s, cut off or damaged; get a whole copy"
+    assert "CutOff" in cut.trace and not nine.trace

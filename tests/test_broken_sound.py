@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import broken_sound
+import numpy as np
 import pytest
 from broken_sound import OGG_PAGE, Case, bent, corpus, fields, packed, tone, whole, write_corpus
 from guard import Ending, guarded
@@ -118,7 +123,62 @@ def test_a_flac_behind_an_id3_tag_that_is_cut_off(tmp_path: Path) -> None:
         load(path)
 
 
+def test_samples_without_a_header_are_taken_for_nothing_else(tmp_path: Path) -> None:
+    for width in ("u1", "<i2", "<f4"):
+        samples = np.rint(100 * tone()).astype(width) if width != "<f4" else tone()
+        for channels in (1, 2):  # FFmpeg knows a format of such twins, which has no header either
+            (tmp_path / "bare").write_bytes(np.repeat(samples, channels).tobytes())
+            with pytest.raises(AudioError, match=r"not a recording .* need a header first, as of 'ffmpeg -f s16le"):
+                load(tmp_path / "bare")
+
+
+def test_a_part_before_the_place_where_a_file_is_cut(tmp_path: Path) -> None:
+    for suffix in (".wav", ".flac", ".ogg"):
+        path, data = tmp_path / f"a{suffix}", whole(6.0)[suffix]
+        path.write_bytes(data)
+        part = load(Source(str(path), 0.5, 1.0))
+        path.write_bytes(data[: len(data) // 2])
+        assert np.array_equal(load(Source(str(path), 0.5, 1.0)), part)
+    path.with_name("a.wav").write_bytes(whole(6.0)[".wav"][:50_000])
+    with pytest.raises(AudioError, match=r"cut off before 5\.00 s"):
+        load(Source(str(path.with_name("a.wav")), 5.0))
+
+
 # The command line
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".wav", ".ogg", ".mp3"])
+def test_what_is_cut_off_is_heard_up_to_there_and_told(run, sample: Path, heard: str, suffix: str) -> None:
+    waveform = load(sample)
+    data = packed(np.concatenate([waveform, waveform * 0, waveform]), suffix[1:].upper())
+    cut, whole = Path(f"cut{suffix}"), Path("whole.flac")
+    cut.write_bytes(data[: round(0.6 * len(data))])
+    whole.write_bytes(sample.read_bytes())
+    said = rf"focusasr: {cut}: stops decoding after [5-9]\.\d s, cut off or damaged; get a whole copy"
+    alone, both = run("transcribe", cut), run("transcribe", cut, whole)
+    assert alone.status == both.status == 1 and "a r a h four" in alone.out
+    assert both.out.splitlines() == [f"{cut}\t{alone.out.strip()}", f"{whole}\t{heard}"]
+    assert re.fullmatch(rf"{said}\n", alone.err)
+    assert re.fullmatch(rf"{said}\nfocusasr: 1 of 2 files failed\n", both.err)
+    for _ in range(2):  # it never counts as done
+        written = run("transcribe", cut, "-o", "out", "-f", "txt", "--skip-existing")
+        assert written.status == 1 and re.fullmatch(rf"{said}\n", written.err)
+    assert Path("out/cut.txt").read_text().split() == alone.out.split()
+    Path("m.jsonl").write_text(json.dumps({"audio_filepath": str(cut), "text": alone.out.strip()}) + "\n")
+    for _ in range(2):  # what is missing is in no rate, nor is it remembered
+        scored = run("evaluate", "m.jsonl", "--json", "--output", "rows.jsonl")
+        assert (scored.status, json.loads(scored.out)["failed"], json.loads(scored.out)["wer"]) == (1, 1, None)
+
+
+def test_debug_shows_the_traceback_of_a_file_that_failed(sample: Path) -> None:
+    Path("a.wav").write_bytes(b"no sound" * 100)
+    for more in ((), ("--debug",)):
+        command = [sys.executable, "-m", "focusasr", "transcribe", "a.wav", str(sample), *more]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout.count("\n") == 1
+        lines = [line for line in done.stderr.splitlines() if "a.wav" in line or "Traceback" in line]
+        assert len(lines) == (3 if more else 1) and lines[-1].startswith("focusasr: a.wav: not a recording")
+        assert ("in _open_ffmpeg" in done.stderr) == bool(more)
 
 
 def test_good_files_between_bad_ones_are_transcribed(read, tmp_path: Path, run, sample: Path, heard: str) -> None:
@@ -135,7 +195,9 @@ def test_good_files_between_bad_ones_are_transcribed(read, tmp_path: Path, run, 
     mixed = [good[0], *bad[:10], good[1], *bad[10:], good[2]]
     result = run("transcribe", *mixed)
     assert result.status == 1
-    assert result.out.splitlines() == [f"{Source(str(path)).name}\t{heard}" for path in good]
+    texts = [line.split("\t") for line in result.out.splitlines()]
+    assert [pair for pair in texts if pair[1]] == [[Source(str(path)).name, heard] for path in good]
+    assert {name for name, text in texts if not text} <= {Source(str(path)).name for path in bad}  # of the cut ones
     lines = result.err.splitlines()
     assert len(lines) == len(bad) + 1 > 20 and lines[-1] == f"focusasr: {len(bad)} of {len(mixed)} files failed"
     for path, line in zip(bad, lines[:-1], strict=True):

@@ -186,6 +186,32 @@ def test_table_tells_the_rate_its_interval_and_the_normalizer():
     assert "none" in text.split("normalizer")[1]
 
 
+def test_one_recording_gives_no_interval_anywhere(run):
+    for name, text in (("refs.txt", "a b c d"), ("hyps.txt", "a b c x"), ("worse.txt", "x")):
+        Path(name).write_text(f"{text}\n")
+    options = ("--hypotheses", "hyps.txt", "--against", "worse.txt", "--slice", "source", "--html", "page.html")
+    result = run("evaluate", "refs.txt", *options)
+    table = re.sub(" +", " ", result.out)
+    assert result.status == 0 and "WER 25.0 %\n" in table and "intervals none: one utterance gives no interval" in table
+    assert "25.0 % none" in table and "d → x 1\n" in table and "(" not in table.split("normalizer")[0]
+    assert "-75.0 points; 1 utterances better" in table.replace("\n ", " ")
+    figures = json.loads(run("evaluate", "refs.txt", *options, "--json").out)
+    assert [figures[f"{rate}_{bound}"] for rate in RATES for bound in ("low", "high")] == [None] * 12
+    assert figures["comparison"]["probability"] is None and figures["slices"][0]["score"]["wer_low"] is None
+    page = Path("page.html").read_text()
+    assert "one utterance gives no interval" in page and 'class="whisker"' not in page and "None" not in page
+
+
+def test_evaluating_a_folder_names_the_manifest_in_it(run):
+    Path("a b").mkdir()
+    assert "make one of it: focusasr preprocess 'a b' --output-dir DIR" in run("evaluate", "a b").err
+    for name in ("manifest.jsonl", "test.jsonl"):
+        Path("a b", name).touch()
+        result = run("evaluate", "a b")
+        assert (result.status, result.err.count("\n")) == (2, 1)
+        assert f"a b is a folder, not a manifest; did you mean focusasr evaluate 'a b/{name}'?" in result.err
+
+
 def test_table_shows_the_worst_first_with_differences_that_need_no_color():
     references = ["right", "one two three four five six", "[b]bold[/b] x"]
     hypotheses = ["right", "one too four five six seven", "[b]bold[/b] y"]

@@ -254,6 +254,12 @@ def test_picture_is_whole_and_of_the_size_it_says(song: str, layers: list[int] |
     assert {path.name for path in Path().iterdir()} == {"song.wav", "picture.png"}
 
 
+def test_inspect_with_its_arguments_the_wrong_way_round(run, sample: Path) -> None:
+    result = run("inspect", sample, "default")
+    said = f"focusasr: {sample} is a recording, not a checkpoint; did you mean focusasr inspect default {sample}?\n"
+    assert (result.status, result.err) == (2, said)
+
+
 def test_inspect_on_the_command_line(run, song: str) -> None:
     folder = save(hybrid_model())
     result = run("inspect", folder, song, "--json", "--offset", 0.2, "--seconds", 0.64, "--span_scale", 0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from focusasr.intervals import choose_unit, compare, group_totals
+from focusasr.intervals import Interval, choose_unit, compare, group_totals
 from focusasr.score import Errors, summarize
 
 
@@ -58,6 +58,12 @@ def test_equal_systems_are_a_coin_toss_and_chance_looks_like_chance():
     first = [1, 0] * 100
     result = compare(first, first[::-1], [4] * 200, None)
     assert 0.35 < result.probability < 0.65 and result.difference.low < 0 < result.difference.high
+
+
+def test_one_utterance_cannot_tell_which_system_is_better():
+    result = compare([1], [2], [4], None)
+    assert result.difference == Interval(-0.25, None, None) and result.probability is None
+    assert (result.better, result.difference.bounds(str)) == (1, "")
 
 
 def test_swapping_the_systems_mirrors_the_answer():

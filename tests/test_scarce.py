@@ -47,7 +47,8 @@ def apart() -> None:
     [
         ('{ "$@"; echo $? >status; } | true', 141, ""),
         ('"$@" >/dev/full; echo $? >status', 1, "No space left on device; "),
-        ('"$@" >&-; echo $? >status', 0, ""),
+        ('"$@" >&-; echo $? >status', 1, "focusasr: stdout is closed, so the result goes nowhere; leave it open"),
+        ('"$@" -o out >&-; echo $? >status', 0, ""),
         ('"$@" 2>&-; echo $? >status', 0, ""),
     ],
 )

@@ -167,10 +167,12 @@ def test_resampling_draws_whole_utterances_and_as_many_as_there_are():
     assert totals[:, 0].std() == pytest.approx(counts[plain, 0].sum(axis=1).std(), rel=0.1)
 
 
-def test_one_utterance_or_equal_ones_give_an_interval_without_width():
-    for copies in (1, 5):
+def test_one_utterance_gives_no_interval_and_equal_ones_give_one_without_width():
+    for copies, bound in ((1, None), (5, 0.25)):
         result = score(["a b c d"] * copies, ["a b c x"] * copies)
-        assert (result.wer_low, result.wer, result.wer_high) == (0.25, 0.25, 0.25)
+        assert (result.wer_low, result.wer, result.wer_high) == (bound, 0.25, bound)
+    words = [Errors(1, 0, 0, 3)] * 5
+    assert summarize(words, words, groups=["ann"] * 5).cer_low is None
 
 
 def test_large_sets_are_resampled_in_little_memory():

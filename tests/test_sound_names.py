@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from broken_sound import packed, tone
 from guard import guarded
 from test_broken_sound import HEAR, check_line
 
-from focusasr.audio import STDIN, Source, find_sources
+from focusasr.audio import STDIN, Source, find_sources, load
 from focusasr.output import output_stems
 from focusasr.preprocess import preprocess
 from focusasr.settings import InputError
@@ -83,8 +86,21 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
         check_line(str(ending.refused), str(path))
     assert all(ending.refused is not None for ending in endings)
     whole = {path.name: str(ending.refused).split(": ", 1)[1] for path, ending in zip(paths, endings, strict=False)}
-    assert whole["nothing.wav"].startswith("no such file") and whole["pipe.wav"].startswith("a pipe or device")
-    assert whole["socket.wav"].startswith("a pipe or device") and "symbolic links" in whole["itself.wav"]
+    assert whole["nothing.wav"].startswith("no such file") and whole["pipe.wav"].startswith("nothing comes out")
+    assert whole["socket.wav"].startswith("a device") and "symbolic links" in whole["itself.wav"]
+
+
+def test_pipes_are_heard(sample: Path, heard: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "late.wav")
+    writer = threading.Timer(0.5, lambda: (tmp_path / "late.wav").write_bytes(packed(tone())))
+    writer.start()
+    assert len(load(tmp_path / "late.wav")) == 19_200
+    assert len(load(Source(str(tmp_path / "late.wav"), 0.5, 0.25))) == 4000, "it is read once and kept"
+    writer.join()
+    within = f"'{sys.executable}' -m focusasr transcribe <(sleep 3; cat '{sample}') <(cat '{sample}') <(true)"
+    done = subprocess.run(["bash", "-c", within], capture_output=True, text=True)
+    assert (done.returncode, [line.split("\t")[1] for line in done.stdout.splitlines()]) == (1, [heard, heard])
+    assert "nothing comes out of this pipe; start what writes into it" in done.stderr
 
 
 def test_links_to_sound_are_heard_and_link_loops_of_folders_end(tmp_path: Path) -> None:

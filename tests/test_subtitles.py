@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from whisper.utils import get_writer
 
+from focusasr.audio import load
+from focusasr.cues import phrases
 from focusasr.output import FORMATS, Segment, Transcript, render, to_json_dict
+from focusasr.subtitles import parse_cues
 from focusasr.whisper_config import OutputConfig
 
 WORDS = " Well, I  don't know... -- Grüße 你好 I'm overwhelmingly supercalifragilistic \t".split(" ")
@@ -67,6 +73,38 @@ def test_options_make_a_difference() -> None:
     transcript = make_transcript(1, timed=True, empty=False)
     rendered = {render(transcript, "srt", OutputConfig(**options)) for options in OPTIONS}
     assert len(rendered) == len(OPTIONS) - 1  # max_line_count alone changes nothing
+
+
+def spoken(*words: tuple[str, float, float]) -> list[dict[str, Any]]:
+    return [{"word": f" {word}", "start": start, "end": end, "probability": 1.0} for word, start, end in words]
+
+
+def test_long_segments_are_parted_at_pauses_into_what_can_be_read() -> None:
+    steady = spoken(*((f"word{index:02}", index / 2, index / 2 + 0.5) for index in range(30)))
+    for part in (parts := list(phrases(steady))):
+        assert 1 < part[-1]["end"] - part[0]["start"] <= 6 and len("".join(word["word"] for word in part)) <= 84
+    assert [word for part in parts for word in part] == steady
+    paused = spoken(("a", 0, 2), ("b", 2, 4), ("c", 4.5, 6), ("d", 6, 8))
+    assert ["".join(word["word"] for word in part) for part in phrases(paused)] == [" a b", " c d"]
+    fast = spoken(*((f"superfluous{index}", index / 10, index / 10 + 0.1) for index in range(20)))
+    assert len(list(phrases(fast))) > 2
+    assert list(phrases(spoken(("a" * 100, 0, 60)))) == [spoken(("a" * 100, 0, 60))]
+
+
+def test_subtitles_of_native_models_can_be_read_and_nothing_else_changes(run, sample: Path) -> None:
+    waveform = load(sample)
+    soundfile.write("talk.flac", np.concatenate([waveform] * 4), 16_000)
+    assert run("transcribe", "talk.flac", "-o", "out").status == 0
+    (segment,) = json.loads(Path("out/talk.json").read_text())["segments"]
+    assert len(segment["text"]) > 100 and not {"words", "subtitle_words"} & segment.keys()
+    assert Path("out/talk.txt").read_text() == segment["text"] + "\n"
+    cues = [cue for cue in parse_cues(Path("out/talk.srt").read_text().split("\n"), Path()) if not isinstance(cue, str)]
+    assert " ".join(cue.text for cue in cues) == segment["text"] and len(cues) >= 4
+    assert all(cue.end - cue.begin <= 6 for cue in cues)
+    assert max(map(len, Path("out/talk.vtt").read_text().split("\n"))) <= 42
+    assert run("transcribe", "talk.flac", "-f", "srt").out == Path("out/talk.srt").read_text()
+    asked = run("transcribe", "talk.flac", "-f", "srt", "--word-timestamps", "--max-line-width", "60").out
+    assert asked.count("-->") == 1, "as it was asked for"
 
 
 def test_a_word_cannot_break_its_cue() -> None:

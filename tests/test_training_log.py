@@ -44,6 +44,14 @@ def test_the_display_fits_80_columns(tmp_path: Path) -> None:
         assert part in shown
 
 
+def test_a_dev_set_of_one_recording_has_no_interval(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    with TrainingLog(tmp_path, TrainConfig(), Console(file=shown, width=200)) as log:
+        log.evaluation(BUSY, {"dev": score(["a b c d"], ["a b c x"])}, 0.25, True)
+        assert log.dev_wer == "dev WER 25.0 %"
+    assert "WER % dev 25.0 *" in shown.getvalue()
+
+
 def test_it_is_quiet_where_there_is_no_terminal(tmp_path: Path) -> None:
     shown = io.StringIO()
     with TrainingLog(tmp_path, TrainConfig(), Console(file=shown, width=80)) as log:
