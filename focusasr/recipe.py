@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
-from focusasr.settings import InputError, read_settings, shown, to_settings
+from focusasr.settings import InputError, hints_of, read_settings, shown, to_settings
 
 TABLES = {"data": DataConfig, "text": TextConfig, "model": ModelConfig, "train": TrainConfig}
 
@@ -29,11 +30,11 @@ class Run:
         return {"data": {"train": list(self.train), "dev": list(self.dev)}, "train": to_settings(self.settings)}
 
 
-def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -> Run:
+def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str, typed: Collection[str] = ()) -> Run:
     """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
 
     `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
-    InputError names unknown tables and settings.
+    InputError names unknown tables and settings; what is wrong with a setting that was `typed` is said of its option.
     """
     unknown = settings.keys() - TABLES.keys()
     if unknown:
@@ -50,10 +51,17 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -
         train=tuple(_anchored(option, folder) for option in data.train),
         dev=tuple(_anchored(option, folder) for option in data.dev),
         output=output,
-        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]"),
-        text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]"),
-        settings=_with_folders(read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]"), folder),
+        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]", typed),
+        text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]", typed),
+        settings=_with_folders(
+            read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]", typed), folder
+        ),
     )
+
+
+def table_of(name: str) -> str:
+    """Return the table that a setting stands in."""
+    return next((table for table, kind in TABLES.items() if name in hints_of(kind)), "model")
 
 
 def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:

@@ -338,10 +338,12 @@ class Trainer:
                 yield aside
         except UNWRITABLE as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:150]
-            raise InputError(
-                f"{folder}: the checkpoint of step {self.position.step} cannot be written ({reason}); the one before "
-                "is whole; make room there, then --resume"
-            ) from None
+            kept = (self.run.output / "last").exists()
+            then = (
+                "the one before is whole; make room there, then --resume" if kept else "make room there, and begin anew"
+            )
+            step = self.position.step
+            raise InputError(f"{folder}: the checkpoint of step {step} cannot be written ({reason}); {then}") from None
 
     def _state(self) -> dict[str, Any]:
         """Return what exact resuming needs, in types that load without unpickling code.

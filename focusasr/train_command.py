@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.config import ModelConfig, TextConfig, TrainConfig
+from focusasr.files import ensure_writable
 from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
-from focusasr.recipe import TABLES, Run, read_run
-from focusasr.settings import InputError, UsageError, hints_of, read_toml, shown
+from focusasr.recipe import TABLES, Run, read_run, table_of
+from focusasr.settings import InputError, SettingError, UsageError, hints_of, read_toml, shown
 
 if TYPE_CHECKING:
     from focusasr.checkpoint import Checkpoint
@@ -63,24 +66,36 @@ def train(
     from focusasr.warm_start import find_source, settings_from
 
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
+    given[ModelConfig] |= {"preset": preset} if preset else {}
     for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
         tables[table] = {**tables.get(table, {}), **given[kind]}
-    if preset:
-        tables["model"]["preset"] = preset
     if not tables["data"].get("train"):
         raise UsageError("give a training manifest, or --config with [data] train")
     folder = config.parent if config else Path()
     source = find_source(tables, folder, output_dir / "last" if resume else None, local_files_only)
-    if source:
-        tables = settings_from(source, tables)
-    try:
-        run = read_run(tables, folder, output_dir, str(config or "options"))
-    except InputError as error:
-        raise error if config or resume else UsageError(str(error)) from None
     if threads:
         torch.set_num_threads(threads)
     find: Find = "batch" if find_batch else "lr" if find_lr else None
-    carry_out(Trial(run, resume, source, find), *choose_device(device))
+    chosen, reason = choose_device(device)
+    ensure_writable(output_dir, "choose another folder with --output-dir")
+    file = config or (output_dir / "last" / "config.json" if resume else None)
+    with said_as_given(given, file) as typed:
+        tables = settings_from(source, tables) if source else tables
+        run = read_run(tables, folder, output_dir, str(file or "options"), typed)
+        carry_out(Trial(run, resume, source, find), chosen, reason)
+
+
+@contextmanager
+def said_as_given(given: dict[type, dict[str, Any]], file: Path | None) -> Iterator[Collection[str]]:
+    """Say what is wrong with a setting as it was given: on the command line, or in a table of the file.
+
+    Yields the names that count as typed; without a file all do.
+    """
+    typed = {name for kind, names in given.items() for name in (*names, *(() if file else hints_of(kind)))}
+    try:
+        yield typed
+    except SettingError as error:
+        raise error.told(f"{file} [{table_of(error.name)}]", typed) from None
 
 
 def carry_out(trial: Trial, device: Any, reason: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.config import DecodingConfig
+from focusasr.files import ensure_writable
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
@@ -39,7 +40,7 @@ FormatOption = Annotated[
 ]
 
 
-@with_settings(DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
+@with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],
@@ -78,11 +79,11 @@ def transcribe(
 
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
-    output = read_options(OutputConfig, given[OutputConfig], "transcribe")
+    output = read_options(OutputConfig, given[OutputConfig])
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
     formats = _formats(output_format or ["all"])
     sources = find_sources(files)
-    loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given, "transcribe")
+    loaded = load_recognizer(ModelChoice(model, device, threads, local_files_only, model_dir), given)
     tell_remarks(loaded)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
@@ -238,7 +239,7 @@ def known_outputs(loaded: Loaded, given: dict[type, dict[str, Any]], folder: Pat
     from focusasr.again import Again, fingerprint_of_model
 
     kinds: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
-    settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind], "")).items()}
+    settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind])).items()}
     decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
     return Again(folder, {"model": fingerprint_of_model(loaded.path), **decided})
 
@@ -258,7 +259,7 @@ class Writing:
         cls, sources: list[Source], folder: Path, wanted: list[str], again: Again | None, processes: Processes
     ) -> Writing:
         """Return what is left to do, the same in every process."""
-        from focusasr.output import FORMATS, output_paths, output_stems
+        from focusasr.output import ANOTHER, FORMATS, output_paths, output_stems
 
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file; give --output-dir a folder")
@@ -268,6 +269,8 @@ class Writing:
         processes.gather([])  # nobody writes before all have looked
         if len(left) < len(pairs) and processes.main:
             say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
+        if left:
+            ensure_writable(folder, ANOTHER)
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig) -> int:

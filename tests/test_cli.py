@@ -120,9 +120,9 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
         (["transcribe", "x.wav", "--no-such-option"], 2, "no-such-option"),
         (["transcribe", "x.wav", "-f", "doc"], 2, "doc"),
         (["transcribe", "x.wav", "y.wav", "-f", "srt"], 2, "--output-dir"),
-        (["transcribe", "x.wav", "--batch-size", "0"], 2, "batch_size is 0"),
-        (["transcribe", "x.wav", "--batch-size", "x"], 2, "'x'; wanted: a whole number; see"),
-        (["transcribe", "x.wav", "--beam-size", "x"], 2, "'x'; wanted: a whole number or none; see"),
+        (["transcribe", "x.wav", "--batch-size", "0"], 2, "--batch-size 0; wanted: at least 1"),
+        (["transcribe", "x.wav", "--batch-size", "x"], 2, "--batch-size x; wanted: a whole number\n"),
+        (["transcribe", "x.wav", "--beam-size", "x"], 2, "--beam-size x; wanted: a whole number or none\n"),
         (["transcribe", "x.wav", "--device", "tpu"], 2, "tpu"),
         (["transcribe", "x.wav", "--model", "nowhere"], 1, "nowhere"),
         (["transcribe", "*.nothing"], 1, "*.nothing"),
@@ -212,7 +212,10 @@ def test_what_is_no_corpus_says_what_was_looked_for(run, sample: Path) -> None:
 def test_by_a_key_that_is_not_there_is_refused_before_any_work(run, sample: Path) -> None:
     Path("m.jsonl").write_text(json.dumps({"audio_filepath": str(sample), "text": "a", "speaker": "b"}) + "\n")
     result = run("preprocess", "m.jsonl", "-o", "out", "--split", "90/5/5", "--by", "voice")
-    assert (result.status, result.err.count("\n")) == (2, 1) and "wanted: text, speaker" in result.err
+    assert (result.status, result.err.count("\n")) == (
+        2,
+        1,
+    ) and "wanted: what an utterance has: text, speaker" in result.err
     assert not Path("out/audio").exists()
 
 
@@ -374,7 +377,7 @@ def test_evaluate_refuses_what_cannot_be(run) -> None:
     texts(("a", "a"))
     for options, status, said in (
         (["--fail-above", "10"], 2, "a ratio from 0 to 1"),
-        (["--slice", "mood"], 2, "no line has that key"),
+        (["--slice", "mood"], 2, "--slice mood; wanted: what a line has: duration, source"),
         (["--against", "absent.txt"], 1, "absent.txt: cannot be read (No such file or directory); check the path"),
     ):
         result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", *options)
