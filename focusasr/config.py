@@ -285,6 +285,10 @@ class PreprocessConfig:
         wanted = "{align_with} beside it, with a checkpoint folder or default"
         require(aligned, "split_seconds", self.split_seconds, wanted, align_with=None)
         require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
+        ordered = self.min_rate is None or self.max_rate is None or self.min_rate <= self.max_rate
+        require(ordered, "max_rate", self.max_rate, "at least {min_rate}", min_rate=self.min_rate)
+        idle = self.split_seconds is None and self.align_with is not None
+        require(not idle, "align_with", self.align_with, "{split_seconds} beside it, such as 20", split_seconds=None)
         require(self.split is not None or not self.by, "by", self.by, "{split} beside it, such as 90/5/5", split=None)
 
 

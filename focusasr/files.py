@@ -36,6 +36,8 @@ def unwritable(path: Path, error: Exception, instead: str) -> InputError:
     if isinstance(error, PermissionError):
         place = next((one for one in _there(path) if not os.access(one, os.W_OK)), path.parent).absolute()
         return InputError(f"{place}: no permission to write {'there' if place.is_dir() else 'it'}; {instead}")
+    if isinstance(error, NotADirectoryError):
+        return InputError(f"{_there(path)[0]}: is a file, not a folder; {instead}")
     reason = getattr(error, "strerror", None) or str(error)
     if full := _is_full(path, error):
         reason = os.strerror(errno.ENOSPC)

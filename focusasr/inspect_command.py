@@ -15,7 +15,7 @@ from focusasr.config import InspectionConfig
 from focusasr.files import ensure_writable
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, number, with_settings
 from focusasr.progress import note
-from focusasr.settings import UsageError, read_options
+from focusasr.settings import SettingError, UsageError, read_options
 
 
 @with_settings(InspectionConfig)
@@ -46,7 +46,7 @@ def inspect(
 
     config = read_options(InspectionConfig, given[InspectionConfig])
     if output and output.suffix.lower() != ".png":
-        raise UsageError(f"--output is {str(output)!r}; wanted: a name that ends in .png, the only kind drawn")
+        raise SettingError("output", str(output), "a name that ends in .png, the only kind drawn")
     if output:
         ensure_writable(output.parent, "choose another place with --output")
     model = load_checkpoint(find_checkpoint(checkpoint, local_files_only), choose_device(device)[0]).model

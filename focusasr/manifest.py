@@ -67,7 +67,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such manifest; make one with 'focusasr preprocess'") from None
+        raise InputError(f"{path}: no such manifest; check the path, or make one with 'focusasr preprocess'") from None
     except IsADirectoryError:
         inside = path / "manifest.jsonl"
         near = f"did you mean {inside}?" if inside.is_file() else "make a manifest of it with 'focusasr preprocess'"

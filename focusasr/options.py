@@ -73,10 +73,14 @@ def misuse(error: Any) -> str:
     if flag and (choice := re.fullmatch(r"'(.*)' is not one of (.+)", reason, re.S)):
         return f"{flag} {shlex.quote(choice[1])}; wanted: {choice[2].replace(chr(39), '')}"
     message = str(error.format_message()).rstrip(".")
-    if needless := re.fullmatch(r"Option '(\S+)' requires an argument", message):
-        return f"{needless[1]}: a value is missing behind it"
-    if near := getattr(error, "possibilities", None):
-        return f"no such option: {error.option_name}; did you mean {' or '.join(near)}?"
+    if flag and "valid integer" in reason:
+        return f"{flag}; wanted: {getattr(error.param, 'nargs', 1)} whole numbers behind it"
+    if lacking := re.fullmatch(r"Option '(\S+)' requires an argument", message):
+        return f"{lacking[1]}: a value is missing behind it"
+    if unknown := getattr(error, "option_name", "") * hasattr(error, "possibilities"):
+        known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else []
+        near = [name for name in known if len(unknown) > 3 and name.startswith(unknown)] or error.possibilities or [""]
+        return f"no such option: {unknown}" + (f"; did you mean {near[0]}?" if near[0] else "")
     return message[:1].lower() + message[1:]
 
 

@@ -88,7 +88,9 @@ class Trainer:
         if last.exists() and not resume:
             raise InputError(f"{run.output}: holds a training run already; give --resume, or another --output-dir")
         if resume and not last.exists():
-            raise InputError(f"{run.output}: nothing to resume here; leave --resume out")
+            raise InputError(
+                f"{run.output}: nothing to resume here; leave --resume out, or name the run with --output-dir"
+            )
         torch.manual_seed(run.settings.seed)
         self.accelerator = start_accelerator(run.settings, device)
         before = load_checkpoint(last) if resume else None

@@ -157,7 +157,7 @@ def resumed_settings(output_dir: Path) -> dict[str, Any]:
     restore(output_dir / "last")
     path = output_dir / "last" / "config.json"
     if not path.is_file():
-        raise InputError(f"{output_dir}: nothing to resume here; leave --resume out")
+        raise InputError(f"{output_dir}: nothing to resume here; leave --resume out, or name the run with --output-dir")
     kept = read_json(path)
     run = kept.get("run", {})
     return {

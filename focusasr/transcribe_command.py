@@ -17,7 +17,7 @@ from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import InputError, UsageError, read_options
+from focusasr.settings import InputError, SettingError, UsageError, read_options
 from focusasr.text import counted
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
@@ -133,13 +133,13 @@ def _leave_with(failed: int, count: int) -> None:
 
 
 def _formats(asked: list[str]) -> list[str]:
-    """Return the formats asked for, with commas or by an option each; UsageError where there is no such format."""
+    """Return the formats asked for, with commas or by an option each; SettingError where there is no such format."""
     from focusasr.output import FORMATS
 
     named = [name.strip().lower() for one in asked for name in one.split(",")]
     for name in named:
         if name not in (*FORMATS, "all"):
-            raise UsageError(f"--output-format is {name!r}; wanted: {', '.join(FORMATS)} or all")
+            raise SettingError("output_format", name, f"{', '.join(FORMATS)} or all")
     return list(dict.fromkeys(named))
 
 

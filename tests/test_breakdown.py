@@ -43,7 +43,7 @@ def test_slices_by_a_key_and_by_duration():
     assert [part.value for part in slices(evaluation().rows, "source", "auto")] == ["sound"]
     utterances = [row.utterance for row in evaluation().rows]
     check_slices(utterances, ["duration", "source", "speaker"])
-    with pytest.raises(InputError, match=r"slice 'mood': no line has that key; there are duration, source, speaker"):
+    with pytest.raises(InputError, match=r"slice is 'mood'; wanted: what a line has: duration, source, speaker"):
         check_slices(utterances, ["mood"])
 
 

@@ -305,7 +305,7 @@ def test_knobs_where_nothing_can_be_turned(run, song: str, command: str) -> None
         (["--seconds", 0], 2, "--seconds 0; wanted: above 0"),
         (["--seconds", 121], 2, "at most 120"),
         (["--offset", 100], 1, "song.wav"),
-        (["-o", "song.wav/picture.png"], 1, "song.wav: cannot be written (Not a directory)"),
+        (["-o", "song.wav/picture.png"], 1, "song.wav: is a file, not a folder; choose another place with --output"),
         (["-o", "picture.jpg"], 2, "wanted: a name that ends in .png"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from focusasr.checks import KINDS
 from focusasr.settings import SettingError, UsageError, as_typed
 
 
@@ -32,6 +33,22 @@ from focusasr.settings import SettingError, UsageError, as_typed
         ),
         (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; wanted: --split beside it, such as 90/5/5"),
         (["preprocess", "x", "-o", "y", "--max-seconds", "0"], "--max-seconds 0; wanted: at least --min-seconds 0.1"),
+        (
+            ["preprocess", "x", "-o", "y", "--align-with", "a"],
+            "--align-with a; wanted: --split-seconds beside it, such as 20",
+        ),
+        (
+            ["preprocess", "x", "-o", "y", "--min-rate", "5", "--max-rate", "2"],
+            "--max-rate 2; wanted: at least --min-rate 5",
+        ),
+        (["preprocess", "x", "-o", "y", "--drop", "odd sound"], "--drop 'odd sound'; wanted: " + ", ".join(KINDS)),
+        (["transcribe", "x.wav", "-f", "srtt"], "--output-format srtt; wanted: txt, vtt, srt, tsv, json or all"),
+        (
+            ["transcribe", "x.wav", "--out", "y"],
+            "no such option: --out; did you mean --output-dir? See focusasr transcribe --help",
+        ),
+        (["transcribe", "x.wav", "-v"], "no such option: -v; see focusasr transcribe --help"),
+        (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; wanted: 2 whole numbers behind it"),
         (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; wanted: float32, float16"),
         (["train", "m.jsonl", "--heads", "5"], "--width 224; wanted: a multiple of 10, twice --heads 5"),
         (

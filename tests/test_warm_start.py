@@ -284,6 +284,6 @@ def test_a_native_checkpoint_is_trained_on(run, native: Path, tmp_path: Path) ->
 def test_a_preset_beside_a_source_is_refused(run, native: Path, tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, SONGS)
     result = run("train", songs, "--init-from", native, "--preset", "base", "-o", tmp_path / "run")
-    assert result.status == 1 and "preset is 'base'" in result.err
+    assert result.status == 2 and "--preset base; wanted: the size in the checkpoint" in result.err
     result = run("train", songs, "--init-from", tmp_path / "nowhere", "-o", tmp_path / "run")
     assert result.status == 1 and "nowhere: no such checkpoint folder" in result.err
