@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from focusasr.config import KnobsConfig, ModelConfig
 from focusasr.local_attention import Window, require_steps, windowed_attention
-from focusasr.settings import UsageError
+from focusasr.settings import SettingError
 
 Rotation = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
@@ -260,7 +260,7 @@ class HybridAttention(nn.Module):
 def with_knobs(model: Module, knobs: KnobsConfig) -> Module:
     """Return `model` with every learned span and temperature multiplied, for use, not for training.
 
-    The weights are shared and `model` stays as it is. UsageError where a knob is turned and nothing has spans.
+    The weights are shared and `model` stays as it is. SettingError where a knob is turned and nothing has spans.
     """
     if knobs.span_scale == knobs.temperature_scale == 1.0:
         return model
@@ -268,8 +268,9 @@ def with_knobs(model: Module, knobs: KnobsConfig) -> Module:
     turned = copy.deepcopy(model, shared)
     branches = [module for module in turned.modules() if isinstance(module, AdaptiveSpanAttention)]
     if not branches:
-        given = f"span_scale is {knobs.span_scale}, temperature_scale {knobs.temperature_scale}"
-        raise UsageError(f"{given}, but this model's attention is global, without spans; leave both at 1")
+        turned_name = "temperature_scale" if knobs.span_scale == 1.0 else "span_scale"
+        wanted = "1, since this model's attention is global, without spans"
+        raise SettingError(turned_name, getattr(knobs, turned_name), wanted)
     for branch in branches:
         branch.span_knob, branch.temperature_knob = knobs.span_scale, knobs.temperature_scale
     return turned

@@ -15,7 +15,7 @@ from focusasr.evaluate import Evaluation, Row, score_rows
 from focusasr.intervals import Comparison, Interval, choose_unit, compare, group_totals, middle, resample_totals
 from focusasr.manifest import Utterance
 from focusasr.score import Score, align_words, count_errors, normalize
-from focusasr.settings import InputError, UsageError
+from focusasr.settings import InputError, SettingError
 
 DURATION_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, math.inf)
 MOST_CONFUSED = 10  # of each kind
@@ -89,12 +89,12 @@ def take_apart(
 
 
 def check_slices(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
-    """Refuse a key that no utterance has, before any work: UsageError with those that there are."""
+    """Refuse a key that no utterance has, before any work: SettingError with those that there are."""
     known = ["duration", "source", *sorted({name for one in utterances for name in one.extra})]
     for key in keys:
         if key not in known:
-            seen = f"--slice {key!r}: no line has that key; there are {', '.join(known)}"
-            raise UsageError(f'{seen}; add it to the lines of the manifest, as in "speaker": "anna"')
+            wanted = f"what a line has: {', '.join(known)}; or add it to the lines of the manifest, as in "
+            raise SettingError("slice", key, wanted + '"speaker": "anna"')
 
 
 def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:

@@ -133,6 +133,11 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     """Read a checkpoint, native or Whisper's; InputError names the piece that is missing, broken or of another size."""
     if is_whisper(folder):
         return _from_elsewhere(folder, str(device))
+    if not any((folder / piece).is_file() for piece in PIECES):
+        seen = "has no config.json" if folder.is_dir() else "is no folder, and no .pt"
+        raise InputError(
+            f"{folder}: no checkpoint, it {seen}; give a folder that 'focusasr train' wrote, or a Whisper's"
+        )
     for piece in PIECES:
         if not (folder / piece).is_file():
             raise InputError(f"{folder}: not a whole checkpoint, {piece} is missing; copy the folder again")

@@ -12,11 +12,12 @@ import typer
 from focusasr import __version__
 from focusasr.convert_command import convert
 from focusasr.evaluate_command import evaluate
+from focusasr.files import FULL
 from focusasr.inspect_command import info, inspect
 from focusasr.interrupts import INTERRUPTED, what_is_safe
-from focusasr.options import BOTH_SPELLINGS, WhisperSpelling
+from focusasr.options import BOTH_SPELLINGS, WhisperSpelling, misuse
 from focusasr.preprocess_command import preprocess
-from focusasr.settings import InputError, UsageError
+from focusasr.settings import InputError, SettingError, UsageError
 from focusasr.startup import CLOSED_PIPE, debugging, leave, open_streams
 from focusasr.train_command import train
 from focusasr.transcribe_command import transcribe
@@ -61,11 +62,12 @@ def main() -> None:
             sys.exit(CLOSED_PIPE)
         raise
     except Misused as error:
-        fail(misuse(error, arguments), 2)
+        fail(refused(error, arguments), 2)
     except InputError as error:
         if debug:
             raise
-        fail(str(error), 2 if isinstance(error, UsageError) else 1)
+        told = error.as_options() if isinstance(error, SettingError) else error
+        fail(str(told), 2 if isinstance(told, UsageError) else 1)
     except (MemoryError, OSError, ImportError) as error:
         if debug:
             raise
@@ -76,20 +78,26 @@ def main() -> None:
         fail(f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
 
 
-def misuse(error: Any, arguments: list[str]) -> str:
+def refused(error: Any, arguments: list[str]) -> str:
     """Return in one line what the options refuse, and where they are told."""
     if arguments[0] not in COMMANDS and os.path.exists(arguments[0]):  # as whisper is called
         return f"{arguments[0]} is no command; did you mean focusasr transcribe {shlex.join(arguments)}?"
-    message = error.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's words, which Typer keeps
+    message = misuse(error)
+    if "; wanted: " in message:
+        return message
     see = " See" if message.endswith("?") else "; see"
-    return f"{message[:1].lower()}{message[1:]}{see} {error.ctx.command_path if error.ctx else 'focusasr'} --help"
+    command = f"focusasr {arguments[0]}" if arguments[0] in COMMANDS else "focusasr"
+    return f"{message}{see} {command} --help"
 
 
 def shortage(error: Exception) -> str:
     """Return in words what the machine refused."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; what was written before is whole, the same command can be repeated"
+        if isinstance(error, PermissionError):
+            return f"{where}no permission ({error.strerror}); change its rights, or choose another place"
+        room = "make room, then " if error.errno in FULL else ""
+        return f"{where}{error.strerror}; {room}the same command can be repeated: what was written before is whole"
     if isinstance(error, MemoryError):
         return "the memory is full; free some, or lower --batch-size"
     if isinstance(error, ModuleNotFoundError):

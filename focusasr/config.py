@@ -69,12 +69,14 @@ class ModelConfig:
         require_choices(self)
         for name in ("mel_bands", "width", "heads", "encoder_layers", "decoder_layers", "win_size", "ramp"):
             require(1 <= getattr(self, name) <= LARGEST, name, getattr(self, name), f"at least 1, at most {LARGEST}")
-        require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
-        require(self.width // self.heads % 2 == 0, "width", self.width, f"an even width per head ({self.heads} heads)")
+        pairs = 2 * self.heads  # rotations turn pairs of numbers
+        require(
+            self.width % pairs == 0, "width", self.width, f"a multiple of {pairs}, twice {{heads}}", heads=self.heads
+        )
         fits = len(self.strides) == 2 and min(self.strides) >= 1 and max(self.strides) <= 8
         require(fits, "strides", self.strides, "two numbers, 1 to 8")
         fits = self.ramp <= self.max_span <= LARGEST
-        require(fits, "max_span", self.max_span, f"at least ramp ({self.ramp}), at most {LARGEST}")
+        require(fits, "max_span", self.max_span, f"at least {{ramp}}, at most {LARGEST}", ramp=self.ramp)
         require(0 < self.initial_span < 1, "initial_span", self.initial_span, "above 0 and below 1")
         fits = self.max_dist is None or 0 <= self.max_dist <= LARGEST
         require(fits, "max_dist", self.max_dist, f"0 to {LARGEST}, or none")
@@ -272,7 +274,7 @@ class PreprocessConfig:
         require_choices(self)
         require(self.min_seconds >= 0, "min_seconds", self.min_seconds, "at least 0")
         fits = self.max_seconds is None or (self.max_seconds > 0 and self.max_seconds >= self.min_seconds)
-        require(fits, "max_seconds", self.max_seconds, f"at least min_seconds ({self.min_seconds})")
+        require(fits, "max_seconds", self.max_seconds, "at least {min_seconds}", min_seconds=self.min_seconds)
         require(self.workers >= 0, "workers", self.workers, "at least 0, where 0 means one per CPU core")
         require(self.channel is None or self.channel >= 0, "channel", self.channel, "at least 0, or none for the mean")
         require(-60 <= self.lufs <= 0, "lufs", self.lufs, "-60 to 0")
@@ -280,9 +282,14 @@ class PreprocessConfig:
         cuts = self.split_seconds is None or self.split_seconds >= 1
         require(cuts, "split_seconds", self.split_seconds, "at least 1, or none")
         aligned = self.split_seconds is None or self.align_with is not None
-        require(aligned, "align_with", self.align_with, "a checkpoint folder, or default: split_seconds needs one")
+        wanted = "{align_with} beside it, with a checkpoint folder or default"
+        require(aligned, "split_seconds", self.split_seconds, wanted, align_with=None)
         require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
-        require(self.split is not None or not self.by, "by", self.by, "only with split, such as --split 90/5/5")
+        ordered = self.min_rate is None or self.max_rate is None or self.min_rate <= self.max_rate
+        require(ordered, "max_rate", self.max_rate, "at least {min_rate}", min_rate=self.min_rate)
+        idle = self.split_seconds is None and self.align_with is not None
+        require(not idle, "align_with", self.align_with, "{split_seconds} beside it, such as 20", split_seconds=None)
+        require(self.split is not None or not self.by, "by", self.by, "{split} beside it, such as 90/5/5", split=None)
 
 
 @dataclass(frozen=True)
@@ -345,7 +352,9 @@ class DecodingConfig(KnobsConfig):
     joint_beam_size: int = setting(
         2, "native models: hypotheses of the joint search where CTC and decoder differ; 1: greedy; chosen on dev"
     )
-    max_segment_seconds: float = setting(20.0, "longer recordings are split at pauses into segments up to this")
+    max_segment_seconds: float = setting(
+        20.0, "native models: longer recordings are split at pauses into segments up to this"
+    )
     vad_threshold: float = setting(0.5, "speech probability of the pause finder")
     word_timestamps: bool = setting(False, "find out when each word was said, for json and subtitles")
 

@@ -21,16 +21,21 @@ def convert(
 ) -> None:
     """Write any checkpoint, a Whisper's too, as a folder of focusasr that needs nothing else."""
     import torch
+    from safetensors import SafetensorError
 
     from focusasr.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-    from focusasr.files import written_aside
+    from focusasr.files import ensure_writable, unwritable, written_aside
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder}: is there already; give a new folder")
+    ensure_writable(folder, "choose another folder")
     checkpoint = load_checkpoint(find_checkpoint(source, local_files_only))
     largest = max(float(weight.abs().max()) for weight in checkpoint.model.state_dict().values())
     if dtype == "float16" and not largest <= torch.finfo(torch.float16).max:
         raise InputError(f"{source}: has a weight of {largest:.3g}, too large for float16; use --dtype float32")
-    with written_aside(folder) as aside:
-        save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=getattr(torch, dtype))
+    try:
+        with written_aside(folder) as aside:
+            save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=getattr(torch, dtype))
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error, "choose another folder") from None
     print(folder)

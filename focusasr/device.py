@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from focusasr.progress import say
-from focusasr.settings import UsageError
+from focusasr.settings import SettingError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,12 +31,12 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UsageError(f"device is {wanted!r}; wanted: auto, cuda, cuda:N, mps or cpu") from None
+        raise SettingError("device", wanted, "auto, cuda, cuda:N, mps or cpu") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, False) or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
-        raise UsageError(f"device {wanted!r} is not on this machine; use --device auto")
+        raise SettingError("device", wanted, "one that is on this machine, such as auto")
     return device, "as asked"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.audio import Source, probe_seconds
-from focusasr.files import written_aside
+from focusasr.files import unwritable, written_aside
 from focusasr.intervals import choose_unit
 from focusasr.manifest import Utterance
 from focusasr.recall import Recall
@@ -201,7 +201,7 @@ def write_rows(evaluation: Evaluation, path: Path) -> None:
             for row in evaluation.rows:
                 out.write(json.dumps(_row_to_json(row, folder), ensure_ascii=False) + "\n")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output file") from None
+        raise unwritable(path, error, "choose another place with --output") from None
 
 
 def _row_to_json(row: Row, folder: Path) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.config import DecodingConfig, EvaluationConfig
+from focusasr.files import ensure_writable, unwritable
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import InputError, UsageError, read_options
+from focusasr.settings import UsageError, read_options
 from focusasr.transcribe_command import shared_work, tell_remarks, told
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -60,8 +61,8 @@ def evaluate(
     from focusasr.evaluation_table import print_table
     from focusasr.hypotheses import read_hypotheses
 
-    config = read_options(EvaluationConfig, given[EvaluationConfig], "evaluate")
-    _spare((output, html), (manifest, hypotheses, against))
+    config = read_options(EvaluationConfig, given[EvaluationConfig])
+    _spare({"--output": output, "--html": html}, (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
     others = read_hypotheses(against, utterances) if against else None
@@ -70,7 +71,7 @@ def evaluate(
         evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
     else:
         choice = ModelChoice(model, device, threads, local_files_only)
-        loaded = load_recognizer(choice, given, "evaluate")
+        loaded = load_recognizer(choice, given)
         tell_remarks(loaded)
         recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several remember nothing
         promise("what was heard is kept; the same command goes on" if recall else "nothing is kept without --output")
@@ -103,12 +104,17 @@ def _check_file(manifest: Path) -> None:
         raise UsageError(f"{manifest} is a folder, not a manifest; {did if inside else make}")
 
 
-def _spare(written: tuple[Path | None, ...], read: tuple[Path | None, ...]) -> None:
-    """Refuse to write over what is read, or one result over the other: UsageError."""
+def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> None:
+    """Refuse to write over what is read, one result over the other, or where nothing can be written."""
     taken = {path.resolve() for path in read if path}
-    for path in filter(None, written):
+    for option, path in written.items():
+        if path is None:
+            continue
         if path.resolve() in taken:
             raise UsageError(f"{path}: would be overwritten by a result; choose another name for that")
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file in it")
+        ensure_writable(path.parent, f"choose another place with {option}")
         taken.add(path.resolve())
 
 
@@ -162,7 +168,7 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
             {"focusasr": __version__, "model": digest, "options": options},
         )
     except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error}); choose another output file") from None
+        raise unwritable(output, error, "choose another place with --output") from None
 
 
 def _too_many_errors(evaluation: Evaluation, config: EvaluationConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -19,6 +20,8 @@ from uuid import uuid4
 
 from focusasr.settings import InputError, parse_json
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # disks, and the share of one user
+LITTLE_ROOM = 2**20  # bytes
 LONG_AGO_SECONDS = 24 * 3600.0
 _NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<time>\d+)-[0-9a-f]{8}\.(?:part|old)", re.S)
 _under_way: set[Path] = set()  # what this process is writing
@@ -26,6 +29,42 @@ STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers a
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are not UTF-8
 
 LARGEST_TEXT = 32 * 2**20  # bytes of a piece of a checkpoint; Whisper's tokenizer.json has 4 million
+
+
+def unwritable(path: Path, error: Exception, instead: str) -> InputError:
+    """Return in one line why a path cannot be written, and what to do `instead`."""
+    if isinstance(error, PermissionError):
+        place = next((one for one in _there(path) if not os.access(one, os.W_OK)), path.parent).absolute()
+        return InputError(f"{place}: no permission to write {'there' if place.is_dir() else 'it'}; {instead}")
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return InputError(f"{_there(path)[0]}: is a file, not a folder; {instead}")
+    reason = getattr(error, "strerror", None) or str(error)
+    if full := _is_full(path, error):
+        reason = os.strerror(errno.ENOSPC)
+    return InputError(f"{path}: cannot be written ({reason}); {'make room there, or ' * full}{instead}")
+
+
+def _is_full(path: Path, error: Exception) -> bool:
+    """Return whether an error in writing is of a full disk; libraries tell in their own words, or not at all."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return shutil.disk_usage(_there(path.absolute())[0]).free < LITTLE_ROOM
+
+
+def ensure_writable(folder: Path, instead: str) -> None:
+    """Refuse a folder for results before any work, where nothing can be written: InputError, as `unwritable`."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=_there(folder)[0]):  # which leaves nothing
+            pass
+    except OSError as error:
+        raise unwritable(folder, error, instead) from None
+
+
+def _there(path: Path) -> list[Path]:
+    """Return what there is of a path and its parents, the nearest first."""
+    return [one for one in (path, *path.parents) if os.path.exists(one)]
 
 
 @contextmanager

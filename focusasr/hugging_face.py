@@ -59,7 +59,7 @@ def download(name: str, local_files_only: bool = False, cache: Path | None = Non
         else:
             what, asked = f", and the hub does not give it ({type(error).__name__})", "check name and connection"
         raise InputError(
-            f"{name}: no such checkpoint folder here, nor in the hub's cache{what}; {asked}, or give --model FOLDER"
+            f"{name}: no such checkpoint folder here, nor in the hub's cache{what}; {asked}, or give a folder"
         ) from error
 
 

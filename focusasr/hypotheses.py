@@ -21,6 +21,7 @@ from typing import Any
 from focusasr.manifest import Utterance
 from focusasr.settings import LARGEST, InputError, parse_json, shown
 from focusasr.tables import read_lines
+from focusasr.text import counted
 
 JSON_SUFFIXES = frozenset((".jsonl", ".json"))
 TEXT_KEYS = ("hypothesis", "pred_text", "text")
@@ -67,7 +68,7 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     lines = _lines(path, TEXT_KEYS)
     if not any(line.names for line in lines):
         if len(lines) != len(utterances):
-            counts = f"{len(lines)} lines for {len(utterances)} utterances"
+            counts = f"{counted(len(lines), 'line')} for {counted(len(utterances), 'utterance')}"
             raise InputError(f"{path}: {counts}; wanted: one line each, in order, or lines that name their utterance")
         return [line.text for line in lines]
     known = _by_name(path, lines)

@@ -13,9 +13,10 @@ import typer
 
 from focusasr import __version__
 from focusasr.config import InspectionConfig
-from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, with_settings
+from focusasr.files import ensure_writable
+from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, number, with_settings
 from focusasr.progress import note
-from focusasr.settings import UsageError, read_options
+from focusasr.settings import SettingError, UsageError, read_options
 
 
 @with_settings(InspectionConfig)
@@ -29,7 +30,11 @@ def inspect(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here, a .png")] = None,
     layer: Annotated[
         list[int] | None,
-        typer.Option(help="encoder layer to draw, from 1; may be given again (default: first, middle, last)"),
+        typer.Option(
+            help="encoder layer to draw, from 1; may be given again (default: first, middle, last)",
+            parser=number(int, least=1),
+            metavar="<int>",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
     device: DeviceOption = "auto",
@@ -41,12 +46,14 @@ def inspect(
     from focusasr.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.device import choose_device
 
-    config = read_options(InspectionConfig, given[InspectionConfig], "inspect")
+    config = read_options(InspectionConfig, given[InspectionConfig])
     if output and output.suffix.lower() != ".png":
-        raise UsageError(f"--output is {str(output)!r}; wanted: a name that ends in .png, the only kind drawn")
+        raise SettingError("output", str(output), "a name that ends in .png, the only kind drawn")
     if Path(checkpoint).suffix.lower() in AUDIO_SUFFIXES and Path(checkpoint).is_file():
         swapped = shlex.join([recording, checkpoint])
         raise UsageError(f"{checkpoint} is a recording, not a checkpoint; did you mean focusasr inspect {swapped}?")
+    if output:
+        ensure_writable(output.parent, "choose another place with --output")
     model = load_checkpoint(find_checkpoint(checkpoint, local_files_only), choose_device(device)[0]).model
     seen = room.inspect_recording(model, recording, config, layer)
     if output:

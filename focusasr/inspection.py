@@ -32,7 +32,7 @@ from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
 from focusasr.local_attention import soft_mask
 from focusasr.model import EncoderBlock, Model
 from focusasr.progress import print_trimmed
-from focusasr.settings import InputError, UsageError
+from focusasr.settings import InputError, SettingError
 
 NOTICEABLE = 0.01  # a weight above this counts in `share_above_1_percent`
 COLUMNS = (
@@ -130,7 +130,7 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
     count = len(hybrid_layers(model))
     for layer in layers or ():
         if not 1 <= layer <= count:
-            raise UsageError(f"layer is {layer}; wanted: 1 to {count}, the encoder's layers")
+            raise SettingError("layer", layer, f"1 to {count}, the encoder's layers")
     waveform = audio.load(audio.Source(path, config.offset, config.seconds))
     device = next(model.parameters()).device
     bands, window = model.config.mel_bands, model.config.window_samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from focusasr.settings import UsageError
+from focusasr.settings import SettingError
 
 NAMES = (
     "english en, chinese zh, german de, spanish es, russian ru, korean ko, french fr, japanese ja, portuguese pt, "
@@ -35,12 +35,12 @@ CODES = _table(NAMES) | _table(OTHER_NAMES)  # name → code
 
 
 def language_code(given: str) -> str:
-    """Return the code of a language given by code or English name, in any case; UsageError with the nearest name."""
+    """Return the code of a language given by code or English name, in any case; SettingError with the nearest name."""
     wanted = given.strip().lower()
     if wanted in CODES.values():
         return wanted
     if wanted not in CODES:
         near = difflib.get_close_matches(wanted, CODES, n=1)
         hint = f"; did you mean {near[0].title()}?" if near else ""
-        raise UsageError(f"language is {given!r}; wanted: a code such as en or a name such as English{hint}")
+        raise SettingError("language", given, f"a code such as en or a name such as English{hint}")
     return CODES[wanted]

@@ -72,10 +72,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such manifest; make one with 'focusasr preprocess'") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
-        raise InputError(f"{path}: no manifest ({reason}); make one with 'focusasr preprocess'") from None
+        raise InputError(f"{path}: no such manifest; check the path, or make one with 'focusasr preprocess'") from None
+    except IsADirectoryError:
+        inside = path / "manifest.jsonl"
+        near = f"did you mean {inside}?" if inside.is_file() else "make a manifest of it with 'focusasr preprocess'"
+        raise InputError(f"{path}: is a folder; {near}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: no manifest (not text in UTF-8); make one with 'focusasr preprocess'") from None
     lines = text.split("\n")
     yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
+import re
+import shlex
 import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from focusasr.settings import hints_of
+from focusasr.settings import IN_WORDS, UsageError, as_typed, hints_of
 
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
@@ -33,7 +37,6 @@ ModelDirOption = Annotated[
     Path | None, typer.Option("--model-dir", help="where models from the hub are kept, or OpenAI's NAME.pt lie")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", min=0, metavar="<int>")]
 
 
 LONGEST_NAME = 26  # characters of an option that has its help beside it
@@ -41,19 +44,44 @@ LONGEST_CHOICES = 50  # characters of what may be chosen, beside the option's na
 NONE = "none"  # what is typed for a setting that may be none, and what stands for it until it is read
 
 
-def _number(kind: type, may_be_none: bool) -> Callable[[Any], Any]:
-    """Return what reads a number, and perhaps "none" in any case, as NONE."""
+def number(kind: type, may_be_none: bool = False, least: float = -math.inf) -> Callable[[Any], Any]:
+    """Return what reads a number of at least `least`, and perhaps "none" in any case, as NONE."""
+    wanted = IN_WORDS[kind] + (f", at least {least}" if least > -math.inf else "") + (" or none" if may_be_none else "")
 
     def read(text: Any) -> Any:
         if may_be_none and str(text).strip().lower() == NONE:
             return NONE
-        try:
-            return kind(text)
-        except ValueError:
-            wanted = ("a whole number" if kind is int else "a number") + (" or none" if may_be_none else "")
-            raise typer.BadParameter(f"{text!r}; wanted: {wanted}") from None
+        with suppress(ValueError):
+            if (value := kind(text)) >= least or math.isnan(value):  # what is no number is refused with its setting
+                return value
+        raise typer.BadParameter(f"{shlex.quote(str(text))}; wanted: {wanted}")
 
     return read
+
+
+ThreadsOption = Annotated[
+    int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", parser=number(int, least=0), metavar="<int>")
+]
+
+
+def misuse(error: Any) -> str:
+    """Return in one line what the options refuse: the option as it was typed, and what is wanted."""
+    flag = next((name for name in reversed(getattr(getattr(error, "param", None), "opts", ())) if name[:2] == "--"), "")
+    reason = error.message.removeprefix("Value error, ").rstrip(".")  # pydantic's words, which Typer keeps
+    if flag and "; wanted: " in reason:
+        return f"{flag} {reason}"
+    if flag and (choice := re.fullmatch(r"'(.*)' is not one of (.+)", reason, re.S)):
+        return f"{flag} {shlex.quote(choice[1])}; wanted: {choice[2].replace(chr(39), '')}"
+    message = str(error.format_message()).rstrip(".")
+    if flag and "valid integer" in reason:
+        return f"{flag}; wanted: {getattr(error.param, 'nargs', 1)} whole numbers behind it"
+    if lacking := re.fullmatch(r"Option '(\S+)' requires an argument", message):
+        return f"{lacking[1]}: a value is missing behind it"
+    if unknown := getattr(error, "option_name", "") * hasattr(error, "possibilities"):
+        known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else []
+        near = [name for name in known if len(unknown) > 3 and name.startswith(unknown)] or error.possibilities or [""]
+        return f"no such option: {unknown}" + (f"; did you mean {near[0]}?" if near[0] else "")
+    return message[:1].lower() + message[1:]
 
 
 class WhisperSpelling(TyperCommand):
@@ -99,6 +127,8 @@ def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> I
             continue
         if not word and waiting and waiting[0].lower() in ("true", "false"):
             word = waiting.popleft()
+        if word and word.lower() not in ("true", "false"):
+            raise UsageError(f"{as_typed(name[2:], word)}; wanted: True or False, or nothing behind it")
         if switch := pair[word.lower() == "false"]:
             yield switch
 
@@ -142,21 +172,21 @@ def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
     """Return the option for a setting; where several configurations have it, it is theirs together."""
     fields = {kind: field for kind in kinds for field in dataclasses.fields(kind) if field.name == name}
     first, *_ = fields
-    helps = [f"{field.metadata['help']} (default {_shown(field.default)})" for field in fields.values()]
+    helps = [f"{_with_options(field.metadata['help'])} (default {_shown(field.default)})" for field in fields.values()]
     hint = hints_of(first)[name]
-    panel = first.__name__.removesuffix("Config") + " settings"
+    panel = getattr(first, "title", first.__name__.removesuffix("Config") + " settings")
     hints = [hints_of(kind)[name] for kind in fields]
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     if long := len("|".join(choices)) > LONGEST_CHOICES:
         helps.append(", ".join(choices))
-    number = next((kind for kind in (int, float) if kind in hints or kind | None in hints), None)
-    may_be_none = number is not None and number | None in hints
+    kind = next((kind for kind in (int, float) if kind in hints or kind | None in hints), None)
+    may_be_none = kind is not None and kind | None in hints
     option = typer.Option(
         help="; ".join(helps),
         rich_help_panel=panel,
         show_default=False,
-        parser=number and _number(number, may_be_none),
-        metavar=f"<{name}>" if long else number and f"<{number.__name__}{'|none' * may_be_none}>",
+        parser=kind and number(kind, may_be_none),
+        metavar=f"<{name}>" if long else kind and f"<{kind.__name__}{'|none' * may_be_none}>",
     )
     annotation: Any = Annotated[hint | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -167,7 +197,12 @@ def _fits(value: Any, kind: type, name: str) -> bool:
     return value is not None or type(None) in typing.get_args(hints_of(kind)[name])
 
 
+def _with_options(help: str) -> str:
+    """Return a help text with the settings that it names as options."""
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: as_typed(found[0]), help)
+
+
 def _shown(default: Any) -> str:
-    if default is None:
-        return "none"
+    if default is None or isinstance(default, bool):
+        return {None: "none", True: "on", False: "off"}[default]
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.cues import LINE_WIDTH, Clock, Cue, cues, phrases
-from focusasr.files import written_aside
+from focusasr.files import unwritable, written_aside
 from focusasr.settings import InputError
 from focusasr.whisper_config import OutputConfig
 
@@ -105,6 +105,7 @@ _RENDERERS: dict[str, Callable[[Transcript, OutputConfig], str]] = {
     "json": render_json,
 }
 FORMATS = tuple(_RENDERERS)
+ANOTHER = "choose another folder with --output-dir"
 
 
 def render(transcript: Transcript, suffix: str, config: OutputConfig = OutputConfig()) -> str:
@@ -130,7 +131,7 @@ def write(
             with written_aside(path) as aside:
                 aside.write_bytes(content)
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output folder") from None
+            raise unwritable(path, error, ANOTHER) from None
     return paths
 
 

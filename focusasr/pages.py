@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from focusasr.files import written_aside
-from focusasr.settings import InputError
+from focusasr.files import unwritable, written_aside
 
 WIDTH, HEIGHT = 460, 240
 LETTERS_PER_AXIS = 64
@@ -43,7 +42,7 @@ def write_page(path: Path, title: str, body: str, style: str = "", script: str =
         with written_aside(path) as aside:
             aside.write_text(whole, encoding="utf-8", errors="xmlcharrefreplace", newline="\n")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output file") from None
+        raise unwritable(path, error, "choose another place for it") from None
 
 
 def escaped(text: object) -> str:

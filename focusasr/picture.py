@@ -13,9 +13,8 @@ from torch import Tensor
 
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.features import FRAMES_PER_SECOND
-from focusasr.files import written_aside
+from focusasr.files import unwritable, written_aside
 from focusasr.inspection import Inspection, LayerFigures, LayerView
-from focusasr.settings import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +57,7 @@ def draw(inspection: Inspection, path: Path) -> None:
         with written_aside(path) as aside:
             figure.savefig(aside, format="png")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another picture file") from None
+        raise unwritable(path, error, "choose another place with --output") from None
 
 
 def draw_sound(axes: Axes, inspection: Inspection) -> None:

@@ -18,7 +18,7 @@ from focusasr.manifest import Utterance, write_manifest
 from focusasr.preparation_page import write_preparation_page
 from focusasr.prepared import Prepared
 from focusasr.readings import Reject
-from focusasr.settings import UsageError, to_settings
+from focusasr.settings import SettingError, to_settings
 from focusasr.splits import divide, parse_shares
 from focusasr.text import counted
 
@@ -76,12 +76,12 @@ class Results:
 
 
 def check_choices(config: PreprocessConfig) -> None:
-    """Refuse settings that are known to be wrong before any work: UsageError."""
+    """Refuse settings that are known to be wrong before any work: SettingError."""
     if config.split is not None:
         parse_shares(config.split)
     for kind in config.drop or []:
         if kind not in KINDS:
-            raise UsageError(f"drop is {kind!r}; wanted: {', '.join(KINDS)}")
+            raise SettingError("drop", kind, ", ".join(KINDS))
 
 
 def write_results(prepared: Prepared, results: Results, inputs: Sequence[object], config: PreprocessConfig) -> Report:

@@ -16,7 +16,7 @@ import soundfile
 from focusasr.audio import Source, load, probe_seconds, stream
 from focusasr.checks import Kept
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
-from focusasr.files import fitting, sweep, written_aside
+from focusasr.files import fitting, sweep, unwritable, written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.loudness import Measured, Meter, changed, changes_sound
 from focusasr.loudness import to_int16 as _to_int16
@@ -105,7 +105,7 @@ def preprocess(
         prepared.left(journal.outputs())
         return write_results(prepared, run.results(), inputs, config)
     except (OSError, soundfile.SoundFileError) as error:
-        raise InputError(f"{folder}: cannot be written ({error}); check its rights and free space") from None
+        raise unwritable(folder, error, "choose another folder with --output-dir") from None
 
 
 # The plan: which sound goes to which file

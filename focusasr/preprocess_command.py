@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from focusasr.config import PreprocessConfig
+from focusasr.files import ensure_writable
 from focusasr.interrupts import promise
 from focusasr.options import with_settings
 from focusasr.progress import file_bar, say
@@ -28,7 +29,8 @@ def preprocess(
     """
     from focusasr import preprocess as room
 
-    config = read_options(PreprocessConfig, given[PreprocessConfig], "preprocess")
+    ensure_writable(output_dir, "choose another folder with --output-dir")
+    config = read_options(PreprocessConfig, given[PreprocessConfig])
     with file_bar("preprocessing") as tell:
 
         def told(done: int, total: int) -> None:

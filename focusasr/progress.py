@@ -9,12 +9,15 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+TIME_WIDTH = len("0:00:00")
+BESIDE_WIDTH = len(" ━━━━━━━━ 100% 0:00:00 gone 0:00:00 left")
 
 
 @functools.cache
@@ -66,21 +69,24 @@ def progress_bar(
     if not shows():
         yield lambda files, seconds: None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     whole = seconds()
     began, heard, done = time.perf_counter(), 0.0, 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), **shown_on_stderr()) as bar:
-        task = bar.add_task(f"{what}: 0/{files} files", total=whole or files)
+    with _bar(what, whole or files) as show:
 
         def tell(more_files: int, more_seconds: float) -> None:
             nonlocal heard, done
             heard, done = heard + more_seconds, done + more_files
             speed = heard / (time.perf_counter() - began)
-            said = f"{what}: {done}/{files} files, {heard:.0f} s of sound, {speed:.0f}x real time"
-            bar.update(task, completed=heard if whole else done, description=said)
+            count, fast = f"{done}/{files}", f"{speed:.0f}x real time"
+            fuller = (
+                f"{count} files, {heard:.0f} s of sound, {fast}",
+                f"{count} files, {fast}",
+                f"{count} files",
+                count,
+            )
+            show(heard if whole else done, whole or files, fuller)
 
+        tell(0, 0.0)
         yield tell
 
 
@@ -90,9 +96,32 @@ def file_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     if not shows():
         yield lambda done, total: None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    with _bar(what, None) as show:
+        yield lambda done, total: show(done, total, (f"{done}/{total} files", f"{done}/{total}"))
 
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
-    with Progress(*columns, **shown_on_stderr()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+@contextmanager
+def _bar(what: str, total: float | None) -> Iterator[Callable[[float, float, Sequence[str]], None]]:
+    """Show what is done, a bar, its percentage, and the times gone and left, all whole at any usual width.
+
+    Yields a function told (completed, total, how it may be said): the first of these that leaves the bar room is shown.
+    """
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def fixed(kind: type[ProgressColumn]) -> ProgressColumn:
+        return kind(table_column=Column(no_wrap=True, min_width=TIME_WIDTH))
+
+    times = (fixed(TimeElapsedColumn), TextColumn("gone"), fixed(TimeRemainingColumn), TextColumn("left"))
+    columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:>3.0f}%"), *times)
+    with Progress(*columns, **shown_on_stderr(), expand=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def show(completed: float, total: float, fuller: Sequence[str]) -> None:
+            ways = (*(f"{what}: {way}" for way in fuller), fuller[-1])
+            room = stderr().width - BESIDE_WIDTH
+            bar.update(
+                task, completed=completed, total=total, description=next((w for w in ways if len(w) <= room), ways[-1])
+            )
+
+        yield show

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusasr.config import ModelConfig
-from focusasr.settings import InputError
+from focusasr.settings import SettingError
 
 ComputeType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -70,7 +70,7 @@ def make_linear(weight: Tensor, bias: Tensor | None, compute_type: ComputeType) 
 def choose_compute_type(wanted: ComputeType, device: torch.device, config: ModelConfig) -> ComputeType:
     """Return what `auto` stands for on this device and for this shape; InputError where the device lacks a type."""
     if wanted == "int8" and device.type != "cpu":
-        raise InputError(f"compute_type is int8, which only the CPU has, but the device is {device.type}; try float16")
+        raise SettingError("compute_type", "int8", f"float16 or another on {device.type}: only the CPU has int8")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ class Run:
         return {"data": {"train": list(self.train), "dev": list(self.dev)}, "train": to_settings(self.settings)}
 
 
-def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -> Run:
+def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str, typed: Collection[str] = ()) -> Run:
     """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
 
     `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
-    InputError names unknown tables and settings.
+    InputError names unknown tables and settings; what is wrong with a setting that was `typed` is said of its option.
     """
     unknown = settings.keys() - TABLES.keys()
     if unknown:
@@ -57,15 +58,22 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str) -
         train=tuple(_anchored(option, folder) for option in data.train),
         dev=tuple(_anchored(option, folder) for option in data.dev),
         output=output,
-        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]"),
-        text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]"),
-        settings=_with_folders(read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]"), folder),
+        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]", typed),
+        text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]", typed),
+        settings=_with_folders(
+            read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]", typed), folder
+        ),
     )
 
 
 def homes_of(name: str) -> set[str]:
     """Return the tables that have a setting of this name."""
     return {table for table, kind in TABLES.items() if name in hints_of(kind) or (table, name) == ("model", "preset")}
+
+
+def table_of(name: str) -> str:
+    """Return the table that a setting stands in."""
+    return min(homes_of(name), default="model")
 
 
 def changes(begun: dict[str, Any], run: Run) -> list[str]:

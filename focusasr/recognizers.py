@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from focusasr.config import DecodingConfig
 from focusasr.processes import Processes, join_processes
 from focusasr.progress import say
-from focusasr.settings import UsageError, read_options
+from focusasr.settings import SettingError, read_options
 from focusasr.startup import loading
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -94,14 +94,14 @@ def steadfast(
         yield from on_cpu().transcribe(left, progress, notes)
 
 
-def load_recognizer(choice: ModelChoice, given: Given, command: str, subtitles: bool = False) -> Loaded:
+def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) -> Loaded:
     """Load what transcribes, with what `subtitles` need if they are wanted; torch is imported here.
 
     InputError where the settings are wrong, where there is no such checkpoint, or where it cannot do what is asked.
     """
-    config = read_options(DecodingConfig, given.get(DecodingConfig, {}), command)
-    search = read_options(SearchConfig, given.get(SearchConfig, {}), command)
-    longform = read_options(LongformConfig, given.get(LongformConfig, {}), command)
+    config = read_options(DecodingConfig, given.get(DecodingConfig, {}))
+    search = read_options(SearchConfig, given.get(SearchConfig, {}))
+    longform = read_options(LongformConfig, given.get(LongformConfig, {}))
     with loading():
         return _load(choice, config, search, longform, subtitles)
 
@@ -137,9 +137,9 @@ def _load(
 
 
 def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: LongformConfig) -> list[str]:
-    """Return what a native checkpoint cannot honor; UsageError where it would give another text than asked for."""
+    """Return what a native checkpoint cannot honor; SettingError where it would give another text than asked for."""
     if longform.task == "translate":
-        raise UsageError("task is translate, which only multilingual Whisper models do; give one with --model")
+        raise SettingError("task", "translate", "a multilingual Whisper model by {model}: others cannot", model=None)
     idle = [
         f"--{field.name.replace('_', '-')}"
         for settings in (search, longform)

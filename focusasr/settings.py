@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import functools
 import json
+import shlex
 import sys
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +28,36 @@ class UsageError(InputError):
     """Options that cannot be, alone or together: told in one line too, with another exit status."""
 
 
+class SettingError(InputError):
+    """A value that a setting cannot have, told in the words in which it was given: of a file or of the command line.
+
+    `wanted` may name other settings in braces; `others` has their values.
+    """
+
+    def __init__(self, name: str, value: Any, wanted: str, **others: Any) -> None:
+        self.name, self.value, self.wanted, self.others = name, value, wanted, others
+        super().__init__(self._text(()))
+
+    def told(self, where: str, typed: Collection[str], kind: type[InputError]) -> InputError:
+        """Return the error as UsageError where a setting in question was `typed`, else as `kind`, with its place."""
+        if any(name in typed for name in (self.name, *self.others)):
+            return UsageError(self._text(typed))
+        return kind(f"{where}: {self}")
+
+    def as_options(self) -> UsageError:
+        """Return the error with every setting as an option."""
+        return UsageError(self._text((self.name, *self.others)))
+
+    def _text(self, typed: Collection[str]) -> str:
+        said = {
+            name: as_typed(name, value) if name in typed else name if value is None else f"{name} ({shown(value)})"
+            for name, value in self.others.items()
+        }
+        wanted = self.wanted.format(**said) if said else self.wanted
+        own = as_typed(self.name, self.value) if self.name in typed else f"{self.name} is {shown(self.value)}"
+        return f"{own}; wanted: {wanted}"
+
+
 LONGEST_SHOWN = 200  # characters of a value in a message
 LONGEST_SECONDS = 1e9  # 31 years: an offset or duration above it is damage, and overflows where samples are counted
 LARGEST = sys.float_info.max  # a whole number above it, which JSON and TOML may hold, is none that can be counted with
@@ -36,10 +68,21 @@ def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def require(fine: bool, name: str, value: Any, wanted: str) -> None:
-    """Refuse a value that is not fine: InputError with the name, the value seen and what is wanted."""
+def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> None:
+    """Refuse a value that is not fine: SettingError with the name, the value seen and what is wanted."""
     if not fine:
-        raise InputError(f"{name} is {shown(value)}; wanted: {wanted}")
+        raise SettingError(name, value, wanted, **others)
+
+
+def as_typed(name: str, value: Any = None) -> str:
+    """Return a setting as it is typed for a command: --batch-size 0."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or isinstance(value, bool):
+        return flag if value is not False else f"--no-{flag[2:]}"
+    several = value if isinstance(value, (list, tuple)) else [value]
+    words = [f"{one:.15g}" if isinstance(one, float) else shlex.quote(str(one)) for one in several]
+    typed = " ".join([flag, *words])
+    return typed if len(typed) <= LONGEST_SHOWN else f"{typed[:LONGEST_SHOWN]}…"
 
 
 def shown(value: Any) -> str:
@@ -70,8 +113,11 @@ def require_choices(config: Any) -> None:
 Config = TypeVar("Config")
 
 
-def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> Config:
-    """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types."""
+def read_settings(kind: type[Config], settings: dict[str, Any], where: str, typed: Collection[str] = ()) -> Config:
+    """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types.
+
+    `where` names the table that the values are of, apart from those that were `typed` as options.
+    """
     if not isinstance(settings, dict):
         raise InputError(f"{where}: expected a table of settings, got {shown(settings)}")
     hints = hints_of(kind)
@@ -83,16 +129,23 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str) -> C
             )
     try:
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    except SettingError as error:
+        raise error.told(where, typed, InputError) from None
 
 
-def read_options(kind: type[Config], given: dict[str, Any], command: str) -> Config:
-    """Build a configuration from what was typed for a command, as `read_settings`; UsageError where it cannot be."""
-    try:
-        return read_settings(kind, given, command)
-    except InputError as error:
-        raise UsageError(str(error)) from None
+def read_options(kind: type[Config], given: dict[str, Any]) -> Config:
+    """Build a configuration from what was typed for a command; UsageError where it cannot be."""
+    return read_settings(kind, given, "options", hints_of(kind))
+
+
+IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+    list: "a list in brackets",
+    tuple: "a list in brackets",
+}
 
 
 def _fit(value: Any, hint: Any, name: str) -> Any:
@@ -114,7 +167,7 @@ def _fit(value: Any, hint: Any, name: str) -> Any:
         return float(value)
     if type(value) is hint:
         return value
-    raise InputError(f"{name} is {shown(value)}; wanted: {getattr(hint, '__name__', hint)}")
+    raise SettingError(name, value, IN_WORDS[typing.get_origin(hint) or hint])
 
 
 def to_settings(config: Any) -> dict[str, Any]:

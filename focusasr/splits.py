@@ -9,19 +9,19 @@ from types import MappingProxyType
 from typing import Any
 
 from focusasr.manifest import Utterance
-from focusasr.settings import UsageError
+from focusasr.settings import SettingError
 
 NAMES = {2: ("train", "dev"), 3: ("train", "dev", "test")}
 
 
 def parse_shares(text: str) -> list[float]:
-    """Return 90/5/5 as shares that add up to 1; UsageError where they are not two or three positive numbers."""
+    """Return 90/5/5 as shares that add up to 1; SettingError where they are not two or three positive numbers."""
     try:
         numbers = [float(part) for part in text.split("/")]
     except ValueError:
         numbers = []
     if len(numbers) not in NAMES or min(numbers) <= 0 or abs(sum(numbers) - 100) > 0.5:
-        raise UsageError(f"split is {text!r}; wanted: TRAIN/DEV/TEST or TRAIN/DEV in percent, such as 90/5/5")
+        raise SettingError("split", text, "TRAIN/DEV/TEST or TRAIN/DEV in percent, 100 in all, such as 90/5/5")
     return [number / sum(numbers) for number in numbers]
 
 
@@ -37,7 +37,7 @@ def divide(
     Groups are taken largest first, each to the split that lacks most of its share of the seconds; the same corpus
     gives the same splits in whatever order it is read. Without keys each utterance is a group. What is at home in a
     split by its part (of a recording) stays there and draws its group along; a newcomer that would link two homes gets
-    none, "". A key that no utterance has is a UsageError; one that some lack leaves those free.
+    none, "". A key that no utterance has is a SettingError; one that some lack leaves those free.
     """
     check_keys(utterances, keys)
     names = NAMES[len(shares)]
@@ -73,13 +73,13 @@ def key_of(utterance: Utterance, key: str) -> str:
 
 
 def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
-    """Refuse a key that no utterance has: UsageError with those that there are."""
+    """Refuse a key that no utterance has: SettingError with those that there are."""
     for key in keys:
         if utterances and not any(key_of(utterance, key) for utterance in utterances):
             known = ["text", *sorted({name for utterance in utterances for name in utterance.extra})]
             told = "tell it in a table's column or a manifest, or beside each recording in a .json in place of a .txt"
-            seen = f"--by is {key!r}, which no utterance has; wanted: {', '.join(known)}"
-            raise UsageError(f'{seen}; or {told}: {{"text": "...", "speaker": "anna"}}')
+            wanted = f"what an utterance has: {', '.join(known)}; or {told}, as in "
+            raise SettingError("by", key, wanted + '{"text": "...", "speaker": "anna"}')
 
 
 def _connected(values: Sequence[Sequence[Hashable]], homes: Sequence[str]) -> list[int | None]:

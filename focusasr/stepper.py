@@ -27,7 +27,7 @@ from focusasr.losses import IGNORED, LossWeights, Size, joint_loss
 from focusasr.masks import apply_masks
 from focusasr.model import Model
 from focusasr.processes import Processes
-from focusasr.settings import UsageError
+from focusasr.settings import SettingError
 
 FIGURES = ("total", "attention", "ctc", "span", "seconds", "padded_seconds")
 MOST_NAMED = 5  # utterances of one bad step
@@ -75,7 +75,7 @@ def freeze(model: Model, layers: int) -> None:
     """Keep the stem and the lowest encoder layers as they are; UsageError where there are not so many."""
     blocks = model.encoder.blocks
     if layers > len(blocks):
-        raise UsageError(f"freeze is {layers}; wanted: 0 to {len(blocks)}, the encoder's layers")
+        raise SettingError("freeze", layers, f"0 to {len(blocks)}, the encoder's layers")
     for module in (model.encoder.stem, *blocks[:layers]) if layers else ():
         module.requires_grad_(False)
 
@@ -85,7 +85,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" else "fp32"
     if wanted == "fp16" and device.type == "cpu":
-        raise UsageError("precision is 'fp16', which the CPU has no fast path for; use fp32, or bf16 to save memory")
+        raise SettingError("precision", "fp16", "fp32, or bf16 to save memory: the CPU has no fast path for fp16")
     return {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}[wanted]
 
 

@@ -8,7 +8,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from focusasr.config import TextConfig
-from focusasr.settings import InputError
+from focusasr.settings import InputError, SettingError
 from focusasr.text import apply_policy
 
 SPECIALS = ("<blank>", "<start>", "<end>", "<unknown>")
@@ -107,7 +107,7 @@ def _bpe_engine(texts: list[str], characters: list[str], vocabulary_size: int) -
     alphabet = sorted({WORD_BEGIN, *characters} - {" "})
     smallest = len(SPECIALS) + len(alphabet)
     if vocabulary_size < smallest:
-        raise InputError(f"vocabulary_size is {vocabulary_size}; these texts need at least {smallest}")
+        raise SettingError("vocabulary_size", vocabulary_size, f"at least {smallest} for these texts")
     engine = Engine(models.BPE(unk_token="<unknown>"))
     engine.pre_tokenizer = pre_tokenizers.Metaspace(WORD_BEGIN)
     engine.decoder = decoders.Metaspace(WORD_BEGIN)

@@ -88,7 +88,9 @@ class Trainer:
         if last.exists() and not resume:
             raise InputError(f"{run.output}: holds a training run already; give --resume, or another --output-dir")
         if resume and not last.exists():
-            raise InputError(f"{run.output}: nothing to resume here; leave --resume out")
+            raise InputError(
+                f"{run.output}: nothing to resume here; leave --resume out, or name the run with --output-dir"
+            )
         torch.manual_seed(run.settings.seed)
         self.accelerator = start_accelerator(run.settings, device)
         before = load_checkpoint(last) if resume else None
@@ -342,10 +344,12 @@ class Trainer:
                 yield aside
         except UNWRITABLE as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:150]
-            raise InputError(
-                f"{folder}: the checkpoint of step {self.position.step} cannot be written ({reason}); the one before "
-                "is whole; make room there, then --resume"
-            ) from None
+            kept = (self.run.output / "last").exists()
+            then = (
+                "the one before is whole; make room there, then --resume" if kept else "make room there, and begin anew"
+            )
+            step = self.position.step
+            raise InputError(f"{folder}: the checkpoint of step {step} cannot be written ({reason}); {then}") from None
 
     def _state(self) -> dict[str, Any]:
         """Return what exact resuming needs, in types that load without unpickling code.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.config import PRESETS, ModelConfig, TextConfig, TrainConfig
+from focusasr.files import ensure_writable
 from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
-from focusasr.recipe import TABLES, Run, homes_of, read_run
-from focusasr.settings import InputError, UsageError, read_toml, shown
+from focusasr.recipe import TABLES, Run, homes_of, read_run, table_of
+from focusasr.settings import InputError, SettingError, UsageError, hints_of, read_toml, shown
 
 if TYPE_CHECKING:
     from focusasr.checkpoint import Checkpoint
@@ -63,26 +66,46 @@ def train(
     from focusasr.warm_start import find_source, settings_from
 
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
+    given[ModelConfig] |= {"preset": preset} if preset else {}
     for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
         tables[table] = {**tables.get(table, {}), **given[kind]}
     if preset and resume and not config:  # the run's own settings lie below
-        tables["model"] |= {**PRESETS[preset], **given[ModelConfig]}
-    elif preset:
-        tables["model"]["preset"] = preset
+        own = {name: value for name, value in given[ModelConfig].items() if name != "preset"}
+        tables["model"] = {**tables["model"], **PRESETS[preset], **own}
+        del tables["model"]["preset"]
     if not tables["data"].get("train"):
         raise UsageError("give a training manifest, or --config with [data] train")
     folder = config.parent if config else Path()
     source = find_source(tables, folder, output_dir / "last" if resume else None, local_files_only)
-    if source:
-        tables = settings_from(source, tables)
-    try:
-        run = read_run(tables, folder, output_dir, str(config or "options"))
-    except InputError as error:
-        raise error if resume and not config else UsageError(str(error)) from None
     if threads:
         torch.set_num_threads(threads)
     find: Find = "batch" if find_batch else "lr" if find_lr else None
-    carry_out(Trial(run, resume, source, find), *choose_device(device))
+    chosen, reason = choose_device(device)
+    ensure_writable(output_dir, "choose another folder with --output-dir")
+    file = config or (output_dir / "last" / "config.json" if resume else None)
+    blame = InputError if resume and not config else UsageError  # a checkpoint that is bad, or what the user wrote
+    with said_as_given(given, file, blame) as typed:
+        tables = settings_from(source, tables) if source else tables
+        try:
+            run = read_run(tables, folder, output_dir, str(file or "options"), typed)
+        except InputError as error:
+            raise error if isinstance(error, UsageError) else blame(str(error)) from None
+        carry_out(Trial(run, resume, source, find), chosen, reason)
+
+
+@contextmanager
+def said_as_given(
+    given: dict[type, dict[str, Any]], file: Path | None, kind: type[InputError]
+) -> Iterator[Collection[str]]:
+    """Say what is wrong with a setting as it was given: on the command line, or, with the error `kind`, in the file.
+
+    Yields the names that count as typed; without a file all do.
+    """
+    typed = {name for kind, names in given.items() for name in (*names, *(() if file else hints_of(kind)))}
+    try:
+        yield typed
+    except SettingError as error:
+        raise error.told(f"{file} [{table_of(error.name)}]", typed, kind) from None
 
 
 def carry_out(trial: Trial, device: Any, reason: str) -> None:
@@ -144,7 +167,7 @@ def resumed_settings(output_dir: Path) -> dict[str, Any]:
     restore(output_dir / "last")
     path = output_dir / "last" / "config.json"
     if not path.is_file():
-        raise InputError(f"{output_dir}: nothing to resume here; leave --resume out")
+        raise InputError(f"{output_dir}: nothing to resume here; leave --resume out, or name the run with --output-dir")
     kept = read_json(path)
     run = kept.get("run", {})
     return {

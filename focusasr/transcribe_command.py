@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.config import DecodingConfig
+from focusasr.files import ensure_writable
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import InputError, UsageError, read_options
+from focusasr.settings import InputError, SettingError, UsageError, read_options
 from focusasr.startup import Closed, debugging
 from focusasr.text import counted
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
@@ -41,7 +42,7 @@ FormatOption = Annotated[
 ]
 
 
-@with_settings(DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
+@with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],
@@ -80,7 +81,7 @@ def transcribe(
 
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
-    output = read_options(OutputConfig, given[OutputConfig], "transcribe")
+    output = read_options(OutputConfig, given[OutputConfig])
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
     formats = _formats(output_format or ["all"])
     repeated: list[Source] = []
@@ -88,7 +89,7 @@ def transcribe(
     several = len(sources) + len(repeated) > 1
     subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
     choice = ModelChoice(model, device, threads, local_files_only, model_dir)
-    loaded = load_recognizer(choice, given, "transcribe", subtitles)
+    loaded = load_recognizer(choice, given, subtitles)
     tell_remarks(loaded, repeated)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
@@ -135,13 +136,13 @@ def _leave_with(failed: int, count: int) -> None:
 
 
 def _formats(asked: list[str]) -> list[str]:
-    """Return the formats asked for, with commas or by an option each; UsageError where there is no such format."""
+    """Return the formats asked for, with commas or by an option each; SettingError where there is no such format."""
     from focusasr.output import FORMATS
 
     named = [name.strip().lower() for one in asked for name in one.split(",")]
     for name in named:
         if name not in (*FORMATS, "all"):
-            raise UsageError(f"--output-format is {name!r}; wanted: {', '.join(FORMATS)} or all")
+            raise SettingError("output_format", name, f"{', '.join(FORMATS)} or all")
     return list(dict.fromkeys(named))
 
 
@@ -246,7 +247,7 @@ def known_outputs(loaded: Loaded, given: dict[type, dict[str, Any]], folder: Pat
     from focusasr.again import Again, fingerprint_of_model
 
     kinds: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
-    settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind], "")).items()}
+    settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind])).items()}
     decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
     return Again(folder, {"model": fingerprint_of_model(loaded.path), **decided})
 
@@ -266,7 +267,7 @@ class Writing:
         cls, sources: list[Source], folder: Path, wanted: list[str], again: Again | None, processes: Processes
     ) -> Writing:
         """Return what is left to do, the same in every process."""
-        from focusasr.output import FORMATS, output_paths, output_stems
+        from focusasr.output import ANOTHER, FORMATS, output_paths, output_stems
 
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file; give --output-dir a folder")
@@ -276,6 +277,8 @@ class Writing:
         processes.gather([])  # nobody writes before all have looked
         if len(left) < len(pairs) and processes.main:
             say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
+        if left:
+            ensure_writable(folder, ANOTHER)
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:

@@ -14,7 +14,7 @@ from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig, TrainConfig
 from focusasr.data import LARGEST_GAP_SECONDS
 from focusasr.model import Model
-from focusasr.settings import InputError, UsageError, to_settings
+from focusasr.settings import SettingError, shown, to_settings
 from focusasr.tokenizer import Tokenizer
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
@@ -52,9 +52,8 @@ def settings_from(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any
     for name, value in given.items():
         same = value == there.get(name) or (isinstance(value, (list, tuple)) and list(value) == list(there[name]))
         if not same and name not in FREE and (hybrid or name not in FOCUS):
-            raise InputError(
-                f"{name} is {value!r}, and {there.get(name)!r} in the checkpoint to start from; leave {name} out"
-            )
+            found = f"{shown(there[name])}, as" if name in there else "the size"
+            raise SettingError(name, value, f"{found} in the checkpoint to start from; leave it out")
     text = {**to_settings(source.tokenizer.policy), **settings.get("text", {})}
     return {**settings, "model": {**there, **given}, "text": text}
 
@@ -102,7 +101,7 @@ def learn_only(model: Model, train_only: str) -> None:
         return
     hybrid = [module for module in model.modules() if isinstance(module, HybridAttention)]
     if not hybrid:
-        raise UsageError("train_only is 'local', but this model has no hybrid attention; add --attention hybrid")
+        raise SettingError("train_only", train_only, "a model with hybrid attention, as --attention hybrid makes it")
     model.requires_grad_(False)
     for module in hybrid:
         new: tuple[nn.Module, ...] = (module.ln_local, module.attn_local, module.span_pred, module.projection)
@@ -116,7 +115,7 @@ def within_window(settings: TrainConfig, model: ModelConfig) -> TrainConfig:
         return settings
     longest = model.window_samples / SAMPLE_RATE_HZ * (1 - settings.speed) - 2 * LARGEST_GAP_SECONDS
     if longest <= 0:
-        raise InputError(f"audio_context is {model.audio_context}; wanted: room for more than a second of sound")
+        raise SettingError("audio_context", model.audio_context, "room for more than a second of sound")
     joined = min(settings.join_seconds, longest / 2)  # the rest is for the silences between
     return dataclasses.replace(settings, max_seconds=min(settings.max_seconds, longest), join_seconds=joined)
 

@@ -16,9 +16,11 @@ class SearchConfig:
     Native models decode with their CTC head and decoder together, at temperature 0, and have no use for these.
     """
 
+    title = "Search, Whisper models only"  # of its options
+
     temperature: float = setting(0.0, "0: the likeliest text; above: sampling")
     best_of: int | None = setting(5, "samples to choose from where the temperature is above 0")
-    beam_size: int | None = setting(5, "Whisper models: beams at temperature 0; none: greedy")
+    beam_size: int | None = setting(5, "beams at temperature 0; none: greedy")
     patience: float | None = setting(None, "beams: how many times beam_size texts to wait for; none: 1")
     length_penalty: float | None = setting(None, "exponent α of ((5 + tokens) / 6) ** α; none: mean per token")
     suppress_tokens: str = setting("-1", "ids never written, with commas; -1: brackets, notes and the like")
@@ -35,7 +37,7 @@ class SearchConfig:
             given = getattr(self, name)
             require(given is None or given >= 1, name, given, "at least 1, or none")
         enough = self.patience is None or round((self.beam_size or 1) * self.patience) >= 1
-        require(enough, "patience", self.patience, f"enough for one text of {self.beam_size} beams")
+        require(enough, "patience", self.patience, "enough for one text of {beam_size}", beam_size=self.beam_size)
         fits = self.length_penalty is None or 0 <= self.length_penalty <= 1
         require(fits, "length_penalty", self.length_penalty, "0 to 1, or none")
         require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0")
@@ -59,7 +61,9 @@ class SearchConfig:
 class LongformConfig:
     """How Whisper models go through a recording; names and defaults are openai/whisper's and faster-whisper's."""
 
-    task: Literal["transcribe", "translate"] = setting("transcribe", "translate: into English, Whisper models only")
+    title = "Language and long recordings, Whisper models only"  # of its options
+
+    task: Literal["transcribe", "translate"] = setting("transcribe", "translate: into English")
     language: str | None = setting(None, "what is spoken, such as en or English; none: detected")
     initial_prompt: str | None = setting(None, "text before the first window: names, spelling, style")
     carry_initial_prompt: bool = setting(False, "put initial_prompt before every window")

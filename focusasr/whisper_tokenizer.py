@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Engine
 
 from focusasr.config import TextConfig, WhisperConfig
 from focusasr.languages import CODES
-from focusasr.settings import InputError
+from focusasr.settings import InputError, SettingError
 from focusasr.text import apply_policy
 from focusasr.tokenizer import Tokenizer, check_ids
 
@@ -63,7 +63,7 @@ class WhisperTokenizer(Tokenizer):
         ids = {code: engine.token_to_id(f"<|{code}|>") for code in LANGUAGES}
         self.languages = {code: int(index) for code, index in ids.items() if index is not None}
         if policy.language is not None and policy.language not in self.languages:
-            raise InputError(f"language is {policy.language!r}; wanted: one of {' '.join(self.languages)}")
+            raise SettingError("language", policy.language, f"one of {' '.join(self.languages)}")
 
     def token(self, name: str) -> int:
         """Return the id of a special token such as "<|nospeech|>"."""

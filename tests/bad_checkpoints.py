@@ -174,7 +174,7 @@ def use(kind: str, path: Path, sound: Path) -> str | None:
         if kind == "state":
             resume(path)
             return None
-        recognizer = load_recognizer(ModelChoice(str(path), "cpu", local_files_only=True), {}, "transcribe").recognizer
+        recognizer = load_recognizer(ModelChoice(str(path), "cpu", local_files_only=True), {}).recognizer
         (outcome,) = recognizer.transcribe([Source(str(sound))])
         return outcome.error
     except InputError as error:

@@ -43,9 +43,7 @@ def test_slices_by_a_key_and_by_duration():
     assert [part.value for part in slices(evaluation().rows, "source", "auto")] == ["sound"]
     utterances = [row.utterance for row in evaluation().rows]
     check_slices(utterances, ["duration", "source", "speaker"])
-    said = (
-        "--slice 'mood': no line has that key; there are duration, source, speaker; add it to the lines of the manifest"
-    )
+    said = "slice is 'mood'; wanted: what a line has: duration, source, speaker; or add it to the lines of the manifest"
     with pytest.raises(InputError, match=said):
         check_slices(utterances, ["mood"])
 

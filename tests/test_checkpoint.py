@@ -163,7 +163,7 @@ def test_settings_that_do_not_exist(saved: Path) -> None:
 
 def test_settings_out_of_bounds(saved: Path) -> None:
     edit_settings(saved, "model", heads=3)
-    refused(saved, "config.json: width is 16; wanted: a multiple of heads (3)")
+    refused(saved, "config.json: width is 16; wanted: a multiple of 6, twice heads (3)")
 
 
 @pytest.mark.parametrize("section", ["model", "text"])
@@ -220,3 +220,9 @@ def test_a_loaded_checkpoint_can_be_saved_again(saved: Path, tmp_path: Path) -> 
     save_checkpoint(tmp_path / "again", dataclasses.replace(loaded, folder=None), {"made": "in a test"})
     for piece in (*room.PIECES, "README.md", "metrics.json"):
         assert (tmp_path / "again" / piece).read_bytes() == (saved / piece).read_bytes(), piece
+
+
+def test_what_is_no_checkpoint_is_told_from_a_broken_one(tmp_path: Path) -> None:
+    (tmp_path / "sound.wav").touch()
+    refused(tmp_path, "no checkpoint, it has no config.json; give a folder that 'focusasr train' wrote")
+    refused(tmp_path / "sound.wav", "no checkpoint, it is no folder, and no .pt")

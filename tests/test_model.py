@@ -329,8 +329,8 @@ def test_model_needs_a_vocabulary() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"width": 15}, r"width is 15; wanted: a multiple of heads \(2\)"),
-        ({"width": 6}, r"width is 6; wanted: an even width per head \(2 heads\)"),
+        ({"width": 15}, r"width is 15; wanted: a multiple of 4, twice heads \(2\)"),
+        ({"width": 6}, r"width is 6; wanted: a multiple of 4, twice heads \(2\)"),
         ({"max_span": 1}, r"max_span is 1; wanted: at least ramp \(2\)"),
         ({"ramp": 0}, "ramp is 0"),
         ({"win_size": 0}, "win_size is 0"),

@@ -119,13 +119,51 @@ def test_a_folder_that_cannot_be_written(apart: None, sample: Path) -> None:
         assert (status, err.count("\n")) == (1, 1) and "Read-only file system" in err and "disk/out" in err
 
 
+READ_ONLY = [
+    ("transcribe", "SOUND", "-o"),
+    ("transcribe", "SOUND", "--skip-existing", "-o"),
+    ("preprocess", "SOUND", "-o"),
+    ("evaluate", "one.jsonl", "--output"),
+    ("evaluate", "one.jsonl", "--html"),
+    ("train", "one.jsonl", "-o"),
+    ("inspect", "default", "SOUND", "-o"),
+    ("convert", "default"),
+]
+
+
+@pytest.mark.parametrize("command", READ_ONLY, ids=" ".join)
+def test_a_folder_without_permission_is_named_before_any_work(sample: Path, command: tuple[str, ...]) -> None:
+    powerless = 'exec setpriv --inh-caps=-all --bounding-set=-all "$@"' if os.geteuid() == 0 else ""
+    if powerless and not shutil.which("setpriv"):
+        pytest.skip("root may write anywhere, and there is no setpriv to give that up")
+    write_manifest(Path("one.jsonl"), [Utterance(sample, "sarah")])
+    Path("closed").mkdir(mode=0o555)
+    given = [str(sample) if word == "SOUND" else word for word in command]
+    status, out, err = call(*given, "closed/deep/out.png", within=powerless)
+    option = {"-o": "--output" if command[0] == "inspect" else "--output-dir"}.get(command[-1], command[-1])
+    remedy = f"choose another {'place' if option in ('--output', '--html') else 'folder'}"
+    with_option = "" if command[0] == "convert" else f" with {option}"
+    said = f"focusasr: {Path('closed').absolute()}: no permission to write there; {remedy}{with_option}\n"
+    assert (status, out, err) == (1, "", said)
+
+
+def test_a_full_disk_is_named_with_its_remedy(apart: None) -> None:
+    Path("disk").mkdir()
+    small = 'mount -t tmpfs -o size=16k tmpfs disk && exec "$@"'
+    songs = write_song_book(Path(), ["bad cab"])
+    for command in (("convert", "default", "disk/out"), ("preprocess", songs, "-o", "disk/out")):
+        status, _, err = call(*command, within=f"exec unshare -m sh -c '{small}' sh \"$@\"")
+        assert (status, err.count("\n")) == (1, 1)
+        assert "disk/out: cannot be written (No space left on device); make room there, or choose another folder" in err
+
+
 def test_no_network(apart: None, sample: Path) -> None:
     online = {"HF_HUB_OFFLINE": "0"}
     began = time.monotonic()
     status, _, err = call(
         "transcribe", sample, "--model", "openai/whisper-tiny", within='exec unshare -n "$@"', environment=online
     )
-    assert (status, err.count("\n")) == (1, 1) and "give --model FOLDER" in err
+    assert (status, err.count("\n")) == (1, 1) and "or give a folder" in err
     assert time.monotonic() - began < 60, "it waited for a network that is not there"
 
 

@@ -114,7 +114,7 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
 
 
 def test_train_only_local_wants_something_local(folder: Path) -> None:
-    with pytest.raises(InputError, match="train_only is 'local', but this model has no hybrid attention"):
+    with pytest.raises(InputError, match="train_only is 'local'; wanted: a model with hybrid attention"):
         learn_only(load_checkpoint(folder).model, "local")
 
 
@@ -124,7 +124,7 @@ def test_train_only_local_wants_something_local(folder: Path) -> None:
 @pytest.mark.parametrize("given", [{"width": 32}, {"positions": "rotary"}, {"ctc": True}, {"strides": [2, 2]}], ids=str)
 def test_another_architecture_is_refused(folder: Path, given: dict) -> None:
     (name,) = given
-    with pytest.raises(InputError, match=f"{name} is .*in the checkpoint to start from; leave {name} out"):
+    with pytest.raises(InputError, match=f"{name} is .*; wanted: .* in the checkpoint to start from; leave it out"):
         settings_from(load_checkpoint(folder), {"model": given})
 
 
@@ -284,6 +284,6 @@ def test_a_native_checkpoint_is_trained_on(run, native: Path, tmp_path: Path) ->
 def test_a_preset_beside_a_source_is_refused(run, native: Path, tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, SONGS)
     result = run("train", songs, "--init-from", native, "--preset", "base", "-o", tmp_path / "run")
-    assert result.status == 1 and "preset is 'base'" in result.err
+    assert result.status == 2 and "--preset base; wanted: the size in the checkpoint" in result.err
     result = run("train", songs, "--init-from", tmp_path / "nowhere", "-o", tmp_path / "run")
     assert result.status == 1 and "nowhere: no such checkpoint folder" in result.err
