@@ -81,7 +81,8 @@ def train(
         torch.set_num_threads(threads)
     find: Find = "batch" if find_batch else "lr" if find_lr else None
     chosen, reason = choose_device(device)
-    ensure_writable(output_dir, "choose another folder with --output-dir")
+    elsewhere = "allow writing there, or resume a copy of it" if resume else "choose another folder with --output-dir"
+    ensure_writable(output_dir, elsewhere)
     file = config or (output_dir / "last" / "config.json" if resume else None)
     blame = InputError if resume and not config else UsageError  # a checkpoint that is bad, or what the user wrote
     with said_as_given(given, file, blame) as typed:

@@ -135,5 +135,5 @@ def test_the_page_is_self_contained_and_its_sound_is_relative(tmp_path):
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is a file, not a folder"):
         write_evaluation_page(tmp_path / "file" / "p.html", evaluation(), Breakdown([], [], None), "t")

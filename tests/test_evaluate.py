@@ -156,7 +156,7 @@ def test_rows_hold_what_was_compared_and_what_the_manifest_carried(tmp_path):
 def test_rows_that_cannot_be_written_are_one_line(tmp_path):
     evaluation = evaluate(Recognizer("a"), said("a"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is a file, not a folder"):
         write_rows(evaluation, tmp_path / "file" / "rows.jsonl")
 
 

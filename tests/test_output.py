@@ -101,7 +101,7 @@ def test_number_that_json_lacks_writes_nothing(tmp_path):
 
 def test_folder_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is a file, not a folder"):
         write(SHORT, tmp_path / "file" / "talk", ["txt"])
     (tmp_path / "talk.txt").mkdir()
     with pytest.raises(InputError, match="cannot be written"):
