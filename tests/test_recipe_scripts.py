@@ -1,0 +1,55 @@
+"""The scripts that make the default model: words cut out of a sentence, and the mean of two checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from focusasr.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from focusasr.manifest import read_manifest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import average  # noqa: E402
+import cut_words  # noqa: E402
+
+SAID = "s a r a h four one two six nine seven five".split()
+
+
+def test_words_are_cut_in_their_order_and_apart(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = {"audio_filepath": str(sample), "text": " ".join(SAID), "speaker": "flite", "offset": 0.1}
+    (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr(sys, "argv", ["cut_words.py", str(tmp_path / "cut"), str(tmp_path / "m.jsonl")])
+    cut_words.main()
+    words = read_manifest(tmp_path / "cut" / "home.jsonl")
+    assert not read_manifest(tmp_path / "cut" / "other.jsonl")
+    assert len(words) >= 5 and {word.text for word in words} < set(SAID)
+    places = [SAID.index(word.text) for word in words]
+    assert places == sorted(places)
+    for before, after in itertools.pairwise(words):
+        assert before.duration and before.offset >= 0.1
+        assert before.offset + before.duration < after.offset + 3 * cut_words.MARGIN_SECONDS
+    assert {word.extra["speaker"] for word in words} == {"flite"}
+    assert all(word.extra["confidence"] >= cut_words.LEAST_AT_HOME for word in words)
+
+
+def test_a_mean_of_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = find_checkpoint("default")
+    other = load_checkpoint(first)
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight.add_(1.0)
+    save_checkpoint(tmp_path / "other", other, {"train": {"steps": 3}})
+    monkeypatch.setattr(
+        sys, "argv", ["average.py", str(first), str(tmp_path / "other"), "0.25", str(tmp_path / "mean")]
+    )
+    average.main()
+    before, mean = load_checkpoint(first).model, load_checkpoint(tmp_path / "mean").model
+    for (name, old), new in zip(before.named_parameters(), mean.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.25, msg=name)
+    assert json.loads((tmp_path / "mean" / "config.json").read_text())["run"] == {"train": {"steps": 3}}
