@@ -36,11 +36,14 @@ class Again:
         self._seen: dict[Source, dict[str, Any] | None] = {}
 
     def finished(self, source: Source, outputs: Sequence[Path]) -> bool:
-        """Return whether all outputs are there as they were written, made from the same."""
+        """Return whether all outputs are there as they were written, made from the same; then forget what was heard."""
         if not all(output in self._journal and output.is_file() for output in outputs):
             return False  # nothing read yet: sound may be long
         made_from = self._made_from(source)
-        return made_from is not None and all(self._journal.finished(output, made_from) for output in outputs)
+        done = made_from is not None and all(self._journal.finished(output, made_from) for output in outputs)
+        if done:  # a run that was killed between noting and forgetting
+            self._forget(source)
+        return done
 
     def add(self, source: Source, outputs: Sequence[Path]) -> None:
         """Note finished outputs, and forget what was heard on the way to them."""
@@ -49,6 +52,9 @@ class Again:
             return
         for output in outputs:
             self._journal.add(output, made_from, True)
+        self._forget(source)
+
+    def _forget(self, source: Source) -> None:
         for path in self._folder.glob(_half_heard(source, "*")):
             path.unlink(missing_ok=True)
 

@@ -105,6 +105,15 @@ def test_what_cannot_be_recognized_is_never_finished(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_heard_goes_though_killed_between_the_note_and_that(tmp_path: Path, sample: Path) -> None:
+    source, output = Source(str(sample)), tmp_path / "a.txt"
+    output.write_text("a")
+    Again(tmp_path, {}).add(source, [output])
+    Again(tmp_path, {}).notes(source).note("here", [])
+    assert list(tmp_path.glob(".*.heard"))
+    assert Again(tmp_path, {}).finished(source, [output]) and not list(tmp_path.glob(".*.heard"))
+
+
 def test_printing_cannot_skip(run, sample: Path) -> None:
     for more in ((), ("-o", "-")):
         result = run("transcribe", sample, "--skip-existing", *more)
