@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ class Again:
         self._made_with = made_with
         self._journal = Journal(folder, JOURNAL)
         self._seen: dict[Source, dict[str, Any] | None] = {}
+        self._half_heard: dict[str, list[str]] = defaultdict(list)  # by source, of earlier runs; looked for once
+        for path in folder.glob(".*.heard"):
+            self._half_heard[path.name.partition("-")[0]].append(path.name)
 
     def finished(self, source: Source, outputs: Sequence[Path]) -> bool:
         """Return whether all outputs are there as they were written, made from the same; then forget what was heard."""
@@ -55,8 +59,9 @@ class Again:
         self._forget(source)
 
     def _forget(self, source: Source) -> None:
-        for path in self._folder.glob(_half_heard(source, "*")):
-            path.unlink(missing_ok=True)
+        own = _half_heard(source, _digest(self._made_from(source))[:16])
+        for name in {own, *self._half_heard.pop(own.partition("-")[0], ())}:
+            (self._folder / name).unlink(missing_ok=True)
 
     def notes(self, source: Source) -> Heard:
         """Return what was heard of a source by a run that broke off; it notes what is heard from now on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 
 MOST_TOLD = 5  # bad lines of a manifest
-IN_FOLDERS = ("test.jsonl", "manifest.jsonl")  # what preprocess writes for evaluating
 
 
 @with_settings(EvaluationConfig, DecodingConfig, SearchConfig, LongformConfig)
@@ -95,15 +93,6 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_file(manifest: Path) -> None:
-    """Refuse a folder, and name the manifest in it: UsageError."""
-    if manifest.is_dir():
-        inside = next((path for name in IN_FOLDERS if (path := manifest / name).is_file()), None)
-        did = f"did you mean focusasr evaluate {shlex.quote(str(inside))}?"
-        make = f"make one of it: focusasr preprocess {shlex.quote(str(manifest))} --output-dir DIR"
-        raise UsageError(f"{manifest} is a folder, not a manifest; {did if inside else make}")
-
-
 def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> None:
     """Refuse to write over what is read, one result over the other, or where nothing can be written."""
     taken = {path.resolve() for path in read if path}
@@ -123,7 +112,6 @@ def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
     from focusasr.hypotheses import JSON_SUFFIXES, read_references
     from focusasr.manifest import read_manifest
 
-    _check_file(path)
     bad_lines: list[str] = []
     utterances: list[Utterance] = []
     if not without_sound or path.suffix.lower() in JSON_SUFFIXES:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.files import written_aside
-from focusasr.settings import LONGEST_SECONDS, InputError, parse_json, shown
+from focusasr.settings import LONGEST_SECONDS, InputError, UsageError, parse_json, shown
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such manifest; check the path, or make one with 'focusasr preprocess'") from None
     except IsADirectoryError:
-        inside = path / "manifest.jsonl"
-        near = f"did you mean {inside}?" if inside.is_file() else "make a manifest of it with 'focusasr preprocess'"
-        raise InputError(f"{path}: is a folder; {near}") from None
+        inside = sorted(file.name for file in path.glob("[!.]*.jsonl") if file.name != "rejects.jsonl")
+        made = f"name one in it: {', '.join(inside)}" if inside else "make one of it with 'focusasr preprocess'"
+        raise UsageError(f"{path}: is a folder, not a manifest; {made}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
     except UnicodeDecodeError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
-from focusasr.settings import InputError, hints_of, read_settings, shown, to_settings
+from focusasr.settings import InputError, as_typed, hints_of, read_settings, shown, to_settings
 from focusasr.text import counted
 
 BEGINNING = ("init_from", "train_only", "freeze")  # of [train]: what learns, and from where, stays as it was begun
@@ -91,13 +91,13 @@ def changes(begun: dict[str, Any], run: Run) -> list[str]:
     }
     fixed = [key for key in other if key[1] in BEGINNING or (key[0] in ("model", "text") and key[1] != "dropout")]
     if fixed:
-        was, wanted = (" ".join(f"{_option(name)} {_said(other[t, name][i])}" for t, name in fixed) for i in (0, 1))
+        was, wanted = (" ".join(f"{as_typed(name)} {_said(other[t, name][i])}" for t, name in fixed) for i in (0, 1))
         weights = f" (--init-from {run.output / 'last'})" if all(table == "train" for table, _ in fixed) else ""
         raise InputError(
             f"{run.output}: was begun with {was}, which cannot become {wanted}; give what it was begun with, or train "
             f"into another --output-dir{weights}"
         )
-    names = {key: "training manifests" if key == ("data", "train") else _option(key[1]) for key in other}
+    names = {key: "training manifests" if key == ("data", "train") else as_typed(key[1]) for key in other}
     told = [f"{names[key]} {_said(value)} (was {_said(was)})" for key, (was, value) in other.items()]
     return [f"other than before, and counts from here on: {', '.join(told)}"] if told else []
 
@@ -115,10 +115,6 @@ def finished(run: Run, step: int) -> str:
         f"done already at step {step}: {why}; {more} goes on, --init-from {run.output / 'best'} with another "
         "--output-dir begins a new run with these weights"
     )
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _table(value: Any) -> dict[str, Any]:

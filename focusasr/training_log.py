@@ -7,7 +7,6 @@ import json
 import math
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from rich.text import Text
 
 from focusasr.config import TrainConfig
 from focusasr.curves import draw_curves, read_rows
-from focusasr.files import written_aside
+from focusasr.files import ensure_writable, written_aside
 from focusasr.intervals import Interval
 from focusasr.score import Score, align
 from focusasr.settings import InputError
@@ -183,12 +182,10 @@ class TrainingLog:
 
 
 def _board(folder: Path) -> Any:
-    """Return TensorBoard's writer; OSError where nothing can be written, which its thread would only print."""
+    """Return TensorBoard's writer; InputError where nothing can be written, which its thread would only print."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder.mkdir(exist_ok=True)
-    for place in (folder.parent, folder):
-        tempfile.TemporaryFile(dir=place).close()
+    ensure_writable(folder, "allow writing there, or give another --output-dir")
     return SummaryWriter(str(folder))
 
 

@@ -109,10 +109,10 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
 def test_unreadable_manifests(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.jsonl: no such manifest; check the path, or make one with"):
         read_manifest(tmp_path / "nowhere.jsonl")
-    with pytest.raises(InputError, match="is a folder; make a manifest of it with 'focusasr preprocess'"):
+    with pytest.raises(InputError, match="is a folder, not a manifest; make one of it with 'focusasr preprocess'"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.jsonl").touch()
-    with pytest.raises(InputError, match=r"is a folder; did you mean .*/manifest\.jsonl\?"):
+    with pytest.raises(InputError, match=r"is a folder, not a manifest; name one in it: manifest\.jsonl$"):
         read_manifest(tmp_path)
     (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xfe\x00\x80")
     with pytest.raises(InputError, match="no manifest"):
