@@ -13,6 +13,7 @@ from pathlib import Path
 
 from focusasr import audio
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
+from focusasr.features import SHORTEST_SAMPLES
 from focusasr.files import written_aside
 from focusasr.manifest import Utterance, read_utterances
 from focusasr.settings import InputError, UsageError
@@ -177,6 +178,7 @@ def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_secon
         return NO_TEXT
     if seconds > max_seconds:
         return f"longer than max_seconds {max_seconds:g}"
-    if model.ctc and seconds < (len(ids) + repeats) * model.step_seconds:
+    heard_seconds = max(seconds, SHORTEST_SAMPLES / SAMPLE_RATE_HZ)  # with the silence behind a short one
+    if model.ctc and heard_seconds < (len(ids) + repeats) * model.step_seconds:
         return "too short for its text"
     return None

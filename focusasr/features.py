@@ -14,6 +14,7 @@ from focusasr.config import SAMPLE_RATE_HZ
 FFT_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES
+SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a word cut closely lasts 0.15 s: too few steps for CTC to spell it
 
 
 def hz_from_mel(mel: Tensor) -> Tensor:
@@ -45,8 +46,8 @@ def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = 
     """Return the log-mel spectrogram of one recording.
 
     `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. It is first padded with silence or cut to
-    `window_samples`, as Whisper's absolute positions want it. Fewer than 400 samples are padded with zeros to 400,
-    the window of one frame, so that a recording of any length has frames.
+    `window_samples`, as Whisper's absolute positions want it; without them it is padded to SHORTEST_SAMPLES, 0.4 s,
+    where it is shorter, so that there are frames for a word, however closely it was cut.
     """
     mel = log_power(_fitted(waveform, window_samples), mel_bands)
     mel = torch.maximum(mel, mel.max() - 8.0)
@@ -54,15 +55,19 @@ def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = 
 
 
 def _fitted(waveform: Tensor, window_samples: int | None) -> Tensor:
-    """Return waveforms (..., N) padded or cut to the window where there is one, and to 400 samples at least."""
-    if window_samples is not None:
-        waveform = torch.nn.functional.pad(waveform, (0, window_samples - waveform.shape[-1]))
-    return torch.nn.functional.pad(waveform, (0, max(0, FFT_SAMPLES - waveform.shape[-1])))
+    """Return waveforms (..., N) padded or cut to the window; without one, padded to the shortest sound."""
+    wanted = fitted_samples(waveform.shape[-1], window_samples)
+    return torch.nn.functional.pad(waveform, (0, wanted - waveform.shape[-1]))
+
+
+def fitted_samples(samples: int, window_samples: int | None = None) -> int:
+    """Return how many samples of a recording, silence behind it included, `log_mel` looks at."""
+    return max(samples, SHORTEST_SAMPLES) if window_samples is None else max(window_samples, FFT_SAMPLES)
 
 
 def frame_count(samples: int, window_samples: int | None = None) -> int:
     """Return how many frames `log_mel` makes of a recording."""
-    return max(samples if window_samples is None else window_samples, FFT_SAMPLES) // HOP_SAMPLES
+    return fitted_samples(samples, window_samples) // HOP_SAMPLES
 
 
 def log_mels(
@@ -74,9 +79,8 @@ def log_mels(
     rows' frames (B,).
     """
     waveforms = _fitted(waveforms, window_samples)
-    if window_samples is not None:
-        samples = torch.full_like(samples, window_samples)
-    samples = samples.clamp(min=FFT_SAMPLES)
+    fixed = None if window_samples is None else fitted_samples(0, window_samples)
+    samples = samples.clamp(min=SHORTEST_SAMPLES) if fixed is None else torch.full_like(samples, fixed)
     lengths = samples // HOP_SAMPLES
     mel = log_power(_mirrored(waveforms, samples), mel_bands, centered=False)
     beyond = (torch.arange(mel.shape[1], device=mel.device) >= lengths[:, None])[..., None]

@@ -183,7 +183,7 @@ class Recognizer:
     def _segment(self, piece: Piece, answer: Hypothesis) -> Segment:
         text = self.tokenizer.decode(answer.tokens)
         encoded = text.encode("utf-8")
-        words = _words(answer.words, piece.start_seconds) if self._timing else None
+        words = _words(answer.words, piece) if self._timing else None
         return Segment(
             id=0,
             seek=round(piece.start_seconds * FRAMES_PER_SECOND),
@@ -209,13 +209,17 @@ class Recognizer:
         return outcome.but(job.error) if job.error else outcome
 
 
-def _words(words: list[Word] | None, start_seconds: float) -> list[dict[str, Any]]:
-    """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it."""
+def _words(words: list[Word] | None, piece: Piece) -> list[dict[str, Any]]:
+    """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it.
+
+    None reaches into the silence that a short piece is heard with.
+    """
+    seconds = len(piece.waveform) / SAMPLE_RATE_HZ
     return [
         {
             "word": f" {word.text}",
-            "start": round(start_seconds + word.start, 3),
-            "end": round(start_seconds + word.end, 3),
+            "start": round(piece.start_seconds + min(word.start, seconds), 3),
+            "end": round(piece.start_seconds + min(word.end, seconds), 3),
             "probability": word.probability,
         }
         for word in words or []

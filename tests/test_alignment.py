@@ -189,6 +189,25 @@ def test_word_times_of_a_joined_recording(sample: Path, max_segment_seconds: flo
     assert render_srt(outcome.transcript).startswith(f"1\n00:00:0{first // 1000},{first % 1000:03d} --> ")
 
 
+def test_a_word_cut_closely_is_read_and_ends_with_its_sound(sample: Path) -> None:
+    """Each word of the sample alone, by its own times: those under 0.4 s are heard with silence behind them."""
+    sound, recognizer = load(Source(str(sample))), timed_recognizer()
+    (outcome,) = recognizer.transcribe([Source(str(sample))])
+    assert outcome.transcript is not None
+    words = [word for segment in outcome.transcript.segments for word in segment.words or []]
+    short = [word for word in words if word["end"] - word["start"] < 0.4]
+    right = 0
+    for word in short:
+        part = sound[round(word["start"] * SAMPLE_RATE_HZ) : round(word["end"] * SAMPLE_RATE_HZ)]
+        soundfile.write("word.wav", part, SAMPLE_RATE_HZ)
+        (outcome,) = recognizer.transcribe([Source("word.wav")])
+        assert outcome.transcript is not None
+        right += f" {outcome.transcript.text}" == word["word"]
+        for segment in outcome.transcript.segments:
+            assert all(0 <= one["start"] <= one["end"] <= segment.end for one in segment.words or [])
+    assert len(short) >= 4 and right >= len(short) / 2
+
+
 def test_word_timestamps_on_the_command_line(run, sample: Path, heard: str) -> None:
     told = json.loads(run("transcribe", sample, "--word-timestamps", "-f", "json").out)
     assert [word["word"].strip() for word in told["segments"][0]["words"]] == heard.split()

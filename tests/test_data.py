@@ -80,18 +80,18 @@ def test_findings_for_each_reason(tmp_path: Path) -> None:
         Utterance(tmp_path / "gone.wav", "abc"),
         Utterance(wav, "?!"),
         Utterance(wav, "abc", 0.0, 30.0),
-        Utterance(wav, "abcabcabc", 0.0, 0.3),
-        Utterance(wav, "aaaa", 0.0, 0.25),  # 4 letters and 3 blanks between them want 7 steps of 40 ms
-        Utterance(wav, "abcd", 0.0, 0.25),
-        Utterance(wav, "abc", 0.9),
+        Utterance(wav, "abcabcabcab", 0.0, 0.3),  # 11 letters; up to 0.4 s, with silence behind it, there are 10 steps
+        Utterance(wav, "aaaaaa", 0.0, 0.25),  # 6 letters and 5 blanks between them want 11
+        Utterance(wav, "abcdabcdab", 0.0, 0.25),
+        Utterance(wav, "abcabcabcab", 0.9),
         Utterance(wav, "abcdefgh" * 5, 0.0, 10.0),
         Utterance(tmp_path / "broken.wav", "abc"),
     ]
     write_manifest(tmp_path / "set.jsonl", rows)
     found = Findings()
     used = read_corpus(f"{tmp_path}/set.jsonl=2", TOKENIZER, MODEL, 20.0, found)
-    assert [utterance.text for utterance in used.utterances] == ["abc", "abcd"]
-    assert used.tokens == [TOKENIZER.encode("abc"), TOKENIZER.encode("abcd")]
+    assert [utterance.text for utterance in used.utterances] == ["abc", "abcdabcdab"]
+    assert used.tokens == [TOKENIZER.encode("abc"), TOKENIZER.encode("abcdabcdab")]
     assert used.utterances[0].duration == pytest.approx(0.96)
     assert used.seconds == pytest.approx(1.21)
     assert used.weight == 2.0
