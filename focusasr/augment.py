@@ -5,6 +5,7 @@ Every function draws from the generator it is given, so that one seed makes one 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.random import Generator
 
 from focusasr import audio
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
-from focusasr.settings import InputError
+from focusasr.settings import InputError, SettingError
 
 Waveform = np.ndarray  # (N,) float32 at 16 kHz
 Recording = tuple[str, float]  # path and seconds
@@ -29,12 +30,14 @@ class Sounds(NamedTuple):
 
 def read_sounds(config: TrainConfig) -> Sounds:
     """List what the folders of noises and rooms hold; InputError where one holds nothing or something unreadable."""
-    return Sounds(*(_recordings(folder) for folder in (config.noise_folder, config.room_folder)))
+    return Sounds(*(_recordings(name, getattr(config, name)) for name in ("noise_folder", "room_folder")))
 
 
-def _recordings(folder: str | None) -> tuple[Recording, ...]:
+def _recordings(name: str, folder: str | None) -> tuple[Recording, ...]:
     if folder is None:
         return ()
+    if not Path(folder).exists():
+        raise SettingError(name, folder, "a folder of recordings that is there, or none")
     found = []
     for source in audio.find_sources([folder]):
         seconds = audio.probe_seconds(source)

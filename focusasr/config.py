@@ -242,8 +242,8 @@ class PreprocessConfig:
     layout: Literal[
         "auto", "sidecar", "table", "librispeech", "ljspeech", "commonvoice", "manifest", "kaldi", "lhotse", "subtitles"
     ] = setting("auto", "how the corpus is laid out; auto recognizes it")
-    audio_column: str | None = setting(None, "column of a table that names the audio; none: a usual name")
-    text_column: str | None = setting(None, "column of a table that holds the text; none: a usual name")
+    audio_column: str | None = setting(None, "column of a table or JSON Lines that names the audio; none: a usual name")
+    text_column: str | None = setting(None, "column of a table or JSON Lines that holds the text; none: a usual name")
     channel: int | None = setting(None, "which channel of several is kept, counted from 0; none: their mean")
     trim_silence: bool = setting(False, "silence before and after speech is cut off, by voice activity, 0.2 s stay")
     loudness: Literal["keep", "ebu", "peak"] = setting(

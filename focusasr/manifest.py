@@ -13,6 +13,8 @@ from typing import Any
 from focusasr.files import written_aside
 from focusasr.settings import LONGEST_SECONDS, InputError, UsageError, parse_json, shown
 
+KEYS = ("audio_filepath", "text")
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -85,9 +87,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def parse_line(line: str, number: int, path: Path, text_required: bool = True) -> Utterance:
-    """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line."""
+def parse_line(
+    line: str, number: int, path: Path, text_required: bool = True, keys: tuple[str, str] = KEYS
+) -> Utterance:
+    """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line.
+
+    `keys` are those of the audio file's name and of the text.
+    """
     where = f"{path}, line {number}"
+    audio_key, text_key = keys
     try:
         row = parse_json(line)
     except json.JSONDecodeError as error:
@@ -97,19 +105,22 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
     except ValueError as error:
         raise InputError(f"{where}: not a flat JSON object ({error}); correct or delete the line") from None
     if not isinstance(row, dict):
-        raise InputError(f"{where}: expected an object with audio_filepath and text, got {type(row).__name__}")
+        raise InputError(f"{where}: expected an object with {audio_key} and {text_key}, got {type(row).__name__}")
     extra = dict(row)
-    audio = extra.pop("audio_filepath", None)
+    audio = extra.pop(audio_key, None)
     if not isinstance(audio, str) or not _can_name(audio):
-        raise InputError(f"{where}: audio_filepath must name a file, got {shown(audio)}")
-    untold = "text" not in extra
-    text = extra.pop("text", "")
+        raise InputError(f"{where}: {audio_key} must name a file, got {shown(audio)}")
+    untold = text_key not in extra
+    text = extra.pop(text_key, "")
     if not isinstance(text, str) or not _is_unicode(text):
-        raise InputError(f"{where}: text must be a string of whole characters, got {shown(text)}")
+        raise InputError(f"{where}: {text_key} must be a string of whole characters, got {shown(text)}")
+    for key in KEYS:
+        if key in extra:
+            extra[f"source_{key}"] = extra.pop(key)
     offset = _seconds(extra.pop("offset", 0.0), "offset", where) or 0.0
     duration = _seconds(extra.pop("duration", None), "duration", where)
     if untold and text_required:
-        raise InputError(f"{where}: text is missing; write what is said, or an empty text where nothing is")
+        raise InputError(f"{where}: {text_key} is missing; write what is said, or an empty text where nothing is")
     return Utterance((path.parent / audio).absolute(), text, offset, duration, extra)
 
 

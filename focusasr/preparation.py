@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from focusasr.preparation_page import write_preparation_page
 from focusasr.prepared import Prepared
 from focusasr.readings import Reject
 from focusasr.settings import SettingError, to_settings
-from focusasr.splits import divide, parse_shares
+from focusasr.splits import NAMES, divide, parse_shares
 from focusasr.text import counted
 
 FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row"))  # kinds that make the command fail
@@ -93,6 +93,7 @@ def write_results(prepared: Prepared, results: Results, inputs: Sequence[object]
     kept, dropped, findings = _without(kept, findings, config)
     rejects = [*results.rejects, *slow, *between, *dropped]
     splits = split_members(one.utterance for one in kept)
+    prepared.remarks += _lacking(splits, config) if kept else []
     prepared.settle(splits, [*RESULTS, *(f"{name}.jsonl" for name in splits)])
     report = Report(
         manifest=folder / "manifest.jsonl",
@@ -147,6 +148,14 @@ def _divided(kept: list[Kept], config: PreprocessConfig, prepared: Prepared) -> 
             reason = f"{utterance.audio.name}: shares its {' or '.join(keys)} with utterances of two splits"
             rejects.append(Reject("between splits", reason, utterance.audio, utterance.text))
     return divided, rejects
+
+
+def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str]:
+    """Return a line that names the splits that were wanted and got nothing; none where each has something."""
+    wanted = NAMES[len(parse_shares(config.split))] if config.split else ()
+    lacking = [f"{name}.jsonl" for name in wanted if name not in splits]
+    few = f"too few different values of {', '.join(config.by)}" if config.by else "too few utterances"
+    return [f"nothing for {', '.join(lacking)}: {few}; add more, or divide otherwise (--split, --by)"] * bool(lacking)
 
 
 def _without(

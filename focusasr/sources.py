@@ -12,7 +12,7 @@ from typing import Any
 from focusasr.audio import AUDIO_SUFFIXES, find_sources
 from focusasr.kaldi import is_kaldi, read_kaldi
 from focusasr.lhotse import is_lhotse, read_lhotse
-from focusasr.manifest import Utterance, numbered_lines, parse_line
+from focusasr.manifest import KEYS, Utterance, numbered_lines, parse_line
 from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds
 from focusasr.settings import InputError, parse_json
 from focusasr.subtitles import read_subtitles, subtitles_of
@@ -114,7 +114,7 @@ def _recognize_folder(path: Path, columns: Columns) -> str | None:
         return "kaldi"
     if is_lhotse(path):
         return "lhotse"
-    if _manifests(path):
+    if _manifests(path, columns):
         return "manifest"
     for layout in ("commonvoice", "table"):
         if _tables_of(path, layout, columns):
@@ -326,11 +326,12 @@ def _read_ljspeech(path: Path, columns: Columns) -> Readings:
 
 
 def _read_manifests(path: Path, columns: Columns) -> Readings:
-    manifests = _manifests(path) if path.is_dir() else [path]
+    manifests = _manifests(path, columns) if path.is_dir() else [path]
     for manifest in manifests:
+        keys = _keys(manifest, columns) or KEYS
         for number, line in numbered_lines(manifest):
             try:
-                utterance = parse_line(line, number, manifest, text_required=False)
+                utterance = parse_line(line, number, manifest, text_required=False, keys=keys)
             except InputError as error:
                 yield Reject("broken row", str(error))
                 continue
@@ -345,19 +346,28 @@ def _read_manifests(path: Path, columns: Columns) -> Readings:
             yield Found(replace(utterance, audio=audio, extra=extra), name_in_corpus(audio, manifest.parent), where)
 
 
-def _manifests(folder: Path) -> list[Path]:
+def _manifests(folder: Path, columns: Columns) -> list[Path]:
     """Return the manifests directly inside a folder: manifest.jsonl, which holds all, or else each that is one."""
     if (folder / "manifest.jsonl").is_file():
         return [folder / "manifest.jsonl"]
-    return [path for path in _inside(folder, MANIFEST_SUFFIXES) if _is_manifest(path)]
+    return [path for path in _inside(folder, MANIFEST_SUFFIXES) if _keys(path, columns)]
 
 
-def _is_manifest(path: Path) -> bool:
+def _keys(manifest: Path, columns: Columns) -> tuple[str, str] | None:
+    """Return a manifest's keys of audio and text by its first line: NeMo's, or, as in a table, those of others.
+
+    None: it is no manifest. A .json may be many things, so that its audio's key must be NeMo's or what the user named.
+    """
     try:
-        first = parse_json(next(numbered_lines(path))[1])
+        first = parse_json(next(numbered_lines(manifest))[1])
     except (StopIteration, ValueError):
-        return False
-    return isinstance(first, dict) and "audio_filepath" in first
+        return None
+    names = list(first) if isinstance(first, dict) else []
+    audio = pick_column(names, columns.audio, AUDIO_COLUMNS if manifest.suffix.lower() == ".jsonl" else KEYS[:1])
+    if audio is None:
+        return None
+    text = require_column(names, columns.text, (), f"{manifest}: no text key; --text-column") if columns.text else None
+    return audio, text or pick_column(names, None, TEXT_COLUMNS) or KEYS[1]
 
 
 READERS: dict[str, Callable[[Path, Columns], Readings]] = {

@@ -275,6 +275,14 @@ def test_preprocess_writes_the_splits_and_they_leak_nothing(tmp_path):
     assert report.splits == {"train": 16, "dev": 2, "test": 2} and not report.findings
     speakers = [{row["speaker"] for row in rows(tmp_path / "out" / f"{name}.jsonl")} for name in report.splits]
     assert sum(map(len, speakers)) == len(set.union(*speakers)) == 10
+    (folder / "two.jsonl").write_text(
+        "\n".join(map(json.dumps, [line for line in lines if line["speaker"] in ("s1", "s2")]))
+    )
+    report = preprocess([folder / "two.jsonl"], tmp_path / "two", config)
+    assert report.splits == {"train": 2, "dev": 2}
+    assert report.remarks == [
+        "nothing for test.jsonl: too few different values of speaker; add more, or divide otherwise (--split, --by)"
+    ]
     with pytest.raises(InputError, match=r"by is 'mood'; wanted: what an utterance has: text, speaker; or .* a \.json"):
         preprocess([folder / "m.jsonl"], tmp_path / "out", PreprocessConfig(split="80/10/10", by=["mood"]))
     with pytest.raises(InputError, match=f"drop is 'odd'; wanted: {KINDS[0]}"):

@@ -202,6 +202,25 @@ def test_manifest_keeps_unknown_keys_and_parts(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "set.json"])
+def test_a_manifest_with_other_keys(tmp_path, name):
+    """Those of tables are known in .jsonl, such as the metadata.jsonl of Hugging Face's audio folders."""
+    rows = [{"file_name": f"data/{text}.wav", "transcription": text, "text": "raw", "speaker": "ann"} for text in "ab"]
+    path = table(tmp_path / name, "\n".join(map(json.dumps, rows)))
+    found, rejects = read(path, audio="file_name", text="transcription")
+    assert [(one.utterance.audio, one.utterance.text, one.utterance.extra) for one in found] == [
+        (tmp_path / f"data/{text}.wav", text, {"speaker": "ann", "source_text": "raw"}) for text in "ab"
+    ]
+    assert not rejects
+    with pytest.raises(InputError, match=r"--text-column must name one of file_name, .*\(looked for 'said'\)"):
+        read(path, audio="file_name", text="said")
+    if name.endswith("l"):
+        assert [one.utterance.text for one in read(tmp_path)[0]] == ["raw", "raw"]
+    else:
+        with pytest.raises(InputError, match="no known corpus layout"):
+            read(tmp_path)
+
+
 def test_folder_of_manifests_keeps_its_splits(tmp_path):
     for split in ("train", "dev"):
         table(tmp_path / f"{split}.jsonl", json.dumps({"audio_filepath": f"{split}.wav", "text": split}))
