@@ -101,8 +101,8 @@ def shortage(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "the memory is full; free some, or lower --batch-size"
     if isinstance(error, ModuleNotFoundError):
-        return f"the package {error.name} is missing; pip install 'focusasr[train]' has what this command needs"
-    return f"{error}; with a limit on memory (ulimit -v) give PyTorch 4 GiB, else install again: pip install focusasr"
+        return f"the package {error.name} is missing; pip install '.[train]', in the clone, has what this command needs"
+    return f"{error}; with a limit on memory (ulimit -v) give PyTorch 4 GiB, else install again"
 
 
 def fail(message: str, status: int) -> None:

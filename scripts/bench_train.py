@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Training speed against a plain Whisper of as many weights, on the same batch of real utterances, in one run.
 
     scripts/bench_train.py FOLDER            # a folder with train.jsonl of real speech, such as Common Voice's

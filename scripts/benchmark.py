@@ -266,7 +266,7 @@ def main() -> None:
         return once(given.once, given.folder)
     lacking = {name for name, (package, _) in SHARED.items() if importlib.util.find_spec(package) is None}
     if lacking:
-        print(f"left out, not installed: {', '.join(sorted(lacking))}; pip install 'focusasr[peers]'", file=sys.stderr)
+        print(f"left out, not installed: {', '.join(sorted(lacking))}; pip install -e '.[peers]'", file=sys.stderr)
     if {package for name, (package, _) in SHARED.items() if name in lacking} & {"transformers", "whisper"}:
         raise SystemExit("the shared weights are written by transformers, their tokens are openai-whisper's")
     parts: dict[str, list[Cell]] = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes checkpoints/focusasr-alnum-en: synthetic speech, seven parts of training, measurements, card. About six hours
-# on two cores. The corpora must lie in data/ (see focusasr-alnum-en.toml); a broken run goes on where it stopped.
+# on one core. The corpora must lie in data/ (see focusasr-alnum-en.toml); a broken run goes on where it stopped.
 #
 #   scripts/focusasr-alnum-en.sh [RUNS]        RUNS: where training writes, runs/ if not given
 set -euo pipefail

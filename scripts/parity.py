@@ -289,7 +289,7 @@ def main() -> None:
     """Print the table; exit status 1 where a difference is larger than allowed."""
     lacking = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if lacking:
-        raise SystemExit(f"{' and '.join(lacking)} not installed; pip install 'focusasr[peers]'")
+        raise SystemExit(f"{' and '.join(lacking)} not installed; pip install -e '.[peers]'")
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -194,7 +194,7 @@ def test_a_package_of_the_extra_that_is_missing(run, sample: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "jiwer", None)
     result = run("evaluate", "one.jsonl")
     assert (result.status, result.err.count("\n")) == (1, 1)
-    assert "focusasr: the package jiwer is missing; pip install 'focusasr[train]'" in result.err
+    assert "focusasr: the package jiwer is missing; pip install '.[train]'" in result.err
     assert run("transcribe", sample).status == 0
 
 
