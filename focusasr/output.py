@@ -55,6 +55,13 @@ class Transcript:
     segments: list[Segment]
     language: str | None
 
+    @property
+    def avg_logprob(self) -> float:
+        """Return the mean log probability of a token and of each segment's end; 0 where there is no text."""
+        weights = [len(segment.tokens) + 1 for segment in self.segments]
+        total = sum(weight * one.avg_logprob for weight, one in zip(weights, self.segments, strict=True))
+        return total / max(1, sum(weights))
+
 
 def to_json_dict(transcript: Transcript) -> dict[str, Any]:
     """Return Whisper's object {text, segments, language}; a segment has `words` only where there are some to tell."""

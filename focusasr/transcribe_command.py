@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from focusasr.processes import Processes
     from focusasr.transcribe import Outcome
 
+LEAST_LOGPROB = -0.5  # of the default model: dev recordings it can read are above -0.4, sentences it cannot below -0.53
 
 FormatOption = Annotated[
     list[str] | None,
@@ -120,7 +121,7 @@ def deliver(
     with shared_work(processes), bar as tell:
         outcomes = promised(told(loaded.shared(sources, tell, notes), tell, processes), len(sources), notes is not None)
         if processes.main:
-            failed = give(_unheard_told(outcomes))
+            failed = give(_doubts_told(outcomes, loaded.is_whisper))
         else:
             failed = 0  # the main process tells
             deque(outcomes, maxlen=0)
@@ -201,15 +202,27 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
         yield outcome
 
 
-def _unheard_told(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Say on stderr where a text is empty although there is speech: an empty text alone would look like silence."""
+def _doubts_told(outcomes: Iterable[Outcome], is_whisper: bool) -> Iterator[Outcome]:
+    """Say on stderr where a text is empty although there is speech, which would look like silence, or is in doubt.
+
+    Doubtful texts are those of native models that know few words; the first one is named, the others are counted.
+    """
     from focusasr.segments import has_speech
 
+    doubtful = 0
     for outcome in outcomes:
-        empty = outcome.transcript and not outcome.transcript.text.strip()
-        if empty and outcome.error is None and has_speech(outcome.source):
+        heard = outcome.transcript
+        if heard and not heard.text.strip() and outcome.error is None and has_speech(outcome.source):
             say(f"focusasr: {outcome.source.name}: has speech, but the model finds no words in it; try another --model")
+        if heard and not is_whisper and heard.avg_logprob < LEAST_LOGPROB:
+            doubtful += 1
+            if doubtful == 1:
+                doubt = f"this text is in doubt (mean log probability {heard.avg_logprob:.2f})"
+                known = "'focusasr info' tells what the model knows; or try another --model"
+                say(f"focusasr: {outcome.source.name}: {doubt}; {known}")
         yield outcome
+    if doubtful > 1:
+        say(f"focusasr: so {'is' if doubtful == 2 else 'are'} {counted(doubtful - 1, 'other text')}")
 
 
 def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:

@@ -160,6 +160,19 @@ def test_several_formats_are_given_with_commas_or_again(run, sample: Path) -> No
     assert result.status == 2 and "--output-format srt and json need --output-dir" in result.err
 
 
+def test_a_text_in_doubt_is_named_and_others_are_counted(run, sample: Path, heard: str) -> None:
+    """Speech turned round is none; who says what the model cannot know should not have to find out by reading."""
+    sound, rate = soundfile.read(sample)
+    for name in ("a.wav", "b.wav", "c.wav"):
+        soundfile.write(name, sound[::-1], rate)
+    one = run("transcribe", "a.wav")
+    assert one.status == 0 and one.out.strip()
+    assert re.fullmatch(r"focusasr: a\.wav: this text is in doubt \(mean log probability -\d\.\d\d\); .*\n", one.err)
+    several = run("transcribe", "a.wav", sample, "b.wav", "c.wav", "-o", "out")
+    assert one.err in several.err and "focusasr: so are 2 other texts\n" in several.err and heard not in several.err
+    assert run("transcribe", sample).err == ""
+
+
 def test_an_empty_text_is_told_from_silence(run, sample: Path, heard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write("silence.wav", 0 * tone(RATE_HZ), RATE_HZ)
     monkeypatch.setattr("focusasr.tokenizer.Tokenizer.decode", lambda self, tokens: "")
