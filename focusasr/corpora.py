@@ -22,6 +22,7 @@ from focusasr.tokenizer import Tokenizer
 BAD_LINE = "bad line in the manifest"
 MOST_LINES = 5  # of those, in full
 NO_TEXT = "empty text"
+LEAST_SECONDS = 0.1  # nobody says a word in less
 UNREADABLE = frozenset(("no such audio file", "audio cannot be read", BAD_LINE))
 
 
@@ -176,6 +177,8 @@ def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_secon
         return "no such audio file"
     if not ids:
         return NO_TEXT
+    if seconds < LEAST_SECONDS:
+        return f"less than {LEAST_SECONDS:g} s of sound"
     if seconds > max_seconds:
         return f"longer than max_seconds {max_seconds:g}"
     heard_seconds = max(seconds, SHORTEST_SAMPLES / SAMPLE_RATE_HZ)  # with the silence behind a short one

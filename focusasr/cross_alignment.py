@@ -68,7 +68,7 @@ def smoothed(scores: Tensor) -> Tensor:
     """
     weights = scores.softmax(dim=-1)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    weights = (weights - mean) / deviation
+    weights = ((weights - mean) / deviation).nan_to_num()  # of a single step all tokens look alike
     reach = MEDIAN_STEPS // 2
     if weights.shape[-1] > reach:
         padded = F.pad(weights, (reach, reach), mode="reflect")

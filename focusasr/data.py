@@ -25,9 +25,12 @@ from focusasr.masks import NO_MASKS, Masks, draw_masks, stack_masks
 from focusasr.settings import InputError
 
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
+BRIEF_NOISE, BRIEF_SECONDS = 0.3, (0.05, 0.5)  # the share of noise alone that is as brief as a word, and how brief
+MEAN_SILENCE_SECONDS = LARGEST_GAP_SECONDS / 2  # between two; around all of them it is as much
 
 
-Group = tuple[tuple[tuple[int, int], ...], float]  # what one item joins, (corpus, utterance) pairs, and its seconds
+# What one item joins, (corpus, utterance) pairs, and its seconds, with MEAN_SILENCE_SECONDS for each.
+Group = tuple[tuple[tuple[int, int], ...], float]
 
 
 class Item(NamedTuple):
@@ -71,7 +74,7 @@ class Plan(Sampler[list[Item]]):
         """Return the batches of one epoch, the same for the same seed."""
         draw = np.random.default_rng([self.config.seed, epoch])
         groups = [group for index in range(len(self.corpora)) for group in self._groups(index, draw)]
-        lengths = np.array([seconds + LARGEST_GAP_SECONDS / 2 * (len(parts) - 1) for parts, seconds in groups])
+        lengths = np.array([seconds for _, seconds in groups])
         order = np.argsort(lengths * draw.uniform(0.95, 1.05, len(lengths)), kind="stable")
         batches = self._fill([groups[index] for index in order])
         batches = [batches[index] for index in draw.permutation(len(batches))]
@@ -93,7 +96,7 @@ class Plan(Sampler[list[Item]]):
         parts: tuple[tuple[int, int], ...] = ()
         seconds, written, goal = 0.0, 0, 0.0
         for choice in _choices(corpus, draw):
-            length = corpus.utterances[choice].duration or 0.0
+            length = (corpus.utterances[choice].duration or 0.0) + MEAN_SILENCE_SECONDS
             letters = len(corpus.tokens[choice]) + 1  # with the separator or the start
             too_long = seconds + length > self.config.join_seconds or written + letters > self.text_context
             stranger = bool(parts) and corpus.prompts[choice] != corpus.prompts[parts[0][1]]  # in another language
@@ -102,7 +105,8 @@ class Plan(Sampler[list[Item]]):
                 parts, seconds, written = (), 0.0, 0
             if not parts:
                 goal = draw.uniform(0, self.config.join_seconds) if draw.random() < self.config.join else 0.0
-            parts, seconds, written = (*parts, (index, choice)), seconds + length, written + letters
+            parts, seconds = (*parts, (index, choice)), seconds + length
+            written += letters
         return [*groups, (parts, seconds)]
 
     def _fill(self, groups: list[Group]) -> list[list[Group]]:
@@ -175,7 +179,7 @@ class Batch(NamedTuple):
         """Return the rows from `first` to before `last` as a batch of their own, no wider than they need."""
         samples, targets = self.samples[first:last], self.targets[first:last]
         masks = Masks(*(part[first:last] for part in self.masks))
-        width = max(1, int((targets != IGNORED).sum(dim=1).max()))
+        width = int((targets != IGNORED).any(dim=0).nonzero().max()) + 1  # behind a prompt, whose targets are IGNORED
         return Batch(
             self.waveforms[first:last, : int(samples.max())], samples, masks, self.lengths[first:last],
             self.tokens[first:last, :width], targets[:, :width], self.items[first:last], [],
@@ -231,7 +235,9 @@ class Examples(Dataset):
             tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
         waveform = join(pieces, draw, around=0.0 if clean else 0.5)
         if draw.random() < self.config.silence:
-            waveform, tokens = noise_alone(len(waveform), draw), []
+            brief = draw.random() < BRIEF_NOISE
+            samples = int(draw.uniform(*BRIEF_SECONDS) * SAMPLE_RATE_HZ) if brief else len(waveform)
+            waveform, tokens = noise_alone(min(samples, len(waveform)), draw), []
         if not clean:
             waveform = augment_waveform(waveform, self.config, draw, self.sounds)
         frames = frame_count(len(waveform), self.window_samples)

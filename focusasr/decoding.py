@@ -83,12 +83,29 @@ class _Spoken(NamedTuple):
 
 
 def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[Read]:
-    """Return the answer for each utterance, with the score of the decoder."""
+    """Return the answer for each utterance, with the decoder's score.
+
+    A draft longer than the decoder can write is the answer, with CTC's score.
+    """
+    drafts, room = spoken.drafts, engine.config.text_context - 2
+    fitting = [row for row, draft in enumerate(drafts) if len(draft) <= room]
+    if len(fitting) == len(drafts):
+        return _read_fitting(engine, spoken, tokenizer, config)
+    scores = ctc_score(spoken.log_probs, spoken.memory, drafts, tokenizer.blank).tolist()
+    reads = [Read(draft, score, score, 0) for draft, score in zip(drafts, scores, strict=True)]
+    if fitting:
+        found = _read_fitting(engine, spoken.rows(fitting), tokenizer, config)
+        for row, read in zip(fitting, found, strict=True):
+            reads[row] = read
+    return reads
+
+
+def _read_fitting(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[Read]:
     memory, drafts = spoken.memory, spoken.drafts
+    once = config.joint_beam_size > 1 or config.ctc_weight == 1
+    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if once else None)
     if config.ctc_weight == 1:
-        scores = decoder_score(engine, memory, drafts, tokenizer)
-        return [Read(draft, score, score, 1) for draft, score in zip(drafts, scores, strict=True)]
-    reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if config.joint_beam_size > 1 else None)
+        return [read._replace(tokens=draft, score=read.draft_score) for read, draft in zip(reads, drafts, strict=True)]
     open_rows = [row for row, read in enumerate(reads) if not read.ended or read.tokens != drafts[row]]
     if not open_rows:
         return reads
@@ -138,18 +155,6 @@ def _no_speech(log_probs: Tensor, memory: Memory, blank: int) -> Tensor:
     """Return P(empty text) under CTC, (B,): every step blank."""
     blanks = log_probs[..., blank]
     return (blanks if memory.mask is None else blanks.masked_fill(~memory.mask, 0.0)).sum(dim=1).exp()
-
-
-def decoder_score(engine: Engine, memory: Memory, texts: list[list[int]], tokenizer: Tokenizer) -> list[float]:
-    """Return log P(text, end | audio) of the decoder for each text; -inf where it exceeds `text_context`."""
-    fits = [len(text) < engine.config.text_context for text in texts]
-    texts = [text if fit else [] for text, fit in zip(texts, fits, strict=True)]
-    inputs = pad_sequence([torch.tensor([tokenizer.start, *text]) for text in texts], True, tokenizer.end)
-    targets = pad_sequence([torch.tensor([*text, tokenizer.end]) for text in texts], True, IGNORED).to(engine.device)
-    logits = engine.advance(inputs.to(engine.device), engine.start(memory))
-    chosen = logits.float().log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    sums = chosen.masked_fill(targets == IGNORED, 0.0).sum(dim=1).tolist()
-    return [score if fit else -math.inf for score, fit in zip(sums, fits, strict=True)]
 
 
 def ctc_score(log_probs: Tensor, memory: Memory, texts: list[list[int]], blank: int) -> Tensor:

@@ -27,8 +27,8 @@ from focusasr.attention import (
     rotate,
     with_knobs,
 )
-from focusasr.config import InspectionConfig
-from focusasr.features import FRAMES_PER_SECOND, log_mel, stack
+from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig
+from focusasr.features import log_mel, stack
 from focusasr.local_attention import soft_mask
 from focusasr.model import EncoderBlock, Model
 from focusasr.progress import print_trimmed
@@ -103,6 +103,7 @@ class Inspection:
     """All layers in figures; the mel (F, M) and the views of the chosen layers for a picture."""
 
     name: str  # of the recording
+    audio_seconds: float  # of it; the mel of a short one is longer
     mel: Tensor
     step_seconds: float
     max_span: int
@@ -143,7 +144,9 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
         if number in chosen:
             kept[number] = view
     name = Path(path).name
-    return Inspection(name, mel.cpu(), settings.step_seconds, settings.max_span, settings.ramp, figures, kept, config)
+    seconds = len(waveform) / SAMPLE_RATE_HZ
+    focus = settings.step_seconds, settings.max_span, settings.ramp
+    return Inspection(name, seconds, mel.cpu(), *focus, figures, kept, config)
 
 
 @torch.inference_mode()
@@ -208,10 +211,11 @@ def _through(outputs: Tensor, projection: Tensor) -> Tensor:
 def entropy(weights: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean entropy of rows (…, T, S) in bits, (…), and the same relative to uniform attention, 0 to 1.
 
-    Uniform is 1 / n over the n keys that a query may see (visible); where all queries see one key, it is 1.
+    Uniform is 1 / n over the n keys that a query may see (visible); where all queries see one key, it is 1. In float64,
+    on the CPU: MPS has none.
     """
-    bits = torch.special.entr(weights.double()).sum(dim=-1).mean(dim=-1) / math.log(2)
-    uniform = visible.sum(dim=-1).double().log2().mean(dim=-1).expand_as(bits)
+    bits = torch.special.entr(weights.cpu().double()).sum(dim=-1).mean(dim=-1) / math.log(2)
+    uniform = visible.sum(dim=-1).cpu().double().log2().mean(dim=-1).expand_as(bits)
     return bits, torch.where(uniform > 0, bits / uniform, 1.0)
 
 
@@ -267,7 +271,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
     knobs = inspection.config
     return {
         "offset_seconds": knobs.offset,
-        "audio_seconds": inspection.mel.shape[0] / FRAMES_PER_SECOND,
+        "audio_seconds": inspection.audio_seconds,
         "step_ms": 1000 * inspection.step_seconds,
         "knobs": {"span_scale": knobs.span_scale, "temperature_scale": knobs.temperature_scale},
         "layers": [dataclasses.asdict(layer) for layer in inspection.layers],

@@ -239,8 +239,9 @@ class WhisperRecognizer:
 
     def _clips(self, blocks: Iterator[np.ndarray], frames: int) -> list[tuple[int, int]]:
         """Return what is read, as frames (from, to): what was asked for, or where speech is heard."""
-        if not self.longform.vad_filter:
-            return clips(self.longform.clips or [], frames)
+        asked = self.longform.clips or []
+        if any(asked) or not self.longform.vad_filter:  # what the user names goes before what is heard
+            return clips(asked, frames)
         longest = self.window_frames / FRAMES_PER_SECOND
         pieces = joined(cut(blocks, longest, self.config.vad_threshold, whole=False), longest)
         spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
@@ -303,6 +304,6 @@ class WhisperRecognizer:
         tokenizer = reader.tokenizer
         texts = [[token for token in segment.tokens if token < tokenizer.end] for segment in segments]
         assert self.aligner is not None
-        steps = frames // FRAMES_PER_TIMESTAMP
+        steps = max(1, frames // FRAMES_PER_TIMESTAMP)
         words = align_words(self.aligner, memory, [token for text in texts for token in text], steps, tokenizer)
         return with_words(segments, texts, words, last_speech, self.longform) if segments else []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from focusasr.config import DecodingConfig
 from focusasr.processes import Processes, join_processes
 from focusasr.progress import say
-from focusasr.settings import SettingError, read_options
+from focusasr.settings import InputError, SettingError, read_options
 from focusasr.startup import loading
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -81,17 +84,23 @@ def steadfast(
     """Yield every source's outcome, in order; where the device fails the CPU goes on from the first one missing."""
     from focusasr.device import device_fails
 
-    left = deque(sources)
+    left: deque[Source] = deque()
+    coming = iter(sources)
+
+    def taken() -> Iterator[Source]:
+        for source in coming:
+            left.append(source)
+            yield source
+
     try:
-        for outcome in recognizer.transcribe(list(left), progress, notes):
+        for outcome in recognizer.transcribe(taken(), progress, notes):
             left.popleft()
             yield outcome
     except (MemoryError, RuntimeError) as error:
         if not device_fails(recognizer.device, error):
             raise
         say(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); going on with the CPU")
-    if left:
-        yield from on_cpu().transcribe(left, progress, notes)
+        yield from on_cpu().transcribe(itertools.chain(left, coming), progress, notes)
 
 
 def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) -> Loaded:
@@ -126,7 +135,7 @@ def _load(
     if checkpoint.whisper is None:
         from focusasr.transcribe import Recognizer
 
-        remarks = native_remarks(checkpoint, search, longform)
+        remarks = native_remarks(checkpoint, config, search, longform)
         return Loaded(Recognizer(checkpoint, device, config, subtitles), path, False, remarks, processes, on_cpu)
     from focusasr.batched import BatchedWhisperRecognizer
     from focusasr.longform import WhisperRecognizer
@@ -136,7 +145,9 @@ def _load(
     return Loaded(kind(checkpoint, device, config, search, longform), path, True, remarks, processes, on_cpu)
 
 
-def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: LongformConfig) -> list[str]:
+def native_remarks(
+    checkpoint: Checkpoint, config: DecodingConfig, search: SearchConfig, longform: LongformConfig
+) -> list[str]:
     """Return what a native checkpoint cannot honor; SettingError where it would give another text than asked for."""
     if longform.task == "translate":
         raise SettingError("task", "translate", "a multilingual Whisper model by {model}: others cannot", model=None)
@@ -149,6 +160,10 @@ def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: Longf
     remarks = []
     if idle:
         remarks.append(f"{', '.join(idle)}: of use to Whisper models only; this one does without")
+    longest = _trained_seconds(checkpoint)
+    if config.max_segment_seconds > longest:
+        told = f"this model was trained on up to {longest:g} s at once, and may lose words in more"
+        remarks.append(f"--max-segment-seconds {config.max_segment_seconds:g}: {told}")
     own = checkpoint.tokenizer.policy.language
     if longform.language is not None:
         from focusasr.languages import language_code
@@ -158,6 +173,15 @@ def native_remarks(checkpoint: Checkpoint, search: SearchConfig, longform: Longf
         elif own is None:
             remarks.append(f"--language {longform.language}: this model knows one language and does not say which")
     return remarks
+
+
+def _trained_seconds(checkpoint: Checkpoint) -> float:
+    """Return the longest sound that a model was trained on, without end where its folder does not say."""
+    from focusasr.files import read_json
+
+    with suppress(InputError, KeyError, TypeError):  # one made elsewhere has no run
+        return float(read_json(cast(Path, checkpoint.folder) / "config.json")["run"]["train"]["max_seconds"])
+    return math.inf
 
 
 def heard_as(checkpoint: Checkpoint, longform: LongformConfig) -> tuple[LongformConfig, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,13 +128,16 @@ def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seco
     model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
     if model.ctc_head is None:
         raise InputError(f"{checkpoint.folder}: has no CTC head to align with; give another --align-with")
-    pieces = list(cut(in_blocks([waveform], BLOCK_SAMPLES), max_seconds))
+    window = model.config.window_samples
+    longest = min(max_seconds, window / SAMPLE_RATE_HZ) if window else max_seconds
+    pieces = list(cut(in_blocks([waveform], BLOCK_SAMPLES), longest))
     words = text.split()
     tokens, owners = _tokens(words, tokenizer)
     emissions = []
     for piece in pieces:
-        mel = log_mel(torch.from_numpy(piece.waveform), model.config.mel_bands)
-        emissions.append(model.ctc_log_probs(model.encode(*stack([mel])))[0])  # (T, V)
+        mel = log_mel(torch.from_numpy(piece.waveform), model.config.mel_bands, window)
+        steps = math.ceil(len(piece.waveform) / SAMPLE_RATE_HZ / model.config.step_seconds)
+        emissions.append(model.ctc_log_probs(model.encode(*stack([mel])))[0, :steps])  # (T, V), without the padding
     spans = align(torch.cat(emissions), tokens, tokenizer.blank) if emissions else None
     if spans is None:
         return None

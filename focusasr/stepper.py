@@ -93,6 +93,8 @@ def start_accelerator(settings: TrainConfig, device: torch.device) -> Accelerato
     """Return the engine: device, precision, and the other processes where there are any."""
     whole = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = choose_precision(settings.precision, device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[whole])
 
 

@@ -83,7 +83,10 @@ class LongformConfig:
         require_choices(self)
         threshold = self.hallucination_silence_threshold
         require(threshold is None or threshold >= 0, "hallucination_silence_threshold", threshold, "at least 0")
-        require(self.clips is not None, "clip_timestamps", self.clip_timestamps, "seconds, with commas between")
+        clips, given = self.clips, self.clip_timestamps
+        require(clips is not None, "clip_timestamps", given, "seconds, with commas between")
+        fits = not (self.batched and any(clips or ()))
+        require(fits, "clip_timestamps", given, "0, the whole recording, with {batched}", batched=self.batched)
 
     @property
     def clips(self) -> list[float] | None:

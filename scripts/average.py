@@ -2,12 +2,13 @@
 
     scripts/average.py runs/sixth/last runs/seventh/last 0.4 runs/mean
 
-writes 0.6 of the first and 0.4 of the second, with the second one's settings and figures of its training.
+writes 0.6 of the first and 0.4 of the second, with the second one's settings and length of training.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ def main() -> None:
     others = load_checkpoint(first).model.state_dict()
     weights = {name: torch.lerp(others[name], weight, share) for name, weight in mean.model.state_dict().items()}
     mean.model.load_state_dict(weights)
+    unmeasured = {name: value for name, value in mean.metrics.items() if name not in ("dev", "test")}
     with written_aside(target) as aside:
-        save_checkpoint(aside, mean, read_json(second / "config.json").get("run"))
+        save_checkpoint(aside, replace(mean, metrics=unmeasured), read_json(second / "config.json").get("run"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.longform import WhisperRecognizer
 from focusasr.output import Transcript
 from focusasr.segments import Piece, joined
+from focusasr.settings import InputError
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 
@@ -95,3 +96,34 @@ def test_a_recording_that_is_cut_off_is_read_up_to_there(kind: type[WhisperRecog
     assert (cut.audio_seconds, nine.error) == (9.0, None)
     assert cut.error == "cut.wav: stops decoding after 9.0 s, cut off or damaged; get a whole copy"
     assert "CutOff" in cut.trace and not nine.trace
+
+
+def test_clips_go_before_the_pause_finder_and_are_refused_in_batches() -> None:
+    soundfile.write("talk.wav", np.concatenate([chirps(9.0, 0).numpy(), chirps(9.0, 1).numpy()]), SAMPLE_RATE_HZ)
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    texts = []
+    for vad_filter, asked in ((False, "9,12"), (True, "9,12"), (True, "0")):
+        longform = LongformConfig(vad_filter=vad_filter, clip_timestamps=asked, language="en")
+        recognizer = WhisperRecognizer(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+        (outcome,) = recognizer.transcribe([Source("talk.wav")])
+        assert outcome.transcript
+        texts.append(outcome.transcript.text)
+    assert "" != texts[0] == texts[1] != texts[2]
+    with pytest.raises(InputError, match="clip_timestamps is '9,12'; wanted: 0, the whole recording, with batched"):
+        LongformConfig(batched=True, clip_timestamps="9,12")
+
+
+def test_a_recording_of_one_frame_has_no_negative_times() -> None:
+    recognizer = WhisperRecognizer(
+        checkpoint(), torch.device("cpu"), DecodingConfig(word_timestamps=True), SearchConfig(), LongformConfig()
+    )
+    times = []
+    for seed in range(4):
+        soundfile.write("frame.wav", hiss(200, seed), SAMPLE_RATE_HZ)
+        (outcome,) = recognizer.transcribe([Source("frame.wav")])
+        times += [segment.start for segment in outcome.transcript.segments] if outcome.transcript else []
+    assert times and min(times) >= 0
+
+
+def hiss(samples: int, seed: int) -> np.ndarray:
+    return 0.05 * np.random.default_rng(seed).standard_normal(samples)

@@ -83,7 +83,9 @@ def test_findings_for_each_reason(tmp_path: Path) -> None:
         Utterance(wav, "abcabcabcab", 0.0, 0.3),  # 11 letters; up to 0.4 s, with silence behind it, there are 10 steps
         Utterance(wav, "aaaaaa", 0.0, 0.25),  # 6 letters and 5 blanks between them want 11
         Utterance(wav, "abcdabcdab", 0.0, 0.25),
-        Utterance(wav, "abcabcabcab", 0.9),
+        Utterance(wav, "abcabcabcab", 0.8),
+        Utterance(wav, "abc", 0.9),
+        Utterance(wav, "abc", 0.0, 0.0),
         Utterance(wav, "abcdefgh" * 5, 0.0, 10.0),
         Utterance(tmp_path / "broken.wav", "abc"),
     ]
@@ -100,6 +102,7 @@ def test_findings_for_each_reason(tmp_path: Path) -> None:
         "empty text": 1,
         "longer than max_seconds 20": 1,
         "too short for its text": 3,
+        "less than 0.1 s of sound": 2,
         "text longer than text_context 40": 1,
         "audio cannot be read": 1,
     }
@@ -193,7 +196,7 @@ def test_any_epoch_holds_what_it_should(
         assert batch
         assert len(batch) == 1 or len(batch) * max(item.seconds for item in batch) <= batch_seconds
         for item in batch:
-            assert item.seconds == pytest.approx(sum(seconds[index] for _, index in item.parts))
+            assert item.seconds == pytest.approx(sum(seconds[index] + 0.2 for _, index in item.parts))
             assert len(item.parts) == 1 or item.seconds <= 10
             assert len(item.parts) <= 3, "start, four texts of 9 tokens and separators are 40 tokens"
 
@@ -366,3 +369,14 @@ def test_a_batch_moves_and_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> N
     held = pin_memory(batch)
     assert len(pinned) == 8 and type(held) is type(batch) and type(held.masks) is Masks
     assert held.items == batch.items and held.position == (3, 7)
+
+
+def test_rows_of_a_batch_keep_every_target_behind_a_prompt() -> None:
+    """Prompts are no targets; rows that were cut by the number of targets lost the last three of Whisper's."""
+    texts = [[7, 8, 9, 10, 11], [7], []]
+    rows = [Example(torch.zeros(800), NO_MASKS, 40, [1, 2, 3, 4], text, item(0), []) for text in texts]
+    batch = collate(rows, end=6)
+    for index, text in enumerate(texts):
+        row = batch.rows(index, index + 1)
+        assert row.targets.tolist() == [[IGNORED] * 3 + text + [6]]
+        assert row.tokens.tolist() == [[1, 2, 3, 4, *text]]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow_decoder import decoder_score
 from tones import letters_tokenizer, mels, tiny_model
 from torch import Tensor
 
 from focusasr import audio
 from focusasr.checkpoint import find_checkpoint, load_checkpoint
 from focusasr.config import DecodingConfig
-from focusasr.decoding import Hypothesis, ctc_greedy, ctc_score, decode, decoder_score
+from focusasr.decoding import Hypothesis, ctc_greedy, ctc_score, decode
 from focusasr.engine import Engine
 from focusasr.features import log_mel, stack
 from focusasr.greedy import Read, greedy
@@ -360,11 +361,26 @@ def test_the_better_scored_text_is_chosen(
     assert answer.avg_logprob == pytest.approx(decoder[chosen] / (len(texts[wanted]) + 1))
 
 
-def test_ctc_alone_never_runs_the_greedy_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the decoder was asked")
+@pytest.mark.parametrize(("ctc_weight", "beam_size"), [(0.3, 1), (0.3, 3), (1.0, 2)])
+def test_a_draft_that_is_too_long_for_the_decoder_is_the_answer(ctc_weight: float, beam_size: int) -> None:
+    """Of two texts one has room; the other one was cut off there, or ended the job as its score was infinite."""
+    model = lively_model(0, text_context=8)
+    sounds = mels(["abcdefghabcdefgh", "ab"])
+    memory = model.encode(*stack(sounds))
+    drafts = ctc_greedy(model.ctc_log_probs(memory), memory.lengths(), TOKENIZER.blank)
+    assert len(drafts[0]) > 6 >= len(drafts[1]) > 0
+    long, short = heard(model, sounds, ctc_weight, beam_size)
+    assert long.tokens == drafts[0] and math.isfinite(long.avg_logprob)
+    (expected,) = heard(model, sounds[1:], ctc_weight, beam_size)
+    assert short.tokens == expected.tokens and short.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-3)
 
-    monkeypatch.setattr("focusasr.decoding.greedy", refuse)
+
+def test_ctc_alone_asks_the_decoder_once_for_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(*given: object, most_passes: int | None) -> list[Read]:
+        assert most_passes == 1
+        return greedy(*given, most_passes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("focusasr.decoding.greedy", once)
     model = lively_model(0)
     for text, answer in zip(TEXTS, alone(model, 1.0), strict=True):
         memory = model.encode(*stack(mels([text])))

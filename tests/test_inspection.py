@@ -265,6 +265,8 @@ def test_inspect_on_the_command_line(run, song: str) -> None:
     result = run("inspect", folder, song, "--json", "--offset", 0.2, "--seconds", 0.64, "--span_scale", 0.5)
     figures = json.loads(result.out)
     assert (result.status, figures["offset_seconds"], figures["audio_seconds"]) == (0, 0.2, 0.64)
+    short = json.loads(run("inspect", folder, song, "--json", "--seconds", 0.1).out)
+    assert short["audio_seconds"] == 0.1
     assert (figures["step_ms"], figures["knobs"]) == (20.0, {"span_scale": 0.5, "temperature_scale": 1.0})
     assert [layer["layer"] for layer in figures["layers"]] == [1, 2, 3]
     for layer in figures["layers"]:

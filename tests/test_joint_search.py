@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
+from slow_decoder import decoder_score
 from tones import letters_tokenizer, mels, tiny_model
 from torch import Tensor
 
 from focusasr.config import DecodingConfig
-from focusasr.decoding import ctc_score, decoder_score
+from focusasr.decoding import ctc_score
 from focusasr.engine import Engine
 from focusasr.features import stack
+from focusasr.inspection import entropy
 from focusasr.joint_search import PrefixScorer, joint, joint_search
 
 BLANK, STEPS, SIZE = 0, 5, 3
@@ -95,3 +98,33 @@ def test_a_wide_beam_finds_the_best_of_all_texts(ctc_weight: float) -> None:
             assert reads[row].score == pytest.approx(float(by_decoder[winner]), abs=1e-3)
             found.append(tuple(reads[row].tokens))
     assert len(set(found)) > 2, "a test of equal answers would prove nothing"
+
+
+class OnMps(Tensor):
+    """A tensor as on MPS, which has no float64; `cpu` brings it home."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(found, Tensor) and found.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return found
+
+
+def test_a_device_without_float64_searches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = letters_tokenizer("ab")
+    engine = Engine(tiny_model(tokenizer, 1, decoder_layers=1))
+    memory = engine.encode(mels(["ab", "b a"]))
+    log_probs, config = engine.ctc_log_probs(memory), DecodingConfig(joint_beam_size=3)
+    expected = joint_search(engine, memory, log_probs, tokenizer, config)
+    advance = engine.advance
+    monkeypatch.setattr(engine, "advance", lambda *given: advance(*given).as_subclass(OnMps))
+    with pytest.raises(TypeError, match="float64"):
+        log_probs.as_subclass(OnMps).double()
+    assert joint_search(engine, memory, log_probs.as_subclass(OnMps), tokenizer, config) == expected
+    weights = torch.rand(2, 3, 3)
+    assert [x.tolist() for x in entropy(weights.as_subclass(OnMps), torch.ones(3, 3).bool().as_subclass(OnMps))] == [
+        x.tolist() for x in entropy(weights, torch.ones(3, 3).bool())
+    ]

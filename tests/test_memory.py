@@ -156,6 +156,14 @@ def test_the_cpu_goes_on_where_a_device_fails(capsys: pytest.CaptureFixture[str]
         list(steadfast(Frail(CPU, lost), lambda: Frail(CPU), sources, lambda seconds: None))
 
 
+def test_sources_are_asked_for_when_their_turn_comes() -> None:
+    """A latency is the time from there to the text: asked for all at once, each file seems to take the whole run."""
+    asked: list[str] = []
+    coming = (asked.append(source.name) or source for source in [Source(f"{number}.wav") for number in range(4)])
+    for count, _ in enumerate(steadfast(Frail(CPU), lambda: Frail(CPU), coming, lambda seconds: None), start=1):
+        assert len(asked) == count
+
+
 @pytest.mark.skipif(
     not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="neither CUDA nor MPS is here"
 )

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tones import sung, tiny_model
 
 from focusasr import splitting as room
 from focusasr.audio import Source, load
+from focusasr.checkpoint import Checkpoint
 from focusasr.config import PreprocessConfig, TextConfig
 from focusasr.preprocess import preprocess
 from focusasr.settings import InputError
@@ -76,3 +78,15 @@ def test_words_that_the_checkpoint_cannot_write_own_no_token():
     tokenizer = train_tokenizer(["ab c"], TextConfig())
     tokens, owners = room._tokens(["ab", "жж", "c!"], tokenizer)
     assert owners == [0, 0, None, 2] and tokenizer.decode(tokens) == "ab c"
+
+
+def test_a_model_of_absolute_positions_aligns_within_its_window(monkeypatch):
+    loud = "focusasr.segments._detector"  # knows that songs are no speech
+    monkeypatch.setattr(loud, lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05)
+    tokenizer = train_tokenizer(["abcdefgh "], TextConfig())
+    model = tiny_model(tokenizer, 0, positions="absolute", audio_context=125)  # 5 s
+    sound = np.concatenate([sung("abcd efgh "), np.zeros(RATE_HZ, np.float32)] * 3)  # 7.8 s
+    parts = room.split_text(Checkpoint(model, tokenizer, {}, ""), sound, "abcd efgh abcd efgh abcd efgh", 20.0)
+    assert parts is not None and " ".join(part.text for part in parts) == "abcd efgh abcd efgh abcd efgh"
+    assert len(parts) > 1 and all(part.duration <= 5.0 for part in parts)
+    assert parts[-1].start + parts[-1].duration <= len(sound) / RATE_HZ

@@ -24,7 +24,7 @@ from focusasr.engine import Engine
 from focusasr.manifest import Utterance, write_manifest
 from focusasr.recipe import Run, read_run
 from focusasr.settings import InputError
-from focusasr.stepper import average, choose_precision, learning_rate, make_optimizer
+from focusasr.stepper import average, choose_precision, learning_rate, make_optimizer, start_accelerator
 from focusasr.train import MOST_BAD_STEPS, Position, Trainer
 from focusasr.training_log import TrainingLog
 from focusasr.validate import measure, read_dev_set
@@ -198,8 +198,12 @@ def test_weight_decay_is_for_matrices(tmp_path: Path, songs: Path) -> None:
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
-def test_precision() -> None:
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    chosen: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("focusasr.stepper.Accelerator", lambda **given: chosen)
+    assert start_accelerator(TrainConfig(), torch.device("cuda:1")) == [torch.device("cuda:1")]
     assert [choose_precision("auto", device) for device in (cpu, cuda)] == ["no", "bf16"]
     assert [choose_precision(wanted, cuda) for wanted in ("fp32", "bf16")] == ["no", "bf16"]
 

@@ -125,6 +125,9 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     assert "--temperature, --initial-prompt: of use to Whisper models only" in result.err
     assert "--language de: this model knows only en" in result.err
     assert len(result.err.splitlines()) == 2
+    result = run("transcribe", sample, "--max-segment-seconds", 45)
+    said = "--max-segment-seconds 45: this model was trained on up to 20 s at once, and may lose words in more"
+    assert result.status == 0 and result.err == f"focusasr: {said}\n"
     refused = run("transcribe", sample, "--task", "translate")
     assert (refused.status, refused.out) == (2, "")
     assert "--task translate; wanted: a multilingual Whisper model by --model" in refused.err
