@@ -14,13 +14,15 @@ from focusasr.heard import Heard
 from focusasr.journal import Journal, fingerprint
 
 JOURNAL = ".transcribed.jsonl"
+FOR_READERS = {"README.md", "metrics.json"}  # of a checkpoint's files: they change no text
 
 
 def fingerprint_of_model(path: Path) -> str:
-    """Return the SHA-256 over a checkpoint: its file, or the files of its folder by name, texts for readers apart."""
+    """Return the SHA-256 over a checkpoint: its file, or the files of its folder by name, but for those for readers."""
     if path.is_file():
         return fingerprint(path)
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix != ".md" and file.name[0] != ".")
+    told_apart = (file for file in path.iterdir() if file.is_file() and file.name not in FOR_READERS)
+    files = sorted(file for file in told_apart if file.name[0] != ".")
     return _digest([[file.name, fingerprint(file)] for file in files])
 
 

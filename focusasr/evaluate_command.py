@@ -143,13 +143,14 @@ def _recognize(
 def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> Recall | None:
     """Return what a run with the same output, checkpoint and options heard before it was cut short."""
     from focusasr import __version__
+    from focusasr.again import fingerprint_of_model
     from focusasr.checkpoint import find_checkpoint
-    from focusasr.recall import Recall, checkpoint_digest
+    from focusasr.recall import Recall
 
     if output is None:
         return None
     options = {kind.__name__: values for kind, values in given.items() if kind is not EvaluationConfig}
-    digest = checkpoint_digest(find_checkpoint(choice.model, choice.local_files_only))
+    digest = fingerprint_of_model(find_checkpoint(choice.model, choice.local_files_only))
     try:
         return Recall(
             output.with_name(f".{output.name}.heard"),

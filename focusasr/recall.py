@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from focusasr.audio import STDIN, Source
 from focusasr.files import append_line, read_lines
+from focusasr.journal import fingerprint
 
 if TYPE_CHECKING:
     from focusasr.transcribe import Outcome
@@ -58,31 +59,17 @@ class Recall:
 
     def _key(self, source: Source) -> str:
         """Return what decides a text; empty for what cannot be read, which is tried each time."""
-        content = _digest(source.path) if source.path != STDIN else ""
+        content = _content(source.path) if source.path != STDIN else ""
         whole = f"{self._decided_by} {content} {source.offset} {source.duration}"
         return hashlib.sha256(whole.encode()).hexdigest() if content else ""
 
 
-def checkpoint_digest(path: Path) -> str:
-    """Return a digest of a checkpoint: of a file's content, or of a folder's weights, settings and tokens."""
-    files = [path] if path.is_file() else sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
-    told_apart = [file for file in files if file.name != "metrics.json"]
-    return hashlib.sha256("".join(f"{file.name} {_digest(str(file))}\n" for file in told_apart).encode()).hexdigest()
-
-
 @functools.lru_cache(maxsize=16)  # the parts of a long recording come one after the other
-def _digest(path: str) -> str:
-    """Return the digest of a file's content, empty where it cannot be read."""
-    digest = hashlib.sha256()
-    if not os.path.isfile(path):  # a pipe can be read only once
-        return ""
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except (OSError, ValueError):
-        return ""
-    return digest.hexdigest()
+def _content(path: str) -> str:
+    """Return the fingerprint of a file, empty where there is none: a pipe can be read only once."""
+    with contextlib.suppress(OSError, ValueError):
+        return fingerprint(Path(path)) if os.path.isfile(path) else ""
+    return ""
 
 
 def _outcome(source: Source, entry: dict[str, Any]) -> Outcome:

@@ -89,7 +89,8 @@ def test_a_model_is_known_by_what_is_in_it(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    (tmp_path / "two" / "README.md").write_text("for readers")
+    for name in ("README.md", "metrics.json"):
+        (tmp_path / "two" / name).write_text("for readers")
     one, two = tmp_path / "one", tmp_path / "two"
     assert fingerprint_of_model(one) == fingerprint_of_model(two) != fingerprint_of_model(one / "config.json")
     (two / "config.json").write_text("[]")

@@ -11,7 +11,7 @@ from focusasr.audio import Source
 from focusasr.evaluate import evaluate
 from focusasr.manifest import Utterance
 from focusasr.output import Transcript
-from focusasr.recall import Recall, checkpoint_digest
+from focusasr.recall import Recall
 from focusasr.transcribe import Outcome
 
 OPTIONS = {"model": "abc", "ctc_weight": 0.3}
@@ -68,7 +68,7 @@ def test_another_option_or_content_or_part_is_heard_anew():
     part = Utterance(utterances[1].audio, "b at 1", 1.0)
     from focusasr import recall as room
 
-    room._digest.cache_clear()
+    room._content.cache_clear()
     ear = Ear()
     evaluate(ear, [*utterances, part], recall=recall())
     assert ear.heard == ["a", "b"]  # a is another sound, the second b another part
@@ -85,16 +85,3 @@ def test_failures_are_tried_again_and_torn_lines_heard_again():
     kept.forget()
     assert not kept.path.exists()
     kept.forget()
-
-
-def test_a_checkpoint_digest_follows_content():
-    digests = set()
-    for number, content in enumerate((b"1", b"2", b"1")):
-        folder = Path(f"model{number}")
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(content)
-        (folder / "metrics.json").write_text(str(number))
-        digests.add(checkpoint_digest(folder))
-    assert len(digests) == 2
-    Path("a.pt").write_bytes(b"1")
-    assert checkpoint_digest(Path("a.pt")) not in digests
