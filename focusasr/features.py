@@ -56,18 +56,19 @@ def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = 
 
 def _fitted(waveform: Tensor, window_samples: int | None) -> Tensor:
     """Return waveforms (..., N) padded or cut to the window; without one, padded to the shortest sound."""
-    wanted = fitted_samples(waveform.shape[-1], window_samples)
-    return torch.nn.functional.pad(waveform, (0, wanted - waveform.shape[-1]))
+    least, most = _bounds(window_samples)
+    return torch.nn.functional.pad(waveform, (0, max(0, least - waveform.shape[-1])))[..., :most]
 
 
-def fitted_samples(samples: int, window_samples: int | None = None) -> int:
-    """Return how many samples of a recording, silence behind it included, `log_mel` looks at."""
-    return max(samples, SHORTEST_SAMPLES) if window_samples is None else max(window_samples, FFT_SAMPLES)
+def _bounds(window_samples: int | None) -> tuple[int, int | None]:
+    """Return the fewest and the most samples that are looked at, silence behind a recording included."""
+    return (SHORTEST_SAMPLES, None) if window_samples is None else (max(window_samples, FFT_SAMPLES),) * 2
 
 
 def frame_count(samples: int, window_samples: int | None = None) -> int:
     """Return how many frames `log_mel` makes of a recording."""
-    return fitted_samples(samples, window_samples) // HOP_SAMPLES
+    least, most = _bounds(window_samples)
+    return (most or max(samples, least)) // HOP_SAMPLES
 
 
 def log_mels(
@@ -79,8 +80,7 @@ def log_mels(
     rows' frames (B,).
     """
     waveforms = _fitted(waveforms, window_samples)
-    fixed = None if window_samples is None else fitted_samples(0, window_samples)
-    samples = samples.clamp(min=SHORTEST_SAMPLES) if fixed is None else torch.full_like(samples, fixed)
+    samples = samples.clamp(*_bounds(window_samples))
     lengths = samples // HOP_SAMPLES
     mel = log_power(_mirrored(waveforms, samples), mel_bands, centered=False)
     beyond = (torch.arange(mel.shape[1], device=mel.device) >= lengths[:, None])[..., None]
