@@ -119,9 +119,15 @@ def quick_size(samples: int) -> int:
     return -(-samples // step) * step
 
 
-def noise_alone(samples: int, draw: Generator) -> Waveform:
-    """Return what must give no text: noise of a drawn color at -80 to -10 dB full scale, clicks, a tone or silence."""
-    level, kind = 10 ** (-draw.uniform(10, 80) / 20), draw.random()
+def noise_alone(samples: int, draw: Generator, noises: tuple[Recording, ...] = ()) -> Waveform:
+    """Return what must give no text: noise of a drawn color at -80 to -10 dB full scale, clicks, a tone or silence.
+
+    Half of it is recorded noise where there is some.
+    """
+    level = 10 ** (-draw.uniform(10, 80) / 20)
+    if noises and draw.random() < 0.5:
+        return level * recorded_noise(samples, noises, draw)
+    kind = draw.random()
     if kind < 0.2:
         return np.zeros(samples, np.float32)
     if kind < 0.35:

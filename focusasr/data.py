@@ -237,7 +237,7 @@ class Examples(Dataset):
         if draw.random() < self.config.silence:
             brief = draw.random() < BRIEF_NOISE
             samples = int(draw.uniform(*BRIEF_SECONDS) * SAMPLE_RATE_HZ) if brief else len(waveform)
-            waveform, tokens = noise_alone(min(samples, len(waveform)), draw), []
+            waveform, tokens = noise_alone(min(samples, len(waveform)), draw, self.sounds.noises), []
         if not clean:
             waveform = augment_waveform(waveform, self.config, draw, self.sounds)
         frames = frame_count(len(waveform), self.window_samples)

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focusasr import augment
-from focusasr.augment import Sounds, add_noise, augment_waveform, read_sounds, recorded_noise, recorded_room
+from focusasr.augment import (
+    Sounds,
+    add_noise,
+    augment_waveform,
+    noise_alone,
+    read_sounds,
+    recorded_noise,
+    recorded_room,
+)
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.settings import InputError
 
@@ -208,6 +216,8 @@ def test_recorded_noise_and_rooms_stand_beside_made_up_ones(tmp_path: Path) -> N
     assert kinds == {True, False}, "half of the noise is recorded, half made up"
     one, again = (augment_waveform(voice, config, draw(3), sounds) for _ in range(2))
     np.testing.assert_array_equal(one, again)
+    alone = [is_hum(noise_alone(20_000, draw(seed), sounds.noises)) for seed in range(40)]
+    assert 10 < sum(alone) < 30, "half of the noise without speech is recorded too"
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no recordings in this folder"):
         read_sounds(TrainConfig(noise_folder=str(tmp_path / "empty")))
@@ -217,6 +227,11 @@ def test_recorded_noise_and_rooms_stand_beside_made_up_ones(tmp_path: Path) -> N
 
 def recorded_of(voice: np.ndarray, sounds: Sounds, seed: int) -> bool:
     """Return whether the noise that was added is the recorded hum, which has one frequency."""
-    added = add_noise(voice, draw(seed), sounds.noises) - voice
-    spectrum = np.sort(np.abs(np.fft.rfft(added)) ** 2)
-    return bool(spectrum[-100:].sum() > 0.8 * spectrum.sum())
+    return is_hum(add_noise(voice, draw(seed), sounds.noises) - voice)
+
+
+def is_hum(noise: np.ndarray) -> bool:
+    """Return whether nearly all power is near the hum's frequency."""
+    spectrum = np.abs(np.fft.rfft(noise)) ** 2
+    place = round(len(noise) / (2 * np.pi * 5))
+    return bool(spectrum[place - 50 : place + 50].sum() > 0.8 * spectrum.sum())

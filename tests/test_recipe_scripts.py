@@ -1,4 +1,4 @@
-"""The scripts that make the default model: words cut out of a sentence, and the mean of two checkpoints."""
+"""The scripts that make the default model: words and pauses cut out of recordings, the mean of two checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from focusasr.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
@@ -16,6 +18,7 @@ from focusasr.manifest import read_manifest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import average  # noqa: E402
+import cut_noise  # noqa: E402
 import cut_words  # noqa: E402
 
 SAID = "s a r a h four one two six nine seven five".split()
@@ -36,6 +39,23 @@ def test_words_are_cut_in_their_order_and_apart(sample: Path, tmp_path: Path, mo
         assert before.offset + before.duration < after.offset + 3 * cut_words.MARGIN_SECONDS
     assert {word.extra["speaker"] for word in words} == {"flite"}
     assert all(word.extra["confidence"] >= cut_words.LEAST_AT_HOME for word in words)
+
+
+def test_what_is_no_speech_is_cut_from_both_ends(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, rate = soundfile.read(sample)
+    hiss = 0.01 * np.random.default_rng(0).standard_normal(2 * rate)
+    soundfile.write(tmp_path / "a.wav", np.concatenate([hiss[:rate], sound, hiss]), rate)
+    soundfile.write(tmp_path / "b.wav", hiss, rate)
+    rows = [{"audio_filepath": f"{name}.wav", "text": "x"} for name in "ab"]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(sys, "argv", ["cut_noise.py", str(tmp_path / "noise"), str(tmp_path / "m.jsonl")])
+    cut_noise.main()
+    before, behind = (soundfile.read(path)[0] for path in sorted((tmp_path / "noise").iterdir()))
+    assert 0.4 < len(before) / rate < 0.9 and 1.4 < len(behind) / rate < 2.0
+    assert max(abs(before).max(), abs(behind).max()) < 0.06
+    assert capsys.readouterr().out.startswith("2 stretches, 0.0 minutes")
 
 
 def test_a_mean_of_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
