@@ -67,6 +67,8 @@ def train(
 
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
     given[ModelConfig] |= {"preset": preset} if preset else {}
+    for name in given[TrainConfig].keys() & {"noise_folder", "room_folder"}:  # from here, not from the TOML's folder
+        given[TrainConfig][name] = (place := given[TrainConfig][name]) and str(Path(place).absolute())
     for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
         tables[table] = {**tables.get(table, {}), **given[kind]}
     if preset and resume and not config:  # the run's own settings lie below

@@ -7,7 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from rich.console import Console
 from tones import TINY, write_song_book
@@ -115,3 +117,15 @@ def test_a_preset_of_another_size_is_refused_on_the_way(run, tmp_path: Path, son
     result = run("train", "--resume", "-o", tmp_path / "run", "--preset", "tiny", "--heads", 2)
     assert (result.status, result.out) == (1, "") and "--width 16 --encoder-layers 1, which cannot" in result.err
     assert "become --width 128 --encoder-layers 5;" in result.err
+
+
+def test_folders_typed_lie_where_they_are_typed_and_those_of_a_file_beside_it(run, tmp_path: Path, songs: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    recipe = tmp_path / "elsewhere" / "run.toml"
+    recipe.write_text(f'[data]\ntrain = ["{songs.as_posix()}"]\n[train]\nsteps = 1\nroom_folder = "rooms"\n')
+    result = run("train", "--config", recipe, "-o", "run", "--noise-folder", "noises")
+    assert result.status == 2 and f"--noise-folder {Path('noises').absolute()}; wanted: a folder" in result.err
+    Path("noises").mkdir()
+    soundfile.write("noises/hum.wav", np.sin(np.arange(8_000) / 5), 16_000)
+    result = run("train", "--config", recipe, "-o", "run", "--noise-folder", "noises")
+    assert result.status == 2 and f"room_folder is '{recipe.parent / 'rooms'}'; wanted: a folder" in result.err
