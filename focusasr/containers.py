@@ -7,7 +7,7 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Protocol
@@ -31,7 +31,10 @@ class AudioError(InputError):
 
 
 class CutOff(AudioError):
-    """A recording that can be heard in part: raised once all is given that comes before the place it is broken at."""
+    """A recording that can be heard in part: raised once all is given that comes before the place it is broken at.
+
+    Of an Ogg file whose reader passes over a damaged page, what comes behind it is given too.
+    """
 
 
 class Sound(Protocol):
@@ -39,7 +42,10 @@ class Sound(Protocol):
 
     rate_hz: int
     seconds: float | None
-    close: Callable[[], None]
+
+    def close(self) -> None:
+        """Close it."""
+        ...
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
         """Yield the mean of the channels (n,) float32 from sample `start` on; CutOff where the end is missing."""
@@ -191,7 +197,10 @@ class _Sndfile:
         self._frames: int | None = sound.frames if sound.frames < 2**62 else None  # FLAC from a pipe does not know
         self.rate_hz: int = sound.samplerate
         self.seconds = None if self._frames is None else self._frames / max(1, self.rate_hz)
-        self.close = sound.close
+
+    def close(self) -> None:
+        """Close what is open in libsndfile."""
+        self._sound.close()
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
         """Yield one channel, or the mean of all, from sample `start` on, sought where the file allows that."""
@@ -207,7 +216,10 @@ class _Sndfile:
         failed = False
         for block_frames in (max(1, READ_VALUES // self._sound.channels), STEP_FRAMES):
             try:
-                if (position or failed) and self._sound.seek(position) != position:  # nonsense, of a damaged Ogg
+                if failed:  # a FLAC decoder that failed cannot seek
+                    self.close()
+                    self._sound = soundfile.SoundFile(_bytes_only(self._file))
+                if position and self._sound.seek(position) != position:  # nonsense, of a damaged Ogg
                     raise _damaged(self._name, position / self.rate_hz if failed else 0.0)
                 while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
                     yield _mixed(block) if channel is None else block[:, channel]
@@ -218,7 +230,7 @@ class _Sndfile:
         if failed or (self._frames is not None and position < self._frames):
             raise _damaged(self._name, position / self.rate_hz)
         if self._sound.format == "OGG" and (at := _broken_page(self._file)) is not None:
-            raise AudioError(f"{self._name}: damaged at byte {at}, and not all of it was heard; get a whole copy")
+            raise CutOff(f"{self._name}: damaged at byte {at}, and not all of it was heard; get a whole copy")
 
 
 def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:

@@ -16,7 +16,7 @@ import pytest
 from broken_sound import OGG_PAGE, Case, bent, corpus, fields, packed, tone, whole, write_corpus
 from guard import Ending, guarded
 
-from focusasr.audio import AudioError, Source, load
+from focusasr.audio import AudioError, Source, load, stream
 
 HEAR = "broken_sound:hear"
 LONGEST_SECONDS = 25.0  # 1.2 s whose header says 1000 Hz, and some more where a header multiplies packets
@@ -142,6 +142,22 @@ def test_a_part_before_the_place_where_a_file_is_cut(tmp_path: Path) -> None:
     path.with_name("a.wav").write_bytes(whole(6.0)[".wav"][:50_000])
     with pytest.raises(AudioError, match=r"cut off before 5\.00 s"):
         load(Source(str(path.with_name("a.wav")), 5.0))
+
+
+@pytest.mark.parametrize(("suffix", "said"), [(".flac", r"stops decoding after 2\.\d s"), (".ogg", "damaged at byte")])
+def test_what_comes_before_damage_is_given(tmp_path: Path, suffix: str, said: str) -> None:
+    """libsndfile's FLAC decoder cannot seek once it has failed; of an Ogg file what comes behind is given too."""
+    path, data = tmp_path / f"a{suffix}", whole(6.0)[suffix]
+    path.write_bytes(data)
+    sound, errors = load(path), list[Exception]()
+    half = len(data) // 2
+    path.write_bytes(data[:half] + bytes(200) + data[half + 200 :])
+    given = np.concatenate(list(stream(path, cut_off=errors.append)))
+    assert len(given) > 2 * 16_000 and np.allclose(given[:32_000], sound[:32_000], atol=1e-4)
+    (error,) = errors
+    assert re.search(said, str(error))
+    with pytest.raises(AudioError, match=said):
+        load(path)
 
 
 # The command line
