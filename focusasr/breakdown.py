@@ -105,13 +105,13 @@ def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:
     scored = ((value, score_rows(part, unit)) for value, part in members.items())
     parts = [Slice(key, value, score) for value, score in scored if score is not None]
     if key == "duration":
-        return sorted(parts, key=lambda part: DURATION_NAMES.index(part.value))
-    return sorted(parts, key=lambda part: (-part.score.wer, part.value))
+        return sorted(parts, key=lambda part: [*DURATION_NAMES, ABSENT].index(part.value))
+    return sorted(parts, key=lambda part: (not part.score.words, -part.score.wer, part.value))
 
 
 def slice_value(row: Row, key: str) -> str:
     """Return an utterance's value of a key of the manifest; `source` without such a key is the audio's folder."""
-    if key == "duration":
+    if key == "duration" and (row.audio_seconds or row.utterance.duration is not None):
         return DURATION_NAMES[sum(row.audio_seconds >= edge for edge in DURATION_EDGES[1:-1])]
     value = row.utterance.extra.get(key)
     if key == "source" and value is None:

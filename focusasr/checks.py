@@ -20,6 +20,8 @@ DURATION_SECONDS, DURATION_SHARE = 0.1, 0.01  # a told length may be wrong by so
 RATE_DEVIATIONS = 6.0  # median absolute deviations from the median of the logarithm
 FEWEST_FOR_RATES = 20
 SCRIPTS = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "HANGUL": "CJK", "KATAKANA-HIRAGANA": "CJK"}  # written together
+SCRIPTS["IDEOGRAPHIC"] = "CJK"  # the mark that repeats a character
+OF_ANY_SCRIPT = ("MODIFIER", "FEMININE", "MASCULINE", "MICRO")
 BROKEN = "\ufffd"
 
 KINDS = (
@@ -94,8 +96,9 @@ def _scripts(text: str) -> Iterator[str]:
     """Yield the script of each letter, by the first word of its name."""
     for char in text:
         if unicodedata.category(char)[0] == "L":
-            script = unicodedata.name(char, "UNKNOWN").split()[0]
-            if script not in ("MODIFIER", "FEMININE", "MASCULINE"):
+            name = unicodedata.name(char, "UNKNOWN").removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ")
+            script = name.split()[0]
+            if script not in OF_ANY_SCRIPT:
                 yield SCRIPTS.get(script, script)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
 def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found: Findings) -> None:
     """Name utterances that stand twice in the training manifests, or in a dev manifest too."""
     held_out = {_part_of_file(utterance) for utterance in dev}
-    seen: set[tuple[Path, float]] = set()
+    seen: set[tuple[str, float]] = set()
     for corpus in corpora:
         for utterance in corpus.utterances:
             part = _part_of_file(utterance)
@@ -155,8 +156,8 @@ def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found:
             seen.add(part)
 
 
-def _part_of_file(utterance: Utterance) -> tuple[Path, float]:
-    return utterance.audio, utterance.offset
+def _part_of_file(utterance: Utterance) -> tuple[str, float]:
+    return os.path.realpath(utterance.audio), utterance.offset
 
 
 def _with_duration(utterance: Utterance) -> Utterance:

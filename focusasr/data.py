@@ -19,7 +19,7 @@ from focusasr import audio
 from focusasr.augment import Sounds, augment_waveform, change_speed, noise_alone
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.corpora import Corpus
-from focusasr.features import FRAMES_PER_SECOND, frame_count
+from focusasr.features import frame_count
 from focusasr.losses import IGNORED
 from focusasr.masks import NO_MASKS, Masks, draw_masks, stack_masks
 from focusasr.settings import InputError
@@ -154,8 +154,8 @@ class Batch(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of audio, padding not counted."""
-        return float(self.lengths.sum()) / FRAMES_PER_SECOND
+        """Return the seconds of audio, padding not counted; 0 where no recording could be read."""
+        return float(self.samples.sum()) / SAMPLE_RATE_HZ
 
     @property
     def padded_frames(self) -> int:

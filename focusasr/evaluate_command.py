@@ -163,8 +163,9 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
 def _too_many_errors(evaluation: Evaluation, config: EvaluationConfig) -> bool:
     """Say in one line that the limit is broken, if it is; what could not be measured breaks it too."""
     limit = config.fail_above
-    if limit is None or (evaluation.score is not None and evaluation.score.wer <= limit):
+    score = evaluation.score if evaluation.score and evaluation.score.words else None
+    if limit is None or (score is not None and score.wer <= limit):
         return False
-    seen = f"WER {100 * evaluation.score.wer:.2f} %" if evaluation.score else "no WER"
+    seen = f"WER {100 * score.wer:.2f} %" if score else "no WER"
     say(f"focusasr: {seen}; --fail-above allows {100 * limit:.2f} %")
     return True

@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from focusasr.breakdown import Breakdown, percentile, slices
+from focusasr.breakdown import Breakdown, slices
 from focusasr.evaluate import Evaluation, Row
-from focusasr.evaluation_table import compared, drawn_over, per_minute, percent, with_bounds
+from focusasr.evaluation_table import beside, figures, percent, with_bounds
 from focusasr.pages import Bar, bar_chart, escaped, scatter, table, write_page
 from focusasr.score import align_words
-from focusasr.text import counted
 
 MOST_DOTS = 3000
 NAMES = {"S": "substitution", "D": "deletion", "I": "insertion"}
@@ -80,30 +79,7 @@ def write_evaluation_page(path: Path, evaluation: Evaluation, breakdown: Breakdo
 
 
 def _summary(evaluation: Evaluation, breakdown: Breakdown) -> str:
-    score, pace = evaluation.score, evaluation.pace
-    rows: list[tuple[str, str]] = []
-    if score is not None:
-        rows.append(("word error rate", with_bounds(score.interval("wer"))))
-        rows.append(("character error rate", with_bounds(score.interval("cer"))))
-        rows.append(("sentences with an error", with_bounds(score.interval("ser"))))
-        for kind in NAMES.values():
-            count = getattr(score, f"{kind}s")
-            rows.append((f"{kind}s", f"{count}: {with_bounds(score.interval(f'{kind}_rate'))} of the words"))
-        rows.append(("reference", f"{score.words} words in {counted(score.utterances, 'utterance')}"))
-        rows.append(("intervals", drawn_over(score)))
-    rows.append(("normalizer", evaluation.normalizer))
-    rows += [("failed", f"{len(evaluation.failures)}, in no rate")] if evaluation.failures else []
-    if pace is not None and pace.latencies and pace.seconds:
-        half, most = (percentile(sorted(pace.latencies), share) for share in (50, 95))
-        speed = f"{pace.audio_seconds / pace.seconds:.1f} s of audio per second"
-        rows.append(("speed", f"{speed}; latency {half:.2f} s median, {most:.2f} s for 95 %, in batches"))
-    silence = breakdown.silence
-    if silence is not None:
-        rate = silence.words_per_minute
-        heard = f"{counted(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
-        rows.append(("silence", f"{heard}, {per_minute(rate)}" if rate else heard))
-    if breakdown.comparison is not None:
-        rows.append(("against", compared(breakdown.comparison, breakdown.against or "the other")))
+    rows = (*figures(evaluation), *beside(breakdown))
     return "<table>" + "".join(f"<tr><th>{escaped(a)}</th><td>{escaped(b)}</td></tr>" for a, b in rows) + "</table>"
 
 
@@ -127,7 +103,8 @@ def _slices(breakdown: Breakdown) -> str:
     parts = []
     for key in dict.fromkeys(part.key for part in breakdown.slices):
         own = [part for part in breakdown.slices if part.key == key]
-        rows = [(p.value, with_bounds(p.score.interval("wer")), p.score.words, p.score.utterances) for p in own]
+        rates = (with_bounds(p.score.interval("wer")) if p.score.words else "none" for p in own)
+        rows = [(p.value, rate, p.score.words, p.score.utterances) for p, rate in zip(own, rates, strict=True)]
         head = (key, "WER (95 % interval)", "words", "utterances")
         parts.append(f"<h2>By {escaped(key)}</h2>" + table(head, rows))
     return "".join(parts)

@@ -24,7 +24,7 @@ KINDS = {"S": "heard as another", "D": "not heard", "I": "invented"}
 def print_table(evaluation: Evaluation, console: Console, worst: int = 5, breakdown: Breakdown | None = None) -> None:
     """Print the figures, then the `worst` utterances by number of errors, reference and hypothesis aligned."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in [*_figures(evaluation), *(_more_figures(breakdown) if breakdown else ())]:
+    for name, value in [*figures(evaluation), *(_more_figures(breakdown) if breakdown else ())]:
         table.add_row(Text(name, "bold"), Text(value))
     print_trimmed(table, console)
     if breakdown and breakdown.slices:
@@ -36,7 +36,8 @@ def print_table(evaluation: Evaluation, console: Console, worst: int = 5, breakd
         _print_difference(row, errors, console)
 
 
-def _figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+def figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """Yield the rates of an evaluation and what they are of, by name."""
     score, pace = evaluation.score, evaluation.pace
     failed = len(evaluation.failures)
     if score is None:
@@ -71,16 +72,21 @@ def _rates(score: Score) -> Iterator[tuple[str, str]]:
 
 
 def _more_figures(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
-    silence = breakdown.silence
-    if silence is not None:
-        heard = f"{counted(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
-        rate = silence.words_per_minute
-        yield "silence", f"{heard}: {per_minute(rate)}" if rate else heard
     for kind, name in KINDS.items():
         several = [one for one in breakdown.confusions if one.kind == kind][:MOST_CONFUSED]
         if several:
             pairs = (" → ".join(filter(None, (one.reference, one.hypothesis))) for one in several)
             yield name, ", ".join(f"{pair} {one.told()}" for pair, one in zip(pairs, several, strict=True))
+    yield from beside(breakdown)
+
+
+def beside(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
+    """Yield what was heard in silence, and the other system's rate."""
+    silence = breakdown.silence
+    if silence is not None:
+        heard = f"{counted(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
+        rate = silence.words_per_minute
+        yield "silence", f"{heard}: {per_minute(rate)}" if rate else heard
     if breakdown.comparison is not None:
         yield "against", compared(breakdown.comparison, breakdown.against or "the other")
 
@@ -119,9 +125,10 @@ def _print_slices(parts: list[Slice], console: Console) -> None:
         for name in (key, "WER", "95 % interval", "words", "utterances"):
             table.add_column(name, justify="left" if name == key else "right")
         for part in own[:MOST_SLICES]:
-            rate = part.score.interval("wer")
-            interval = rate.bounds(percent).strip(" ()") or "none"
-            cells = (part.value, percent(rate.value), interval, str(part.score.words), str(part.score.utterances))
+            rate, words = part.score.interval("wer"), part.score.words
+            interval = (words and rate.bounds(percent).strip(" ()")) or "none"
+            shown = percent(rate.value) if words else "none"
+            cells = (part.value, shown, interval, str(words), str(part.score.utterances))
             table.add_row(*map(Text, cells))
         console.print()
         print_trimmed(table, console)

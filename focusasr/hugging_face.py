@@ -13,6 +13,7 @@ import torch
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, WhisperConfig
 from focusasr.features import FFT_SAMPLES, HOP_SAMPLES
 from focusasr.files import read_json, read_text
+from focusasr.languages import CODES
 from focusasr.settings import InputError, read_settings, shown
 from focusasr.weights import Weight, filled, safetensors_in
 from focusasr.whisper_tokenizer import Task, WhisperTokenizer, document_from_parts, read_merges, special_tokens
@@ -191,7 +192,8 @@ def _document(folder: Path) -> str:
 def _language(tokenizer: WhisperTokenizer, generation: Mapping[str, Any]) -> str | None:
     """Return the language that a fine-tuned model was made for, where its generation settings force one."""
     forced = {token for _, token in tokenizer.whisper.forced_decoder_ids}
-    said = str(generation.get("language") or "").strip("<|>")
+    said = str(generation.get("language") or "").strip("<|>").lower()
+    said = CODES.get(said, said)
     return next((code for code, id in tokenizer.languages.items() if id in forced or code == said), None)
 
 

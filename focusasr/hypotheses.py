@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,10 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
             raise InputError(f"{path}: {counts}; wanted: one line each, in order, or lines that name their utterance")
         return [line.text for line in lines]
     known = _by_name(path, lines)
-    found = [next((known[key] for key in _keys(one) if key in known), None) for one in utterances]
+    unclear = _unclear(utterances)
+    found = [next((known[key] for key in _keys(one, unclear) if key in known), None) for one in utterances]
     if not any(found):
-        wanted = _keys(utterances[0])[0][0] if utterances else "an utterance"
+        wanted = utterances[0].audio if utterances else "an utterance"
         raise InputError(f"{path}: no line is of an utterance to evaluate, such as {wanted}; is it of another set?")
     return [line.text if line else None for line in found]
 
@@ -83,7 +85,7 @@ def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], Line]
     """Return each line under all its names; a name that two different texts share stays unusable for both."""
     known: dict[tuple[str, float], Line] = {}
     for line in lines:
-        full = [os.path.abspath(folder / name) for name in line.names for folder in (path.parent, Path())]
+        full = [os.path.realpath(folder / name) for name in line.names for folder in (path.parent, Path())]
         for name in dict.fromkeys([*line.names, *full]):
             other = known.setdefault((name, round(line.offset, 3)), line)
             if other.text != line.text:
@@ -92,12 +94,24 @@ def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], Line]
     return known
 
 
-def _keys(utterance: Utterance) -> list[tuple[str, float]]:
+def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
+    """Return the file names and stems that parts of different files have, or that are ids: they name no file."""
+    files: dict[tuple[str, float], set[str]] = defaultdict(set)
+    for one in utterances:
+        for name in (one.audio.name, one.audio.stem):
+            files[name, round(one.offset, 3)].add(os.path.realpath(one.audio))
+    ids = {(str(one.extra.get("id")), round(one.offset, 3)) for one in utterances}
+    return ids | {key for key, several in files.items() if len(several) > 1}
+
+
+def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[str, float]]:
     """Return what a line may call an utterance, the surest first."""
     key = utterance.extra.get("id")
-    names = [str(utterance.audio), *([str(key)] if key is not None else []), utterance.audio.name, utterance.audio.stem]
-    offset = round(utterance.offset, 3)
-    return [(name, offset) for name in names] + ([(str(key), 0.0)] if key is not None and offset else [])
+    audio, offset = utterance.audio, round(utterance.offset, 3)
+    own = [] if key is None else [str(key)]
+    bare = [name for name in (audio.name, audio.stem) if (name, offset) not in unclear]
+    names = [(name, offset) for name in (os.path.realpath(audio), str(audio), *own, *bare)]
+    return names + ([(name, 0.0) for name in own] if offset else [])
 
 
 def _lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
@@ -141,7 +155,7 @@ def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator
         key = next((key for key in keys if isinstance(row, dict) and key in row), None)
         if key is None or not (row[key] is None or isinstance(row[key], str)):
             raise InputError(f"{where}: expected an object with a text under {' or '.join(keys)}")
-        named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name))
+        named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name) not in (None, ""))
         offset = row.get("offset") or 0.0
         if not isinstance(offset, (int, float)) or not abs(offset) <= LARGEST:
             raise InputError(f"{where}: offset must be seconds, got {shown(offset)}")

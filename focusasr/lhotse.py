@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from focusasr.manifest import Utterance
+from focusasr.manifest import OWN_KEYS, Utterance
 from focusasr.readings import Found, Readings, Reject, locate, name_in_corpus, to_seconds
 from focusasr.settings import InputError, parse_json
 
@@ -118,7 +118,7 @@ def _found(
     if isinstance(sides, list) and len(sides) > 1 and type(side) is int:
         keys["channel"] = side
     if isinstance(supervision.get("custom"), dict):
-        keys = {**supervision["custom"], **keys}
+        keys = {f"source_{name}" if name in OWN_KEYS else name: v for name, v in supervision["custom"].items()} | keys
     duration = None if end is None else round(max(0.0, end - begin), 6)
     utterance = Utterance(audio, text, round(cut[0] + begin, 6), duration, keys)
     return Found(utterance, name_in_corpus(audio, folder), where)
@@ -132,8 +132,11 @@ def _from_start(value: object, where: str) -> float:
 
 
 def _file(recording: dict[str, Any], folder: Path, where: str) -> Path:
-    """Return the one file that a recording is in."""
+    """Return the one file that a recording is in, where it is what the file holds."""
     sources = recording.get("sources")
+    if recording.get("transforms"):
+        seen = f"recording {recording.get('id')!r} is changed as it is read (speed, volume ...)"
+        raise InputError(f"{where}: {seen}; give the manifest without changes, training makes its own")
     if not isinstance(sources, list) or len(sources) != 1 or not isinstance(sources[0], dict):
         raise InputError(f"{where}: recording {recording.get('id')!r} has not exactly one source; join them first")
     kind, value = sources[0].get("type"), sources[0].get("source")

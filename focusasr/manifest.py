@@ -14,6 +14,7 @@ from focusasr.files import written_aside
 from focusasr.settings import LONGEST_SECONDS, InputError, UsageError, parse_json, shown
 
 KEYS = ("audio_filepath", "text")
+OWN_KEYS = (*KEYS, "offset", "duration")
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _without(
     utterances = {index: kept[index].utterance for index in sorted(reasons)}
     rejects = [Reject(reasons[i].kind, reasons[i].reason, one.audio, one.text) for i, one in utterances.items()]
     stays = [one for index, one in enumerate(kept) if index not in reasons]
-    return stays, rejects, check(stays)
+    return stays, rejects, [finding for finding in check(stays) if finding.kind not in (config.drop or [])]
 
 
 def split_members(utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:

@@ -246,9 +246,7 @@ class _Run:
             if isinstance(outcome, Reject):
                 rejects.append(outcome)
             elif isinstance(item, _Job):
-                told = item.found.told_seconds
-                told = item.found.utterance.duration if told is None else told
-                kept.append(Kept(item.utterance(outcome), outcome, told))
+                kept.append(Kept(item.utterance(outcome), outcome, item.found.told_seconds))
         return Results(kept, rejects, self.reused)
 
 

@@ -37,15 +37,19 @@ def made_with(corpora: Sequence[Corpus], dev: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the training manifests whose fingerprint differs between what two runs were `made_with`."""
-    known = {row["manifest"]: row["sha256"] for row in before.get("data", [])}
-    return [row["manifest"] for row in now["data"] if known.get(row["manifest"], row["sha256"]) != row["sha256"]]
+def changed(before: dict[str, Any], now: dict[str, Any], kind: str) -> list[str]:
+    """Return the manifests of a kind ("data" or "dev") whose fingerprint differs between what runs were `made_with`."""
+    known = {row["manifest"]: row["sha256"] for row in before.get(kind, [])}
+    return [row["manifest"] for row in now[kind] if known.get(row["manifest"], row["sha256"]) != row["sha256"]]
 
 
 def commit(folder: Path) -> str | None:
-    """Return the commit that `folder` stands at, with "+changes" where files differ from it; None outside of git."""
+    """Return the commit that `folder` stands at, with "+changes" where files differ from it; None outside of git.
+
+    A repository that merely lies around an installed package, such as its user's, is none.
+    """
     try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         head = _git(folder, "rev-parse", "HEAD")
         return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

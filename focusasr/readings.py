@@ -33,7 +33,7 @@ class Found:
     utterance: Utterance
     name: str
     where: str
-    told_seconds: float | None = None  # a length that the corpus tells and that chooses no part
+    told_seconds: float | None = None  # a length that the corpus tells, to be compared with the sound
 
     @property
     def audio(self) -> Path:

@@ -102,6 +102,11 @@ def changes(begun: dict[str, Any], run: Run) -> list[str]:
     return [f"other than before, and counts from here on: {', '.join(told)}"] if told else []
 
 
+def measured_before(begun: dict[str, Any]) -> list[str]:
+    """Return the dev manifests of a checkpoint's config.json."""
+    return list(_table(_table(begun.get("run")).get("data")).get("dev") or [])
+
+
 def finished(run: Run, step: int) -> str:
     """Return the line for a run that has nothing left to do, and how to go on all the same."""
     steps, patience = run.settings.steps, run.settings.patience

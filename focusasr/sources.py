@@ -127,7 +127,7 @@ def _recognize_folder(path: Path, columns: Columns) -> str | None:
 
 def _recognize_table(path: Path, columns: Columns) -> str | None:
     header = read_header(path)
-    if not (columns.audio or columns.text) and _clips_folder(header):
+    if _clips_folder(header):
         return "commonvoice"
     if pick_column(header, columns.audio, AUDIO_COLUMNS) and pick_column(header, columns.text, TEXT_COLUMNS):
         return "table"
@@ -343,7 +343,8 @@ def _read_manifests(path: Path, columns: Columns) -> Readings:
             extra = {"split": manifest.stem, **utterance.extra} if len(manifests) > 1 else utterance.extra
             audio = locate(manifest.parent, str(utterance.audio))
             where = f"{manifest}, line {number}"
-            yield Found(replace(utterance, audio=audio, extra=extra), name_in_corpus(audio, manifest.parent), where)
+            utterance = replace(utterance, audio=audio, extra=extra)
+            yield Found(utterance, name_in_corpus(audio, manifest.parent), where, utterance.duration)
 
 
 def _manifests(folder: Path, columns: Columns) -> list[Path]:

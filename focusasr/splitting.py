@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from focusasr.again import fingerprint_of_model
 from focusasr.alignment import Span, align
 from focusasr.audio import Source, in_blocks, load, probe_seconds
 from focusasr.checkpoint import Checkpoint, load_checkpoint
@@ -51,10 +52,10 @@ class Splitter:
     def __init__(self, folder: Path, checkpoint_folder: Path, config: PreprocessConfig) -> None:
         assert config.split_seconds is not None
         self._limit, self._config = config.split_seconds, config
-        self._folder, self._checkpoint_folder = folder, checkpoint_folder
-        self._checkpoint: Checkpoint | None = None  # loaded where there is something to align
-        weights = (checkpoint_folder / "model.safetensors").read_bytes()
-        self._decided_by = f"{hashlib.sha256(weights).hexdigest()} {self._limit} {config.channel}"
+        self._folder, self._checkpoint = folder, load_checkpoint(checkpoint_folder)
+        if self._checkpoint.model.ctc_head is None:
+            raise InputError(f"{checkpoint_folder}: has no CTC head to align with; give another --align-with")
+        self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit} {config.channel}"
         self._known: dict[str, list[dict[str, Any]]] = {}
         for entry in read_lines(folder / JOURNAL):
             with contextlib.suppress(KeyError, TypeError):
@@ -97,8 +98,6 @@ class Splitter:
         if seconds > LONGEST_SECONDS:
             told = f"{seconds:.0f} s are too long to align at once (at most {LONGEST_SECONDS:.0f})"
             raise InputError(f"{reading.where}: {told}; cut it in two, with the text of each")
-        if self._checkpoint is None:
-            self._checkpoint = load_checkpoint(self._checkpoint_folder)
         parts = split_text(self._checkpoint, waveform, one.text, self._limit)
         if parts is None:
             told = f"its text is too long for {seconds:.1f} s of sound, or has no letter that the checkpoint knows"
@@ -121,13 +120,8 @@ class Splitter:
 
 @torch.inference_mode()
 def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seconds: float) -> list[Part] | None:
-    """Cut a waveform (N,) at pauses and return the pieces that hold words of `text`; None where it cannot fit.
-
-    InputError where the checkpoint has no CTC head.
-    """
+    """Cut a waveform (N,) at pauses and return the pieces that hold words of `text`; None where it cannot fit."""
     model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
-    if model.ctc_head is None:
-        raise InputError(f"{checkpoint.folder}: has no CTC head to align with; give another --align-with")
     window = model.config.window_samples
     longest = min(max_seconds, window / SAMPLE_RATE_HZ) if window else max_seconds
     pieces = list(cut(in_blocks([waveform], BLOCK_SAMPLES), longest))

@@ -66,9 +66,11 @@ def parse_cues(lines: list[str], path: Path) -> Iterator[Cue | str]:
         if times is None:
             continue
         first, spoken = number, []
-        while number < len(lines) and lines[number].strip():
+        while number < len(lines) and lines[number] and not TIMES.match(lines[number]):
             spoken.append(lines[number])
             number += 1
+        if spoken and number < len(lines) and lines[number] and spoken[-1].strip().isdecimal():
+            spoken.pop()  # no blank line parts this cue from the next one's number
         where = f"{path}, line {first}"
         begin, end = (_seconds(times[side]) for side in ("begin", "end"))
         if begin is None or end is None or end <= begin:

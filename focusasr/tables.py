@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from focusasr.settings import InputError
 
 
 def read_lines(path: Path) -> list[str]:
     """Return a text file's lines with their ends (LF, CRLF or CR); InputError where it is not UTF-8 text."""
+    with _opened(path) as lines:
+        return lines.readlines()
+
+
+def _first_line(path: Path) -> str:
+    with _opened(path) as lines:
+        return next((line for line in lines if line.strip()), "")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            return lines.readlines()
+            yield lines
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
@@ -22,7 +35,7 @@ def read_lines(path: Path) -> list[str]:
 
 def delimiter_of(path: Path) -> str:
     """Return what separates a table's fields, judged by its first line: tab, bar, semicolon or comma."""
-    first = next((line for line in read_lines(path) if line.strip()), "")
+    first = _first_line(path)
     for delimiter in "\t|":
         if delimiter in first:
             return delimiter
@@ -31,17 +44,20 @@ def delimiter_of(path: Path) -> str:
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
     """Yield (line number, fields, or what is wrong with them) for every row that is not blank."""
-    lines, delimiter = read_lines(path), delimiter_of(path)
-    rows = _plain_rows(lines, delimiter) if delimiter in "\t|" else _quoted_rows(lines, delimiter)
-    return ((number, fields) for number, fields in rows if any(map(str.strip, fields)))
+    return _rows(read_lines(path), delimiter_of(path))
 
 
 def read_header(path: Path) -> list[str]:
     """Return the names in a table's first row; InputError where there is no row to read."""
-    _, names = next(read_rows(path), (0, "the file is empty"))
+    _, names = next(_rows([_first_line(path)], delimiter_of(path)), (0, "the file is empty"))
     if isinstance(names, str):
         raise InputError(f"{path}: no header line ({names})")
     return [name.strip() for name in names]
+
+
+def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    rows = _plain_rows(lines, delimiter) if delimiter in "\t|" else _quoted_rows(lines, delimiter)
+    return ((number, fields) for number, fields in rows if any(map(str.strip, fields)))
 
 
 def _plain_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:

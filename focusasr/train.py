@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from focusasr.augment import read_sounds
 from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.corpora import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
 from focusasr.data import Batch, Examples, Item, Plan, collate
 from focusasr.files import read_json, restore, written_aside
@@ -29,20 +29,19 @@ from focusasr.model import Model
 from focusasr.processes import flat
 from focusasr.progress import say
 from focusasr.provenance import changed, made_with
-from focusasr.recipe import Run, changes, finished
+from focusasr.recipe import Run, changes, finished, measured_before
 from focusasr.score import Score
 from focusasr.settings import InputError, read_settings
 from focusasr.stepper import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
-from focusasr.validate import DevSet, focus, measure, model_card, read_dev_set, spectrogram
+from focusasr.validate import few_mels, focus, measure, model_card, read_dev_sets
 from focusasr.warm_start import learn_only, remarks, warm_model, warm_tokenizer, within_window
 from focusasr.weights import read_torch
 
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
 MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
 USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
-FOCUS_UTTERANCES = 4  # whose spans are followed
 
 
 @dataclass
@@ -107,7 +106,7 @@ class Trainer:
         self.findings = Findings()
         self.corpora = self._read_corpora()
         self.sounds = read_sounds(run.settings)
-        self.dev_sets = [read_dev_set(option) for option in run.dev]
+        self.dev_sets = read_dev_sets(run.dev)
         doubt_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
         self.made_with = made_with(self.corpora, run.dev)
         self.position = Position()
@@ -117,7 +116,11 @@ class Trainer:
         if resume:
             self._load_state(last / "trainer" / "state.pt")
             self._promise()
-            for manifest in changed(begun.get("made_with") or {}, self.made_with):
+            made_before = begun.get("made_with") or {}
+            other_dev = changed(made_before, self.made_with, "dev")
+            if other_dev or measured_before(begun) != list(self.run.dev):
+                self.position.best_wer, self.position.evaluations_since_best = None, 0  # were of another measure
+            for manifest in changed(made_before, self.made_with, "data") + other_dev:
                 self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
 
     def _read_corpora(self) -> list[Corpus]:
@@ -276,6 +279,8 @@ class Trainer:
         An explosion is looked for in the attention loss, per token: CTC's grows with the length of silences, rightly.
         """
         loss, usual, most = measured.figures["attention"], self.position.usual_loss, self.run.settings.explosion
+        if not measured.figures["seconds"]:
+            return "none of its recordings can be read"
         if not math.isfinite(measured.figures["total"]):
             return f"its loss is {measured.figures['total']}"
         if not measured.finite:
@@ -312,7 +317,7 @@ class Trainer:
             log.samples(position.step, name, measured.references, measured.hypotheses)
         if self.accelerator.is_main_process:
             for dev in self.dev_sets[:1]:
-                log.focus(position.step, focus(model, _few_mels(dev, model.config)))
+                log.focus(position.step, focus(model, few_mels(dev, model.config)))
             log.draw()
             self._save(scores, better)
         model.train()
@@ -368,20 +373,10 @@ class Trainer:
             raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None
 
 
-def _few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:
-    """Return the spectrograms of the first dev utterances that can be read."""
-    mels: list[torch.Tensor] = []
-    for utterance in dev.utterances:
-        with contextlib.suppress(InputError):
-            mels.append(spectrogram(utterance, model))
-        if len(mels) == FOCUS_UTTERANCES:
-            break
-    return mels
-
-
 def _overall(scores: dict[str, Score]) -> float | None:
-    """Return the mean of the dev sets' WERs, each set counting the same; None where there is none."""
-    return sum(score.wer for score in scores.values()) / len(scores) if scores else None
+    """Return the mean of the dev sets' WERs, each set counting the same; None where no reference has a word."""
+    rates = [score.wer for score in scores.values() if score.words]
+    return sum(rates) / len(rates) if rates else None
 
 
 def _possible(settings: TrainConfig) -> TrainConfig:

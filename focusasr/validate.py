@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from focusasr.tokenizer import Tokenizer
 
 FRAMES_PER_BATCH = 12_000
 ALONE = Processes()
+FOCUS_UTTERANCES = 4  # whose spans are followed
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,19 @@ class Measured:
     broken: list[str]  # what could not be read and is not in the score
 
 
-def read_dev_set(option: str) -> DevSet:
-    """Read one dev manifest, named by its folder and file; InputError where it has no lines."""
-    path, _ = parse_manifest_option(option)
-    utterances = read_manifest(path)
-    if not utterances:
-        raise InputError(f"{path}: no utterances to measure on; leave this dev manifest out or fill it")
-    return DevSet(f"{path.absolute().parent.name}/{path.stem}", utterances)
+def read_dev_sets(options: Iterable[str]) -> list[DevSet]:
+    """Read dev manifests, named by folder and file, numbered where names repeat; InputError where one has no lines."""
+    sets: list[DevSet] = []
+    names = Counter[str]()
+    for option in options:
+        path, _ = parse_manifest_option(option)
+        utterances = read_manifest(path)
+        if not utterances:
+            raise InputError(f"{path}: no utterances to measure on; leave this dev manifest out or fill it")
+        name = f"{path.absolute().parent.name}/{path.stem}"
+        names[name] += 1
+        sets.append(DevSet(name if names[name] == 1 else f"{name}-{names[name]}", utterances))
+    return sets
 
 
 def measure(model: Model, tokenizer: Tokenizer, dev: DevSet, processes: Processes = ALONE) -> Measured:
@@ -95,6 +104,17 @@ def spectrogram(utterance: Utterance, model: ModelConfig) -> Tensor:
     """Return the spectrogram (F, M) of an utterance as a model reads it; InputError where it cannot be read."""
     waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
     return log_mel(torch.from_numpy(waveform), model.mel_bands, model.window_samples)
+
+
+def few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:
+    """Return the spectrograms of the first dev utterances that can be read."""
+    mels: list[torch.Tensor] = []
+    for utterance in dev.utterances:
+        with contextlib.suppress(InputError):
+            mels.append(spectrogram(utterance, model))
+        if len(mels) == FOCUS_UTTERANCES:
+            break
+    return mels
 
 
 def _batches(lengths: Mapping[int, int]) -> list[list[int]]:

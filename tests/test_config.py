@@ -127,6 +127,8 @@ def test_toml(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[text]\nlanguage = "ελ"\n', encoding="utf-8")
     assert read_toml(path) == {"text": {"language": "ελ"}}
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows' editor saves it
+    assert read_toml(path) == {"text": {"language": "ελ"}}
 
 
 @pytest.mark.parametrize("content", [b"[train\nsteps = 1", b"steps = 1\nsteps = 2", b"a = '\xff'"])

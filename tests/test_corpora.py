@@ -115,6 +115,29 @@ def test_lhotse_recordings_with_supervisions(tmp_path):
         assert found[0].utterance.extra["language"] == "en" and "'other' is in no recordings file" in reject.reason
 
 
+def test_what_lhotse_changes_as_it_reads_is_refused_and_custom_keys_give_way(tmp_path):
+    recording = {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "r.wav"}], "sampling_rate": 16_000}
+    said = {"id": "s", "start": 0.0, "duration": 1.0, "channel": 0, "text": "one"}
+    custom = {"offset": 10.0, "text": "raw", "mood": "calm"}
+    faster = {**recording, "transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]}
+    cuts = [
+        {
+            "id": "a",
+            "start": 2.0,
+            "duration": 1.0,
+            "supervisions": [{**said, "custom": custom}],
+            "recording": recording,
+        },
+        {"id": "b", "start": 0.0, "duration": 1.0, "supervisions": [said], "recording": faster},
+    ]
+    (tmp_path / "r.wav").touch()
+    (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, cuts)))
+    (item,), (reject,) = read(tmp_path, "lhotse")
+    row = item.utterance.to_json(tmp_path)
+    assert (row["offset"], row["text"], row["source_offset"], row["source_text"]) == (2.0, "one", 10.0, "raw")
+    assert row["mood"] == "calm" and "is changed as it is read" in reject.reason
+
+
 def test_a_torn_lhotse_file_is_one_line(tmp_path):
     good = gzip.compress(lines(recording("a.wav")).encode() * 50)
     (tmp_path / "cuts.jsonl.gz").write_bytes(good[:-12])

@@ -84,3 +84,17 @@ def test_references_without_sound_are_called_by_id_or_line():
     assert (row.text, row.extra) == ("r", {"id": "k", "speaker": "ann"})
     with pytest.raises(InputError, match="no references"):
         read_references(wrote("none.txt"))
+
+
+def test_lines_find_their_utterance_by_any_path_and_never_by_a_shared_name(tmp_path: Path) -> None:
+    (tmp_path / "h").mkdir()
+    audios = [tmp_path / "h" / ".." / name for name in ("x/1.wav", "x/2.wav", "y/1.wav")]
+    utterances = [Utterance(audio, "", extra={"id": place}) for place, audio in enumerate(audios)]
+    path = tmp_path / "h" / "hyp.tsv"
+    path.write_text("../x/1.wav\tred\n../x/2.wav\tgreen\n")
+    assert read_hypotheses(path, utterances) == ["red", "green", None]
+    path.write_text("1.wav\tred\n2.wav\tgreen\n")
+    assert read_hypotheses(path, utterances) == [None, "green", None]
+    numbered = tmp_path / "ids.jsonl"
+    numbered.write_text('{"id": 0, "text": "red"}\n{"id": 2, "text": "blue"}\n')
+    assert read_hypotheses(numbered, utterances) == ["red", None, "blue"]

@@ -287,3 +287,18 @@ def test_preprocess_writes_the_splits_and_they_leak_nothing(tmp_path):
         preprocess([folder / "m.jsonl"], tmp_path / "out", PreprocessConfig(split="80/10/10", by=["mood"]))
     with pytest.raises(InputError, match=f"drop is 'odd'; wanted: {KINDS[0]}"):
         preprocess([folder / "m.jsonl"], tmp_path / "out", PreprocessConfig(drop=["odd"]))
+
+
+def test_marks_that_repeat_and_widths_are_no_foreign_script():
+    texts = ["人々は佐々木さん", "ﾃｽﾄ テスト", "Ａ級 人", "5 µm 人"]
+    found = check([kept(text, name=str(place), language="ja") for place, text in enumerate(texts)])
+    assert [(one.index, one.kind) for one in found] == [(2, "foreign text"), (3, "foreign text")]  # Latin letters
+
+
+def test_what_is_dropped_is_not_reported_again(tmp_path):
+    write(tmp_path, **{f"u{place:02}": tone(1.0, hz=300 + place) for place in range(30)})
+    for place in range(30):
+        letters = 10 + place % 3 if place < 26 else 60 if place < 28 else 400
+        (tmp_path / f"u{place:02}.txt").write_text("a" * letters)
+    report = preprocess([tmp_path], tmp_path / "out", PreprocessConfig(drop=["speaking rate"]))
+    assert report.rejects["speaking rate"] >= 2 and "speaking rate" not in report.findings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from tones import TINY, write_song_book
 
 from focusasr.config import ModelConfig, TrainConfig
+from focusasr.files import read_json
 from focusasr.recipe import Run
 from focusasr.settings import InputError
 from focusasr.train import Trainer
@@ -129,3 +131,36 @@ def test_folders_typed_lie_where_they_are_typed_and_those_of_a_file_beside_it(ru
     soundfile.write("noises/hum.wav", np.sin(np.arange(8_000) / 5), 16_000)
     result = run("train", "--config", recipe, "-o", "run", "--noise-folder", "noises")
     assert result.status == 2 and f"room_folder is '{recipe.parent / 'rooms'}'; wanted: a folder" in result.err
+
+
+def test_dev_sets_of_one_name_both_count_and_silence_is_no_measure(tmp_path: Path, songs: Path) -> None:
+    other = tmp_path / "other" / songs.parent.name
+    other.mkdir(parents=True)
+    rows = [json.loads(line) for line in songs.read_text().splitlines()]
+    for row in rows:
+        row["audio_filepath"] = str(songs.parent / row["audio_filepath"])
+    (other / songs.name).write_text("\n".join(map(json.dumps, rows[:2])))
+    (tmp_path / "silence.jsonl").write_text("\n".join(json.dumps({**row, "text": ""}) for row in rows))
+    dev = (str(songs), str(other / songs.name), str(tmp_path / "silence.jsonl"))
+    run = dataclasses.replace(made_run(tmp_path / "run", songs, steps=1, evaluate_every=1), dev=dev)
+    train(run)
+    trainer = Trainer(run, torch.device("cpu"), resume=True)
+    name = f"{songs.parent.name}/{songs.stem}"
+    assert [(dev.name, len(dev.utterances)) for dev in trainer.dev_sets[:2]] == [(name, len(rows)), (f"{name}-2", 2)]
+    scores = read_json(run.output / "last" / "metrics.json")["dev"]
+    rates = [scores[one]["wer"] for one in (name, f"{name}-2")]
+    assert trainer.position.best_wer == pytest.approx(sum(rates) / 2)
+
+
+def test_a_step_of_nothing_but_broken_files_is_not_taken(tmp_path: Path, songs: Path) -> None:
+    run = dataclasses.replace(made_run(tmp_path / "run", songs, steps=2, evaluate_every=2), dev=())
+    trainer = Trainer(run, torch.device("cpu"))
+    before = {name: weight.clone() for name, weight in trainer.best_model.state_dict().items()}
+    for path in songs.parent.rglob("*.wav"):
+        path.write_bytes(b"RIFF and no more")
+    shown = io.StringIO()
+    with TrainingLog(run.output, run.settings, Console(file=shown, width=300)) as log:
+        trainer.fit(log)
+    assert trainer.position.skipped_steps == 2 and "none of its recordings can be read" in shown.getvalue()
+    for name, weight in trainer.best_model.state_dict().items():
+        torch.testing.assert_close(weight, before[name])

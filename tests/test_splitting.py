@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from small_whisper import write_whisper
 from tones import sung, tiny_model
 
 from focusasr import splitting as room
@@ -90,3 +91,11 @@ def test_a_model_of_absolute_positions_aligns_within_its_window(monkeypatch):
     assert parts is not None and " ".join(part.text for part in parts) == "abcd efgh abcd efgh abcd efgh"
     assert len(parts) > 1 and all(part.duration <= 5.0 for part in parts)
     assert parts[-1].start + parts[-1].duration <= len(sound) / RATE_HZ
+
+
+def test_what_cannot_align_is_refused_before_any_work(tmp_path, sample, heard):
+    corpus(tmp_path / "in", sample, heard)
+    folder = write_whisper(tmp_path / "tiny")
+    with pytest.raises(InputError, match=r"tiny: has no CTC head to align with; give another --align-with"):
+        preprocess([tmp_path / "in"], tmp_path / "out", PreprocessConfig(split_seconds=2.0, align_with=str(folder)))
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()

@@ -111,3 +111,13 @@ def test_a_word_cannot_break_its_cue() -> None:
     words = [{"word": " a\n\nb", "start": 0.0, "end": 1.0}, {"word": " -->", "start": 1.0, "end": 2.0}]
     segment = Segment(0, 0, 0.0, 2.0, " a\n\nb -->", [], 0.0, 0.0, 0.0, 0.0, words)
     assert render(Transcript("", [segment], None), "srt") == "1\n00:00:00,000 --> 00:00:02,000\na b ->\n\n"
+
+
+def test_cues_without_a_blank_line_between_and_lines_of_a_space() -> None:
+    lines = ["1", "00:00:00,000 --> 00:00:02,000", "Hello", "2", "00:00:02,000 --> 00:00:04,000", " ", "World", ""]
+    assert [(cue.begin, cue.text) for cue in parse_cues(lines, Path("a.srt")) if not isinstance(cue, str)] == [
+        (0.0, "Hello"),
+        (2.0, "World"),
+    ]
+    lines = ["1", "00:00:00,000 --> 00:00:02,000", "we were", "7", "", "00:00:02,000 --> 00:00:04,000", "then", "8"]
+    assert [cue.text for cue in parse_cues(lines, Path("a.srt")) if not isinstance(cue, str)] == ["we were 7", "then 8"]

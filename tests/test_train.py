@@ -27,7 +27,7 @@ from focusasr.settings import InputError
 from focusasr.stepper import average, choose_precision, learning_rate, make_optimizer, start_accelerator
 from focusasr.train import MOST_BAD_STEPS, Position, Trainer
 from focusasr.training_log import TrainingLog
-from focusasr.validate import measure, read_dev_set
+from focusasr.validate import measure, read_dev_sets
 
 TEXTS = ["bad cab", "a fed egg", "hag", "deaf bee"]
 CLEAN = TrainConfig(
@@ -114,7 +114,7 @@ def test_dev_audio_that_is_broken_is_left_out_of_the_score(tmp_path: Path) -> No
     songs = write_song_book(tmp_path, TEXTS)
     (tmp_path / "songs" / "02.wav").write_bytes(b"")
     trainer = Trainer(made_run(tmp_path, songs), torch.device("cpu"))
-    measured = measure(trainer.best_model, trainer.tokenizer, read_dev_set(str(songs)))
+    measured = measure(trainer.best_model, trainer.tokenizer, read_dev_sets([str(songs)])[0])
     assert measured.references == ["bad cab", "a fed egg", "deaf bee"]
     assert measured.score.utterances == 3
     assert len(measured.broken) == 1
@@ -122,7 +122,7 @@ def test_dev_audio_that_is_broken_is_left_out_of_the_score(tmp_path: Path) -> No
     for path in (tmp_path / "songs").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match=r"songs: no recording can be read, such as .*00\.wav"):
-        measure(trainer.best_model, trainer.tokenizer, read_dev_set(str(songs)))
+        measure(trainer.best_model, trainer.tokenizer, read_dev_sets([str(songs)])[0])
 
 
 def test_manifests_without_use_are_refused_at_the_start(tmp_path: Path, songs: Path) -> None:

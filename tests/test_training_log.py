@@ -108,9 +108,11 @@ def test_an_evaluation_keeps_samples_and_the_focus(tmp_path: Path) -> None:
     assert torch.__version__.startswith(made["versions"]["torch"])
     (data,) = made["data"]
     assert (data["sha256"], data["utterances"]) == (fingerprint(songs), 3)
-    assert changed(made, made) == []
+    assert changed(made, made, "data") == changed(made, made, "dev") == []
+    assert Trainer(run, torch.device("cpu"), resume=True).position.best_wer is not None
     songs.write_text(songs.read_text() + "\n")
     again = Trainer(run, torch.device("cpu"), resume=True)
+    assert again.position.best_wer is None, "of another dev set"
     assert any("manifest has changed since the run began" in line for line in again.summary())
     again = read_run(
         {**read_json(run.output / "best" / "config.json")["run"]}, Path("/elsewhere"), run.output, "config.json"
@@ -142,13 +144,16 @@ def test_the_commit_is_known_inside_git_alone(tmp_path: Path) -> None:
     assert commit(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git[:3], "init", "-q"], check=True)
-    (tmp_path / "a").write_text("a")
-    subprocess.run([*git, "add", "a"], check=True)
+    (tmp_path / "__init__.py").write_text("a")
+    subprocess.run([*git, "add", "__init__.py"], check=True)
     subprocess.run([*git, "commit", "-qm", "a"], check=True)
     head = commit(tmp_path)
     assert head is not None and len(head) == 40
-    (tmp_path / "a").write_text("b")
+    (tmp_path / "__init__.py").write_text("b")
     assert commit(tmp_path) == f"{head}+changes"
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "__init__.py").touch()
+    assert commit(tmp_path / "site-packages") is None, "the repository of who installed it"
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("tiny", 2), ("small", 8), ("base", 25)])

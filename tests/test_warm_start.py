@@ -192,7 +192,7 @@ def test_dev_texts_are_read_in_the_language_of_their_line(
         return [Hypothesis(tokenizer.encode(f"{len(mel)}"), 0.0, 0.0) for mel in mels]
 
     monkeypatch.setattr(validate, "decode", decode)
-    heard = validate.measure(source.model, source.tokenizer, validate.read_dev_set(str(songs)))
+    heard = validate.measure(source.model, source.tokenizer, validate.read_dev_sets([str(songs)])[0])
     assert prompts == [(1, 1), (2, 2)], "English, then German"
     assert len(heard.hypotheses) == 3
 
