@@ -105,9 +105,10 @@ def test_a_fine_tuned_model_brings_its_language_and_task(folder: Path) -> None:
     forced = [[1, tokenizer.languages["de"]], [2, tokenizer.translate]]
     edit_json(folder / "generation_config.json", forced_decoder_ids=forced)
     assert as_whisper(load_checkpoint(folder).tokenizer).sot_sequence == [tokenizer.start, forced[0][1], forced[1][1]]
-    edit_json(folder / "generation_config.json", forced_decoder_ids=None, language="<|es|>", task="transcribe")
-    prompt = as_whisper(load_checkpoint(folder).tokenizer).sot_sequence
-    assert prompt == [tokenizer.start, tokenizer.languages["es"], tokenizer.transcribe]
+    for spelled in ("<|es|>", "es", "spanish", "Castilian"):
+        edit_json(folder / "generation_config.json", forced_decoder_ids=None, language=spelled, task="transcribe")
+        prompt = as_whisper(load_checkpoint(folder).tokenizer).sot_sequence
+        assert prompt == [tokenizer.start, tokenizer.languages["es"], tokenizer.transcribe]
 
 
 def test_shards_are_one_model(folder: Path) -> None:
