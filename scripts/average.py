@@ -1,8 +1,8 @@
-"""Average the weights of two checkpoints of one lineage, which often errs less than either (Wortsman et al. 2022).
+"""Average the weights of checkpoints of one lineage, which often err less together than alone (Wortsman et al. 2022).
 
-    scripts/average.py runs/sixth/last runs/seventh/last 0.4 runs/mean
+    scripts/average.py runs/mean runs/sixth/last runs/seventh/last=0.5
 
-writes 0.6 of the first and 0.4 of the second, with the second one's settings and length of training.
+writes two thirds of the first and one third of the second, with the last one's settings and length of training.
 """
 
 from __future__ import annotations
@@ -20,17 +20,23 @@ from focusasr.files import written_aside
 @torch.no_grad()
 def main() -> None:
     """Average, write."""
-    if len(sys.argv) != 5:
-        sys.exit("usage: average.py FIRST_FOLDER SECOND_FOLDER SHARE_OF_THE_SECOND TO_FOLDER")
-    first, second, target = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[4])
-    share = float(sys.argv[3])
-    mean = load_checkpoint(second)
-    others = load_checkpoint(first).model.state_dict()
-    weights = {name: torch.lerp(others[name], weight, share) for name, weight in mean.model.state_dict().items()}
+    if len(sys.argv) < 4:
+        sys.exit("usage: average.py TO_FOLDER FOLDER[=WEIGHT] FOLDER[=WEIGHT] ...")
+    target, options = Path(sys.argv[1]), [option.partition("=") for option in sys.argv[2:]]
+    shares = [float(weight or 1) for _, _, weight in options]
+    checkpoints = [load_checkpoint(Path(folder)) for folder, _, _ in options]
+    states = [checkpoint.model.state_dict() for checkpoint in checkpoints]
+    weights = {
+        name: sum(share * state[name] for share, state in zip(shares, states, strict=True)) / sum(shares)
+        for name in states[-1]
+    }
+    mean = checkpoints[-1]
     mean.model.load_state_dict(weights)
     unmeasured = {name: value for name, value in mean.metrics.items() if name not in ("dev", "test")}
     with written_aside(target) as aside:
-        save_checkpoint(aside, replace(mean, metrics=unmeasured), read_json(second / "config.json").get("run"))
+        save_checkpoint(
+            aside, replace(mean, metrics=unmeasured), read_json(Path(options[-1][0]) / "config.json").get("run")
+        )
 
 
 if __name__ == "__main__":

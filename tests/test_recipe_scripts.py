@@ -66,7 +66,7 @@ def test_a_mean_of_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             weight.add_(1.0)
     save_checkpoint(tmp_path / "other", other, {"train": {"steps": 3}})
     monkeypatch.setattr(
-        sys, "argv", ["average.py", str(first), str(tmp_path / "other"), "0.25", str(tmp_path / "mean")]
+        sys, "argv", ["average.py", str(tmp_path / "mean"), str(first), f"{first}=2", str(tmp_path / "other")]
     )
     average.main()
     before, mean = load_checkpoint(first).model, load_checkpoint(tmp_path / "mean").model
