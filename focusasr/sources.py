@@ -75,6 +75,8 @@ def recognize(path: Path, columns: Columns) -> str:
     """Return the layout of a folder or file; InputError where none fits."""
     layout = _recognize_folder(path, columns) if path.is_dir() else _recognize_file(path, columns)
     if layout is None:
+        for table in [path] if path.suffix.lower() in TABLE_SUFFIXES else _inside(path, TABLE_SUFFIXES):
+            _columns_of(table, columns)  # says which one lacks
         raise InputError(f"{path}: no known corpus layout; {_missing(path)}")
     return layout
 
@@ -84,6 +86,11 @@ def _missing(path: Path) -> str:
     if path.is_file():
         layouts = ", ".join(READERS)
         return f"wanted: a table, a manifest or a recording; name a table's columns, or --layout ({layouts})"
+    below = sorted(
+        {file.parent.name for file in path.glob("*/*") if file.suffix.lower() in (*TABLE_SUFFIXES, ".jsonl")}
+    )
+    if below:
+        return f"tables or manifests lie in folders of it; give these: {', '.join(below)}"
     recordings = len(_audio_files(path))
     if not recordings:
         return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any; give their folder"
@@ -145,7 +152,7 @@ def _tables_of(folder: Path, layout: str, columns: Columns) -> list[Path]:
 
 def _inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     """Return the files with one of `suffixes` directly inside the folder, sorted."""
-    files = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    files = (path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
     return sorted(path for path in files if path.is_file())
 
 
@@ -246,10 +253,15 @@ def _clips_folder(header: list[str]) -> str | None:
     return next((folder for names, folder in COMMON_VOICE_COLUMNS.items() if names.issubset(header)), None)
 
 
+def _columns_of(path: Path, columns: Columns) -> tuple[list[str], str, str]:
+    """Return a table's header, and of it the columns of audio and text; InputError where one is not there."""
+    names = read_header(path)
+    audio = require_column(names, columns.audio, AUDIO_COLUMNS, f"{path}: no audio column; --audio-column")
+    return names, audio, require_column(names, columns.text, TEXT_COLUMNS, f"{path}: no text column; --text-column")
+
+
 def _read_table(table: _Table, columns: Columns) -> Readings:
-    names = read_header(table.path)
-    audio_column = require_column(names, columns.audio, AUDIO_COLUMNS, f"{table.path}: no audio column; --audio-column")
-    text_column = require_column(names, columns.text, TEXT_COLUMNS, f"{table.path}: no text column; --text-column")
+    names, audio_column, text_column = _columns_of(table.path, columns)
     for number, fields in itertools.islice(read_rows(table.path), 1, None):
         where = f"{table.path}, line {number}"
         if isinstance(fields, str):

@@ -247,6 +247,21 @@ def test_what_is_no_corpus_is_refused_in_one_line(tmp_path, content):
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_tables_that_cannot_be_used_say_why_and_those_below_are_named(tmp_path):
+    touch(tmp_path / "in" / "a.wav")
+    table(tmp_path / "in" / "t.csv", "path,said\na.wav,x\n")
+    for path in (tmp_path / "in", tmp_path / "in" / "t.csv"):
+        with pytest.raises(InputError, match=r"t\.csv: no text column; --text-column must name one of path, said"):
+            read(path)
+    table(tmp_path / "in" / "t.csv", "path,text\na.wav,caf\xe9\n", "cp1252")
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        read(tmp_path / "in")
+    (tmp_path / "hub" / "train").mkdir(parents=True)
+    table(tmp_path / "hub" / "train" / "metadata.csv", "file_name,text\na.wav,x\n")
+    with pytest.raises(InputError, match="lie in folders of it; give these: train"):
+        read(tmp_path / "hub")
+
+
 def test_missing_input_and_empty_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         read(tmp_path / "nowhere")
