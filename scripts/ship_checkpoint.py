@@ -62,7 +62,8 @@ def public(run: dict[str, Any]) -> dict[str, Any]:
 
     data = {split: [last_two(option) for option in options] for split, options in run["data"].items()}
     train = run["train"]
-    return {"train": {**train, "init_from": train.get("init_from") and last_two(train["init_from"])}, "data": data}
+    places = {name: train.get(name) and last_two(train[name]) for name in ("init_from", "noise_folder", "room_folder")}
+    return {"train": {**train, **places}, "data": data}
 
 
 def measured(checkpoint: Checkpoint, manifest: Path) -> dict[str, Any]:
