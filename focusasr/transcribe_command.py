@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from focusasr.processes import Processes
     from focusasr.transcribe import Outcome
 
-LEAST_LOGPROB = -0.5  # of the default model: dev recordings it can read are above -0.4, sentences it cannot below -0.53
+LEAST_LOGPROB = -0.5  # of 384 dev recordings that the default model can read all lie above, of 177 that it cannot 3
 
 FormatOption = Annotated[
     list[str] | None,

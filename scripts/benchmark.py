@@ -211,9 +211,14 @@ def show(title: str, cells: list[Cell], base: str) -> None:
         row = []
         for column in columns:
             value, reference = values[name, column], values[base, column]
-            row.append(f"{value:.3g} ({value / reference:.2f})")
+            row.append(f"{short(value)} ({value / reference:.2f})")
         table.add_row(name, *row)
     Console(width=200).print(table)
+
+
+def short(value: float) -> str:
+    """Return a number of three digits, without a power of ten."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def draw(parts: dict[str, list[Cell]], path: Path) -> None:
@@ -231,7 +236,7 @@ def draw(parts: dict[str, list[Cell]], path: Path) -> None:
         bars = sorted((cell.value, cell.contender) for cell in cells if cell.column == column)[::-1]
         colors = ["#c0392b" if name.startswith(OURS) else "#95a5a6" for _, name in bars]
         drawn = axis.barh([name for _, name in bars], [value for value, _ in bars], color=colors)
-        axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
+        axis.bar_label(drawn, [short(value) for value, _ in bars], padding=3, fontsize=8)
         axis.set_title(column, fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)

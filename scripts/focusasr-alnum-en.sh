@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes checkpoints/focusasr-alnum-en: synthetic speech, eight parts of training, measurements, card. About eight hours
+# Makes checkpoints/focusasr-alnum-en: synthetic speech, eight parts of training, measurements, card. About nine hours
 # on one core. The corpora must lie in data/ (see focusasr-alnum-en.toml); a broken run goes on where it stopped.
 #
 #   scripts/focusasr-alnum-en.sh [RUNS]        RUNS: where training writes, runs/ if not given
