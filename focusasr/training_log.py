@@ -88,6 +88,9 @@ class TrainingLog:
             kept = [text for text in texts if text and int(text.split(",")[0].removeprefix("step ")) <= step]
             with self._writing(), written_aside(path) as aside:
                 aside.write_text("".join(kept), encoding="utf-8")
+        if self.board and step:
+            self.board.close()
+            self.board = _board(self.output / "tensorboard", step + 1)
 
     def say(self, line: str) -> None:
         """Print one line on stderr."""
@@ -181,12 +184,15 @@ class TrainingLog:
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
 
-def _board(folder: Path) -> Any:
-    """Return TensorBoard's writer; InputError where nothing can be written, which its thread would only print."""
+def _board(folder: Path, first: int | None = None) -> Any:
+    """Return TensorBoard's writer; InputError where nothing can be written, which its thread would only print.
+
+    What stands there from the step `first` on counts no more.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     ensure_writable(folder, "allow writing there, or give another --output-dir")
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first)
 
 
 def _percent(share: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,18 @@ def test_presets_have_about_the_weights_they_say(preset: str, millions: int) -> 
     with torch.device("meta"):
         counts = [Model(ModelConfig(**PRESETS[preset], vocabulary=size)).parameter_count() for size in (32, 1000)]
     assert any(abs(count / 1e6 - millions) <= 0.1 * millions for count in counts), counts
+
+
+def test_tensorboard_forgets_the_steps_that_come_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last in ((1, 4), (3, 5)):  # the second run goes on from step 2
+        time.sleep(1.01 * (first > 1))  # TensorBoard orders files by the second
+        with TrainingLog(tmp_path, TrainConfig(), Console(file=io.StringIO())) as log:
+            log.go_on(first - 1)
+            for step in range(first, last + 1):
+                log._keep(step, "dev", {"wer": step / 10 + last})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(one.step, round(one.value, 1)) for one in events.Scalars("dev/wer")] == [
+        (1, 4.1), (2, 4.2), (3, 5.3), (4, 5.4), (5, 5.5)
+    ]  # fmt: skip
