@@ -19,8 +19,9 @@ OFFSET = 0.01
 DURATION_SECONDS, DURATION_SHARE = 0.1, 0.01  # a told length may be wrong by so much
 RATE_DEVIATIONS = 6.0  # median absolute deviations from the median of the logarithm
 FEWEST_FOR_RATES = 20
-SCRIPTS = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "HANGUL": "CJK", "KATAKANA-HIRAGANA": "CJK"}  # written together
-SCRIPTS["IDEOGRAPHIC"] = "CJK"  # the mark that repeats a character
+SCRIPTS = dict.fromkeys(
+    ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "IDEOGRAPHIC"), "CJK"
+)  # written together
 OF_ANY_SCRIPT = ("MODIFIER", "FEMININE", "MASCULINE", "MICRO")
 BROKEN = "\ufffd"
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 from focusasr import audio
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.features import SHORTEST_SAMPLES
-from focusasr.files import written_aside
+from focusasr.files import real_path, written_aside
 from focusasr.manifest import Utterance, read_utterances
 from focusasr.settings import InputError, UsageError
 from focusasr.tokenizer import Tokenizer
@@ -157,7 +156,7 @@ def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found:
 
 
 def _part_of_file(utterance: Utterance) -> tuple[str, float]:
-    return os.path.realpath(utterance.audio), utterance.offset
+    return real_path(utterance.audio), utterance.offset
 
 
 def _with_duration(utterance: Utterance) -> Utterance:

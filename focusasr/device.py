@@ -91,3 +91,8 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def doubles(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64, where its device has that: of MPS, which has not, on the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

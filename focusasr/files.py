@@ -218,3 +218,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def real_path(path: str | Path) -> str:
+    """Return a file's path without `..` or links in its folders, the same however it was named."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real_folder(folder), name)
+
+
+@functools.lru_cache(maxsize=4096)  # a corpus has many files in few folders
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)

@@ -11,7 +11,6 @@ Which form a file has follows from its name and its tabs:
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from focusasr.files import real_path
 from focusasr.manifest import Utterance
 from focusasr.settings import LARGEST, InputError, parse_json, shown
 from focusasr.tables import read_lines
@@ -85,7 +85,7 @@ def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], Line]
     """Return each line under all its names; a name that two different texts share stays unusable for both."""
     known: dict[tuple[str, float], Line] = {}
     for line in lines:
-        full = [os.path.realpath(folder / name) for name in line.names for folder in (path.parent, Path())]
+        full = [real_path(folder / name) for name in line.names for folder in (path.parent, Path())]
         for name in dict.fromkeys([*line.names, *full]):
             other = known.setdefault((name, round(line.offset, 3)), line)
             if other.text != line.text:
@@ -99,8 +99,8 @@ def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
     files: dict[tuple[str, float], set[str]] = defaultdict(set)
     for one in utterances:
         for name in (one.audio.name, one.audio.stem):
-            files[name, round(one.offset, 3)].add(os.path.realpath(one.audio))
-    ids = {(str(one.extra.get("id")), round(one.offset, 3)) for one in utterances}
+            files[name, round(one.offset, 3)].add(real_path(one.audio))
+    ids = {(str(one.extra["id"]), round(one.offset, 3)) for one in utterances if "id" in one.extra}
     return ids | {key for key, several in files.items() if len(several) > 1}
 
 
@@ -110,7 +110,7 @@ def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[s
     audio, offset = utterance.audio, round(utterance.offset, 3)
     own = [] if key is None else [str(key)]
     bare = [name for name in (audio.name, audio.stem) if (name, offset) not in unclear]
-    names = [(name, offset) for name in (os.path.realpath(audio), str(audio), *own, *bare)]
+    names = [(name, offset) for name in (real_path(audio), str(audio), *own, *bare)]
     return names + ([(name, 0.0) for name in own] if offset else [])
 
 

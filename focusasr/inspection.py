@@ -28,6 +28,7 @@ from focusasr.attention import (
     with_knobs,
 )
 from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig
+from focusasr.device import doubles
 from focusasr.features import log_mel, stack
 from focusasr.local_attention import soft_mask
 from focusasr.model import EncoderBlock, Model
@@ -211,11 +212,10 @@ def _through(outputs: Tensor, projection: Tensor) -> Tensor:
 def entropy(weights: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean entropy of rows (…, T, S) in bits, (…), and the same relative to uniform attention, 0 to 1.
 
-    Uniform is 1 / n over the n keys that a query may see (visible); where all queries see one key, it is 1. In float64,
-    on the CPU: MPS has none.
+    Uniform is 1 / n over the n keys that a query may see (visible); where all queries see one key, it is 1.
     """
-    bits = torch.special.entr(weights.cpu().double()).sum(dim=-1).mean(dim=-1) / math.log(2)
-    uniform = visible.sum(dim=-1).cpu().double().log2().mean(dim=-1).expand_as(bits)
+    bits = torch.special.entr(doubles(weights)).sum(dim=-1).mean(dim=-1) / math.log(2)
+    uniform = doubles(visible.sum(dim=-1)).log2().mean(dim=-1).expand_as(bits)
     return bits, torch.where(uniform > 0, bits / uniform, 1.0)
 
 

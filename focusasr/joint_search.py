@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from focusasr.config import DecodingConfig
+from focusasr.device import doubles
 from focusasr.engine import Engine
 from focusasr.greedy import Read
 from focusasr.model import Memory
@@ -41,22 +42,25 @@ class PrefixScorer:
     """CTC's probabilities of prefixes (Watanabe et al. 2017, algorithm 2), without a loop over time.
 
     The recursions over time are linear, so that with cumulative sums of log probabilities they become cumulative
-    sums of exponentials; in float64, as differences of large sums are taken, and on the CPU.
+    sums of exponentials; in float64, as differences of large sums are taken.
     """
 
     def __init__(self, log_probs: Tensor, lengths: Tensor, blank: int) -> None:
-        steps, size = log_probs.shape[1:]
-        inside = torch.arange(steps) < lengths[:, None]
-        beyond = torch.full((size,), NEVER, dtype=torch.float64)
+        steps = log_probs.shape[1]
+        log_probs = doubles(log_probs)
+        inside = torch.arange(steps, device=log_probs.device) < lengths.to(log_probs.device)[:, None]
+        beyond = torch.full_like(log_probs[0, 0], NEVER)
         beyond[blank] = 0.0
-        self.steps = torch.where(inside[..., None], log_probs.double(), beyond).mT.contiguous()  # (U, V, T)
+        self.steps = torch.where(inside[..., None], log_probs, beyond).mT.contiguous()  # (U, V, T)
         self.sums = self.steps.cumsum(dim=-1)
         self.blank = blank
 
     def start(self, beam: int) -> Prefix:
         """Return the empty text, (U, G)."""
         blanks = self.sums[:, None, self.blank].expand(-1, beam, -1)
-        return Prefix(torch.full_like(blanks, -torch.inf), blanks, torch.full(blanks.shape[:2], -1))
+        return Prefix(
+            torch.full_like(blanks, -torch.inf), blanks, torch.full(blanks.shape[:2], -1, device=blanks.device)
+        )
 
     def _entries(self, prefix: Prefix, tokens: Tensor) -> Tensor:
         """Return log P(h just before step t), from where each token (U, G, K) may follow at t, (U, G, K, T)."""
@@ -68,7 +72,7 @@ class PrefixScorer:
 
     def _of(self, table: Tensor, tokens: Tensor) -> Tensor:
         """Return the rows (U, G, K, T) of a table (U, V, T) for tokens (U, G, K)."""
-        rows = torch.arange(len(table))[:, None, None]
+        rows = torch.arange(len(table), device=table.device)[:, None, None]
         return table[rows, tokens]
 
     def extensions(self, prefix: Prefix, tokens: Tensor) -> Tensor:
@@ -109,10 +113,9 @@ def joint_search(
 ) -> list[Read]:
     """Return the best text found for each utterance of memory, with its log probability under the decoder.
 
-    log_probs (U, T, V) are the CTC head's. A text has at most as many tokens as there are encoder steps. The scores
-    are kept on the CPU: MPS has no float64, and what is asked of them comes back at each token anyway.
+    log_probs (U, T, V) are the CTC head's. A text has at most as many tokens as there are encoder steps.
     """
-    log_probs, lengths, size = log_probs.cpu(), memory.lengths().cpu(), config.joint_beam_size
+    lengths, size = memory.lengths(), config.joint_beam_size
     limits = lengths.clamp(max=engine.config.text_context - 2).tolist()
     scorer = PrefixScorer(log_probs, lengths, tokenizer.blank)
     beam = _first_beam(scorer, len(limits), size)
@@ -120,21 +123,21 @@ def joint_search(
     finished: list[tuple[float, list[int], float]] = [(-float("inf"), [], -float("inf"))] * len(limits)
     tokens = torch.full((len(limits) * size, 1), tokenizer.start, device=engine.device)
     for length in range(max(limits) + 1):
-        decoder = engine.advance(tokens, state)[:, -1].cpu().double().log_softmax(dim=-1).unflatten(0, (-1, size))
+        decoder = doubles(engine.advance(tokens, state)[:, -1]).log_softmax(dim=-1).unflatten(0, (-1, size))
         _finish(beam, finished, scorer, decoder[..., tokenizer.end], config.ctc_weight)
-        full = torch.tensor([length >= limit for limit in limits])
+        full = torch.tensor([length >= limit for limit in limits], device=decoder.device)
         beam, parents = _grow(beam, scorer, decoder, tokenizer, config.ctc_weight, full)
         best = beam.scores.amax(dim=1).tolist()
         if all(done[0] >= under_way for done, under_way in zip(finished, best, strict=True)):
             break
-        state.select((parents + torch.arange(len(limits))[:, None] * size).flatten().tolist())
+        state.select((parents + torch.arange(len(limits), device=parents.device)[:, None] * size).flatten().tolist())
         tokens = beam.prefix.last.reshape(-1, 1).to(engine.device)
     return [Read(text, score, score, length + 1) for _, text, score in finished]
 
 
 def _first_beam(scorer: PrefixScorer, utterances: int, size: int) -> _Beam:
     prefix = scorer.start(size)
-    alike = torch.full((utterances, size), -torch.inf, dtype=torch.float64)
+    alike = torch.full_like(prefix.blank[..., 0], -torch.inf)
     alike[:, 0] = 0.0  # of hypotheses that are all empty one is enough
     return _Beam([[[] for _ in range(size)] for _ in range(utterances)], alike, prefix, alike)
 
@@ -163,7 +166,7 @@ def _grow(
     scores = scores.masked_fill((by_decoder == -torch.inf) | full[:, None, None], -torch.inf)
     best, where = scores.flatten(1).topk(size, dim=1)  # (U, G)
     parents, tokens = where // candidates.shape[2], candidates.flatten(1).gather(1, where)
-    rows = torch.arange(utterances)[:, None]
+    rows = torch.arange(utterances, device=where.device)[:, None]
     grown = Prefix(*(part[rows, parents] for part in beam.prefix))
     texts = [
         [[*old[parent], token] for parent, token in zip(*new, strict=True)]

@@ -154,8 +154,10 @@ def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str
     """Return a line that names the splits that were wanted and got nothing; none where each has something."""
     wanted = NAMES[len(parse_shares(config.split))] if config.split else ()
     lacking = [f"{name}.jsonl" for name in wanted if name not in splits]
+    if not lacking:
+        return []
     few = f"too few different values of {', '.join(config.by)}" if config.by else "too few utterances"
-    return [f"nothing for {', '.join(lacking)}: {few}; add more, or divide otherwise (--split, --by)"] * bool(lacking)
+    return [f"nothing for {', '.join(lacking)}: {few}; add more, or divide otherwise (--split, --by)"]
 
 
 def _without(

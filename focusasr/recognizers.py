@@ -160,10 +160,10 @@ def native_remarks(
     remarks = []
     if idle:
         remarks.append(f"{', '.join(idle)}: of use to Whisper models only; this one does without")
-    longest = _trained_seconds(checkpoint)
-    if config.max_segment_seconds > longest:
+    asked = config.max_segment_seconds
+    if asked > DecodingConfig.max_segment_seconds and asked > (longest := _trained_seconds(checkpoint)):
         told = f"this model was trained on up to {longest:g} s at once, and may lose words in more"
-        remarks.append(f"--max-segment-seconds {config.max_segment_seconds:g}: {told}")
+        remarks.append(f"--max-segment-seconds {asked:g}: {told}")
     own = checkpoint.tokenizer.policy.language
     if longform.language is not None:
         from focusasr.languages import language_code

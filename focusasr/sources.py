@@ -16,7 +16,7 @@ from focusasr.manifest import KEYS, Utterance, numbered_lines, parse_line
 from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds
 from focusasr.settings import InputError, parse_json
 from focusasr.subtitles import read_subtitles, subtitles_of
-from focusasr.tables import delimiter_of, pick_column, read_header, read_lines, read_rows, require_column
+from focusasr.tables import delimiter_of, first_line, pick_column, read_header, read_lines, read_rows, require_column
 from focusasr.text import counted
 
 AUDIO_COLUMNS = ("audio_filepath", "path", "file", "audio", "filename", "file_name", "wav", "audio_file")
@@ -372,8 +372,8 @@ def _keys(manifest: Path, columns: Columns) -> tuple[str, str] | None:
     None: it is no manifest. A .json may be many things, so that its audio's key must be NeMo's or what the user named.
     """
     try:
-        first = parse_json(next(numbered_lines(manifest))[1])
-    except (StopIteration, ValueError):
+        first = parse_json(first_line(manifest))
+    except ValueError:
         return None
     names = list(first) if isinstance(first, dict) else []
     audio = pick_column(names, columns.audio, AUDIO_COLUMNS if manifest.suffix.lower() == ".jsonl" else KEYS[:1])

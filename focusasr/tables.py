@@ -17,7 +17,8 @@ def read_lines(path: Path) -> list[str]:
         return lines.readlines()
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
+    """Return the first line that is not blank, without reading the rest; InputError as `read_lines`."""
     with _opened(path) as lines:
         return next((line for line in lines if line.strip()), "")
 
@@ -35,7 +36,10 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 def delimiter_of(path: Path) -> str:
     """Return what separates a table's fields, judged by its first line: tab, bar, semicolon or comma."""
-    first = _first_line(path)
+    return _delimiter(first_line(path))
+
+
+def _delimiter(first: str) -> str:
     for delimiter in "\t|":
         if delimiter in first:
             return delimiter
@@ -49,7 +53,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
 
 def read_header(path: Path) -> list[str]:
     """Return the names in a table's first row; InputError where there is no row to read."""
-    _, names = next(_rows([_first_line(path)], delimiter_of(path)), (0, "the file is empty"))
+    first = first_line(path)
+    _, names = next(_rows([first], _delimiter(first)), (0, "the file is empty"))
     if isinstance(names, str):
         raise InputError(f"{path}: no header line ({names})")
     return [name.strip() for name in names]

@@ -59,7 +59,7 @@ train "$runs/alnum-seventh" "${real[@]}" data/cut/home.jsonl=4 data/cut/other.js
 "$python" scripts/cut_noise.py data/noise \
     data/{an4,common_voice_en_delta13,common_voice_en,kathleen,ljspeech,philippm,fsdd,speech_commands_mini}/train.jsonl
 mean() { "$python" scripts/average.py "$runs/$1" "${@:2}"; }
-last() {  # NAME FROM, weights of an4, fsdd, speech_commands_mini and synthetic words, and more manifests and options
+eighth() {  # NAME FROM, weights of an4, fsdd, speech_commands_mini and synthetic words, and more manifests and options
     local mixture=(an4=$3 fsdd=$4 speech_commands_mini=$5 picovoice_keywords=0.15 common_voice_en_delta13=0.8
         common_voice_en=1 kathleen=0.4 ljspeech=0.6 philippm=0.6 synth/words=$6 synth/words2=$6)
     mixture=("${mixture[@]/=//train.jsonl=}")
@@ -68,19 +68,19 @@ last() {  # NAME FROM, weights of an4, fsdd, speech_commands_mini and synthetic 
 }
 home=data/synth/home/train.jsonl
 cut=(data/cut/home.jsonl=3 data/cut/other.jsonl=0.3)
-last alnum-8a "$runs/alnum-mean" 6 5 16 0.3 "${cut[@]}" $home=0.3 data/synth/prose/train.jsonl=0.1 --steps 5000 \
+eighth alnum-8a "$runs/alnum-mean" 6 5 16 0.3 "${cut[@]}" $home=0.3 data/synth/prose/train.jsonl=0.1 --steps 5000 \
     --seed 10 --learning-rate 8e-4 --silence 0.04 --microphone 0.25 --noise 0.3 --speed 0.15
-last alnum-8b "$runs/alnum-mean" 6 5 16 0.2 data/cut/home.jsonl=4 data/cut/other.jsonl=0.4 --steps 4000 \
+eighth alnum-8b "$runs/alnum-mean" 6 5 16 0.2 data/cut/home.jsonl=4 data/cut/other.jsonl=0.4 --steps 4000 \
     --seed 11 --learning-rate 6e-4 --silence 0.04 --microphone 0.3 --noise 0.5 --speed 0.17
 mean alnum-half "$runs/alnum-mean" "$runs/alnum-8a/last"
 quiet=(--silence 0.06 --noise-folder data/noise --microphone 0.25 --speed 0.15)
-last alnum-8c "$runs/alnum-half" 6 6 16 0.3 "${cut[@]}" $home=0.3 --steps 4500 --seed 12 --learning-rate 7e-4 \
+eighth alnum-8c "$runs/alnum-half" 6 6 16 0.3 "${cut[@]}" $home=0.3 --steps 4500 --seed 12 --learning-rate 7e-4 \
     --noise 0.35 "${quiet[@]}"
 mean alnum-third "$runs/alnum-mean=0.7" "$runs/alnum-8a/last=0.3"
-last alnum-8d "$runs/alnum-third" 7 9 20 0.3 "${cut[@]}" --steps 2500 --seed 13 --learning-rate 6e-4 \
+eighth alnum-8d "$runs/alnum-third" 7 9 20 0.3 "${cut[@]}" --steps 2500 --seed 13 --learning-rate 6e-4 \
     --noise 0.3 "${quiet[@]}"
 mean alnum-three "$runs/alnum-mean" "$runs/alnum-8b/last" "$runs/alnum-8c/last=2"
-last alnum-8e "$runs/alnum-three" 6 8 16 0.3 "${cut[@]}" $home=0.2 --steps 4200 --seed 14 --learning-rate 6e-4 \
+eighth alnum-8e "$runs/alnum-three" 6 8 16 0.3 "${cut[@]}" $home=0.2 --steps 4200 --seed 14 --learning-rate 6e-4 \
     --noise 0.3 "${quiet[@]}"
 mean alnum "$runs/alnum-8c/last" "$runs/alnum-8d/last" "$runs/alnum-8e/last"
 

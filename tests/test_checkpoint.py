@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from focusasr import checkpoint as room
 from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from focusasr.config import TextConfig
 from focusasr.features import stack
+from focusasr.files import read_json
 from focusasr.settings import InputError
 from focusasr.tokenizer import train_tokenizer
 
@@ -226,3 +228,17 @@ def test_what_is_no_checkpoint_is_told_from_a_broken_one(tmp_path: Path) -> None
     (tmp_path / "sound.wav").touch()
     refused(tmp_path, "no checkpoint, it has no config.json; give a folder that 'focusasr train' wrote")
     refused(tmp_path / "sound.wav", "no checkpoint, it is no folder, and no .pt")
+
+
+def test_the_readme_has_the_figures_of_the_card_and_these_are_the_measured_ones() -> None:
+    folder = find_checkpoint(None)
+    measured = read_json(folder / "metrics.json")["test"]
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for name, figures in measured.items():
+        (row,) = re.findall(rf"^\| {re.escape(name)} \|.*\|$", card, re.M)
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        plain = figures["basic"]
+        assert cells[1:3] == [str(plain["utterances"]), str(plain["words"])]
+        assert cells[3].startswith(f"{100 * plain['wer']:.1f} (") and cells[4] == f"{100 * plain['cer']:.1f}"
+        assert row in readme, name

@@ -117,6 +117,7 @@ def test_lhotse_recordings_with_supervisions(tmp_path):
 
 def test_what_lhotse_changes_as_it_reads_is_refused_and_custom_keys_give_way(tmp_path):
     recording = {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "r.wav"}], "sampling_rate": 16_000}
+    recording["transforms"] = [{"name": "Resample", "kwargs": {"target_sampling_rate": 16_000}}]  # which is done anyway
     said = {"id": "s", "start": 0.0, "duration": 1.0, "channel": 0, "text": "one"}
     custom = {"offset": 10.0, "text": "raw", "mood": "calm"}
     faster = {**recording, "transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]}

@@ -107,6 +107,8 @@ class OnMps(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.cpu:
             return args[0].as_subclass(Tensor)
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+            return torch.device("mps")
         found = super().__torch_function__(func, types, args, kwargs or {})
         if isinstance(found, Tensor) and found.dtype == torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype")

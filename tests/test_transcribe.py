@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from focusasr.audio import Source, load
+from focusasr.augment import noise_alone
 from focusasr.checkpoint import find_checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.engine import State
@@ -115,6 +116,14 @@ def test_text_invented_on_silence(recognizer: Recognizer, kind: str) -> None:
         write(f"{n}.wav", NOISES[kind](draw, n)) for n in (SAMPLE_RATE_HZ, 5 * SAMPLE_RATE_HZ, 60 * SAMPLE_RATE_HZ)
     ]
     assert texts(list(recognizer.transcribe(sources))) == ["", "", ""]
+
+
+def test_text_invented_on_brief_noise(recognizer: Recognizer) -> None:
+    """Noise as brief as a word, which is heard with silence behind it, looks like one to who never met it."""
+    draw = np.random.default_rng(0)
+    sounds = [noise_alone(int(draw.uniform(0.05, 0.39) * SAMPLE_RATE_HZ), draw) for _ in range(200)]
+    sources = [write(f"{place}.wav", sound) for place, sound in enumerate(sounds)]
+    assert set(texts(list(recognizer.transcribe(sources)))) == {""}
 
 
 def test_a_loop_is_cut(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
