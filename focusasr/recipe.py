@@ -98,7 +98,7 @@ def changes(begun: dict[str, Any], run: Run) -> list[str]:
             f"into another --output-dir{weights}"
         )
     names = {key: "training manifests" if key == ("data", "train") else as_typed(key[1]) for key in other}
-    told = [f"{names[key]} {_said(value)} (was {_said(was)})" for key, (was, value) in other.items()]
+    told = [f"{names[key]} {_changed(was, value)}" for key, (was, value) in other.items()]
     return [f"other than before, and counts from here on: {', '.join(told)}"] if told else []
 
 
@@ -129,6 +129,15 @@ def _table(value: Any) -> dict[str, Any]:
 def _said(value: Any) -> str:
     """Return a value as it is typed for an option."""
     return "none" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _changed(was: Any, value: Any) -> str:
+    """Return what became of a setting; of a list only what came and what went."""
+    if not (isinstance(was, list) and isinstance(value, list)):
+        return f"{_said(value)} (was {_said(was)})"
+    new, gone = [one for one in value if one not in was], [one for one in was if one not in value]
+    parts = [f"{word} {_said(some)}" for word, some in (("with", new), ("without", gone)) if some]
+    return " and ".join(parts) or "in another order"
 
 
 def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:

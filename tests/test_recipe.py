@@ -17,7 +17,7 @@ from tones import TINY, write_song_book
 
 from focusasr.config import ModelConfig, TrainConfig
 from focusasr.files import read_json
-from focusasr.recipe import Run
+from focusasr.recipe import Run, changes
 from focusasr.settings import InputError
 from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog
@@ -81,14 +81,21 @@ def test_other_settings_count_and_are_said(tmp_path: Path, songs: Path) -> None:
         settings=dataclasses.replace(run.settings, steps=2, weight_decay=0.5),
     )  # fmt: skip
     said = (
-        f"other than before, and counts from here on: training manifests {songs}=2 (was {songs}), --dev none (was "
-        f"{songs}), --steps 2 (was 1), --weight-decay 0.5 (was 0.05), --dropout 0.2 (was 0.0)"
+        f"other than before, and counts from here on: training manifests with {songs}=2 and without {songs}, --dev "
+        f"without {songs}, --steps 2 (was 1), --weight-decay 0.5 (was 0.05), --dropout 0.2 (was 0.0)"
     )
     trainer = Trainer(other, torch.device("cpu"), resume=True)
     assert [line for line in trainer.summary() if line.startswith("other than")] == [said]
     assert [group["weight_decay"] for group in trainer.stepper.optimizer.param_groups] == [0.5, 0.0]
     again = Trainer(run, torch.device("cpu"), resume=True)
     assert not [line for line in again.summary() if "counts from here on" in line]
+
+
+def test_another_order_of_manifests_is_said(tmp_path: Path, songs: Path) -> None:
+    run = dataclasses.replace(made_run(tmp_path / "run", songs, steps=1), train=(f"{songs}", f"{songs}=2"))
+    turned = dataclasses.replace(run, train=run.train[::-1])
+    (line,) = changes({"run": run.to_json()}, turned)
+    assert line.endswith("counts from here on: training manifests in another order")
 
 
 def test_a_run_that_is_done_says_how_to_go_on(tmp_path: Path, songs: Path) -> None:
