@@ -118,19 +118,23 @@ def _lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
     texts = [line.rstrip("\r\n") for line in read_lines(path)]
     if path.suffix.lower() in JSON_SUFFIXES:
         return list(_json_lines(path, texts, keys))
-    written = [text for text in texts if text.strip()]
-    if written and all("\t" in text for text in written):
-        return [_tabbed(number, text) for number, text in enumerate(texts, 1) if text.strip()]
+    if path.suffix.lower() == ".csv":
+        raise InputError(f"{path}: commas part names and texts in many ways; write PATH<TAB>TEXT lines or JSON Lines")
     if path.suffix.lower() == ".trn":
         return list(_trn_lines(path, texts))
     if path.name == "text":
-        split = ((number, text.strip().partition(" ")) for number, text in enumerate(texts, 1) if text.strip())
-        return [Line(number, words.strip(), (key,)) for number, (key, _, words) in split]
+        split = ((number, [*text.split(maxsplit=1), ""]) for number, text in enumerate(texts, 1) if text.strip())
+        return [Line(number, words.strip(), (key,)) for number, (key, words, *_) in split]
+    if any("\t" in text for text in texts):
+        return [_tabbed(path, number, text) for number, text in enumerate(texts, 1) if text.strip()]
     return [Line(number, text) for number, text in enumerate(texts, 1)]  # an empty line is an empty text
 
 
-def _tabbed(number: int, text: str) -> Line:
-    name, _, words = text.partition("\t")
+def _tabbed(path: Path, number: int, text: str) -> Line:
+    """Return a line of a name, a tab and a text; a name alone has lost its tab to an editor, and its text is empty."""
+    name, tab, words = text.partition("\t")
+    if not tab and " " in text.strip():
+        raise InputError(f"{path}, line {number}: no tab, where other lines have one behind the name; correct the line")
     return Line(number, words, (name.strip(),))
 
 

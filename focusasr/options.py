@@ -44,23 +44,34 @@ LONGEST_CHOICES = 50  # characters of what may be chosen, beside the option's na
 NONE = "none"  # what is typed for a setting that may be none, and what stands for it until it is read
 
 
-def number(kind: type, may_be_none: bool = False, least: float = -math.inf) -> Callable[[Any], Any]:
-    """Return what reads a number of at least `least`, and perhaps "none" in any case, as NONE."""
-    wanted = IN_WORDS[kind] + (f", at least {least}" if least > -math.inf else "") + (" or none" if may_be_none else "")
+def number(
+    kind: type, may_be_none: bool = False, least: float = -math.inf, most: float = math.inf
+) -> Callable[[Any], Any]:
+    """Return what reads a number from `least` to `most`, and perhaps "none" in any case, as NONE."""
+    bounds = [f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if math.isfinite(bound)]
+    wanted = ", ".join([IN_WORDS[kind], *bounds]) + (" or none" if may_be_none else "")
 
     def read(text: Any) -> Any:
         if may_be_none and str(text).strip().lower() == NONE:
             return NONE
         with suppress(ValueError):
-            if (value := kind(text)) >= least or math.isnan(value):  # what is no number is refused with its setting
+            if least <= (value := kind(text)) <= most or math.isnan(
+                value
+            ):  # what is no number is refused with its setting
                 return value
         raise typer.BadParameter(f"{shlex.quote(str(text))}; wanted: {wanted}")
 
     return read
 
 
+MOST_THREADS = 1024  # PyTorch would start 100,000 as well, and stall the machine
 ThreadsOption = Annotated[
-    int, typer.Option(help="CPU threads; 0 leaves the choice to PyTorch", parser=number(int, least=0), metavar="<int>")
+    int,
+    typer.Option(
+        help="CPU threads; 0 leaves the choice to PyTorch",
+        parser=number(int, least=0, most=MOST_THREADS),
+        metavar="<int>",
+    ),
 ]
 
 

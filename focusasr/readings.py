@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from focusasr.audio import AUDIO_SUFFIXES
 from focusasr.manifest import Utterance
 from focusasr.settings import LONGEST_SECONDS, InputError, shown
+
+MEANT = ("offset", "duration", "speaker", "language", "split", "id")  # columns beside audio and text
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,9 @@ def to_seconds(cell: object, key: str, where: str) -> float | None:
     if not 0 <= number <= LONGEST_SECONDS:
         raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {shown(cell)}")
     return number
+
+
+def usual_name(column: str, header: Collection[str]) -> str:
+    """Return a column's name in small letters, where it then means something and no other column has it."""
+    small = column.lower()
+    return small if small in MEANT and small not in header else column

@@ -13,7 +13,7 @@ from focusasr.audio import AUDIO_SUFFIXES, find_sources
 from focusasr.kaldi import is_kaldi, read_kaldi
 from focusasr.lhotse import is_lhotse, read_lhotse
 from focusasr.manifest import KEYS, Utterance, numbered_lines, parse_line
-from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds
+from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds, usual_name
 from focusasr.settings import InputError, parse_json
 from focusasr.subtitles import read_subtitles, subtitles_of
 from focusasr.tables import delimiter_of, first_line, pick_column, read_header, read_lines, read_rows, require_column
@@ -211,7 +211,8 @@ def _audio_files(path: Path) -> list[Path]:
 
 
 def _sidecar(audio: Path) -> Path | None:
-    return next((path for path in map(audio.with_suffix, SIDECAR_SUFFIXES) if path.is_file()), None)
+    suffixes = (form for suffix in SIDECAR_SUFFIXES for form in (suffix, suffix.upper()))
+    return next((path for path in map(audio.with_suffix, suffixes) if path.is_file()), None)
 
 
 # Tables with a header, and Common Voice, which is one
@@ -283,7 +284,8 @@ def _found_in_row(table: _Table, named: tuple[str, str], others: dict[str, str],
     if not audio.strip() or "\0" in audio:
         return Reject("broken row", f"{where}: the cell with the audio file's name is empty or binary", text=text)
     path = locate(table.folder, audio.strip())
-    extra = {table.renamed.get(key, key): value for key, value in others.items() if key and value.strip()}
+    cells = {usual_name(key, others): value for key, value in others.items() if key and value.strip()}
+    extra = {table.renamed.get(key, key): value for key, value in cells.items()}
     offset, duration = extra.pop("offset", None), extra.pop("duration", None)
     part = {"offset": offset, "duration": duration} if offset else {}
     for key in ("audio_filepath", "text"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from focusasr.config import TextConfig
 from focusasr.manifest import Utterance
 from focusasr.settings import SettingError
+from focusasr.text import apply_policy
 
+BARE = TextConfig(case="lower", punctuation="remove")
 NAMES = {2: ("train", "dev"), 3: ("train", "dev", "test")}
 
 
@@ -67,9 +71,14 @@ def divide(
 
 
 def key_of(utterance: Utterance, key: str) -> str:
-    """Return an utterance's value of a key as it counts for being the same; empty where it has none."""
-    value = utterance.text.casefold() if key == "text" else utterance.extra.get(key)
-    return "" if value is None else str(value)
+    """Return an utterance's value of a key as it counts for being the same; empty where it has none.
+
+    Sentences that differ in case, punctuation or the way accents are encoded are the same.
+    """
+    value = utterance.extra.get(key)
+    if key == "text":
+        value = apply_policy(utterance.text.casefold(), BARE) or utterance.text
+    return "" if value is None else unicodedata.normalize("NFC", str(value)).strip()
 
 
 def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ class Cue:
 
 def subtitles_of(audio: Path) -> Path | None:
     """Return the subtitle file beside a recording, if there is one."""
-    beside = (audio.with_suffix(suffix) for suffix in SUBTITLE_SUFFIXES)
+    beside = (audio.with_suffix(form) for suffix in SUBTITLE_SUFFIXES for form in (suffix, suffix.upper()))
     return next((path for path in beside if path.is_file()), None)
 
 

@@ -13,7 +13,8 @@ from focusasr.settings import InputError, SettingError, UsageError, as_typed
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["transcribe", "x.wav", "--threads", "-1"], "--threads -1; wanted: a whole number, at least 0"),
+        (["transcribe", "x.wav", "--threads", "-1"], "--threads -1; wanted: a whole number, at least 0, at most 1024"),
+        (["evaluate", "m", "--threads", "2000"], "--threads 2000; wanted: a whole number, at least 0, at most 1024"),
         (["transcribe", "x.wav", "--batch_size", "0"], "--batch-size 0; wanted: at least 1"),
         (["transcribe", "x.wav", "--temperature", "nan"], "--temperature nan; wanted: a finite number"),
         (["transcribe", "x.wav", "--task", "sing"], "--task sing; wanted: transcribe, translate"),

@@ -265,6 +265,14 @@ def test_shares_that_cannot_be_are_refused(wrong):
         parse_shares(wrong)
 
 
+def test_sentences_that_differ_in_writing_alone_share_a_split():
+    forms = ("caf\u00e9 num\u00e9ro {}", "cafe\u0301 nume\u0301ro {}", "Caf\u00e9, num\u00e9ro {}!")
+    utterances = [kept(form.format(n), name=f"{n} {form}").utterance for n in range(30) for form in forms]
+    names = divide(utterances, parse_shares("60/20/20"), ["text"])
+    assert set(names) == {"train", "dev", "test"}
+    assert all(len(set(names[first : first + 3])) == 1 for first in range(0, 90, 3))
+
+
 def test_preprocess_writes_the_splits_and_they_leak_nothing(tmp_path):
     folder = tmp_path / "in"
     write(folder, **{f"u{index}": tone(0.2, hz=200 + 20 * index) for index in range(20)})

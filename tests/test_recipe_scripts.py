@@ -1,4 +1,4 @@
-"""The scripts that make the default model: words and pauses cut out of recordings, the mean of two checkpoints."""
+"""The scripts that make the default model: words and pauses cut out of recordings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from focusasr.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from focusasr.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import average  # noqa: E402
 import cut_noise  # noqa: E402
 import cut_words  # noqa: E402
 
@@ -56,20 +53,3 @@ def test_what_is_no_speech_is_cut_from_both_ends(
     assert 0.4 < len(before) / rate < 0.9 and 1.4 < len(behind) / rate < 2.0
     assert max(abs(before).max(), abs(behind).max()) < 0.06
     assert capsys.readouterr().out.startswith("2 stretches, 0.0 minutes")
-
-
-def test_a_mean_of_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = find_checkpoint("default")
-    other = load_checkpoint(first)
-    with torch.no_grad():
-        for weight in other.model.parameters():
-            weight.add_(1.0)
-    save_checkpoint(tmp_path / "other", other, {"train": {"steps": 3}})
-    monkeypatch.setattr(
-        sys, "argv", ["average.py", str(tmp_path / "mean"), str(first), f"{first}=2", str(tmp_path / "other")]
-    )
-    average.main()
-    before, mean = load_checkpoint(first).model, load_checkpoint(tmp_path / "mean").model
-    for (name, old), new in zip(before.named_parameters(), mean.parameters(), strict=True):
-        torch.testing.assert_close(new, old + 0.25, msg=name)
-    assert json.loads((tmp_path / "mean" / "config.json").read_text())["run"] == {"train": {"steps": 3}}

@@ -41,6 +41,13 @@ def test_sidecars_keep_their_place_and_join_lines(tmp_path):
     assert [(item.kind, item.audio) for item in rejects] == [("no text", tmp_path / "b" / "lonely.ogg")]
 
 
+def test_suffixes_in_capitals(tmp_path):
+    touch(tmp_path / "A.WAV")
+    table(tmp_path / "A.TXT", "hello")
+    (item,), rejects = read(tmp_path)
+    assert (item.utterance.text, rejects) == ("hello", [])
+
+
 def test_one_audio_file_is_a_corpus(tmp_path):
     touch(tmp_path / "one.v2.wav")
     table(tmp_path / "one.v2.txt", "hello")
@@ -100,6 +107,9 @@ def test_offset_column_chooses_a_part(tmp_path):
     table(tmp_path / "t.tsv", "\n".join(rows))
     (item,), rejects = read(tmp_path / "t.tsv")
     assert (item.utterance.offset, item.utterance.duration) == (1.5, 2.0)
+    table(tmp_path / "u.csv", "Audio,Text,Offset,Duration,Speaker\na.wav,one,1.5,2,A\n")
+    (item,), _ = read(tmp_path / "u.csv")
+    assert (item.utterance.offset, item.utterance.duration, item.utterance.extra) == (1.5, 2.0, {"speaker": "A"})
     assert [reject.reason.split(": ")[0] for reject in rejects] == [f"{tmp_path / 't.tsv'}, line {n}" for n in (3, 4)]
 
 
