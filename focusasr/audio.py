@@ -58,21 +58,37 @@ class Source:
         return self.path if self.path.isprintable() and self.path else repr(self.path)
 
 
-def find_sources(inputs: Iterable[str], repeated: Callable[[Source], object] = lambda source: None) -> list[Source]:
+def find_sources(
+    inputs: Iterable[str],
+    repeated: Callable[[Source], object] = lambda source: None,
+    barren: Callable[[InputError], object] | None = None,
+) -> list[Source]:
     """Return the recordings that files, folders, globs and "-" stand for, in the order given, each path once.
 
-    `repeated` is told of those that are left out because they came before.
+    `repeated` is told of those that are left out because they came before, `barren`, where there is one, of folders and
+    globs that stand for nothing, while others stand for something.
 
     A folder stands for every file in and below it that has a suffix of sound, sorted, hidden ones left out; a glob for
     what it matches, sorted. A name that exists is never taken for a glob. A file that is missing stays in the list, so
     that it fails alone and later. InputError where a folder or glob, or the whole list, stands for nothing.
     """
     found: dict[str, Source] = {}
+    wrong: list[InputError] = []
     for name in inputs:
-        for path in _expand(name):
+        try:
+            paths = _expand(name)
+        except InputError as error:
+            wrong.append(error)
+            continue
+        for path in paths:
             source = Source(path)
             if found.setdefault(path if path == STDIN else os.path.abspath(path), source) is not source:
                 repeated(source)
+    if wrong and (barren is None or not found):
+        raise wrong[0]
+    if barren is not None:
+        for nothing in wrong:
+            barren(nothing)
     if not found:
         raise InputError("no recordings given; name files, folders, globs or - for standard input")
     return list(found.values())

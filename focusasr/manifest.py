@@ -100,9 +100,9 @@ def parse_line(
     try:
         row = parse_json(line)
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}); correct or delete the line"
-        ) from None
+        listed = line.lstrip().startswith("[")
+        remedy = "write an object per line, no list around them" if listed else "correct or delete the line"
+        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno}); {remedy}") from None
     except ValueError as error:
         raise InputError(f"{where}: not a flat JSON object ({error}); correct or delete the line") from None
     if not isinstance(row, dict):

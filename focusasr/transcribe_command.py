@@ -86,32 +86,37 @@ def transcribe(
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
     formats = _formats(output_format or ["all"])
     repeated: list[Source] = []
-    sources = find_sources(files, repeated.append)
-    several = len(sources) + len(repeated) > 1
+    barren: list[InputError] = []
+    sources = find_sources(files, repeated.append, barren.append)
+    several = len(sources) + len(repeated) + len(barren) > 1
     subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
     choice = ModelChoice(model, device, threads, local_files_only, model_dir)
     loaded = load_recognizer(choice, given, subtitles)
-    tell_remarks(loaded, repeated)
+    tell_remarks(loaded, repeated, barren)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
     if output_dir is None or str(output_dir) == "-":
         _check_printing(several, formats, skip_existing)
-        deliver(loaded, sources, lambda outcomes: print_texts(outcomes, several, formats[0], output))
+        deliver(loaded, sources, lambda outcomes: print_texts(outcomes, several, formats[0], output), len(barren))
         return
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
     writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
     noisy = loaded.is_whisper and output.verbose and not isinstance(sys.stdout, Closed)
     notes = again.notes if again else None
-    deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output, noisy), notes)
+    deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output, noisy), len(barren), notes)
 
 
 def deliver(
     loaded: Loaded,
     sources: list[Source],
     give: Callable[[Iterator[Outcome]], int],
+    barren: int = 0,
     notes: Notes | None = None,
 ) -> None:
-    """Transcribe, and give the outcomes to what prints or writes them and counts failures; exit status 1 with any."""
+    """Transcribe, and give the outcomes to what prints or writes them and counts failures; exit status 1 with any.
+
+    `barren` inputs, which stand for no file, count as failures.
+    """
     from focusasr.audio import STDIN, total_seconds
 
     processes = loaded.processes
@@ -125,7 +130,7 @@ def deliver(
         else:
             failed = 0  # the main process tells
             deque(outcomes, maxlen=0)
-    _leave_with(failed, len(sources))
+    _leave_with(failed + barren, len(sources) + barren)
 
 
 def _leave_with(failed: int, count: int) -> None:
@@ -174,10 +179,10 @@ def shared_work(processes: Processes) -> Iterator[None]:
     leave(processes)
 
 
-def tell_remarks(loaded: Loaded, repeated: Sequence[Source] = ()) -> None:
+def tell_remarks(loaded: Loaded, repeated: Sequence[Source] = (), barren: Sequence[InputError] = ()) -> None:
     """Say on stderr what of the settings cannot be honored, and of the files is left out, once for all processes."""
     again = [f"each file is heard once; left out what is given again, such as {one.name}" for one in repeated[:1]]
-    for remark in loaded.remarks + again if loaded.processes.main else ():
+    for remark in [*loaded.remarks, *again, *map(str, barren)] if loaded.processes.main else ():
         say(f"focusasr: {remark}")
 
 

@@ -24,6 +24,7 @@ FOCUS = {
     "attention", "decoder_attention", "max_span", "initial_span", "ramp", "win_size", "temperature", "sharpen_longer",
     "temp_scale",
 }  # fmt: skip
+OF_TOKENS = ("tokens", "vocabulary_size", "case")  # of [text]: what the source's tokens were made by
 
 
 def find_source(
@@ -54,7 +55,12 @@ def settings_from(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any
         if not same and name not in FREE and (hybrid or name not in FOCUS):
             found = f"{shown(there[name])}, as" if name in there else "the size"
             raise SettingError(name, value, f"{found} in the checkpoint to start from; leave it out")
-    text = {**to_settings(source.tokenizer.policy), **settings.get("text", {})}
+    policy = to_settings(source.tokenizer.policy)
+    fixed = ("tokens", "vocabulary_size") if isinstance(source.tokenizer, WhisperTokenizer) else OF_TOKENS
+    for name, value in settings.get("text", {}).items():
+        if name in fixed and value != policy[name]:
+            raise SettingError(name, value, f"{shown(policy[name])}, as in the checkpoint to start from; leave it out")
+    text = {**policy, **settings.get("text", {})}
     return {**settings, "model": {**there, **given}, "text": text}
 
 

@@ -92,7 +92,7 @@ def make_bad_input(kind: str, sample: Path) -> str:
     return name
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "nan"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "nan", "folder", "*"])
 def test_what_cannot_be_heard_is_named_in_one_line_and_the_others_go_on(
     run, sample: Path, heard: str, kind: str
 ) -> None:

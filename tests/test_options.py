@@ -78,6 +78,18 @@ def test_a_wrong_value_is_told_as_it_is_typed(run, arguments: list[str], said: s
             2,
             "run.toml [model]: heads is 2; wanted: 4, as in the checkpoint to start from; leave it out",
         ),
+        (
+            '[train]\ninit_from = "default"',
+            ["--case", "upper"],
+            2,
+            "--case upper; wanted: 'lower', as in the checkpoint to start from; leave it out",
+        ),
+        (
+            '[train]\ninit_from = "default"',
+            ["--tokens", "bpe"],
+            2,
+            "--tokens bpe; wanted: 'characters', as in the checkpoint to start from; leave it out",
+        ),
     ],
 )
 def test_of_a_file_its_table_and_of_an_option_its_name(
