@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,15 +57,14 @@ def evaluate(
     from focusasr.breakdown import check_slices, take_apart, to_json
     from focusasr.evaluation_page import write_evaluation_page
     from focusasr.evaluation_table import print_table
-    from focusasr.hypotheses import read_hypotheses
 
     config = read_options(EvaluationConfig, given[EvaluationConfig])
     _spare({"--output": output, "--html": html}, (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
-    others = read_hypotheses(against, utterances) if against else None
+    others = _texts(against, utterances) if against else None
     if hypotheses:
-        texts, recall = read_hypotheses(hypotheses, utterances), None
+        texts, recall = _texts(hypotheses, utterances), None
         evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
     else:
         choice = ModelChoice(model, device, threads, local_files_only)
@@ -91,6 +90,17 @@ def evaluate(
         recall.forget()
     if _too_many_errors(evaluation, config) or evaluation.failures or bad_lines:
         raise typer.Exit(1)
+
+
+def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
+    """Read the texts of utterances; of how many there is none is said on stderr, and the first is named."""
+    from focusasr.hypotheses import read_hypotheses
+
+    texts = read_hypotheses(path, utterances)
+    missing = [one for one, text in zip(utterances, texts, strict=True) if text is None]
+    for first in missing[:1]:
+        say(f"focusasr: {path}: no text for {len(missing)} of {len(utterances)} utterances, such as {first.audio}")
+    return texts
 
 
 def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> None:

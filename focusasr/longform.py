@@ -182,6 +182,7 @@ class WhisperRecognizer:
         longform: LongformConfig,
     ) -> None:
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
+        search.fit(checkpoint.model.config.vocabulary)
         self.aligner = checkpoint.model.decoder if config.word_timestamps else None
         self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES

@@ -44,9 +44,16 @@ class SearchConfig:
         require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", self.no_repeat_ngram_size, "at least 0")
         warmer = self.temperature_increment_on_fallback
         require(warmer is None or warmer > 0, "temperature_increment_on_fallback", warmer, "above 0, or none")
-        numbers = (part.strip().removeprefix("-").isdigit() for part in self.suppress_tokens.split(","))
+        numbers = (part.strip() == "-1" or part.strip().isdigit() for part in self.suppress_tokens.split(","))
         fine = not self.suppress_tokens or all(numbers)
-        require(fine, "suppress_tokens", self.suppress_tokens, "ids with commas between")
+        require(fine, "suppress_tokens", self.suppress_tokens, "ids with commas between, or -1 for signs not spoken")
+
+    def fit(self, vocabulary: int) -> None:
+        """Refuse what a model of so many tokens cannot do: SettingError."""
+        largest = max(map(int, self.suppress_tokens.split(","))) if self.suppress_tokens else -1
+        has = f"this model has {vocabulary} tokens"
+        require(largest < vocabulary, "suppress_tokens", self.suppress_tokens, f"ids below {vocabulary}: {has}")
+        require((self.beam_size or 1) <= vocabulary, "beam_size", self.beam_size, f"at most {vocabulary}: {has}")
 
     @property
     def temperatures(self) -> list[float]:

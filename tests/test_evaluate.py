@@ -186,6 +186,15 @@ def test_table_tells_the_rate_its_interval_and_the_normalizer():
     assert "none" in text.split("normalizer")[1]
 
 
+def test_utterances_without_a_text_are_named(run):
+    Path("refs.txt").write_text("a.wav\tone\nb.wav\ttwo\nc.wav\tthree\n")
+    Path("some.txt").write_text("b.wav\ttwo\n")
+    result = run("evaluate", "refs.txt", "--hypotheses", "some.txt")
+    assert (result.status, result.err) == (1, "focusasr: some.txt: no text for 2 of 3 utterances, such as a.wav\n")
+    result = run("evaluate", "refs.txt", "--hypotheses", "refs.txt", "--against", "some.txt")
+    assert (result.status, result.err) == (0, "focusasr: some.txt: no text for 2 of 3 utterances, such as a.wav\n")
+
+
 def test_one_recording_gives_no_interval_anywhere(run):
     for name, text in (("refs.txt", "a b c d"), ("hyps.txt", "a b c x"), ("worse.txt", "x")):
         Path(name).write_text(f"{text}\n")

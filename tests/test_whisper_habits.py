@@ -110,6 +110,14 @@ def test_a_language_is_detected_and_written(run, model: Path, talk: str) -> None
     assert "did you mean German?" in run("transcribe", talk, "--model", model, "--language", "Germn").err
 
 
+@pytest.mark.parametrize(("option", "value"), [("suppress-tokens", "1,99999"), ("beam-size", "99999")])
+def test_what_a_model_has_too_few_tokens_for_is_refused(run, model: Path, talk: str, option: str, value: str) -> None:
+    result = run("transcribe", talk, "--model", model, "-o", "-", f"--{option}", value)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.splitlines()[-1].startswith(f"focusasr: --{option} {value}; wanted: ")
+    assert "this model has" in result.err
+
+
 def test_batches_read_the_same_sound(run, model: Path, talk: str) -> None:
     result = run(
         "transcribe", talk, talk, "--model", model, "--batched", "True", "--batch_size", "2", "-o", "out", "-f", "json"
