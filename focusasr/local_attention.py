@@ -11,8 +11,8 @@ What query i may see of key j, for a radius r and a soft edge of width `ramp`:
                              0    r-ramp r
 
 Three paths give the same result: `_dense` for short passes and caches, `_blocked` in PyTorch's fused attention for any
-device, and on a CPU with few threads `Stretches`, which keeps what it works on within the cache of one core, head by
-head, each with its own reach.
+device, and on a CPU with few threads `Stretches`, which takes short batches whole, and of long ones keeps what it works
+on within the cache of one core, head by head, each with its own reach.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 from focusasr.device import one_thread
 
 STRETCH_STEPS = 512  # what one product of `Stretches` covers: its scores, some 512 x 160, fit the second-level cache
+FEW_SCORES = 2**21  # a batch with no more of them is one product: calls cost more than what the cache saves
 FEW_THREADS = 2  # one thread within its cache beats two in the fused attention; of more nothing is known
 
 
@@ -177,124 +178,145 @@ def _stretched(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | N
     reach = int(reaches.max())
     positions = torch.arange(reach + window.block + (0 if window.causal else reach))
     bias = window.bias(positions[reach : reach + window.block], positions).to(q.dtype)
-    factor = (1.0 / (temperature * head_width**0.5)).to(q.dtype).expand(batch, heads)
+    factor = (1.0 / (temperature * head_width**0.5)).to(q.dtype)
     seen = torch.ones(1, steps, dtype=torch.bool) if mask is None else mask
     tiles = list(_tiles(reaches.tolist(), window, seen.expand(batch, steps)))
-    out: Tensor = Stretches.apply(q, k, v, bias.expand(batch, heads, -1, -1), factor, tiles)
+    out: Tensor = Stretches.apply(q * factor[..., None, None], k, v, bias.expand(batch, heads, -1, -1), tiles)
     return out
 
 
 class Tile(NamedTuple):
-    """One stretch of one head of one utterance: queries from step `start` on, in blocks, and how far they look."""
+    """One stretch of some heads of some utterances: queries from step `start` on, in blocks, and how far they look.
 
-    row: int
-    head: int
+    G is the number of heads in it, of all its utterances R together.
+    """
+
+    rows: slice
+    heads: slice
     start: int
     blocks: int
     block: int
     behind: int
     width: int  # of what a block may see
     spare: int  # columns of the bias, on the left, that only heads with a longer reach have
-    seen: Tensor | None  # (N, 1, W); None where all of it is seen
+    hidden: Tensor | None  # (R, 1, N, 1, W), -inf where a key is not seen, else 0; None where all of them are
 
     def queries(self, x: Tensor) -> Tensor:
-        """Return the blocks of x (B, H, T, E) as (N, block, E), zeros beyond the end."""
+        """Return the blocks of x (B, H, T, E) as (G N, block, E), zeros beyond the end."""
         end = self.start + self.blocks * self.block
-        return _rows(x[self.row, self.head], self.start, end).unflatten(0, (self.blocks, self.block))
+        return _steps(x[self.rows, self.heads], self.start, end).reshape(-1, self.block, x.shape[3])
 
     def windows(self, x: Tensor) -> Tensor:
-        """Return what each block may see of x (B, H, T, E) as (N, E, W): a view, but at the ends of x."""
+        """Return what each block may see of x (B, H, T, E) as (G N, W, E): of one head a view, but at the ends of x."""
         start = self.start - self.behind
-        near = _rows(x[self.row, self.head], start, start + (self.blocks - 1) * self.block + self.width)
-        return near.unfold(0, self.width, self.block)
+        near = _steps(x[self.rows, self.heads], start, start + (self.blocks - 1) * self.block + self.width)
+        return near.unfold(2, self.width, self.block).mT.flatten(0, 2)
 
     def bias(self, x: Tensor) -> Tensor:
-        """Return this head's part (block, W) of biases or their gradients, a view."""
-        return x[self.row, self.head, :, self.spare : self.spare + self.width]
+        """Return these heads' part (R, H, block, W) of biases or their gradients, a view."""
+        return x[self.rows, self.heads, :, self.spare : self.spare + self.width]
+
+    def scores(self, bias: Tensor, x: Tensor) -> Tensor:
+        """Return scores (G N, block, W) as (R, H, N, block, W), a view, for a part of the bias."""
+        return x.view(*bias.shape[:2], self.blocks, self.block, self.width)
 
     def put(self, x: Tensor, blocks: Tensor) -> None:
-        """Write blocks (N, block, E) to their place in x (B, H, T, E)."""
-        place = x[self.row, self.head, self.start : self.start + self.blocks * self.block]
-        place.copy_(blocks.flatten(0, 1)[: len(place)])
+        """Write blocks (G N, block, E) to their place in x (B, H, T, E)."""
+        place = x[self.rows, self.heads, self.start : self.start + self.blocks * self.block]
+        place.copy_(blocks.view(*place.shape[:2], -1, x.shape[3])[:, :, : place.shape[2]])
 
     def add(self, x: Tensor, windows: Tensor) -> None:
-        """Add windows (N, W, E), which overlap, to their place in x (B, H, T, E)."""
+        """Add windows (G N, W, E), which overlap, to their place in x (B, H, T, E)."""
         rows, steps = (self.blocks - 1) * self.block + self.width, x.shape[2]
-        total = windows.new_zeros(rows, windows.shape[2])
+        place = x[self.rows, self.heads]
+        each = windows.view(*place.shape[:2], self.blocks, self.width, -1)
+        total = windows.new_zeros(*place.shape[:2], rows, x.shape[3])
         for first in range(0, self.width, self.block):
-            part = windows[:, first : first + self.block].mT
-            total[first : first + rows - self.width + part.shape[2]].unfold(0, part.shape[2], self.block).add_(part)
+            part = each[:, :, :, first : first + self.block].mT
+            length = part.shape[4]
+            total[:, :, first : first + rows - self.width + length].unfold(2, length, self.block).add_(part)
         start = self.start - self.behind
-        x[self.row, self.head, max(0, start) : start + rows].add_(total[max(0, -start) : steps - start])
+        place[:, :, max(0, start) : start + rows].add_(total[:, :, max(0, -start) : steps - start])
 
 
-def _rows(x: Tensor, start: int, end: int) -> Tensor:
-    """Return the rows `start` to `end` of x (T, E), zeros where they lie beyond its ends."""
-    inside = x[max(0, start) : end]
-    if len(inside) == end - start:
+def _steps(x: Tensor, start: int, end: int) -> Tensor:
+    """Return the steps `start` to `end` of x (…, T, E), zeros where they lie beyond its ends."""
+    inside = x[..., max(0, start) : end, :]
+    if inside.shape[-2] == end - start:
         return inside
-    return F.pad(inside, (0, 0, max(0, -start), max(0, end - len(x))))
+    return F.pad(inside, (0, 0, max(0, -start), max(0, end - x.shape[-2])))
 
 
 def _tiles(reaches: list[list[int]], window: Window, mask: Tensor) -> Iterator[Tile]:
-    """Yield the tiles of a batch, all heads of a stretch together, for masks (B, T) of the keys."""
-    reach, block = max(map(max, reaches)), window.block
-    most = max(1, STRETCH_STEPS // block)
+    """Yield the tiles of a batch for masks (B, T) of the keys: one of all, where it is small, else one a head."""
     everybody = bool((window.radius > 0).all())  # sees at least itself, where that is no padding
-    for row, start in itertools.product(range(mask.shape[0]), range(0, mask.shape[1], most * block)):
-        blocks = min(most, -(-(mask.shape[1] - start) // block))
+    longest, block, (batch, steps) = max(map(max, reaches)), window.block, mask.shape
+
+    def tile(rows: slice, heads: slice, start: int, blocks: int, behind: int) -> Tile:
+        width = behind + block + (0 if window.causal else behind)
+        first = start - behind
+        seen = _steps(mask[rows, :, None], first, first + (blocks - 1) * block + width)
+        clear = everybody and bool(seen.all())
+        hidden = None if clear else log_mask(seen.unfold(1, width, block)[:, None].to(window.radius.dtype))
+        return Tile(rows, heads, start, blocks, block, behind, width, longest - behind, hidden)
+
+    blocks = -(-steps // block)
+    if batch * len(reaches[0]) * blocks * block * (block + 2 * longest) <= FEW_SCORES:
+        yield tile(slice(None), slice(None), 0, blocks, longest)
+        return
+    most = max(1, STRETCH_STEPS // block)
+    for row, first in itertools.product(range(batch), range(0, blocks, most)):
         for head, behind in enumerate(reaches[row]):
-            width = behind + block + (0 if window.causal else behind)
-            seen = _rows(mask[row, :, None], start - behind, start - behind + (blocks - 1) * block + width)
-            clear = everybody and bool(seen.all())
-            windows = None if clear else seen.unfold(0, width, block)
-            yield Tile(row, head, start, blocks, block, behind, width, reach - behind, windows)
+            some = min(most, blocks - first)
+            yield tile(slice(row, row + 1), slice(head, head + 1), first * block, some, behind)
 
 
 class Stretches(torch.autograd.Function):
-    """Softmax attention tile by tile; what the backward pass needs is computed again, not kept."""
+    """Softmax attention tile by tile; of several, what the backward pass needs is computed again, not kept."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: Tensor, tiles: list[Tile]) -> Tensor:
-        """Return (B, H, T, E) for a bias (B, H, block, W) and factors of the scores (B, H)."""
-        ctx.save_for_backward(q, k, v, bias, factor)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, tiles: list[Tile]) -> Tensor:
+        """Return (B, H, T, E) for a bias (B, H, block, W); q is scaled already."""
         ctx.tiles = tiles
-        out = torch.empty_like(q)
-        factors = factor.tolist()
+        out, kept = torch.empty_like(q), []
         with one_thread():
             for tile in tiles:
-                weights = _weights(tile, tile.queries(q), tile.windows(k), bias, factors[tile.row][tile.head])
-                tile.put(out, weights @ tile.windows(v).mT)
+                weights = _weights(tile, tile.queries(q), tile.windows(k), bias)
+                tile.put(out, weights @ tile.windows(v))
+                kept += [weights] if len(tiles) == 1 else []
+        ctx.save_for_backward(q, k, v, bias, *kept)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of q, k, v, bias and factor."""
-        q, k, v, bias, factor = ctx.saved_tensors
+        """Return the gradients of q, k, v and bias."""
+        q, k, v, bias, *kept = ctx.saved_tensors
         (grad,) = grads
-        to_q, to_k, to_v, to_bias, to_factor = (torch.zeros_like(x) for x in (q, k, v, bias, factor))
-        factors = factor.tolist()
+        to_q, to_k, to_v, to_bias = (torch.zeros_like(x) for x in (q, k, v, bias))
         with one_thread():
             for tile in ctx.tiles:
-                sharp = factors[tile.row][tile.head]
                 queries, keys, asked = tile.queries(q), tile.windows(k), tile.queries(grad)
-                weights = _weights(tile, queries, keys, bias, sharp)
+                weights = kept[0] if kept else _weights(tile, queries, keys, bias)
                 tile.add(to_v, weights.mT @ asked)
-                scores = torch._softmax_backward_data(asked @ tile.windows(v), weights, -1, weights.dtype)
-                tile.add(to_k, scores.mT @ (queries * sharp))
-                mixed = scores @ keys.mT
-                tile.put(to_q, mixed * sharp)
-                tile.bias(to_bias).add_(scores.sum(dim=0))
-                to_factor[tile.row, tile.head] += (queries * mixed).sum()
-        return to_q, to_k, to_v, to_bias, to_factor, None
+                scores = torch._softmax_backward_data(asked @ tile.windows(v).mT, weights, -1, weights.dtype)
+                tile.add(to_k, scores.mT @ queries)
+                tile.put(to_q, scores @ keys)
+                part = tile.bias(to_bias)
+                part.add_(tile.scores(part, scores).sum(dim=2))
+        return to_q, to_k, to_v, to_bias, None
 
 
-def _weights(tile: Tile, queries: Tensor, keys: Tensor, bias: Tensor, factor: float) -> Tensor:
-    """Return a tile's softmax (N, block, W), zeros throughout where a query may see nothing."""
-    scores = torch.baddbmm(tile.bias(bias), queries, keys, alpha=factor)
-    if tile.seen is None:
+def _weights(tile: Tile, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    """Return a tile's softmax (G N, block, W), zeros throughout where a query may see nothing."""
+    part = tile.bias(bias)
+    if part.shape[:2] == (1, 1):
+        scores = torch.baddbmm(part[0, 0], queries, keys.mT)
+    else:
+        scores = queries @ keys.mT
+        tile.scores(part, scores).add_(part[:, :, None])
+    if tile.hidden is None:
         return scores.softmax(dim=-1)
-    scores.masked_fill_(~tile.seen, -torch.inf)
+    tile.scores(part, scores).add_(tile.hidden)
     blind = scores.amax(dim=-1, keepdim=True) == -torch.inf
     return scores.softmax(dim=-1).masked_fill_(blind, 0.0)

@@ -212,6 +212,7 @@ def test_short_spans_cost_less_and_change_nothing(monkeypatch: pytest.MonkeyPatc
     nn.init.zeros_(module.span_pred.linear.weight)
     nn.init.constant_(module.span_pred.linear.bias, -4.0)  # radius 2.7 of 40
     monkeypatch.setattr(local_attention, "FEW_THREADS", torch.get_num_threads())
+    monkeypatch.setattr(local_attention, "FEW_SCORES", 0)  # else all heads go together
     widths: list[int] = []
     kernel = local_attention._weights
     monkeypatch.setattr(

@@ -123,7 +123,8 @@ def test_equals_the_slow_twin(path: str, case: Case) -> None:
     mask, weights = mask_of(case, batch), torch.randn(batch, heads, case.steps, width, dtype=torch.float64)
     q, k, v, radius, temperature = fast
     window = Window(radius, case.ramp, case.causal, case.block)
-    with mock.patch.object(local_attention, "STRETCH_STEPS", 1 + case.seed % 12):  # one stretch or many
+    few = case.seed % 2 * local_attention.FEW_SCORES  # all heads together, or one by one in one stretch or many
+    with mock.patch.multiple(local_attention, FEW_SCORES=few, STRETCH_STEPS=1 + case.seed % 12):
         out = by_path(path, q, k, v, window, mask, temperature)
     twins = [doubled(x) for x in fast]
     expected = slow.windowed((twins[0], twins[1], twins[2]), twins[3], case.ramp, twins[4], case.causal, mask)
