@@ -34,13 +34,14 @@ TRN = re.compile(r"^(?P<text>.*?)\s*\((?P<key>[^()\s]+)\)\s*$")
 class Line:
     """One line: its number from 1, its text (None: nothing could be heard), and the names it goes by, if any.
 
-    `offset` tells parts of one recording apart, in seconds. `extra` holds a JSON line's other keys.
+    `offset` and `duration` tell parts of one recording apart, in seconds. `extra` holds a JSON line's other keys.
     """
 
     number: int
     text: str | None
     names: tuple[str, ...] = ()
     offset: float = 0.0
+    duration: float | None = None
     extra: dict[str, Any] | None = None
 
 
@@ -63,8 +64,9 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     """Return the text that a file has for each utterance, None where it has none.
 
     A line finds its utterance by the path (as written, or from the folder of `path`), the `id`, the file's name or its
-    stem, and the offset. Lines without names go with the utterances in order. InputError where the file cannot be
-    read, has another number of such lines, two texts for one utterance, or none that fits any.
+    stem, and the offset, and by the duration where parts begin together. Lines without names go with the utterances in
+    order. InputError where the file cannot be read, has another number of such lines, two texts for one utterance, or
+    none that fits any.
     """
     lines = _lines(path, TEXT_KEYS)
     if not any(line.names for line in lines):
@@ -74,20 +76,30 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
         return [line.text for line in lines]
     known = _by_name(path, lines)
     unclear = _unclear(utterances)
-    found = [next((known[key] for key in _keys(one, unclear) if key in known), None) for one in utterances]
+    found = [next((known[key] for key in _keys(one, unclear) if key in known), {}) for one in utterances]
     if not any(found):
         wanted = utterances[0].audio if utterances else "an utterance"
         raise InputError(f"{path}: no line is of an utterance to evaluate, such as {wanted}; is it of another set?")
-    return [line.text if line else None for line in found]
+    return [_text_of(one, lines) for one, lines in zip(utterances, found, strict=True)]
 
 
-def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], Line]:
-    """Return each line under all its names; a name that two different texts share stays unusable for both."""
-    known: dict[tuple[str, float], Line] = {}
+def _text_of(utterance: Utterance, lines: dict[float | None, Line]) -> str | None:
+    """Return the text of the only line, or of that which lasts as long as the utterance."""
+    line = lines.get(_rounded(utterance.duration)) if len(lines) > 1 else next(iter(lines.values()), None)
+    return line.text if line else None
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], dict[float | None, Line]]:
+    """Return the lines under all their names, by their duration; InputError where two texts share all of it."""
+    known: dict[tuple[str, float], dict[float | None, Line]] = defaultdict(dict)
     for line in lines:
         full = [real_path(folder / name) for name in line.names for folder in (path.parent, Path())]
         for name in dict.fromkeys([*line.names, *full]):
-            other = known.setdefault((name, round(line.offset, 3)), line)
+            other = known[name, round(line.offset, 3)].setdefault(_rounded(line.duration), line)
             if other.text != line.text:
                 where = f"{path}, lines {other.number} and {line.number}"
                 raise InputError(f"{where}: two texts for {name}; keep one")
@@ -160,8 +172,14 @@ def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator
         if key is None or not (row[key] is None or isinstance(row[key], str)):
             raise InputError(f"{where}: expected an object with a text under {' or '.join(keys)}")
         named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name) not in (None, ""))
-        offset = row.get("offset") or 0.0
-        if not isinstance(offset, (int, float)) or not abs(offset) <= LARGEST:
-            raise InputError(f"{where}: offset must be seconds, got {shown(offset)}")
+        offset, duration = (_seconds(row, key, where) for key in ("offset", "duration"))
         dropped = {"audio_filepath", "offset", "duration", *TEXT_KEYS, *REFERENCE_KEYS}
-        yield Line(number, row[key], named, float(offset), {k: v for k, v in row.items() if k not in dropped})
+        extra = {name: value for name, value in row.items() if name not in dropped}
+        yield Line(number, row[key], named, offset or 0.0, duration, extra)
+
+
+def _seconds(row: dict[str, Any], key: str, where: str) -> float | None:
+    seconds = row.get(key)
+    if seconds is not None and not (isinstance(seconds, (int, float)) and abs(seconds) <= LARGEST):
+        raise InputError(f"{where}: {key} must be seconds, got {shown(seconds)}")
+    return seconds

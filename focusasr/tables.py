@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from focusasr.settings import InputError
 
 
 def read_lines(path: Path) -> list[str]:
     """Return a text file's lines with their ends (LF, CRLF or CR); InputError where it is not UTF-8 text."""
-    with _opened(path) as lines:
-        return lines.readlines()
+    with _told(path):
+        return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="").readlines()
 
 
 def first_line(path: Path) -> str:
     """Return the first line that is not blank, without reading the rest; InputError as `read_lines`."""
-    with _opened(path) as lines:
+    with _told(path), path.open(encoding="utf-8-sig", newline="") as lines:
         return next((line for line in lines if line.strip()), "")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _told(path: Path) -> Iterator[None]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            yield lines
+        yield
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a file in it") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
 
 
 def delimiter_of(path: Path) -> str:

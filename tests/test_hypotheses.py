@@ -51,6 +51,18 @@ def test_json_lines_are_found_by_path_offset_and_id():
     assert read_hypotheses(wrote("h.jsonl", *rows), SET) == ["uno", None, "tre"]
 
 
+def test_parts_that_begin_together_are_told_apart_by_their_duration():
+    parts = [Utterance(Path("/sound/b.wav"), "two", 0.0, seconds) for seconds in (1.0, 2.0)]
+    rows = [
+        {"audio_filepath": "/sound/b.wav", "duration": s, "text": text} for s, text in ((2.0, "both"), (1.0, "first"))
+    ]
+    assert read_hypotheses(wrote("h.jsonl", *rows), parts) == ["first", "both"]
+    with pytest.raises(InputError, match=r"lines 1 and 3: two texts for /sound/b.wav"):
+        read_hypotheses(wrote("h.jsonl", *rows, {**rows[0], "text": "other"}), parts)
+    with pytest.raises(InputError, match=r"h.jsonl, line 1: duration must be seconds, got 'x'"):
+        read_hypotheses(wrote("h.jsonl", {**rows[0], "duration": "x"}), parts)
+
+
 def test_paths_are_read_from_the_folder_of_the_file():
     Path("run").mkdir()
     path = wrote("run/h.jsonl", {"audio_filepath": "x.wav", "text": "hi"})
@@ -67,6 +79,9 @@ def test_kaldi_and_sclite_files_name_their_ids():
 def test_another_set_and_two_texts_are_refused():
     with pytest.raises(InputError, match=r"such as /sound/a.wav; is it of another set"):
         read_hypotheses(wrote("h.tsv", "c.wav\tx"), SET)
+    with pytest.raises(InputError, match="h: is a folder; name a file in it"):
+        Path("h").mkdir()
+        read_hypotheses(Path("h"), SET)
     with pytest.raises(InputError, match=r"lines 1 and 2: two texts for a.wav"):
         read_hypotheses(wrote("h.tsv", "a.wav\tx", "a.wav\ty"), SET)
     assert read_hypotheses(wrote("h.tsv", "a.wav\tx", "a.wav\tx"), SET)[0] == "x"
