@@ -21,6 +21,7 @@ import numpy as np
 
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.containers import AudioError, CutOff, Sound, opened
+from focusasr.files import real_path
 from focusasr.settings import LONGEST_SECONDS, InputError
 
 AUDIO_SUFFIXES = frozenset(
@@ -104,8 +105,13 @@ def _expand(name: str) -> list[str]:
         return [name]
     if not (matches := sorted(glob.glob(name, recursive=True))):
         raise InputError(f"{Source(name).name}: nothing matches; check the pattern")
-    paths = [path for match in matches for path in (_files_below(match) if os.path.isdir(match) else [match])]
-    if not paths:
+    once: dict[str, str | None] = {}  # ** finds a file by its folder and by itself, and again by links in a circle
+    for match in matches:
+        if folder := os.path.isdir(match):
+            once[real_path(match)] = None
+        for path in _files_below(match) if folder else [match]:
+            once.setdefault(real_path(path), path)
+    if not (paths := [path for path in once.values() if path]):
         raise InputError(f"{Source(name).name}: no recordings in the folders that match; check the pattern")
     return paths
 

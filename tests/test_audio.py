@@ -75,6 +75,16 @@ def test_inputs_become_sources_in_order_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_glob_over_folders_gives_each_file_once(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("a.wav", "deep/b.wav"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "deep" / "back").symlink_to(tmp_path / "in")
+    repeated: list[Source] = []
+    found = find_sources([f"{tmp_path}/in/**"], repeated.append)
+    assert [Path(source.path).name for source in found] == ["a.wav", "b.wav"] and not repeated
+
+
 def test_a_file_with_brackets_in_its_name_is_no_glob(tmp_path: Path) -> None:
     (tmp_path / "take[1].wav").touch()
     (tmp_path / "take1.wav").touch()
