@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,9 @@ def parse_manifest_option(option: str) -> tuple[Path, float]:
     try:
         number = float(weight)
     except ValueError:
-        return Path(option), 1.0
+        if not Path(path).exists():
+            return Path(option), 1.0
+        number = math.nan
     if not 0 < number < 1000:
         raise UsageError(f"manifest {option!r}: the weight is {weight}; wanted: above 0 and below 1000")
     return Path(path), number

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
+from focusasr.files import real_path
 from focusasr.settings import InputError, as_typed, hints_of, read_settings, shown, to_settings
 from focusasr.text import counted
 
@@ -147,4 +149,7 @@ def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def _anchored(option: str, folder: Path) -> str:
-    return str((folder / option).absolute())
+    """Return a path from `folder` as an absolute one, without its `..` where that leads to the same place."""
+    path = str((folder / option).absolute())
+    plain = os.path.normpath(path)
+    return plain if real_path(plain) == real_path(path) else path

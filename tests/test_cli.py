@@ -136,6 +136,7 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
         (["train", "m.jsonl", "--config", "wrong.toml"], 2, "wrong.toml [train]: steps is 0; wanted: at least 1"),
         (["train", "m.jsonl", "--config", "broken.toml"], 1, "broken.toml: not a TOML file"),
         (["train", "m.jsonl=0"], 2, "m.jsonl=0': the weight is 0; wanted: above 0"),
+        (["train", "wrong.toml=x"], 2, "wrong.toml=x': the weight is x; wanted: above 0"),
         (["train", "m.jsonl", "--heads", "5"], 2, "heads"),
         (["train", "m.jsonl", "--resume"], 1, "resume"),
         (["preprocess", "nowhere", "-o", "out"], 1, "nowhere"),

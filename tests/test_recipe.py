@@ -17,7 +17,7 @@ from tones import TINY, write_song_book
 
 from focusasr.config import ModelConfig, TrainConfig
 from focusasr.files import read_json
-from focusasr.recipe import Run, changes
+from focusasr.recipe import Run, changes, read_run
 from focusasr.settings import InputError
 from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog
@@ -171,3 +171,14 @@ def test_a_step_of_nothing_but_broken_files_is_not_taken(tmp_path: Path, songs: 
     assert trainer.position.skipped_steps == 2 and "none of its recordings can be read" in shown.getvalue()
     for name, weight in trainer.best_model.state_dict().items():
         torch.testing.assert_close(weight, before[name])
+
+
+def test_manifests_are_named_without_dots_where_that_is_the_same_place(tmp_path: Path) -> None:
+    tables = {"data": {"train": ["../data/m.jsonl=2"]}, "train": {"noise_folder": "../noise"}}
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "far" / "scripts").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "far" / "scripts")
+    run = read_run(tables, tmp_path / "scripts", tmp_path, "here")
+    assert (run.train, run.settings.noise_folder) == ((f"{tmp_path}/data/m.jsonl=2",), f"{tmp_path}/noise")
+    run = read_run(tables, tmp_path / "linked", tmp_path, "here")  # whose .. is far/
+    assert run.train == (f"{tmp_path}/linked/../data/m.jsonl=2",)
