@@ -77,7 +77,7 @@ def take_apart(
     """Return the breakdown; `others` are another system's texts, one per row."""
     rows = evaluation.scored
     return Breakdown(
-        slices=[part for key in config.slice or [] for part in slices(rows, key, evaluation.unit)],
+        slices=[part for key in dict.fromkeys(config.slice or []) for part in slices(rows, key, evaluation.unit)],
         confusions=confusions(rows, evaluation.unit),
         silence=silence(rows, evaluation.unit),
         comparison=None if others is None else compare_rows(evaluation, others, against or "the other"),
@@ -88,10 +88,12 @@ def take_apart(
 # Slices
 
 
-def check_slices(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
-    """Refuse a key that no utterance has, before any work: SettingError with those that there are."""
+def check_groups(utterances: Sequence[Utterance], config: EvaluationConfig) -> None:
+    """Refuse slices by a key, or intervals over speakers, that no utterance names, before any work: SettingError."""
     known = ["duration", "source", *sorted({name for one in utterances for name in one.extra})]
-    for key in keys:
+    if config.bootstrap == "speaker" and "speaker" not in known:
+        raise SettingError("bootstrap", config.bootstrap, 'lines with their "speaker", which none has')
+    for key in config.slice or []:
         if key not in known:
             wanted = f"what a line has: {', '.join(known)}; or add it to the lines of the manifest, as in "
             raise SettingError("slice", key, wanted + '"speaker": "anna"')

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from focusasr.settings import require, require_choices, setting
+from focusasr.settings import require, require_choices, require_use, setting
 
 SAMPLE_RATE_HZ = 16_000
 LARGEST = 1_000_000  # any size of a model: whatever is multiplied stays a number that PyTorch can count to
@@ -28,6 +28,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         require(self.vocabulary_size >= 8, "vocabulary_size", self.vocabulary_size, "at least 8")
+        require_use(self, "vocabulary_size", "tokens", "bpe")
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,8 @@ class PreprocessConfig:
         require(self.channel is None or self.channel >= 0, "channel", self.channel, "at least 0, or none for the mean")
         require(-60 <= self.lufs <= 0, "lufs", self.lufs, "-60 to 0")
         require(-60 <= self.peak_db <= 0, "peak_db", self.peak_db, "-60 to 0")
+        require_use(self, "lufs", "loudness", "ebu")
+        require_use(self, "peak_db", "loudness", "ebu", "peak")
         cuts = self.split_seconds is None or self.split_seconds >= 1
         require(cuts, "split_seconds", self.split_seconds, "at least 1, or none")
         aligned = self.split_seconds is None or self.align_with is not None

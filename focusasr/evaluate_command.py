@@ -15,7 +15,7 @@ from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
-from focusasr.settings import UsageError, read_options
+from focusasr.settings import UsageError, as_typed, read_options
 from focusasr.transcribe_command import shared_work, tell_remarks, told
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -54,16 +54,17 @@ def evaluate(
     from rich.console import Console
 
     from focusasr import evaluate as room
-    from focusasr.breakdown import check_slices, take_apart, to_json
+    from focusasr.breakdown import check_groups, take_apart, to_json
     from focusasr.evaluation_page import write_evaluation_page
     from focusasr.evaluation_table import print_table
 
     config = read_options(EvaluationConfig, given[EvaluationConfig])
     _spare({"--output": output, "--html": html}, (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
-    check_slices(utterances, config.slice or [])  # what is wrong is refused before any work
+    check_groups(utterances, config)  # what is wrong is refused before any work
     others = _texts(against, utterances) if against else None
     if hypotheses:
+        _check_unheard(model, given)
         texts, recall = _texts(hypotheses, utterances), None
         evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
     else:
@@ -90,6 +91,14 @@ def evaluate(
         recall.forget()
     if _too_many_errors(evaluation, config) or evaluation.failures or bad_lines:
         raise typer.Exit(1)
+
+
+def _check_unheard(model: str | None, given: dict[type, dict[str, Any]]) -> None:
+    """Refuse what is meant for a model where none is asked."""
+    for_a_model = [("model", model)] if model else []
+    for_a_model += [pair for kind, values in given.items() if kind is not EvaluationConfig for pair in values.items()]
+    for name, value in for_a_model[:1]:
+        raise UsageError(f"{as_typed(name, value)}: is for a model, and --hypotheses asks none; give one of them")
 
 
 def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:

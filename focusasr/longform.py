@@ -222,7 +222,11 @@ class WhisperRecognizer:
         sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
         reader = self._reader(lambda: self.engine.encode([sound.window(0, self.window_frames)]))
         script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
-        for start, end in self._clips(audio.stream(source, cut_off=cut_off), sound.frames):
+        stretches = self._clips(audio.stream(source, cut_off=cut_off), sound.frames)
+        if any(self.longform.clips or ()) and not any(start < end for start, end in stretches):
+            asked, seconds = self.longform.clip_timestamps, sound.samples / SAMPLE_RATE_HZ
+            raise InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
+        for start, end in stretches:
             seek = start
             while seek < end:
                 window = Window(seek, min(self.window_frames, end - seek))

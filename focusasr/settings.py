@@ -74,6 +74,14 @@ def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> No
         raise SettingError(name, value, wanted, **others)
 
 
+def require_use(config: Any, name: str, other: str, *values: str) -> None:
+    """Refuse a setting that was changed where another one, without any of the values, leaves it without effect."""
+    changed = getattr(config, name) != type(config).__dataclass_fields__[name].default
+    of_use = getattr(config, other) in values or not changed
+    wanted = f"{' or '.join(values)} in place of {{{other}}}, without which it does nothing"
+    require(of_use, name, getattr(config, name), wanted, **{other: getattr(config, other)})
+
+
 def as_typed(name: str, value: Any = None) -> str:
     """Return a setting as it is typed for a command: --batch-size 0."""
     flag = f"--{name.replace('_', '-')}"

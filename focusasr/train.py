@@ -111,7 +111,7 @@ class Trainer:
         self.made_with = made_with(self.corpora, run.dev)
         self.position = Position()
         model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
-        learn_only(model, run.settings.train_only)
+        learn_only(model, run.settings)
         self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
         if resume:
             self._load_state(last / "trainer" / "state.pt")

@@ -81,7 +81,7 @@ def train(
     source = find_source(tables, folder, output_dir / "last" if resume else None, local_files_only)
     if threads:
         torch.set_num_threads(threads)
-    find: Find = "batch" if find_batch else "lr" if find_lr else None
+    find = sought(find_batch, find_lr)
     chosen, reason = choose_device(device)
     elsewhere = "allow writing there, or resume a copy of it" if resume else "choose another folder with --output-dir"
     ensure_writable(output_dir, elsewhere)
@@ -94,6 +94,13 @@ def train(
         except InputError as error:
             raise error if isinstance(error, UsageError) else blame(str(error)) from None
         carry_out(Trial(run, resume, source, find), chosen, reason)
+
+
+def sought(batch: bool, rate: bool) -> Find:
+    """Return what shall be found in place of training; UsageError where it is both."""
+    if batch and rate:
+        raise UsageError("--find-batch and --find-lr go one after the other; give one of them")
+    return "batch" if batch else "lr" if rate else None
 
 
 @contextmanager

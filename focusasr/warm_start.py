@@ -14,7 +14,7 @@ from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig, TrainConfig
 from focusasr.data import LARGEST_GAP_SECONDS
 from focusasr.model import Model
-from focusasr.settings import SettingError, shown, to_settings
+from focusasr.settings import SettingError, require, shown, to_settings
 from focusasr.tokenizer import Tokenizer
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
@@ -98,13 +98,15 @@ def begin_as_global(attention: HybridAttention) -> None:
     attention.projection.bias.zero_()
 
 
-def learn_only(model: Model, train_only: str) -> None:
+def learn_only(model: Model, settings: TrainConfig) -> None:
     """Let only some weights learn: "all", or "local", what a hybrid layer adds to its global branch.
 
-    UsageError where there is nothing to add.
+    SettingError where there is nothing to add, or where the rest would stay as chance made it.
     """
-    if train_only == "all":
+    if (train_only := settings.train_only) == "all":
         return
+    wanted = "{init_from} beside it: all other weights stay as they are there"
+    require(settings.init_from is not None, "train_only", train_only, wanted, init_from=None)
     hybrid = [module for module in model.modules() if isinstance(module, HybridAttention)]
     if not hybrid:
         raise SettingError("train_only", train_only, "a model with hybrid attention, as --attention hybrid makes it")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from focusasr.breakdown import Breakdown, check_slices, confusions, percentile, silence, slices, take_apart, to_json
+from focusasr.breakdown import Breakdown, check_groups, confusions, percentile, silence, slices, take_apart, to_json
 from focusasr.config import EvaluationConfig
 from focusasr.evaluate import evaluate_texts
 from focusasr.evaluation_page import write_evaluation_page
@@ -42,10 +42,15 @@ def test_slices_by_a_key_and_by_duration():
     assert durations == [("under 1 s", 1), ("2 to 5 s", 2), ("20 s and more", 1)]
     assert [part.value for part in slices(evaluation().rows, "source", "auto")] == ["sound"]
     utterances = [row.utterance for row in evaluation().rows]
-    check_slices(utterances, ["duration", "source", "speaker"])
+    check_groups(utterances, EvaluationConfig(slice=["duration", "source", "speaker"]))
     said = "slice is 'mood'; wanted: what a line has: duration, source, speaker; or add it to the lines of the manifest"
     with pytest.raises(InputError, match=said):
-        check_slices(utterances, ["mood"])
+        check_groups(utterances, EvaluationConfig(slice=["mood"]))
+    check_groups(utterances, EvaluationConfig(bootstrap="speaker"))
+    with pytest.raises(
+        InputError, match="bootstrap is 'speaker'; wanted: lines with their \"speaker\", which none has"
+    ):
+        check_groups([Utterance(Path("a.wav"), "a")], EvaluationConfig(bootstrap="speaker"))
 
 
 def test_most_confused_words_are_counted_with_an_interval():

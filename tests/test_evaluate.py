@@ -267,6 +267,13 @@ def test_rows_go_along_with_the_manifest_they_came_from(tmp_path):
     assert names == ["0.wav", "0.wav"]
 
 
+@pytest.mark.parametrize("option", [["--batch-size", "3"], ["--beam-size", "2"], ["--model", "default"]])
+def test_what_is_meant_for_a_model_is_refused_where_none_is_asked(run, option: list[str]) -> None:
+    Path("refs.txt").write_text("a b\n")
+    result = run("evaluate", "refs.txt", "--hypotheses", "refs.txt", *option)
+    assert result.status == 2 and f"{' '.join(option)}: is for a model, and --hypotheses asks none" in result.err
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -89,6 +89,15 @@ def test_whole_results_are_those_of_whisper(recording: Source, options: dict[str
     check(recognize(recording, MULTILINGUAL, **{**GREEDY, **options}), wanted)
 
 
+def test_clips_behind_the_end_are_told(recording: Source) -> None:
+    checkpoint = pair(ENGLISH)[1]
+    reader = WhisperRecognizer(
+        checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(), LongformConfig(clip_timestamps="90,95")
+    )
+    (outcome,) = reader.transcribe([recording])
+    assert str(outcome.error) == "chirps.wav: --clip-timestamps 90,95 lie behind its end, 70.00 s"
+
+
 def test_an_english_model_is_read_likewise(recording: Source) -> None:
     wanted = theirs(recording, ENGLISH)
     assert wanted["language"] == "en" and len(wanted["segments"]) > 3

@@ -51,6 +51,18 @@ from focusasr.settings import InputError, SettingError, UsageError, as_typed
         (["transcribe", "x.wav", "-v"], "no such option: -v; see focusasr transcribe --help"),
         (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; wanted: 2 whole numbers behind it"),
         (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; wanted: float32, float16"),
+        (
+            ["train", "m", "--find-batch", "--find-lr"],
+            "--find-batch and --find-lr go one after the other; give one of them",
+        ),
+        (
+            ["preprocess", "x", "-o", "y", "--lufs", "-16"],
+            "--lufs -16; wanted: ebu in place of --loudness keep, without which it does nothing",
+        ),
+        (
+            ["train", "m.jsonl", "--vocabulary-size", "99"],
+            "--vocabulary-size 99; wanted: bpe in place of --tokens characters, without which it does nothing",
+        ),
         (["train", "m.jsonl", "--heads", "5"], "--width 224; wanted: a multiple of 10, twice --heads 5"),
         (
             ["train", "m.jsonl", "--init-from", "default", "--preset", "tiny"],

@@ -22,7 +22,7 @@ from focusasr.features import log_mel, stack
 from focusasr.losses import IGNORED
 from focusasr.masks import NO_MASKS
 from focusasr.model import Model
-from focusasr.settings import InputError, read_settings
+from focusasr.settings import InputError, SettingError, read_settings
 from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
@@ -83,7 +83,7 @@ def test_a_hybrid_begins_as_a_native_checkpoint_that_was_global(native: Path) ->
 def test_the_projection_gets_a_gradient_at_once_and_the_spans_after_one_step(folder: Path) -> None:
     source = load_checkpoint(folder)
     model = hybrid_of(source)
-    learn_only(model, "local")
+    learn_only(model, TrainConfig(init_from="it", train_only="local"))
     optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], 0.1)
     mel = log_mel(torch.randn(source.model.config.window_samples or 0), 20)
     layer = next(module for module in model.modules() if isinstance(module, HybridAttention))
@@ -103,9 +103,9 @@ def test_the_projection_gets_a_gradient_at_once_and_the_spans_after_one_step(fol
 
 def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
     model = hybrid_of(load_checkpoint(folder))
-    learn_only(model, "all")
+    learn_only(model, TrainConfig())
     assert new_parts(model) == {name for name, _ in model.named_parameters()}
-    learn_only(model, "local")
+    learn_only(model, TrainConfig(init_from=str(folder), train_only="local"))
     learning = new_parts(model)
     assert learning and all(name.startswith("encoder.blocks.") for name in learning)
     parts = {name.split(".")[4] for name in learning}
@@ -115,7 +115,9 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
 
 def test_train_only_local_wants_something_local(folder: Path) -> None:
     with pytest.raises(InputError, match="train_only is 'local'; wanted: a model with hybrid attention"):
-        learn_only(load_checkpoint(folder).model, "local")
+        learn_only(load_checkpoint(folder).model, TrainConfig(init_from=str(folder), train_only="local"))
+    with pytest.raises(SettingError, match="train_only is 'local'; wanted: init_from beside it"):
+        learn_only(hybrid_of(load_checkpoint(folder)), TrainConfig(train_only="local"))
 
 
 # What is refused

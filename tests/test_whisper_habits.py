@@ -150,6 +150,7 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
         (["--patience", "0.01"], 2, "--patience 0.01; wanted: enough for one text of --beam-size 5"),
         (["--suppress_tokens", "a,b"], 2, "--suppress-tokens a,b; wanted: ids"),
         (["--clip_timestamps", "1,x"], 2, "--clip-timestamps 1,x; wanted: seconds"),
+        (["--clip_timestamps", "0,2,5,2"], 2, "--clip-timestamps 0,2,5,2; wanted: pairs of a start and a later end"),
         (["--beam_size", "two"], 2, "beam-size"),
         (["--language", "klingon"], 2, "--language klingon; wanted: a code"),
     ],
