@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -91,11 +90,10 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 def start_accelerator(settings: TrainConfig, device: torch.device) -> Accelerator:
     """Return the engine: device, precision, and the other processes where there are any."""
-    whole = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = choose_precision(settings.precision, device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current one
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[whole])
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
 
 
 class Stepper:
@@ -112,9 +110,9 @@ class Stepper:
         )
         decay = functools.partial(average, settings.ema_decay)
         self.average = AveragedModel(model, device=accelerator.device, multi_avg_fn=decay)
-        self.optimizer: Any
-        self.together, self.optimizer = accelerator.prepare(model, make_optimizer(model, settings))
-        self.model: Model = accelerator.unwrap_model(self.together)
+        # Without DistributedDataParallel: one process may cut a batch which does not fit its memory, others not.
+        self.model: Model = accelerator.prepare_model(model, evaluation_mode=True)
+        self.optimizer: Any = accelerator.prepare_optimizer(make_optimizer(model, settings))
         self.most_frames: int | None = None  # of one piece, known once a batch did not fit the memory
 
     @property
@@ -188,7 +186,7 @@ class Stepper:
         with self.accelerator.autocast():
             heard = self.model(mel, lengths, there.tokens, self.settings.intermediate_ctc > 0)
             losses = joint_loss(heard, there.targets, self.blank, self.weights, whole)
-        self.accelerator.backward(losses.total * self.processes.count)  # the processes' gradients are averaged
+        self.accelerator.backward(losses.total)
         figures = torch.stack([part.detach() for part in losses[:4]]).tolist()
         rows = list(zip(losses.rows.tolist(), piece.items, strict=True))
         return [*figures, piece.seconds, piece.padded_frames / 100], rows
@@ -205,22 +203,14 @@ class Stepper:
         return self.accelerator.reduce(single, "sum").tolist()
 
     def _sync(self) -> None:
-        """Average the gradients of all processes: a breath of silence without weight goes through them together.
-
-        The real batches stay outside of DistributedDataParallel, so that one process may cut a batch which does not
-        fit its memory while the others do not.
-        """
+        """Add up the gradients of all processes, also of those whose batches were passed over."""
         if self.processes.count == 1:
             return
-        device = self.accelerator.device
-        with self.accelerator.autocast():
-            heard = self.together(
-                torch.zeros(1, 16, self.model.config.mel_bands, device=device),
-                torch.full((1,), 16, device=device),
-                torch.full((1, 1), self.blank, device=device),
-            )
-            nothing = 0.0 * heard.logits.sum() + (0.0 if heard.ctc is None else 0.0 * heard.ctc.sum())
-        self.accelerator.backward(nothing)
+        learning = [weights for weights in self.model.parameters() if weights.requires_grad]
+        own = [torch.zeros_like(weights) if weights.grad is None else weights.grad for weights in learning]
+        total: Any = self.accelerator.reduce(torch.cat([grad.flatten() for grad in own]), "sum")
+        for weights, grad in zip(learning, total.split([weights.numel() for weights in learning]), strict=True):
+            weights.grad = grad.view_as(weights)
 
     def take(self) -> None:
         """Take the step that was measured."""
