@@ -29,7 +29,7 @@ from torch import Tensor
 from focusasr.device import one_thread
 
 STRETCH_STEPS = 512  # what one product of `Stretches` covers: its scores, some 512 x 160, fit the second-level cache
-FEW_SCORES = 2**21  # a batch with no more of them is one product: calls cost more than what the cache saves
+FEW_SCORES = 2**20  # a batch with no more of them is one product: calls cost more than what the cache saves
 FEW_THREADS = 2  # one thread within its cache beats two in the fused attention; of more nothing is known
 
 
