@@ -352,7 +352,7 @@ def test_a_run_is_read_from_tables(tmp_path: Path) -> None:
     }
     run = read_run(tables, tmp_path, Path("out"), "run.toml")
     assert run.train == (str(tmp_path / "a.jsonl"), "/abs/b.jsonl=3")
-    assert run.dev == (str(tmp_path / "../dev.jsonl"),)
+    assert run.dev == (str(tmp_path.parent / "dev.jsonl"),)
     assert (run.model.width, run.model.heads, run.text.case, run.settings.steps) == (128, 8, "upper", 5)
     assert read_run({}, tmp_path, Path("out"), "").model.width == 224
     assert tables["model"]["preset"] == "tiny", "what was given is not changed"
