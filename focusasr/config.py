@@ -28,7 +28,6 @@ class TextConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         require(self.vocabulary_size >= 8, "vocabulary_size", self.vocabulary_size, "at least 8")
-        require_use(self, "vocabulary_size", "tokens", "bpe")
 
 
 @dataclass(frozen=True)

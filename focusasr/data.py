@@ -233,6 +233,7 @@ class Examples(Dataset):
                 continue
             pieces.append(waveform if clean else change_speed(waveform, self.config, draw))
             tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
+        clean = clean or not pieces  # where nothing could be read, no sound is made up
         waveform = join(pieces, draw, around=0.0 if clean else 0.5)
         if draw.random() < self.config.silence:
             brief = draw.random() < BRIEF_NOISE

@@ -11,6 +11,7 @@ Which form a file has follows from its name and its tabs:
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from focusasr.text import counted
 JSON_SUFFIXES = frozenset((".jsonl", ".json"))
 TEXT_KEYS = ("hypothesis", "pred_text", "text")
 REFERENCE_KEYS = ("reference", "text")
+CLOSE_SECONDS = 0.02  # durations of one part, as different tools write them
 TRN = re.compile(r"^(?P<text>.*?)\s*\((?P<key>[^()\s]+)\)\s*$")
 
 
@@ -54,7 +56,7 @@ def read_references(path: Path) -> list[Utterance]:
     for line in _lines(path, REFERENCE_KEYS):
         name = line.names[0] if line.names else f"{path.name}:{line.number}"
         extra = dict(line.extra or {}) | ({"id": name} if line.names else {})
-        utterances.append(Utterance(Path(name), line.text or "", line.offset, None, extra))
+        utterances.append(Utterance(Path(name), line.text or "", line.offset, line.duration, extra))
     if not utterances:
         raise InputError(f"{path}: no references in it; wanted: at least one line of text")
     return utterances
@@ -84,9 +86,17 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
 
 
 def _text_of(utterance: Utterance, lines: dict[float | None, Line]) -> str | None:
-    """Return the text of the only line, or of that which lasts as long as the utterance."""
-    line = lines.get(_rounded(utterance.duration)) if len(lines) > 1 else next(iter(lines.values()), None)
-    return line.text if line else None
+    """Return the text that all lines have, or that of the one which lasts as long as the utterance."""
+    texts = {line.text for line in lines.values()}
+    if len(texts) <= 1:
+        return next(iter(texts), None)
+    line = min(lines.values(), key=lambda line: _apart(line.duration, utterance.duration))
+    return line.text if _apart(line.duration, utterance.duration) <= CLOSE_SECONDS else None
+
+
+def _apart(one: float | None, other: float | None) -> float:
+    """Return the seconds between two durations; None, up to the recording's end, is far from all others."""
+    return abs(one - other) if one is not None and other is not None else 0.0 if one is other else math.inf
 
 
 def _rounded(seconds: float | None) -> float | None:
@@ -172,14 +182,14 @@ def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator
         if key is None or not (row[key] is None or isinstance(row[key], str)):
             raise InputError(f"{where}: expected an object with a text under {' or '.join(keys)}")
         named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name) not in (None, ""))
-        offset, duration = (_seconds(row, key, where) for key in ("offset", "duration"))
+        offset, duration = _seconds(row.get("offset") or 0.0), _seconds(row.get("duration"))
+        if offset is None:
+            raise InputError(f"{where}: offset must be seconds, got {shown(row['offset'])}")
         dropped = {"audio_filepath", "offset", "duration", *TEXT_KEYS, *REFERENCE_KEYS}
         extra = {name: value for name, value in row.items() if name not in dropped}
-        yield Line(number, row[key], named, offset or 0.0, duration, extra)
+        yield Line(number, row[key], named, offset, duration, extra)
 
 
-def _seconds(row: dict[str, Any], key: str, where: str) -> float | None:
-    seconds = row.get(key)
-    if seconds is not None and not (isinstance(seconds, (int, float)) and abs(seconds) <= LARGEST):
-        raise InputError(f"{where}: {key} must be seconds, got {shown(seconds)}")
-    return seconds
+def _seconds(value: Any) -> float | None:
+    """Return a number of seconds, None where the value is none."""
+    return value if isinstance(value, (int, float)) and abs(value) <= LARGEST else None

@@ -124,6 +124,15 @@ def finished(run: Run, step: int) -> str:
     )
 
 
+def with_plain_paths(kept: Any) -> Any:
+    """Return what a checkpoint's config.json holds, its absolute paths as `_anchored` writes them."""
+    if isinstance(kept, dict):
+        return {name: with_plain_paths(value) for name, value in kept.items()}
+    if isinstance(kept, list):
+        return [with_plain_paths(value) for value in kept]
+    return _anchored(kept, Path()) if isinstance(kept, str) and os.path.isabs(kept) and os.pardir in kept else kept
+
+
 def _table(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 

@@ -134,6 +134,8 @@ class Stepper:
             if note is None:
                 break
             notes.append(note)
+        if (scaler := self.accelerator.scaler) is not None:
+            scaler.scale(torch.zeros((), device=self.accelerator.device))  # makes its scale, also where no loss came
         self._sync()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         own = torch.tensor([figures for figures, _ in results], dtype=torch.float64).reshape(-1, len(FIGURES)).sum(0)
@@ -203,8 +205,11 @@ class Stepper:
         return self.accelerator.reduce(single, "sum").tolist()
 
     def _sync(self) -> None:
-        """Add up the gradients of all processes, also of those whose batches were passed over."""
-        if self.processes.count == 1:
+        """Add up the gradients of all processes, also of those whose batches were passed over, as zeros.
+
+        Alone, only fp16 needs the zeros: its scaler refuses a step without any gradient.
+        """
+        if self.processes.count == 1 and self.accelerator.scaler is None:
             return
         learning = [weights for weights in self.model.parameters() if weights.requires_grad]
         own = [torch.zeros_like(weights) if weights.grad is None else weights.grad for weights in learning]

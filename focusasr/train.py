@@ -29,7 +29,7 @@ from focusasr.model import Model
 from focusasr.processes import flat
 from focusasr.progress import say
 from focusasr.provenance import changed, made_with
-from focusasr.recipe import Run, changes, finished, measured_before
+from focusasr.recipe import Run, changes, finished, measured_before, with_plain_paths
 from focusasr.score import Score
 from focusasr.settings import InputError, read_settings
 from focusasr.stepper import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
@@ -101,7 +101,7 @@ class Trainer:
         self.run = dataclasses.replace(
             run, model=model_config, settings=_possible(within_window(run.settings, model_config))
         )
-        begun = read_json(last / "config.json") if resume else {}
+        begun = with_plain_paths(read_json(last / "config.json")) if resume else {}
         self.changes = changes(begun, self.run) if resume else []
         self.findings = Findings()
         self.corpora = self._read_corpora()
@@ -306,6 +306,7 @@ class Trainer:
         measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
         for measured in measures.values():
             log.broken(measured.broken)
+        log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # of the training audio of all
         scores = {name: measured.score for name, measured in measures.items()}
         overall, best = _overall(scores), position.best_wer
         better = overall is None or best is None or overall < best

@@ -15,7 +15,7 @@ from focusasr.files import ensure_writable
 from focusasr.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.progress import stderr
 from focusasr.recipe import TABLES, Run, homes_of, read_run, table_of
-from focusasr.settings import InputError, SettingError, UsageError, hints_of, read_toml, shown
+from focusasr.settings import InputError, SettingError, UsageError, hints_of, read_toml, require_use, shown
 
 if TYPE_CHECKING:
     from focusasr.checkpoint import Checkpoint
@@ -93,6 +93,8 @@ def train(
             run = read_run(tables, folder, output_dir, str(file or "options"), typed)
         except InputError as error:
             raise error if isinstance(error, UsageError) else blame(str(error)) from None
+        if not (resume or source):  # which have their tokens
+            require_use(run.text, "vocabulary_size", "tokens", "bpe")
         carry_out(Trial(run, resume, source, find), chosen, reason)
 
 

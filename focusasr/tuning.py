@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +16,10 @@ from focusasr.curves import draw_rates
 from focusasr.data import Batch, Item
 from focusasr.features import frame_count
 from focusasr.masks import NO_MASKS, stack_masks
+from focusasr.processes import flat
 from focusasr.settings import InputError
-from focusasr.train import Trainer
+from focusasr.stepper import Measured, Stepper
+from focusasr.train import MOST_BAD_STEPS, Trainer
 from focusasr.training_log import TrainingLog, memory_gigabytes
 
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
@@ -48,7 +52,7 @@ def find_learning_rate(trainer: Trainer, log: TrainingLog) -> float:
             rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / (RATE_STEPS - 1))
             group = [next(batches) for _ in range(trainer.run.settings.accumulate)]
             trainer.stepper.set_rate(rate)
-            measured = trainer.stepper.measure(group, step * len(group) * trainer.stepper.processes.count)
+            measured = _scaled(trainer.stepper, group, step * len(group) * trainer.stepper.processes.count)
             if not measured.finite:
                 break
             trainer.stepper.take()
@@ -65,6 +69,16 @@ def find_learning_rate(trainer: Trainer, log: TrainingLog) -> float:
         draw_rates(rates, losses, suggested, picture)
         log.say(f"curve: {picture}")
     return suggested
+
+
+def _scaled(stepper: Stepper, group: Sequence[Batch], first: int) -> Measured:
+    """Measure a step; with fp16 again, at a lower scale of the losses, until its gradient is finite."""
+    for _ in range(MOST_BAD_STEPS):
+        measured = stepper.measure(group, first)
+        if measured.finite or stepper.accelerator.scaler is None or not math.isfinite(measured.figures["total"]):
+            break
+        stepper.skip()
+    return measured
 
 
 def suggest(rates: list[float], losses: list[float]) -> float:
@@ -127,16 +141,18 @@ class BatchTrial:
     def run(self, seconds: float) -> float | None:
         """Return the wall seconds of one step with `seconds` of audio; None where it does not fit the memory."""
         batch = self.batch(seconds)
-        if batch.padded_frames * self.bytes_per_frame > free_bytes():  # Linux would end the process, not the step
-            return None
         stepper = self.trainer.stepper
+        wanted = batch.padded_frames * self.bytes_per_frame * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if any(flat(stepper.processes.gather([wanted > free_bytes()]))):  # Linux would end the process, not the step
+            return None
         began = time.perf_counter()
-        cut = stepper.measure([batch], 0).notes
+        cut = bool(stepper.measure([batch], 0).notes)
         took = time.perf_counter() - began
         stepper.skip()
         stepper.most_frames = None
         self.bytes_per_frame = max(0.0, used_bytes() - self.before) / batch.padded_frames
-        return None if cut else took
+        seen = flat(stepper.processes.gather([math.inf if cut else took]))  # all decide alike
+        return max(seen) if max(seen) < math.inf else None
 
     def batch(self, seconds: float) -> Batch:
         """Return a batch of noise of that many seconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from focusasr.text import apply_policy
 from focusasr.tokenizer import Tokenizer
 
 FRAMES_PER_BATCH = 12_000
+FRAMES_HELD = 10 * FRAMES_PER_BATCH  # spectrograms in memory at once
 ALONE = Processes()
 FOCUS_UTTERANCES = 4  # whose spans are followed
 
@@ -84,18 +85,32 @@ def _transcribe(
     model: Model, tokenizer: Tokenizer, utterances: Sequence[tuple[int, Utterance]]
 ) -> Iterator[tuple[int, str, str]]:
     """Yield number, text and error of each numbered utterance, in any order."""
-    device = next(model.parameters()).device
-    mels: dict[str | None, dict[int, Tensor]] = {}
-    for number, utterance in utterances:
+    engine = Engine(model)
+    mels: dict[str | None, dict[int, Tensor]] = defaultdict(dict)
+    held = 0
+    for number, utterance in sorted(utterances, key=lambda one: one[1].duration or 0.0):
         try:
-            mels.setdefault(utterance.language, {})[number] = spectrogram(utterance, model.config)
+            mel = spectrogram(utterance, model.config)
         except InputError as error:
             yield number, "", str(error)
-    engine, config = Engine(model), DecodingConfig()
+            continue
+        mels[utterance.language][number] = mel
+        held += len(mel)
+        if held > FRAMES_HELD:
+            yield from _decoded(engine, tokenizer, mels)
+            mels.clear()
+            held = 0
+    yield from _decoded(engine, tokenizer, mels)
+
+
+def _decoded(
+    engine: Engine, tokenizer: Tokenizer, mels: Mapping[str | None, Mapping[int, Tensor]]
+) -> Iterator[tuple[int, str, str]]:
+    """Yield number, text and no error of numbered spectrograms, by language."""
     for language, numbered in mels.items():
         speaking = tokenizer.for_language(language)
         for rows in _batches({number: len(mel) for number, mel in numbered.items()}):
-            answers = decode(engine, [numbered[row].to(device) for row in rows], speaking, config)
+            answers = decode(engine, [numbered[row].to(engine.device) for row in rows], speaking, DecodingConfig())
             for row, answer in zip(rows, answers, strict=True):
                 yield row, tokenizer.decode(answer.tokens), ""
 

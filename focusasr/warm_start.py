@@ -51,7 +51,9 @@ def settings_from(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any
     given, there = settings.get("model", {}), to_settings(source.model.config)
     hybrid = "hybrid" in (there["attention"], there["decoder_attention"])
     for name, value in given.items():
-        same = value == there.get(name) or (isinstance(value, (list, tuple)) and list(value) == list(there[name]))
+        if name not in there and name != "preset":
+            continue  # an unknown name, which is told where the run is read
+        same = name in there and there[name] == (tuple(value) if isinstance(value, list) else value)
         if not same and name not in FREE and (hybrid or name not in FOCUS):
             found = f"{shown(there[name])}, as" if name in there else "the size"
             raise SettingError(name, value, f"{found} in the checkpoint to start from; leave it out")

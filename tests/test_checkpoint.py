@@ -89,6 +89,11 @@ def test_policy_and_run_are_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "config.json").read_text())["run"] == {"train": {"steps": 3}}
 
 
+def test_a_size_that_its_tokens_have_no_use_for_is_loaded(saved: Path) -> None:
+    edit_settings(saved, "text", vocabulary_size=500)
+    assert load_checkpoint(saved).tokenizer.policy.vocabulary_size == 500
+
+
 def test_loaded_weights_can_be_trained(saved: Path) -> None:
     model = load_checkpoint(saved).model
     assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in model.parameters())

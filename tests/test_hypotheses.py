@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,8 +60,20 @@ def test_parts_that_begin_together_are_told_apart_by_their_duration():
     assert read_hypotheses(wrote("h.jsonl", *rows), parts) == ["first", "both"]
     with pytest.raises(InputError, match=r"lines 1 and 3: two texts for /sound/b.wav"):
         read_hypotheses(wrote("h.jsonl", *rows, {**rows[0], "text": "other"}), parts)
-    with pytest.raises(InputError, match=r"h.jsonl, line 1: duration must be seconds, got 'x'"):
-        read_hypotheses(wrote("h.jsonl", {**rows[0], "duration": "x"}), parts)
+    near = [{**row, "duration": row["duration"] + 0.012} for row in rows]
+    assert read_hypotheses(wrote("h.jsonl", *near), parts) == ["first", "both"], "as another tool rounds them"
+    far = [{**row, "duration": row["duration"] + 0.4} for row in rows]
+    assert read_hypotheses(wrote("h.jsonl", *far), parts) == [None, None]
+    assert read_hypotheses(wrote("h.jsonl", *({**row, "text": "same"} for row in far)), parts) == ["same", "same"]
+    assert read_references(wrote("h.jsonl", rows[0]))[0].duration == 2.0
+
+
+@pytest.mark.parametrize("duration", ["3.0", "x", None, float("nan"), [1]], ids=str)
+def test_a_duration_that_is_none_tells_nothing_apart(duration: Any):
+    row = {"audio_filepath": "/sound/b.wav", "offset": "", "duration": duration, "text": "due"}
+    assert read_hypotheses(wrote("h.jsonl", row), [Utterance(Path("/sound/b.wav"), "two", 0.0, 3.0)]) == ["due"]
+    with pytest.raises(InputError, match=r"h.jsonl, line 1: offset must be seconds, got 'x'"):
+        read_hypotheses(wrote("h.jsonl", {**row, "offset": "x"}), SET)
 
 
 def test_paths_are_read_from_the_folder_of_the_file():

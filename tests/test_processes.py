@@ -126,6 +126,20 @@ def test_two_processes_train_as_one(tmp_path: Path, songs: Path) -> None:
 
 
 @pytest.mark.slow
+def test_broken_recordings_of_every_process_are_named_once(tmp_path: Path, songs: Path) -> None:
+    broken = [tmp_path / f"broken{number}.wav" for number in range(6)]
+    for path in broken:
+        path.write_bytes(b"not sound")
+    rows = [{"audio_filepath": str(path), "text": "bad", "duration": 1.0} for path in broken]
+    manifest = tmp_path / "broken.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = call(*TORCHRUN, "-m", "focusasr", *options(songs, tmp_path / "run", steps=6), str(manifest))
+    assert [ended.stderr.count(f"left out: {path}") for path in broken] == [1] * 6, ended.stderr
+    assert ended.stdout == f"{tmp_path / 'run' / 'best'}\n"
+    assert ended.returncode == 1
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_with_a_message(tmp_path: Path, songs: Path) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     ended = call(*TORCHRUN, str(tmp_path / "killer.py"), *options(songs, tmp_path / "run", steps=6))

@@ -240,6 +240,20 @@ def test_a_run_is_never_overwritten(tmp_path: Path, songs: Path) -> None:
     assert train(run, resume=True).position.step == 1  # nothing is left to do
 
 
+def test_a_run_goes_on_whose_paths_were_written_with_dots(tmp_path: Path, songs: Path) -> None:
+    run = dataclasses.replace(made_run(tmp_path / "run", songs, steps=1), dev=(str(songs),))
+    begun = train(run)
+    config = run.output / "last" / "config.json"
+    kept = config.read_text().replace(str(songs), str(songs.parent / ".." / songs.parent.name / songs.name))
+    config.write_text(kept)
+    goes_on = Trainer(run, torch.device("cpu"), resume=True)
+    changed = "manifest has changed since the run began: not the same run"
+    assert goes_on.changes == [] and changed not in goes_on.findings.suspect
+    assert begun.position.best_wer is not None and goes_on.position == begun.position
+    songs.write_text(songs.read_text() + songs.read_text().splitlines()[0] + "\n")
+    assert Trainer(run, torch.device("cpu"), resume=True).findings.suspect[changed] == [str(songs)] * 2
+
+
 def test_nothing_to_resume(tmp_path: Path, songs: Path) -> None:
     with pytest.raises(InputError, match="nothing to resume here; leave --resume out"):
         train(made_run(tmp_path / "run", songs), resume=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from tones import TINY, write_song_book
 
@@ -17,6 +18,7 @@ from focusasr.config import ModelConfig, TrainConfig
 from focusasr.data import Batch
 from focusasr.features import log_mel, stack
 from focusasr.masks import Masks
+from focusasr.processes import Processes
 from focusasr.recipe import Run
 from focusasr.settings import InputError
 from focusasr.stepper import Stepper
@@ -173,6 +175,55 @@ def test_a_learning_rate_is_suggested(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 1e-5 < found < 0.1
     assert (trainer.run.output / "find_lr.png").read_bytes().startswith(b"\x89PNG")
     assert not (trainer.run.output / "last").exists(), "training can begin in the same folder"
+
+
+def scaled_trainer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """Return a trainer in fp16, whose losses are scaled, on a CPU, where the command refuses it for being slow."""
+
+    def start(settings: TrainConfig, device: torch.device) -> Accelerator:
+        accelerator = stepper.start_accelerator(settings, device)
+        monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**60)
+        return accelerator
+
+    monkeypatch.setattr("focusasr.train.start_accelerator", start)
+    return trainer_in(folder)
+
+
+def test_fp16_bears_a_step_without_any_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = scaled_trainer(tmp_path, monkeypatch)
+    batch = first_batch(trainer)
+    memory_for(monkeypatch, 0, RuntimeError)
+    measured = trainer.stepper.measure([batch], 0)
+    assert (measured.norm, measured.rows, len(measured.notes)) == (0.0, [], 11)  # cut to single ones, and these left
+    trainer.stepper.skip()
+    trainer.stepper.measure([batch], 1)
+    trainer.stepper.take()
+
+
+def test_a_learning_rate_is_found_once_fp16_has_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "RATE_STEPS", 20)
+    trainer = scaled_trainer(tmp_path, monkeypatch)
+    assert trainer.accelerator.scaler.get_scale() == 2.0**60
+    monkeypatch.setattr(tuning, "MOST_BAD_STEPS", 100)
+    log, shown = with_log(trainer)
+    assert 1e-6 < find_learning_rate(trainer, log) < 1
+    assert "  20 of 20: rate" in shown.getvalue()
+    assert trainer.accelerator.scaler.get_scale() < 2.0**30
+
+
+def test_several_processes_try_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sister process found too large, or slow, counts for all: else one would wait for the other's gradient."""
+    trainer = trainer_in(tmp_path)
+    trial = BatchTrial(trainer)
+    sister: list[Any] = []
+    monkeypatch.setattr(Processes, "gather", lambda _, mine: [mine, [sister.pop(0)]])
+    sister += [False, 33.0]
+    assert trial.run(20) == 33.0
+    sister += [False, math.inf]
+    assert trial.run(20) is None
+    sister += [True]
+    assert trial.run(20) is None
 
 
 def test_a_suggestion_from_a_known_curve() -> None:

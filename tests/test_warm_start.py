@@ -130,6 +130,18 @@ def test_another_architecture_is_refused(folder: Path, given: dict) -> None:
         settings_from(load_checkpoint(folder), {"model": given})
 
 
+@pytest.mark.parametrize("given", [{"widht": 3}, {"strides": 2}, {"width": [1]}, {"mel_bands": "x"}], ids=str)
+def test_a_wrong_setting_beside_a_source_is_told(run, folder: Path, tmp_path: Path, given: dict) -> None:
+    (tmp_path / "m.jsonl").write_text("")
+    (tmp_path / "run.toml").write_text(
+        f"[data]\ntrain = ['m.jsonl']\n[train]\ninit_from = '{folder}'\n[model]\n"
+        + "".join(f"{name} = {value!r}\n" for name, value in given.items())
+    )
+    result = run("train", "--config", tmp_path / "run.toml", "-o", tmp_path / "out")
+    (name,) = given
+    assert (result.status, result.out) == (2, "") and result.err.count("\n") == 1 and name in result.err
+
+
 def test_the_focus_of_a_hybrid_source_stays(native: Path) -> None:
     hybrid = load_checkpoint(native)
     model = hybrid_of(hybrid)
