@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from focusasr.files import real_path
 from focusasr.settings import LONGEST_SECONDS, InputError
 
 AUDIO_SUFFIXES = frozenset(
-    ".3gp .aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .flac .flv .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 "
-    ".mpga .oga .ogg .opus .ra .rf64 .snd .sph .spx .tta .voc .w64 .wav .wave .weba .webm .wma .wv".split()
+    ".3gp .aac .ac3 .aif .aifc .aiff .amr .ape .au .avi .caf .flac .flv .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 "
+    ".mpeg .mpg .mpga .oga .ogg .ogv .opus .ra .rf64 .snd .sph .spx .tta .voc .w64 .wav .wave .weba .webm .wma .wmv "
+    ".wv".split()
 )
 STDIN = "-"
+JOINERS = "\u200c\u200d"  # of Persian letters, of emoji
 WRITER_SECONDS = 2.0  # that a pipe may wait for somebody to write into it
 
 LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and infinity
@@ -56,7 +59,8 @@ class Source:
         """The path as it goes into a line of text."""
         if self.path == STDIN:
             return "standard input"
-        return self.path if self.path.isprintable() and self.path else repr(self.path)
+        plain = all(sign.isprintable() or sign in JOINERS or unicodedata.category(sign) == "Zs" for sign in self.path)
+        return self.path if self.path and plain else repr(self.path)
 
 
 def find_sources(
@@ -118,8 +122,20 @@ def _expand(name: str) -> list[str]:
 
 def _files_below(folder: str) -> list[str]:
     paths = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    root, been = os.path.realpath(folder), set[str]()
+
+    def leads_elsewhere(link: str) -> bool:
+        place = os.path.realpath(link)
+        fresh = place not in been and os.path.commonpath([place, root]) not in (place, root)
+        been.add(place)
+        return fresh
+
+    for where, folders, names in os.walk(folder, followlinks=True):
+        visible = [name for name in sorted(folders) if not name.startswith(".")]
+        linked = [
+            name for name in visible if os.path.islink(link := os.path.join(where, name)) and not leads_elsewhere(link)
+        ]
+        folders[:] = [name for name in visible if name not in linked]
         sounds = (name for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."))
         paths += [os.path.join(where, name) for name in sounds]
     return sorted(paths, key=lambda path: Path(path).parts)

@@ -244,7 +244,9 @@ class PreprocessConfig:
     ] = setting("auto", "how the corpus is laid out; auto recognizes it")
     audio_column: str | None = setting(None, "column of a table or JSON Lines that names the audio; none: a usual name")
     text_column: str | None = setting(None, "column of a table or JSON Lines that holds the text; none: a usual name")
-    channel: int | None = setting(None, "which channel of several is kept, counted from 0; none: their mean")
+    channel: int | None = setting(
+        None, "which channel of several is kept, counted from 0; none: what a line's channel says, or else their mean"
+    )
     trim_silence: bool = setting(False, "silence before and after speech is cut off, by voice activity, 0.2 s stay")
     loudness: Literal["keep", "ebu", "peak"] = setting(
         "keep", "level: as it is, EBU R128 loudness, or one peak for all"
@@ -287,6 +289,9 @@ class PreprocessConfig:
         wanted = "{align_with} beside it, with a checkpoint folder or default"
         require(aligned, "split_seconds", self.split_seconds, wanted, align_with=None)
         require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
+        of_use = self.split_seconds is not None or self.min_confidence == type(self).min_confidence
+        wanted = "{split_seconds} beside it, such as 20"
+        require(of_use, "min_confidence", self.min_confidence, wanted, split_seconds=None)
         ordered = self.min_rate is None or self.max_rate is None or self.min_rate <= self.max_rate
         require(ordered, "max_rate", self.max_rate, "at least {min_rate}", min_rate=self.min_rate)
         idle = self.split_seconds is None and self.align_with is not None

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.mpeg import goes_on_behind_its_header, is_mpeg, is_tag
 from focusasr.settings import InputError
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # beyond these a header lies, and resampling would need any memory
@@ -61,10 +62,10 @@ def opened(file: BinaryIO, name: str) -> Iterator[Sound]:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise AudioError(f"{name}: empty (0 bytes); record or copy it again")
-    missing, unmarked_end = _missing_bytes(file, size)
+    missing, for_ffmpeg = _missing_bytes(file, size)
     sound: Sound
     try:
-        sound = _open_ffmpeg(file, name) if unmarked_end or _is_mpeg(file) else _open_any(file, name)
+        sound = _open_ffmpeg(file, name) if for_ffmpeg or is_mpeg(file) else _open_any(file, name)
     except AudioError:
         if missing:
             raise _damaged(name, 0.0) from None
@@ -86,23 +87,16 @@ def _bytes_only(file: BinaryIO) -> Any:
     return SimpleNamespace(read=file.read, readinto=file.readinto, seek=file.seek, tell=file.tell)  # type: ignore[attr-defined]
 
 
-def _is_mpeg(file: BinaryIO) -> bool:
-    """Tell MP3 and AAC streams by their first bytes: libsndfile's MP3 decoder writes warnings to the terminal."""
-    file.seek(0)
-    head = file.read(3)
-    return head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
-
-
 def _missing_bytes(file: BinaryIO, size: int) -> tuple[int, bool]:
     """Return how many bytes a WAV, AIFF or Ogg file lacks at its end, which libsndfile takes for a shorter one.
 
     FLAC, MP4 and MP3 with a length are found out while they are decoded; what never knew its length (MP3 without that
-    header, WebM from a browser) cannot be. Return too whether it is a WAV without a length (0), as programs write into
-    pipes: libsndfile would read nothing.
+    header, WebM from a browser) cannot be. Return too whether only FFmpeg reads all: of a WAV without a length (0), as
+    programs write into pipes, libsndfile would read nothing, of several Ogg files in one the first.
     """
     file.seek(0)
     head = file.read(12)
-    missing, unmarked_end = 0, False
+    missing, for_ffmpeg = 0, False
     order = {b"RIFF": "<", b"RIFX": ">", b"FORM": ">"}.get(head[:4])
     if order and head[8:] in (b"WAVE", b"AIFF", b"AIFC"):
         promised = _sound_chunk_bytes(file, order)
@@ -110,10 +104,12 @@ def _missing_bytes(file: BinaryIO, size: int) -> tuple[int, bool]:
             missing = 1 if head[8:] == b"WAVE" else 0  # AIFF may leave out an empty chunk
         elif not _is_endless(promised):
             missing = max(0, promised - (size - file.tell()) - SLACK_BYTES)
-        unmarked_end = promised == 0 and struct.unpack(order + "I", head[4:8])[0] + 8 != size
+        for_ffmpeg = promised == 0 and struct.unpack(order + "I", head[4:8])[0] + 8 != size
     elif head[:4] == b"OggS":
-        missing = _missing_of_last_page(file, size)
-    return missing, unmarked_end
+        missing, last_stream = _last_page(file, size)
+        file.seek(14)
+        for_ffmpeg = not missing and file.read(4) != last_stream
+    return missing, for_ffmpeg
 
 
 def _sound_chunk_bytes(file: BinaryIO, order: str) -> int | None:
@@ -131,15 +127,15 @@ def _is_endless(length: int) -> bool:
     return length > 2**32 - 2**16 or abs(length - 2**31) < 2**16
 
 
-def _missing_of_last_page(file: BinaryIO, size: int) -> int:
-    """Return how many bytes of an Ogg file's last page are missing (RFC 3533, section 6)."""
+def _last_page(file: BinaryIO, size: int) -> tuple[int, bytes]:
+    """Return how many bytes of an Ogg file's last page are missing, and its stream's number (RFC 3533, section 6)."""
     file.seek(max(0, size - 2**17))  # longer than any page
     tail = file.read()
     page = tail[max(0, tail.rfind(b"OggS")) :]
     segments = page[26] if len(page) > 26 else 255
     missing = 27 + segments + sum(page[27 : 27 + segments]) - len(page)
     begun = missing < 0 and b"OggS".startswith(page[missing:])  # one to three bytes of a next page
-    return 27 if begun else max(0, missing)
+    return 27 if begun else max(0, missing), page[14:18]
 
 
 def _broken_page(file: BinaryIO) -> int | None:
@@ -236,6 +232,7 @@ class _Sndfile:
 def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
     import av
 
+    guessed = is_mpeg(file) and goes_on_behind_its_header(file)
     try:
         container = av.open(_bytes_only(file), options={"protocol_whitelist": "none"})  # playlists open nothing else
     except (av.FFmpegError, ValueError) as error:
@@ -247,19 +244,19 @@ def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
         seen = f"no sound in it ({container.format.name})"
         container.close()
         raise AudioError(f"{name}: {seen}; give a file with an audio track")
-    return _Ffmpeg(container, name)
+    return _Ffmpeg(container, name, guessed)
 
 
 class _Ffmpeg:
     """The first audio track of a recording open in FFmpeg."""
 
-    def __init__(self, container: Any, name: str) -> None:
+    def __init__(self, container: Any, name: str, guessed: bool) -> None:
         self._container, self._name = container, name
         self._track = container.streams.audio[0]
         if self._track.codec_context is None:  # PyAV before 18.1 would decode with it all the same, and crash
             raise AudioError(f"{name}: nothing in it can be decoded (no decoder for its format); export it again")
         self._end_seconds = 0.0  # what is decoded so far, by the file's own clock
-        self.seconds = self._header_seconds()
+        self.seconds = None if guessed else self._header_seconds()
         self.close = container.close
         self._frames = self._decode()
         self._first = next(self._frames, None)  # only a decoded frame knows the rate: AAC may double its header's
@@ -294,20 +291,25 @@ class _Ffmpeg:
         return self.seconds is not None and self._end_seconds < self.seconds - slack
 
     def _decode(self) -> Iterator[Any]:
-        """Yield decoded frames; a packet that fails is passed over before the first frame and after a known end."""
+        """Yield decoded frames, packets that fail passed over; CutOff behind them where such a one should be sound.
+
+        It need not be before the first frame and after a known end, nor where it is a tag.
+        """
         import av
 
         failed: Exception | None = None
+        gap_seconds: float | None = None  # where the first packet that should be sound failed
         packets = iter(self._container.demux(self._track))
         while True:
             try:
-                frames = next(packets).decode()
+                packet = next(packets)
+                frames = packet.decode()
             except StopIteration:
                 break
             except (av.FFmpegError, ValueError) as error:
                 failed = error
-                if self._end_seconds and (self.seconds is None or self._cut_off()):
-                    raise _damaged(self._name, self._end_seconds) from None
+                if self._end_seconds and not is_tag(bytes(packet)) and (self.seconds is None or self._cut_off()):
+                    gap_seconds = self._end_seconds if gap_seconds is None else gap_seconds
                 continue
             for frame in frames:
                 begin_seconds = self._end_seconds if frame.time is None else frame.time
@@ -315,6 +317,10 @@ class _Ffmpeg:
                 yield frame
         if failed and not self._end_seconds:
             raise AudioError(f"{self._name}: nothing in it can be decoded ({_reason(failed)}); export it again")
+        if gap_seconds == self._end_seconds:
+            raise _damaged(self._name, self._end_seconds)
+        if gap_seconds is not None:
+            raise CutOff(f"{self._name}: damaged at {gap_seconds:.1f} s, and not all of it was heard; get a whole copy")
 
 
 def _mixed(block: np.ndarray) -> np.ndarray:

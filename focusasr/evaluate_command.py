@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.config import DecodingConfig, EvaluationConfig
-from focusasr.files import ensure_writable, unwritable
+from focusasr.files import ensure_file_writable, unwritable
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
@@ -122,7 +122,7 @@ def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> No
             raise UsageError(f"{path}: would be overwritten by a result; choose another name for that")
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name a file in it")
-        ensure_writable(path.parent, f"choose another place with {option}")
+        ensure_file_writable(path, f"choose another place with {option}")
         taken.add(path.resolve())
 
 

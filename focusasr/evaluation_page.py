@@ -143,7 +143,7 @@ def _player(row: Row, folder: Path) -> str:
     if not utterance.audio.is_file():
         return ""
     link = quote(os.path.relpath(utterance.audio, folder).replace(os.sep, "/"), errors="replace")
-    if utterance.offset:
+    if utterance.offset or utterance.duration is not None:
         end = "" if utterance.duration is None else f",{utterance.offset + utterance.duration:.3f}"
         link += f"#t={utterance.offset:.3f}{end}"
     return f'<audio controls preload="none" src="{escaped(link)}"></audio>'

@@ -51,6 +51,18 @@ def _is_full(path: Path, error: Exception) -> bool:
     return shutil.disk_usage(_there(path.absolute())[0]).free < LITTLE_ROOM
 
 
+def is_stream(path: Path) -> bool:
+    """Tell devices and pipes, which no file may take the place of, and standard output by its name."""
+    named = str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/"))
+    return named or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def ensure_file_writable(path: Path, instead: str) -> None:
+    """Refuse, as `ensure_writable`, a place where one file cannot be written."""
+    if not is_stream(path):
+        ensure_writable(Path(os.path.realpath(path)).parent, instead)
+
+
 def ensure_writable(folder: Path, instead: str) -> None:
     """Refuse a folder for results before any work, where nothing can be written: InputError, as `unwritable`."""
     import tempfile
@@ -73,8 +85,20 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     Works for one file or one folder. A folder that already exists at `path` is replaced as a whole, by two renames:
     killed between them, a program leaves the old folder aside, and `restore` puts it back. What killed programs left
-    half written in the same folder goes; what others are writing there stays.
+    half written in the same folder goes; what others are writing there stays. A link stays, and the file that it leads
+    to is replaced; a device or pipe is written into.
     """
+    if is_stream(path):
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as room:
+            aside = Path(room) / path.name
+            yield aside
+            with path.open("ab") as out:
+                out.write(aside.read_bytes())
+        return
+    if path.is_symlink() and not path.is_dir():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     aside = _beside(path, "part")

@@ -13,7 +13,7 @@ import typer
 
 from focusasr import __version__
 from focusasr.config import InspectionConfig
-from focusasr.files import ensure_writable
+from focusasr.files import ensure_file_writable
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, number, with_settings
 from focusasr.progress import note
 from focusasr.settings import SettingError, UsageError, read_options
@@ -53,7 +53,7 @@ def inspect(
         swapped = shlex.join([recording, checkpoint])
         raise UsageError(f"{checkpoint} is a recording, not a checkpoint; did you mean focusasr inspect {swapped}?")
     if output:
-        ensure_writable(output.parent, "choose another place with --output")
+        ensure_file_writable(output, "choose another place with --output")
     model = load_checkpoint(find_checkpoint(checkpoint, local_files_only), choose_device(device)[0]).model
     seen = room.inspect_recording(model, recording, config, layer)
     if output:

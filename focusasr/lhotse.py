@@ -10,7 +10,7 @@ from typing import Any
 
 from focusasr.manifest import OWN_KEYS, Utterance
 from focusasr.readings import Found, Readings, Reject, locate, name_in_corpus, to_seconds
-from focusasr.settings import InputError, parse_json
+from focusasr.settings import InputError, parse_json, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -81,7 +81,8 @@ def _cut(cut: dict[str, Any], folder: Path, where: str) -> Readings:
         seen = "a mix of several" if "tracks" in cut else "features without a recording"
         yield Reject("broken row", f"{where}: {seen}; save the cut's audio (cuts.save_audios) and use that manifest")
         return
-    supervisions = cut.get("supervisions") or []
+    told = cut.get("supervisions") or []
+    supervisions = told if isinstance(told, list) else [told]
     try:
         start = to_seconds(cut.get("start", 0.0), "start", where) or 0.0
         length = to_seconds(cut.get("duration"), "duration", where)
@@ -95,13 +96,15 @@ def _cut(cut: dict[str, Any], folder: Path, where: str) -> Readings:
 
 
 def _found(
-    supervision: dict[str, Any],
+    supervision: Any,
     recording: dict[str, Any],
     cut: tuple[float, float | None],
     place: tuple[Path, str],
 ) -> Found | Reject:
     """Return the utterance of a supervision; `cut` is start and length of what its times count from."""
     folder, where = place
+    if not isinstance(supervision, dict):
+        return Reject("broken row", f"{where}: expected a supervision, got {shown(supervision)}")
     text = str(supervision.get("text") or "")
     try:
         audio = _file(recording, folder, where)

@@ -20,8 +20,10 @@ QUIETEST_DB = -120.0  # what digital silence is said to have
 
 @dataclass(frozen=True)
 class Measured:
-    """What was written: samples at 16 kHz, peak and mean power in dB of full scale, mean value, share of samples at
-    full scale, and a digest of the samples; and the seconds that the source had before any step.
+    """What was written, its samples at 16 kHz and a digest of them; and what its source was before any step.
+
+    That is its seconds, its peak and mean power in dB of full scale, its mean value and its share of samples at full
+    scale: no gain may hide that a recording is silent or clipped.
     """
 
     samples: int
@@ -59,15 +61,16 @@ class Meter:
             self._clipped += int(np.count_nonzero(block >= level) + np.count_nonzero(block <= -level))
         self._digest.update(block.tobytes())
 
-    def result(self, source_seconds: float) -> Measured:
-        """Return what was measured."""
-        count = max(1, self.samples)
+    def result(self, source_seconds: float, before: Meter | None = None) -> Measured:
+        """Return what was measured; `before` heard the source, where that was changed."""
+        source = before or self
+        count = max(1, source.samples)
         return Measured(
             samples=self.samples,
-            peak_db=round(decibels(self._peak), 2),
-            rms_db=round(decibels((self._power / count) ** 0.5), 2),
-            offset=round(self._sum / count, 5),
-            clipped=round(self._clipped / count, 6),
+            peak_db=round(decibels(source._peak), 2),
+            rms_db=round(decibels((source._power / count) ** 0.5), 2),
+            offset=round(source._sum / count, 5),
+            clipped=round(source._clipped / count, 6),
             digest=self._digest.hexdigest()[:32],
             source_seconds=round(source_seconds, 4),
         )

@@ -73,6 +73,15 @@ class Prepared:
                 "written that; move it away, or choose another --output-dir"
             )
 
+    def claim_new(self, outputs: Iterable[Path]) -> None:
+        """Refuse to write sound over files where no run began before: what a killed one left may be any of its own."""
+        there = [] if self._inputs else [output for output in outputs if os.path.exists(output)]
+        if there and not Prepared(self.folder)._inputs:
+            raise InputError(
+                f"{there[0]}: would be overwritten, and no earlier run here is known to have written it; move it "
+                "away, or choose another --output-dir"
+            )
+
     def begin(self, inputs: Sequence[str | Path], config: PreprocessConfig, sources: Mapping[Path, Source]) -> None:
         """Note what a run is about to do; `sources` are what each of its outputs is made from."""
         self._sources = sources

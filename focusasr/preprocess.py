@@ -45,10 +45,7 @@ class _Job:
 
     @property
     def source(self) -> Source:
-        utterance = self.found.utterance
-        own = utterance.extra.get("channel")  # lhotse tells the side of a call by its number
-        channel = own if type(own) is int and own >= 0 else self.config.channel
-        return Source(str(utterance.audio), utterance.offset, utterance.duration, channel)
+        return self.found.source(self.config.channel)
 
     def made_from(self) -> dict[str, Any]:
         """Return all that decides what the output holds; OSError or ValueError where the audio is not there."""
@@ -94,7 +91,7 @@ def preprocess(
         readings = list(Splitter(folder, find_checkpoint(config.align_with), config).split(readings))
     foreign = [reading for reading in readings if reading.audio is None or reading.audio not in journal]
     plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config)
-    _keep_inputs(inputs, plan, prepared, config)
+    _keep_inputs(inputs, plan, prepared, journal, config)
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
     try:
@@ -158,7 +155,11 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def _keep_inputs(
-    inputs: list[str | Path], plan: list[_Job | Reject], prepared: Prepared, config: PreprocessConfig
+    inputs: list[str | Path],
+    plan: list[_Job | Reject],
+    prepared: Prepared,
+    journal: Journal,
+    config: PreprocessConfig,
 ) -> None:
     """Refuse an output folder where results would overwrite what they are made from, or what others made."""
     folder = prepared.folder
@@ -170,6 +171,7 @@ def _keep_inputs(
         if Path(path).resolve() in written:
             raise InputError(f"{path}: would be overwritten by its own result; choose another --output-dir")
     prepared.claim(names)
+    prepared.claim_new(job.output for job in jobs if job.output not in journal)
 
 
 # The work
@@ -281,12 +283,13 @@ def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> Measured:
 
     In bounded memory, unless a step needs the utterance as a whole.
     """
-    meter, source_samples = Meter(), 0
+    meter, before, source_samples = Meter(), None, 0
     with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=config.format.upper()) as out:
         blocks: Iterable[np.ndarray] = stream(job.source)
         if changes_sound(config):
             whole = load(job.source)
-            source_samples, blocks = len(whole), [changed(whole, config)]
+            source_samples, blocks, before = len(whole), [changed(whole, config)], Meter()
+            before.hear(_to_int16(whole))
         for block in blocks:
             values = _to_int16(block)
             meter.hear(values)
@@ -296,7 +299,7 @@ def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> Measured:
     seconds = max(source_samples, meter.samples) / SAMPLE_RATE_HZ
     if job.alone and not job.source.offset and job.source.duration is not None:
         seconds = probe_seconds(job.source.path) or seconds
-    measured = meter.result(seconds)
+    measured = meter.result(seconds, before)
     reject = _length_reject(job, measured, config)
     if reject:
         raise _Refused(reject)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from focusasr.audio import AUDIO_SUFFIXES
+from focusasr.audio import AUDIO_SUFFIXES, Source
 from focusasr.manifest import Utterance
 from focusasr.settings import LONGEST_SECONDS, InputError, shown
 
@@ -41,6 +41,12 @@ class Found:
     def audio(self) -> Path:
         """The file that the utterance is in."""
         return self.utterance.audio
+
+    def source(self, channel: int | None) -> Source:
+        """Return what is to be loaded: of `channel`, or else of the one that the corpus names, a side of a call."""
+        one, own = self.utterance, self.utterance.extra.get("channel")
+        named = own if type(own) is int and own >= 0 else None
+        return Source(str(one.audio), one.offset, one.duration, named if channel is None else channel)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from focusasr.lhotse import is_lhotse, read_lhotse
 from focusasr.manifest import KEYS, Utterance, numbered_lines, parse_line
 from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds, usual_name
 from focusasr.settings import InputError, parse_json
-from focusasr.subtitles import read_subtitles, subtitles_of
+from focusasr.subtitles import SUBTITLE_SUFFIXES, read_subtitles, subtitles_of
 from focusasr.tables import delimiter_of, first_line, pick_column, read_header, read_lines, read_rows, require_column
 from focusasr.text import counted
 
@@ -159,26 +159,31 @@ def _inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 # Audio with its text beside it
 
 
-def _read_sidecars(path: Path, columns: Columns) -> Readings:
-    """Read a text beside each recording: .txt, .lab, or .json with a text and other keys."""
+def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> Readings:
+    """Read a text beside each recording: .txt, .lab, .json with a text and other keys, or subtitles.
+
+    Where there are both the text counts, or the `subtitles` that are wanted.
+    """
     root = path if path.is_dir() else path.parent
     for audio in _audio_files(path):
-        sidecar = _sidecar(audio)
-        if sidecar is None:
-            beside = " or ".join(audio.with_suffix(suffix).name for suffix in SIDECAR_SUFFIXES)
-            yield Reject("no text", f"{audio}: no {beside} beside it", audio)
-            continue
-        try:
-            text, extra = _sidecar_text(sidecar, columns)
-        except InputError as error:
-            yield Reject("unreadable text", str(error), audio)
-            continue
-        yield Found(Utterance(audio, text, extra=extra), name_in_corpus(audio, root), str(sidecar))
+        sidecar, cues, name = _sidecar(audio), subtitles_of(audio), name_in_corpus(audio, root)
+        if cues and (subtitles or not sidecar):
+            yield from read_subtitles(audio, cues, name)
+        elif sidecar:
+            try:
+                text, extra = _sidecar_text(sidecar, columns)
+            except InputError as error:
+                yield Reject("unreadable text", str(error), audio)
+                continue
+            yield Found(Utterance(audio, text, extra=extra), name, str(sidecar))
+        else:
+            beside = ", ".join((audio.with_suffix(SIDECAR_SUFFIXES[0]).name, *SIDECAR_SUFFIXES[1:], *SUBTITLE_SUFFIXES))
+            yield Reject("no text", f"{audio}: none beside it; wanted: {beside}", audio)
 
 
 def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
     whole = "".join(read_lines(path))
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return whole, {}
     try:
         extra = parse_json(whole)
@@ -190,16 +195,6 @@ def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
         raise InputError(f"{path}: expected an object with a text under {' or '.join(wanted)}; --text-column names it")
     others = {k: v for k, v in extra.items() if k not in (key, "audio_filepath", "offset", "duration", "segments")}
     return extra[key], {("source_text" if k == "text" else k): v for k, v in others.items()}
-
-
-def _read_subtitles(path: Path, columns: Columns) -> Readings:
-    root = path if path.is_dir() else path.parent
-    for audio in _audio_files(path):
-        beside = subtitles_of(audio)
-        if beside is None:
-            yield Reject("no text", f"{audio}: no .srt or .vtt beside it", audio)
-        else:
-            yield from read_subtitles(audio, beside, name_in_corpus(audio, root))
 
 
 def _audio_files(path: Path) -> list[Path]:
@@ -362,10 +357,15 @@ def _read_manifests(path: Path, columns: Columns) -> Readings:
 
 
 def _manifests(folder: Path, columns: Columns) -> list[Path]:
-    """Return the manifests directly inside a folder: manifest.jsonl, which holds all, or else each that is one."""
+    """Return the manifests directly inside a folder: manifest.jsonl, which holds all, or else each that is one.
+
+    A .json beside a recording of its name is that one's text.
+    """
     if (folder / "manifest.jsonl").is_file():
         return [folder / "manifest.jsonl"]
-    return [path for path in _inside(folder, MANIFEST_SUFFIXES) if _keys(path, columns)]
+    sounds = {path.stem for path in _inside(folder, AUDIO_SUFFIXES)}
+    listed = [path for path in _inside(folder, MANIFEST_SUFFIXES) if path.suffix != ".json" or path.stem not in sounds]
+    return [path for path in listed if _keys(path, columns)]
 
 
 def _keys(manifest: Path, columns: Columns) -> tuple[str, str] | None:
@@ -386,7 +386,7 @@ def _keys(manifest: Path, columns: Columns) -> tuple[str, str] | None:
 
 
 READERS: dict[str, Callable[[Path, Columns], Readings]] = {
-    "sidecar": _read_sidecars,
+    "sidecar": _read_beside,
     "table": _read_tables,
     "librispeech": _read_librispeech,
     "ljspeech": _read_ljspeech,
@@ -394,5 +394,5 @@ READERS: dict[str, Callable[[Path, Columns], Readings]] = {
     "manifest": _read_manifests,
     "kaldi": lambda path, columns: read_kaldi(path if path.is_dir() else path.parent),
     "lhotse": lambda path, columns: read_lhotse(path),
-    "subtitles": _read_subtitles,
+    "subtitles": lambda path, columns: _read_beside(path, columns, subtitles=True),
 }

@@ -20,7 +20,7 @@ import torch
 
 from focusasr.again import fingerprint_of_model
 from focusasr.alignment import Span, align
-from focusasr.audio import Source, in_blocks, load, probe_seconds
+from focusasr.audio import in_blocks, load, probe_seconds, stream
 from focusasr.checkpoint import Checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.features import log_mel, stack
@@ -55,7 +55,7 @@ class Splitter:
         self._folder, self._checkpoint = folder, load_checkpoint(checkpoint_folder)
         if self._checkpoint.model.ctc_head is None:
             raise InputError(f"{checkpoint_folder}: has no CTC head to align with; give another --align-with")
-        self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit} {config.channel}"
+        self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit}"
         self._known: dict[str, list[dict[str, Any]]] = {}
         for entry in read_lines(folder / JOURNAL):
             with contextlib.suppress(KeyError, TypeError):
@@ -75,14 +75,19 @@ class Splitter:
             yield from self._as_readings(reading, parts)
 
     def _is_long(self, reading: Found) -> bool:
-        utterance = reading.utterance
-        whole = probe_seconds(utterance.audio) if utterance.duration is None else utterance.offset + utterance.duration
-        return whole is not None and whole - utterance.offset > self._limit
+        source = reading.source(self._config.channel)
+        seconds = source.duration
+        if seconds is None and (whole := probe_seconds(source.path)) is not None:
+            seconds = whole - source.offset
+        if seconds is None:  # which no header tells
+            with contextlib.suppress(InputError):  # a file that cannot be read becomes a reject later
+                seconds = sum(map(len, stream(source))) / SAMPLE_RATE_HZ
+        return seconds is not None and seconds > self._limit
 
     def _parts(self, reading: Found) -> list[Part]:
-        one = reading.utterance
+        one, channel = reading.utterance, reading.source(self._config.channel).channel
         state = json.dumps(file_state(reading.audio), sort_keys=True)
-        whole = f"{self._decided_by} {state} {one.offset} {one.duration} {one.text}"
+        whole = f"{self._decided_by} {state} {one.offset} {one.duration} {channel} {one.text}"
         key = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
         if key in self._known:
             return [Part(**part) for part in self._known[key]]
@@ -93,7 +98,7 @@ class Splitter:
 
     def _align(self, reading: Found) -> list[Part]:
         one = reading.utterance
-        waveform = load(Source(str(one.audio), one.offset, one.duration, self._config.channel))
+        waveform = load(reading.source(self._config.channel))
         seconds = len(waveform) / SAMPLE_RATE_HZ
         if seconds > LONGEST_SECONDS:
             told = f"{seconds:.0f} s are too long to align at once (at most {LONGEST_SECONDS:.0f})"

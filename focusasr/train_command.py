@@ -93,8 +93,6 @@ def train(
             run = read_run(tables, folder, output_dir, str(file or "options"), typed)
         except InputError as error:
             raise error if isinstance(error, UsageError) else blame(str(error)) from None
-        if not (resume or source):  # which have their tokens
-            require_use(run.text, "vocabulary_size", "tokens", "bpe")
         carry_out(Trial(run, resume, source, find), chosen, reason)
 
 
@@ -128,6 +126,8 @@ def carry_out(trial: Trial, device: Any, reason: str) -> None:
     from focusasr.training_log import TrainingLog
 
     run = trial.run
+    if not (trial.resume or trial.source):  # which have their tokens
+        require_use(run.text, "vocabulary_size", "tokens", "bpe")
     with peers_watched("start the run again with --resume"):
         trainer = Trainer(run, device, trial.resume, trial.source)
         processes = trainer.stepper.processes

@@ -85,6 +85,16 @@ def test_a_glob_over_folders_gives_each_file_once(tmp_path: Path) -> None:
     assert [Path(source.path).name for source in found] == ["a.wav", "b.wav"] and not repeated
 
 
+def test_links_to_folders_elsewhere_are_followed_once(tmp_path: Path) -> None:
+    for name in ("in/a.wav", "in/deep/b.avi", "disk/c.wav", "disk/more/d.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, place in (("in/x", "disk"), ("in/y", "disk"), ("in/up", "."), ("in/own", "in/deep"), ("disk/back", "in")):
+        (tmp_path / link).symlink_to(tmp_path / place)
+    found = [os.path.relpath(source.path, tmp_path) for source in find_sources([str(tmp_path / "in")])]
+    assert found == ["in/a.wav", "in/deep/b.avi", "in/x/c.wav", "in/x/more/d.wav"]
+
+
 def test_a_file_with_brackets_in_its_name_is_no_glob(tmp_path: Path) -> None:
     (tmp_path / "take[1].wav").touch()
     (tmp_path / "take1.wav").touch()
@@ -346,8 +356,8 @@ def test_no_decoder_writes_to_the_terminal(tmp_path: Path, capfd: pytest.Capture
     middle = bytearray(path.read_bytes())
     middle[len(middle) // 2 : len(middle) // 2 + 500] = bytes(range(250)) * 2
     path.write_bytes(middle)
-    assert "stops decoding after" in refusal(path)
-    refusal(halve(path))
+    assert "damaged at 2.5 s, and not all of it was heard" in refusal(path)
+    assert "stops decoding after 2.5 s" in refusal(halve(path))
     assert capfd.readouterr() == ("", "")
 
 

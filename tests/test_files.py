@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from focusasr.files import _host, discard_asides, read_lines, restore, written_aside
+from focusasr.files import _host, discard_asides, ensure_file_writable, read_lines, restore, written_aside
 
 
 def listing(folder: Path) -> list[str]:
@@ -36,6 +36,38 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert listing(tmp_path) == ["text.txt"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "text.txt").write_text("old")
+    for name, place in (("a.txt", "deep/text.txt"), ("b.txt", "deep/new.txt")):
+        (tmp_path / name).symlink_to(place)
+        with written_aside(tmp_path / name) as aside:
+            aside.write_text("new")
+        assert (tmp_path / name).is_symlink() and (tmp_path / place).read_text() == "new"
+
+
+def test_a_pipe_stays_and_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    ensure_file_writable(pipe, "")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with written_aside(pipe) as aside:
+        aside.write_text("whole")
+    assert os.read(reader, 100) == b"whole" and pipe.is_fifo()
+    os.close(reader)
+    assert listing(tmp_path) == ["pipe"]
+
+
+def test_standard_output_by_its_name(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from focusasr.files import *; p = Path('/dev/stdout'); ensure_file_writable(p, '')"
+    )
+    code += "\nwith written_aside(p) as aside: aside.write_text('whole')"
+    for out in (subprocess.PIPE, (tmp_path / "out").open("wb")):
+        done = subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+        assert (done.stdout or (tmp_path / "out").read_bytes()) == b"whole"
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])

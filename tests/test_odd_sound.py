@@ -11,7 +11,7 @@ from guard import guarded
 from odd_sound import fine_sound, no_sound, write_silence
 from test_broken_sound import HEAR, checked
 
-from focusasr.audio import Source, load
+from focusasr.audio import CutOff, Source, load, stream
 
 
 @pytest.mark.parametrize("made", [fine_sound, no_sound])
@@ -42,3 +42,23 @@ def test_sound_that_cannot_be_sought_is_read_to_its_place(tmp_path: Path) -> Non
     whole = load(path)
     assert len(whole) == 19_200
     assert np.array_equal(load(Source(str(path), 0.5, 0.25)), whole[8000:12_000])
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", None), ("OGG", "OPUS"), ("MP3", None)])
+def test_joined_files_are_heard_whole(tmp_path: Path, kind: str, subtype: str | None) -> None:
+    one, other = (packed(wave, kind, subtype, 16_000) for wave in (tone(2.0, 16_000), -tone(6.0, 16_000)[::2]))
+    tag = b"ID3\x03\0\0\0\0\x07\x68" + bytes(range(1, 251)) * 4 if kind == "MP3" else b""
+    (tmp_path / "a").write_bytes(one + tag + other + (bytes(4000) if kind == "MP3" else b""))
+    waveform = load(tmp_path / "a")
+    assert len(waveform) / 16_000 == pytest.approx(5.0, abs=0.2)
+    strongest = [np.abs(np.fft.rfft(part)).argmax() / 1.5 for part in (waveform[:24_000], waveform[-32_000:-8_000])]
+    assert strongest == pytest.approx([440, 880], abs=3)
+
+
+def test_what_lies_behind_damage_is_heard_and_the_damage_told(tmp_path: Path) -> None:
+    damaged = bytearray(packed(np.random.default_rng(0).uniform(-0.5, 0.5, 80_000), "MP3", None, 16_000))
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 500] = bytes(range(250)) * 2
+    (tmp_path / "a").write_bytes(damaged)
+    told: list[CutOff] = []
+    assert 4.5 < sum(map(len, stream(tmp_path / "a", cut_off=told.append))) / 16_000 < 5.1
+    assert ["damaged at 2.5 s, and not all of it was heard" in str(error) for error in told] == [True]

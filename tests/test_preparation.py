@@ -102,6 +102,19 @@ def test_the_side_of_a_call_is_what_its_corpus_says(tmp_path):
     peaks = [np.abs(load(Source(str(tmp_path / "out" / row["audio_filepath"])))).max() for row in manifest]
     assert peaks == pytest.approx([0.5, 0.25], abs=0.01)
     assert [row["source_channel"] for row in manifest] == [0, 1] and "channel" not in manifest[0]
+    report = preprocess([tmp_path / "m.jsonl"], tmp_path / "right", PreprocessConfig(channel=1))
+    peaks = [np.abs(load(tmp_path / "right" / row["audio_filepath"])).max() for row in rows(report.manifest)]
+    assert peaks == pytest.approx([0.25, 0.25], abs=0.01), "what the user gives counts"
+
+
+@pytest.mark.parametrize("loudness", ["keep", "peak", "ebu"])
+def test_no_gain_hides_what_is_wrong_with_a_recording(tmp_path, loudness):
+    folder = write(
+        tmp_path / "in", clipped=np.clip(20 * tone(1.0), -1, 1), silent=1e-5 * tone(1.0), fine=tone(1.0, 0.2)
+    )
+    config = PreprocessConfig(loudness=loudness, drop=["clipped", "silent"])
+    report = preprocess([folder], tmp_path / "out", config)
+    assert [Path(row["audio_filepath"]).stem for row in rows(report.manifest)] == ["fine"]
 
 
 def test_steps_are_done_stated_and_done_again_when_they_change(tmp_path):

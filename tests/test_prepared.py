@@ -55,6 +55,21 @@ def refusal(*inputs: object, config: PreprocessConfig | None = None) -> str:
     return str(caught.value)
 
 
+def test_sound_that_no_run_made_is_never_written_over() -> None:
+    Path("out").mkdir()
+    manifest = corpus("out/audio", {"a": "s"})
+    own = Path("out/audio/a.flac")
+    soundfile.write(own, np.zeros(5), 16_000)
+    whole = own.read_bytes()
+    said = refusal(manifest)
+    assert "out/audio/a.flac: would be overwritten, and no earlier run here is known to have written it" in said
+    assert own.read_bytes() == whole and not Path("out/manifest.jsonl").exists()
+    own.unlink()
+    assert preprocess([manifest], "out").kept == 1 == preprocess([manifest], "out").reused
+    Path("out/.preprocess.jsonl").unlink()  # as of a run that was killed before it noted its first file
+    assert preprocess([manifest], "out").kept == 1
+
+
 def test_another_corpus_is_refused_and_one_more_is_welcome() -> None:
     one, other = corpus("one", {"a": "s", "b": "s"}), corpus("other", {"c": "t"})
     preprocess([one], "out")

@@ -22,6 +22,7 @@ from focusasr.settings import InputError
 
 NAMES = [
     "a b.wav", "  .wav", "a\nb.wav", "a\r\nb.wav", "a\tb.wav", "\x1b[31mred.wav", "a\u2028b.wav", "a\x85b.wav",
+    "3.45\u202fPM.wav", "a\u3000b.wav",
     "🙂.wav", "👩‍👩‍👧.wav", "语音 ünï.wav", "u\u0308.wav", "\u202ereversed.wav", "'\"`.wav", "*.wav", "[ab].wav",
     "{a,b}.wav", "$HOME;&|<>.wav", "~.wav", "-.wav", "--help.wav", "%s%n.wav", "a.wav ", "a.wav.", "no suffix", "..wav",
     "\\n.wav", "x" * 251 + ".wav", "ü" * 125 + "x.wav", os.fsdecode(b"\xff\xfe\n.wav"), os.fsdecode(b"\xc3.wav"),
@@ -31,7 +32,7 @@ NAMES = [
 def shown(path: Path) -> str:
     """Return what a message calls a file, having checked that this fits one line."""
     name = Source(str(path)).name
-    assert name.isprintable()
+    assert len(name.splitlines()) <= 1 and not set("\t\x1b\u202e").intersection(name)
     return name
 
 

@@ -30,6 +30,24 @@ def table(path: Path, content: str, encoding: str = "utf-8") -> Path:
     return path
 
 
+def test_texts_of_several_kinds_beside_recordings(tmp_path):
+    touch(*(tmp_path / f"{name}.wav" for name in ("a", "b", "c", "talk", "bare")))
+    for name in ("a", "b"):  # of an old machine, whose path is gone
+        table(
+            tmp_path / f"{name}.json",
+            json.dumps({"audio_filepath": "/gone/x.wav", "text": f"text of {name}", "speaker": "s"}),
+        )
+    table(tmp_path / "c.JSON", json.dumps({"text": "text of c"}))
+    table(tmp_path / "talk.srt", "1\n00:00:00,000 --> 00:00:02,000\nfirst cue\n")
+    assert recognize(tmp_path, Columns()) == "sidecar"
+    found, rejects = read(tmp_path)
+    assert [one.utterance.text for one in found] == ["text of a", "text of b", "text of c", "first cue"]
+    assert [one.audio.name for one in found] == ["a.wav", "b.wav", "c.wav", "talk.wav"]
+    assert [one.reason for one in rejects] == [
+        f"{tmp_path / 'bare.wav'}: none beside it; wanted: bare.txt, .lab, .json, .srt, .vtt"
+    ]
+
+
 def test_sidecars_keep_their_place_and_join_lines(tmp_path):
     touch(tmp_path / "a" / "one.wav", tmp_path / "b" / "one.flac", tmp_path / "b" / "lonely.ogg", tmp_path / ".x.wav")
     table(tmp_path / "a" / "one.txt", "first line\r\nsecond  line\r\n", "utf-8-sig")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
+from broken_sound import add_sound
 from small_whisper import write_whisper
 from tones import sung, tiny_model
 
@@ -32,6 +35,14 @@ def corpus(folder: Path, sample: Path, text: str, copies: int = 3) -> float:
     return len(one) / RATE_HZ
 
 
+def packed_aac(wave: np.ndarray) -> bytes:
+    """Return a waveform as bare AAC frames, which tell no length."""
+    out = io.BytesIO()
+    with av.open(out, "w", "adts") as container:
+        container.mux(add_sound(container, "aac", wave, RATE_HZ).encode(None))
+    return out.getvalue()
+
+
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -51,6 +62,22 @@ def test_each_piece_gets_the_words_said_in_it(tmp_path, sample, heard, monkeypat
     monkeypatch.setattr(room, "split_text", lambda *given: calls.append(1))
     again = preprocess([tmp_path / "in"], tmp_path / "out", config)
     assert (again.kept, again.reused, calls) == (3, 3, [])
+
+
+def test_a_long_recording_whose_header_tells_no_length_is_cut_too(tmp_path, sample, heard):
+    seconds = corpus(tmp_path / "in", sample, heard, 2)
+    wave = load(tmp_path / "in" / "long.wav")
+    (tmp_path / "in" / "long.wav").unlink()
+    for name, part in (("long", wave), ("short", load(sample))):
+        (tmp_path / "in" / f"{name}.aac").write_bytes(packed_aac(part))
+    (tmp_path / "in" / "short.txt").write_text(heard)
+    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="default", min_confidence=0.0)
+    report = preprocess([tmp_path / "in"], tmp_path / "out", config)
+    assert [Path(row["audio_filepath"]).stem.split("_")[0] for row in rows(report.manifest)] == [
+        "long",
+        "long",
+        "short",
+    ]
 
 
 def test_what_fits_badly_is_rejected_and_short_files_stay_whole(tmp_path, sample, heard):
