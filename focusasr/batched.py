@@ -16,7 +16,7 @@ from focusasr.containers import CutOff
 from focusasr.device import in_parts
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
 from focusasr.heard import Heard
-from focusasr.longform import WhisperRecognizer, Window, split
+from focusasr.longform import SECONDS_PER_TIMESTAMP, WhisperRecognizer, Window, split
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut, joined
 from focusasr.window import Answer, WindowReader, is_silence
@@ -74,34 +74,44 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
         answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
         result: list[list[Segment]] = []
+        left: dict[int, Piece] = {}
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
             if is_silence(answer, self.search):
                 result.append([])
                 continue
-            segments = self._segments(reader, piece, answer)
+            segments, again = self._segments(reader, piece, answer)
+            if again:
+                left[row] = again
             if self.config.word_timestamps:
                 alone = memory.select(torch.tensor([row], device=self.device))
                 frames = len(piece.waveform) // HOP_SAMPLES
                 segments = self._timed(reader, alone, frames, segments, piece.start_seconds)
             result.append(segments)
+        for row, segments in zip(left, self._decoded(reader, list(left.values())) if left else (), strict=True):
+            result[row] += segments
         return result
 
     def _mel(self, piece: Piece) -> torch.Tensor:
         mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
         return torch.nn.functional.pad(mel, (0, 0, 0, self.window_frames - len(mel)))
 
-    def _segments(self, reader: WindowReader, piece: Piece, answer: Answer) -> list[Segment]:
-        """Return a piece's segments; what comes after its last pair of timestamps is one too, up to its end."""
+    def _segments(self, reader: WindowReader, piece: Piece, answer: Answer) -> tuple[list[Segment], Piece | None]:
+        """Return a piece's segments, and what is behind its last pair of timestamps, which is to be read again.
+
+        Of less than a second, the text that is there already is a segment.
+        """
         tokenizer = reader.tokenizer
         frames = max(1, len(piece.waveform) // HOP_SAMPLES)
         window = Window(audio.to_samples(piece.start_seconds, SAMPLE_RATE_HZ) // HOP_SAMPLES, frames)
         stretch = split(window, answer, tokenizer)
-        read = sum(len(segment.tokens) for segment in stretch.segments)
-        rest = answer.tokens[read:]
-        segments = stretch.segments
-        if rest:
+        segments, end, again = stretch.segments, window.start + window.seconds, None
+        rest = answer.tokens[sum(len(segment.tokens) for segment in segments) :]
+        done, left = stretch.next_seek - window.seek, window.seek + frames - stretch.next_seek
+        if min(done, left) >= FRAMES_PER_SECOND:
+            again = Piece(piece.start_seconds + done / FRAMES_PER_SECOND, piece.waveform[done * HOP_SAMPLES :])
+        elif rest:  # which begins with a timestamp
             (last,) = split(window, answer._replace(tokens=rest), tokenizer).segments
-            segments = [*segments, replace(last, start=segments[-1].end if segments else last.start)]
-        end = window.start + window.seconds
+            begin = window.start + (rest[0] - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
+            segments = [*segments, replace(last, start=begin, end=end)]
         inside = [replace(segment, end=min(segment.end, end)) for segment in segments]
-        return [segment for segment in inside if segment.text.strip() and segment.start < segment.end]
+        return [segment for segment in inside if segment.text.strip() and segment.start < segment.end], again

@@ -73,9 +73,11 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
     if os.path.isdir(folder) or os.path.isfile(folder):  # of a name that no file can have, they say no
         return folder
     if name in WHISPER_NAMES:
-        if model_dir is not None and (model_dir / f"{name}.pt").is_file():
-            return model_dir / f"{name}.pt"
-        return download(f"openai/whisper-{WHISPER_NAMES[name]}", local_files_only, model_dir)
+        for file in (model_dir / f"{stem}.pt" for stem in (name, WHISPER_NAMES[name]) if model_dir is not None):
+            if file.is_file():
+                return file
+        hub = "large" if name == "large-v1" else WHISPER_NAMES[name]
+        return download(f"openai/whisper-{hub}", local_files_only, model_dir)
     if HUB_NAME.fullmatch(name):
         try:
             return download(name, local_files_only, model_dir)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from focusasr.device import doubles
 from focusasr.model import Decoder, Memory
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
@@ -48,7 +49,7 @@ def align_words(
     probabilities = spoken.gather(1, torch.tensor(text, device=spoken.device)[:, None])[:, 0].tolist()
     heads = torch.stack([scores[layer][0, head] for layer, head in tokenizer.whisper.alignment_heads])  # (H, L, S)
     matrix = smoothed(heads[:, :, :steps].float())[len(opening) : -1]
-    rows, columns = warp(-matrix.double().cpu().numpy())
+    rows, columns = warp(-doubles(matrix).cpu().numpy())
     words, groups = split_words([*text, tokenizer.end], tokenizer)
     if len(groups) <= 1:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,8 @@ def _hugging_face_tokenizer(folder: Path, generation: Mapping[str, Any], setting
     whisper = read_settings(
         WhisperConfig, {"multilingual": multilingual, **kept}, str(folder / "generation_config.json")
     )
+    if any(layer >= settings.decoder_layers for layer, _ in whisper.alignment_heads):  # a teacher's, of more layers
+        whisper = replace(whisper, alignment_heads=later_heads(settings))
     check_generation(whisper, settings, folder)
     policy = whisper_policy(settings, multilingual)
     try:

@@ -220,21 +220,23 @@ class WhisperRecognizer:
     ) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
         sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
-        reader = self._reader(lambda: self.engine.encode([sound.window(0, self.window_frames)]))
-        script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
         stretches = self._clips(audio.stream(source, cut_off=cut_off), sound.frames)
+        first = stretches[0] if stretches and self.longform.vad_filter and not any(self.longform.clips or ()) else None
+        begin, frames = (first[0], min(self.window_frames, first[1] - first[0])) if first else (0, self.window_frames)
+        reader = self._reader(lambda: self.engine.encode([sound.window(begin, frames)]))
+        script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
         if any(self.longform.clips or ()) and not any(start < end for start, end in stretches):
             asked, seconds = self.longform.clip_timestamps, sound.samples / SAMPLE_RATE_HZ
             raise InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
-        for start, end in stretches:
+        for clip, (start, end) in enumerate(stretches):
             seek = start
             while seek < end:
                 window = Window(seek, min(self.window_frames, end - seek))
-                if known := heard.get(str(seek)):
+                if known := heard.get(f"{clip}:{seek}"):  # clips may overlap
                     step = Step.known(known)
                 else:
                     step = self._read(reader, sound, window, script)
-                    heard.note(str(seek), step.noted())
+                    heard.note(f"{clip}:{seek}", step.noted())
                 self._go_on(script, step)
                 seek = step.next_seek
                 progress((min(seek, end) - window.seek) / FRAMES_PER_SECOND)

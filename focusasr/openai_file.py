@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import base64
+import contextlib
+import gzip
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -99,17 +103,19 @@ def find_ranks(path: Path, multilingual: bool) -> Path:
 
 
 def _published_heads(name: str, settings: ModelConfig) -> list[tuple[int, int]]:
-    """Return the alignment heads that OpenAI published for a model of this name; none where that is not known."""
-    if importlib.util.find_spec("whisper") is None:
-        return []
-    import whisper
+    """Return the alignment heads that OpenAI published for a model of this name; none where that is not known.
 
-    if name not in getattr(whisper, "_ALIGNMENT_HEADS", {}):
+    They stand in the package's source, which is read and not run: it imports much, and may not be able to.
+    """
+    spec = importlib.util.find_spec("whisper")
+    published: dict[str, bytes] = {}
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        for line in ast.parse(Path(spec.origin).read_text("utf-8")).body if spec and spec.origin else ():
+            if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "_ALIGNMENT_HEADS":
+                published = ast.literal_eval(line.value)
+    if name not in published:
         return []
-    import base64
-    import gzip
-
-    mask = gzip.decompress(base64.b85decode(whisper._ALIGNMENT_HEADS[name]))
+    mask = gzip.decompress(base64.b85decode(published[name]))
     if len(mask) != settings.decoder_layers * settings.heads:
         return []
     return [divmod(place, settings.heads) for place, chosen in enumerate(mask) if chosen]

@@ -71,12 +71,21 @@ def choose_compute_type(wanted: ComputeType, device: torch.device, config: Model
     """Return what `auto` stands for on this device and for this shape; InputError where the device lacks a type."""
     if wanted == "int8" and device.type != "cpu":
         raise SettingError("compute_type", "int8", f"float16 or another on {device.type}: only the CPU has int8")
+    if wanted == "int8" and not has_products():
+        raise SettingError(
+            "compute_type", "int8", "auto or float32: PyTorch lacks 8 bit products for this CPU (fbgemm)"
+        )
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "float16"
     wide = device.type == "cpu" and config.width >= WIDE_ENOUGH
-    return "int8" if wide and "fbgemm" in torch.backends.quantized.supported_engines else "float32"
+    return "int8" if wide and has_products() else "float32"
+
+
+def has_products() -> bool:
+    """Return whether PyTorch has the product of `Int8Linear` for this CPU, which its engine for ARM lacks."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def converted(module: nn.Module, compute_type: ComputeType) -> nn.Module:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from focusasr.settings import require, require_choices, setting
 
+LEAST_WARMTH = 0.01  # of temperatures above 0, and between them
+LONGEST_ID = 9  # digits
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -32,7 +35,8 @@ class SearchConfig:
     no_speech_threshold: float | None = setting(0.6, "silence where its probability is above and logprob fails")
 
     def __post_init__(self) -> None:
-        require(0 <= self.temperature <= 10, "temperature", self.temperature, "0 to 10")
+        fits = self.temperature == 0 or LEAST_WARMTH <= self.temperature <= 10
+        require(fits, "temperature", self.temperature, f"0, or {LEAST_WARMTH:g} to 10")
         for name in ("best_of", "beam_size"):
             given = getattr(self, name)
             require(given is None or given >= 1, name, given, "at least 1, or none")
@@ -43,8 +47,10 @@ class SearchConfig:
         require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0")
         require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", self.no_repeat_ngram_size, "at least 0")
         warmer = self.temperature_increment_on_fallback
-        require(warmer is None or warmer > 0, "temperature_increment_on_fallback", warmer, "above 0, or none")
-        numbers = (part.strip() == "-1" or part.strip().isdigit() for part in self.suppress_tokens.split(","))
+        fits = warmer is None or warmer >= LEAST_WARMTH
+        require(fits, "temperature_increment_on_fallback", warmer, f"at least {LEAST_WARMTH:g}, or none")
+        parts = [part.strip() for part in self.suppress_tokens.split(",")]
+        numbers = (part == "-1" or (part.isdecimal() and len(part) <= LONGEST_ID) for part in parts)
         fine = not self.suppress_tokens or all(numbers)
         require(fine, "suppress_tokens", self.suppress_tokens, "ids with commas between, or -1 for signs not spoken")
 
@@ -53,7 +59,7 @@ class SearchConfig:
         largest = max(map(int, self.suppress_tokens.split(","))) if self.suppress_tokens else -1
         has = f"this model has {vocabulary} tokens"
         require(largest < vocabulary, "suppress_tokens", self.suppress_tokens, f"ids below {vocabulary}: {has}")
-        require((self.beam_size or 1) <= vocabulary, "beam_size", self.beam_size, f"at most {vocabulary}: {has}")
+        require((self.beam_size or 1) < vocabulary, "beam_size", self.beam_size, f"below {vocabulary}: {has}")
 
     @property
     def temperatures(self) -> list[float]:

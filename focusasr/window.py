@@ -93,14 +93,16 @@ class WindowReader:
         """Return what the decoder reads first: words to expect, the text before, the start, the prefix.
 
         As openai/whisper has it, and faster-whisper for the words to expect; the text before is cut at its front to
-        half the context.
+        half the context, and to less beside a long prefix, so that a quarter is left to write.
         """
         tokenizer, longform = self.tokenizer, self.longform
         most = self.context // 2 - 1
-        expected = [] if longform.prefix else self._encoded(longform.hotwords)[:most]
-        before = [*expected, *(list(previous)[-(most - len(expected)) :] if len(expected) < most else [])]
         start = [*tokenizer.sot_sequence, *([] if timestamps else [tokenizer.no_timestamps])]
-        return [*([tokenizer.sot_prev, *before] if before else []), *start, *self._encoded(longform.prefix)[:most]]
+        prefix = self._encoded(longform.prefix)[:most]
+        expected = [] if longform.prefix else self._encoded(longform.hotwords)[:most]
+        room = min(most, self.context - self.context // 4 - 1 - len(start) - len(prefix)) - len(expected)
+        before = [*expected, *(list(previous)[-room:] if room > 0 else [])]
+        return [*([tokenizer.sot_prev, *before] if before else []), *start, *prefix]
 
     def _encoded(self, text: str | None) -> list[int]:
         return self.tokenizer.encode_exactly(" " + text.strip()) if text and text.strip() else []

@@ -16,10 +16,12 @@ from focusasr.batched import BatchedWhisperRecognizer
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.longform import WhisperRecognizer
-from focusasr.output import Transcript
+from focusasr.model import Memory
+from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, joined
 from focusasr.settings import InputError
 from focusasr.whisper_config import LongformConfig, SearchConfig
+from focusasr.window import Answer, WindowReader
 
 
 @cache
@@ -65,6 +67,63 @@ def test_pieces_keep_their_times_and_their_text_in_any_batch() -> None:
     assert [(s.start, s.end, s.text, s.tokens) for s in alone.segments] == [
         (s.start, s.end, s.text, s.tokens) for s in together.segments
     ]
+
+
+def test_what_follows_the_last_pair_of_times_is_read_again_or_kept() -> None:
+    """From a second on it is a piece of its own, as the long form reads on from there; else its text is a segment."""
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    longform = LongformConfig(language="en")
+    recognizer = BatchedWhisperRecognizer(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+    reader = recognizer._reader(lambda: None)  # type: ignore[arg-type,return-value]
+    tokenizer = reader.tokenizer
+    wave = chirps(10.0).numpy()
+
+    def found(*written: str | float) -> tuple[list[tuple[float, float, str]], Piece | None]:
+        """Return the segments of a piece at 100 s for a text with times in it."""
+        tokens: list[int] = []
+        for part in written:
+            text = isinstance(part, str)
+            tokens += tokenizer.encode_exactly(part) if text else [tokenizer.timestamp_begin + round(50 * part)]
+        segments, again = recognizer._segments(reader, Piece(100.0, wave), Answer(tokens, "", 0.0, 0.0, 1.0, 0.0))
+        return [(round(one.start, 2), round(one.end, 2), one.text) for one in segments], again
+
+    assert found(0.0, " the cat", 9.5) == ([(100.0, 109.5, " the cat")], None)
+    assert found(0.0, " the cat") == ([(100.0, 110.0, " the cat")], None)
+    for rest in ((2.0,), (2.0, " hat"), (2.2, " hat")):
+        segments, again = found(0.0, " the cat", 2.0, *rest)
+        assert segments == [(100.0, 102.0, " the cat")] and again is not None
+        assert again.start_seconds == 102.0 and np.array_equal(again.waveform, wave[2 * SAMPLE_RATE_HZ :])
+    assert found(0.0, " the cat", 9.2, 9.4, " hat") == ([(100.0, 109.2, " the cat"), (109.4, 110.0, " hat")], None)
+    assert found(0.0, " the cat", 9.2, 9.2) == ([(100.0, 109.2, " the cat")], None)
+
+
+def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that hears two seconds at a time is asked until the piece is through, each piece for itself."""
+    for name, seconds in (("a", 9.0), ("b", 5.0)):
+        soundfile.write(f"{name}.wav", chirps(seconds).numpy(), SAMPLE_RATE_HZ)
+    lengths: list[list[float]] = []
+
+    def answers(self: WindowReader, memory: Memory, prompts: list[list[int]], timestamps: bool = True) -> list[Answer]:
+        begin, tokenizer = self.tokenizer.timestamp_begin, self.tokenizer
+        told = [begin, *tokenizer.encode_exactly(" word"), begin + 100, begin + 100]
+        return [Answer(told, "word", 0.0, 0.0, 1.0, 0.0)] * len(prompts)
+
+    honest = BatchedWhisperRecognizer._decoded
+
+    def decoded(self: BatchedWhisperRecognizer, reader: WindowReader, pieces: list[Piece]) -> list[list[Segment]]:
+        lengths.append([len(piece.waveform) / SAMPLE_RATE_HZ for piece in pieces])
+        return honest(self, reader, pieces)
+
+    monkeypatch.setattr(WindowReader, "answers", answers)
+    monkeypatch.setattr(BatchedWhisperRecognizer, "_decoded", decoded)
+    monkeypatch.setattr(WhisperRecognizer, "_reader", lambda self, first: WindowReader(
+        self.engine, self.tokenizer.speaking("en"), self.search, self.longform
+    ))  # fmt: skip
+    transcript = recognize(Source("a.wav"))
+    assert [(round(s.start, 2), round(s.end, 2), s.text) for s in transcript.segments] == [
+        (2.0 * n, 2.0 * n + 2, " word") for n in range(4)
+    ] + [(8.0, 9.0, " word")]
+    assert lengths == [[9.0], [7.0], [5.0], [3.0], [1.0]]
 
 
 def test_silence_gives_no_text() -> None:

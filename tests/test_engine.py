@@ -185,9 +185,12 @@ def test_other_compute_types_stay_near(compute_type: str) -> None:
     assert model.decoder.token_embedding.weight.dtype == torch.float32, "the model that was given has changed"
 
 
-def test_integers_are_the_cpus_alone() -> None:
+def test_integers_are_the_cpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_model(TOKENIZER).config
     with pytest.raises(InputError, match="int8"):
         choose_compute_type("int8", torch.device("cuda"), config)
+    monkeypatch.setattr("focusasr.quantize.has_products", lambda: False)  # as on ARM
+    with pytest.raises(InputError, match="wanted: auto or float32: PyTorch lacks 8 bit products for this CPU"):
+        choose_compute_type("int8", torch.device("cpu"), config)
     assert choose_compute_type("auto", torch.device("cuda"), config) == "float16"
     assert choose_compute_type("auto", torch.device("cpu"), config) == "float32"

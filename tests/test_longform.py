@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 import whisper
 from whisper_pairs import ENGLISH, MULTILINGUAL, chirps, ours, peer_model
 
-from focusasr.audio import Source
+from focusasr.audio import Source, load
 from focusasr.checkpoint import Checkpoint
 from focusasr.config import DecodingConfig
+from focusasr.heard import Heard
 from focusasr.longform import WhisperRecognizer
 from focusasr.output import to_json_dict
+from focusasr.spectrogram import Spectrogram
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 GREEDY = {"beam_size": None, "temperature_increment_on_fallback": None}
@@ -87,6 +91,35 @@ def check(mine: dict[str, Any], wanted: dict[str, Any]) -> None:
 def test_whole_results_are_those_of_whisper(recording: Source, options: dict[str, Any]) -> None:
     wanted = theirs(recording, MULTILINGUAL, **options)
     check(recognize(recording, MULTILINGUAL, **{**GREEDY, **options}), wanted)
+
+
+def test_the_language_is_that_of_the_first_speech_that_is_read(
+    tmp_path: Path, recording: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = pair(MULTILINGUAL)[1]
+    loud = lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05  # noqa: E731
+    monkeypatch.setattr("focusasr.segments._detector", loud)
+    soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(40 * 16_000), load(recording)]), 16_000)
+    honest = Spectrogram.window
+    for vad_filter, clips, begin in ((True, "0", 3950), (False, "0", 0), (True, "50,60", 0)):
+        settings = LongformConfig(vad_filter=vad_filter, clip_timestamps=clips)
+        reader = WhisperRecognizer(checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(**GREEDY), settings)
+        seen: list[int] = []
+        monkeypatch.setattr(
+            Spectrogram,
+            "window",
+            lambda *given, seen=seen: seen.append(given[1]) or honest(*given),  # of language first
+        )
+        (outcome,) = reader.transcribe([Source(str(tmp_path / "late.wav"))])
+        assert outcome.error is None and seen[0] == pytest.approx(begin, abs=30)
+
+
+def test_overlapping_clips_are_remembered_apart(recording: Source, tmp_path: Path) -> None:
+    checkpoint = pair(ENGLISH)[1]
+    settings = LongformConfig(clip_timestamps="0,4,0,8")
+    reader = WhisperRecognizer(checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(**GREEDY), settings)
+    first, again = (reader._recognized(recording, print, Heard(tmp_path / "notes"), print) for _ in range(2))
+    assert first == again and first[0].text
 
 
 def test_clips_behind_the_end_are_told(recording: Source) -> None:

@@ -207,6 +207,7 @@ def test_published_alignment_heads() -> None:
     heads = openai_file._published_heads("tiny.en", tiny)
     assert heads == [(1, 0), (2, 0), (2, 5), (3, 0), (3, 1), (3, 2), (3, 3), (3, 4)]
     assert openai_file._published_heads("mine", tiny) == []
+    assert openai_file._published_heads("tiny.en", ModelConfig(vocabulary=51_864)) == []
 
 
 # The hub
@@ -285,7 +286,7 @@ def test_configurations_that_do_not_fit(folder: Path, changes: dict, says: str) 
     ("changes", "says"),
     [
         ({"suppress_tokens": [99_999]}, "suppress_tokens has 99999, but the model has"),
-        ({"alignment_heads": [[4, 0]]}, "alignment_heads has [4, 0], but the model has 1 decoder layers of 2 heads"),
+        ({"alignment_heads": [[0, 4]]}, "alignment_heads has [0, 4], but the model has 1 decoder layers of 2 heads"),
         ({"suppress_tokens": "none"}, "suppress_tokens is 'none'"),
         ({"forced_decoder_ids": [[1, 2, 3]]}, "2 values"),
         ({"forced_decoder_ids": 7}, "forced_decoder_ids is 7"),
@@ -295,6 +296,12 @@ def test_configurations_that_do_not_fit(folder: Path, changes: dict, says: str) 
 def test_generation_settings_that_do_not_fit(folder: Path, changes: dict, says: str) -> None:
     edit_json(folder / "generation_config.json", **changes)
     refused(folder, says)
+
+
+def test_heads_of_a_teacher_with_more_layers_are_not_the_models(folder: Path) -> None:
+    edit_json(folder / "generation_config.json", alignment_heads=[[7, 0], [25, 1]])
+    loaded = load_checkpoint(folder).whisper
+    assert loaded and loaded.alignment_heads == [(0, 0), (0, 1)]
 
 
 def test_code_is_never_run(folder: Path, tmp_path: Path) -> None:

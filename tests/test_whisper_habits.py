@@ -149,6 +149,10 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
         (["--highlight_words", "True"], 2, "needs --word-timestamps"),
         (["--patience", "0.01"], 2, "--patience 0.01; wanted: enough for one text of --beam-size 5"),
         (["--suppress_tokens", "a,b"], 2, "--suppress-tokens a,b; wanted: ids"),
+        (["--suppress_tokens", "²"], 2, "--suppress-tokens '²'; wanted: ids"),
+        (["--suppress_tokens", "9" * 5000], 2, "wanted: ids"),
+        (["--temperature", "1e-40"], 2, "--temperature 1e-40; wanted: 0, or 0.01 to 10"),
+        (["--temperature_increment_on_fallback", "1e-320"], 2, "wanted: at least 0.01, or none"),
         (["--clip_timestamps", "1,x"], 2, "--clip-timestamps 1,x; wanted: seconds"),
         (["--clip_timestamps", "0,2,5,2"], 2, "--clip-timestamps 0,2,5,2; wanted: pairs of a start and a later end"),
         (["--beam_size", "two"], 2, "beam-size"),
@@ -170,12 +174,14 @@ def test_switches_take_a_word_or_none(run, sample: Path, heard: str) -> None:
 def test_names_of_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[object] = []
     monkeypatch.setattr(checkpoint, "download", lambda *arguments: asked.append(arguments) or tmp_path)
-    for name in ("tiny.en", "large", "turbo", "distil-whisper/distil-small.en"):
+    for name in ("tiny.en", "large", "turbo", "large-v1", "distil-whisper/distil-small.en"):
         checkpoint.find_checkpoint(name, True, tmp_path)
-    hub = ["openai/whisper-tiny.en", "openai/whisper-large-v3", "openai/whisper-large-v3-turbo"]
+    hub = [f"openai/whisper-{size}" for size in ("tiny.en", "large-v3", "large-v3-turbo", "large")]
     assert asked == [(name, True, tmp_path) for name in (*hub, "distil-whisper/distil-small.en")]
     (tmp_path / "tiny.en.pt").touch()
     assert checkpoint.find_checkpoint("tiny.en", False, tmp_path) == tmp_path / "tiny.en.pt"
+    (tmp_path / "large-v3-turbo.pt").touch()  # as whisper keeps it
+    assert checkpoint.find_checkpoint("turbo", False, tmp_path) == tmp_path / "large-v3-turbo.pt"
     Path("base").mkdir()
     assert checkpoint.find_checkpoint("base") == Path("base")  # what lies here wins
 

@@ -83,6 +83,15 @@ def test_the_prompt_holds_expected_words_the_text_before_and_the_prefix(tmp_path
     assert reader(tmp_path, hotwords="cat", prefix="cat").prompt([5]) == [tokenizer.sot_prev, 5, *start, *cat]
 
 
+def test_a_long_prefix_leaves_room_to_write(tmp_path: Path) -> None:
+    plain = reader(tmp_path)
+    windows = reader(tmp_path, prefix="cat " * plain.context)
+    prompt = windows.prompt(list(range(100)))
+    assert prompt[0] == plain.tokenizer.sot_prev and prompt[1 : prompt.index(plain.tokenizer.start)][-1] == 99
+    assert 0 < plain.context - len(prompt) >= plain.context // 4
+    assert len(windows.answers(windows.engine.encode([torch.randn(200, 20)]), [prompt])) == 1
+
+
 def test_repetition_rules_are_heeded(tmp_path: Path) -> None:
     """Random weights love one token: without repeats of one token no text has it twice."""
     for size, most in ((0, 20), (1, 1)):
