@@ -101,7 +101,6 @@ def test_what_is_no_table_is_refused(settings: Any) -> None:
         (ModelConfig, {"dropout": 1}, "dropout is 1.0"),
         (ModelConfig, {"text_context": 3}, "text_context is 3; wanted: at least 4"),
         (TextConfig, {"vocabulary_size": 7}, "vocabulary_size is 7; wanted: at least 8"),
-        (TextConfig, {"vocabulary_size": 99}, "vocabulary_size is 99; wanted: bpe in place of tokens ('characters')"),
         (PreprocessConfig, {"lufs": -16}, "lufs is -16.0; wanted: ebu in place of loudness ('keep')"),
         (PreprocessConfig, {"peak_db": -3}, "peak_db is -3.0; wanted: ebu or peak in place of loudness ('keep')"),
         (DecodingConfig, {"batch_size": 0}, "batch_size is 0; wanted: at least 1"),
