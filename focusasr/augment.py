@@ -44,7 +44,7 @@ def _recordings(name: str, folder: str | None) -> tuple[Recording, ...]:
         if seconds is None:
             seconds = len(audio.load(source)) / SAMPLE_RATE_HZ
         if seconds > 0:
-            found.append((source.name, seconds))
+            found.append((source.path, seconds))
     if not found:
         raise InputError(f"{folder}: holds no recordings to augment with; give another folder, or none")
     return tuple(sorted(found))

@@ -331,7 +331,7 @@ class KnobsConfig:
 
     def __post_init__(self) -> None:
         for name in ("span_scale", "temperature_scale"):
-            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0; 1 is as learned")
+            require(1e-9 <= getattr(self, name) <= 1e9, name, getattr(self, name), "1e-9 to 1e9; 1 is as learned")
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ class DecodingConfig(KnobsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choices(self)
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(1 <= self.batch_size <= LARGEST, "batch_size", self.batch_size, f"1 to {LARGEST}")
         require(self.joint_beam_size >= 1, "joint_beam_size", self.joint_beam_size, "at least 1")
         require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
         require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")

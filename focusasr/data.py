@@ -235,12 +235,17 @@ class Examples(Dataset):
             tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
         clean = clean or not pieces  # where nothing could be read, no sound is made up
         waveform = join(pieces, draw, around=0.0 if clean else 0.5)
-        if draw.random() < self.config.silence:
-            brief = draw.random() < BRIEF_NOISE
-            samples = int(draw.uniform(*BRIEF_SECONDS) * SAMPLE_RATE_HZ) if brief else len(waveform)
-            waveform, tokens = noise_alone(min(samples, len(waveform)), draw, self.sounds.noises), []
-        if not clean:
-            waveform = augment_waveform(waveform, self.config, draw, self.sounds)
+        plain, said = waveform, tokens
+        try:
+            if draw.random() < self.config.silence:
+                brief = draw.random() < BRIEF_NOISE
+                samples = int(draw.uniform(*BRIEF_SECONDS) * SAMPLE_RATE_HZ) if brief else len(waveform)
+                waveform, tokens = noise_alone(min(samples, len(waveform)), draw, self.sounds.noises), []
+            if not clean:
+                waveform = augment_waveform(waveform, self.config, draw, self.sounds)
+        except InputError as error:  # of a recorded noise or room, whose header was fine
+            broken.append(str(error))
+            waveform, tokens = plain, said
         frames = frame_count(len(waveform), self.window_samples)
         masks = NO_MASKS if clean else draw_masks(frames, self.mel_bands, self.config, draw)
         first, index = item.parts[0]

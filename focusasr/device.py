@@ -33,9 +33,8 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     except RuntimeError:
         raise SettingError("device", wanted, "auto, cuda, cuda:N, mps or cpu") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False) or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if not there.get(device.type, False) or (device.index or 0) >= count:
         raise SettingError("device", wanted, "one that is on this machine, such as auto")
     return device, "as asked"
 

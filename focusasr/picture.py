@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ def draw(inspection: Inspection, path: Path) -> None:
     for part, (number, view) in zip(parts[1:], sorted(inspection.views.items()), strict=True):
         draw_layer(part, inspection, inspection.layers[number - 1], view)
     try:
-        with written_aside(path) as aside:
+        with written_aside(path) as aside, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in letters that no font here has
             figure.savefig(aside, format="png")
     except OSError as error:
         raise unwritable(path, error, "choose another place with --output") from None

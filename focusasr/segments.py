@@ -30,6 +30,7 @@ HEAD_SECONDS = 60.0  # where speech is looked for, if only whether there is any
 LEAST_SPEECH_FRAMES = round(0.5 * FRAMES_PER_SECOND)
 HYSTERESIS = 0.15  # speech goes on until its probability falls this far below the threshold
 
+LOUD_ENOUGH, MOST_GAIN = 0.02, 32.0  # peak from which silero-vad hears all speech, and 30 dB at most towards it
 CONTEXT_SAMPLES = 64  # silero-vad sees these before each frame
 CHANNELS = 128  # width of its memory
 
@@ -201,7 +202,7 @@ class SileroDetector:
     def __init__(self, threshold: float) -> None:
         import torch
 
-        self._threshold, self._speaking = threshold, False
+        self._threshold, self._speaking, self._peak = threshold, False, 0.0
         self._weights = _silero_weights()
         self._recurrent = torch.nn.LSTM(CHANNELS, CHANNELS)
         self._recurrent.load_state_dict(
@@ -223,14 +224,19 @@ class SileroDetector:
         return speech
 
     def probabilities(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the probability of speech in each frame (n,) for the next samples (n * 512,) of the recording."""
+        """Return the probability of speech in each frame (n,) for the next samples (n * 512,) of the recording.
+
+        A recording whose peak so far is low is heard louder: of very soft speech the model makes nothing.
+        """
         import torch
         from torch.nn.functional import conv1d, pad
 
         from focusasr.device import one_thread
 
         weights = self._weights
-        extended = np.concatenate([self._context, waveform])
+        self._peak = max(self._peak, float(np.abs(waveform).max(initial=0.0)))
+        gain = np.float32(np.clip(LOUD_ENOUGH / max(self._peak, 1e-9), 1.0, MOST_GAIN))
+        extended = np.concatenate([self._context, waveform * gain])
         self._context = extended[-CONTEXT_SAMPLES:]
         with one_thread(), torch.inference_mode():
             frames = torch.from_numpy(extended).unfold(0, CONTEXT_SAMPLES + FRAME_SAMPLES, FRAME_SAMPLES)  # (n, 576)

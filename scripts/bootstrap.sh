@@ -4,8 +4,9 @@
 # bootstrap dev    the tools of the tests too
 #
 # Each finished install is marked by a copy of pyproject.toml and the folder's name in .venv/installed (or installed-dev):
-# where they differ the install is redone, and where they agree nothing is started at all. .venv/unfinished tells of an
-# install that was cut off; such a .venv is made anew. Everything is said on stderr: stdout belongs to the program.
+# where they differ the install is brought up to date, and where they agree nothing is started at all. .venv/unfinished
+# tells of a first install that was cut off; such a .venv is made anew. A later one that fails leaves what is there, to be
+# used and tried again. Everything is said on stderr: stdout belongs to the program.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -48,13 +49,17 @@ install() {
         "$PYTHON_FOUND" -m venv "$venv" >&2 || die "No environment could be made in $venv; is there space and may you write there?"
     else
         say "Bringing $venv up to date${1:+ with the tools of the tests}."
-        : >"$venv/unfinished"
+        printf '%s\n' "$ROOT" >"$venv/installed" # until it is done
     fi
-    "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable "$ROOT[${1:-train}]" >&2 ||
-        die "The installation failed (see above); it starts afresh with the next call, from what pip has kept."
+    if ! "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable "$ROOT[${1:-train}]" >&2; then
+        [[ ! -e $venv/unfinished ]] || die "The installation failed (see above); it starts afresh with the next call, from what pip has kept."
+        [[ -z $1 ]] || die "The update failed (see above); the next call tries again."
+        say "The update failed (see above); focusasr runs as it is, and the next call tries again."
+        return
+    fi
     mark >"$venv/installed"
     [[ -z $1 ]] || mark >"$venv/installed-$1"
-    rm "$venv/unfinished"
+    rm -f "$venv/unfinished"
 }
 
 bootstrap() {

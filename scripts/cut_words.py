@@ -41,7 +41,7 @@ def cut(checkpoint: Checkpoint, utterance: Utterance) -> list[Utterance]:
     log_probs = model.ctc_log_probs(model.encode(*stack([mel])))[0]
     tokens = [token for token in tokenizer.encode(utterance.text.lower()) if token != tokenizer.unknown]
     found = []
-    for word in word_times(log_probs, mel, tokens, tokenizer, seconds / len(log_probs)):
+    for word in word_times(log_probs, mel, tokens, tokenizer, model.config.step_seconds):
         start, end = max(0.0, word.start - MARGIN_SECONDS), min(seconds, word.end + MARGIN_SECONDS)
         if SHORTEST_SECONDS <= end - start <= LONGEST_SECONDS:
             extra = {**utterance.extra, "confidence": round(word.probability, 3)}

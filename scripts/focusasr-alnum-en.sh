@@ -5,8 +5,10 @@
 #
 #   scripts/focusasr-alnum-en.sh [FOLDER]        FOLDER: where training writes, runs/alnum if not given
 set -euo pipefail
+unset CDPATH
+run=${1:+$(realpath -m "$1")}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-run=${1:-runs/alnum}
+run=${run:-runs/alnum}
 export OMP_WAIT_POLICY=PASSIVE
 
 for corpus in an4 fsdd speech_commands_mini picovoice_keywords common_voice_en_delta13 common_voice_en kathleen \
@@ -30,11 +32,12 @@ train() {
         --output-dir "$run" "$@" "${resume[@]}"
 }
 # The first part, at a constant rate, has no words cut out of sentences yet: it is what finds them.
-if [[ ! -f data/cut/other.jsonl ]]; then
+if [[ ! -f $run/cut ]]; then
     mapfile -t uncut < <(sed -n 's|^ *"../\(data/.*/train.jsonl.*\)",$|\1|p' scripts/focusasr-alnum-en.toml)
     train "${uncut[@]}" --steps 5000 --final-rate 1
     "$python" scripts/cut_words.py data/cut --checkpoint "$run/last" \
         data/{common_voice_en_delta13,common_voice_en,kathleen,ljspeech,philippm}/train.jsonl
+    touch "$run/cut"
 fi
 train
 

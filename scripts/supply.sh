@@ -6,6 +6,7 @@
 #
 # scripts/test installs the highest.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$PWD/.venv/bin/python
 [[ -x $python ]] || { echo "no .venv yet; run scripts/test first" >&2; exit 1; }

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from tones import letters_tokenizer, sung, write_song_book
 
 from focusasr import augment
 from focusasr.augment import (
@@ -22,7 +23,9 @@ from focusasr.augment import (
     recorded_noise,
     recorded_room,
 )
-from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
+from focusasr.corpora import Findings, read_corpus
+from focusasr.data import Examples, Item
 from focusasr.settings import InputError
 
 EVERYTHING = TrainConfig(noise=1, reverberation=1, microphone=1, telephone=1, gain_db=12)
@@ -235,3 +238,21 @@ def is_hum(noise: np.ndarray) -> bool:
     spectrum = np.abs(np.fft.rfft(noise)) ** 2
     place = round(len(noise) / (2 * np.pi * 5))
     return bool(spectrum[place - 50 : place + 50].sum() > 0.8 * spectrum.sum())
+
+
+def test_a_damaged_noise_or_room_is_named_and_the_utterance_learned_without(tmp_path: Path) -> None:
+    config, tokenizer = TrainConfig(clean_epochs=0, speed=0, noise=1, reverberation=1, silence=0), letters_tokenizer()
+    corpus = read_corpus(str(write_song_book(tmp_path, ["abc"])), tokenizer, ModelConfig(), 20.0, Findings())
+    items = [Item(((0, 0),), 0.0, (0, 0, number), (0, 0)) for number in range(40)]
+    for name in ("noise", "room"):
+        soundfile.write(tmp_path / f"{name}.flac", np.random.default_rng(0).uniform(-1, 1, 80_000), SAMPLE_RATE_HZ)
+    whole = (tmp_path / "noise.flac").read_bytes()
+    (tmp_path / "noise.flac").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "room.flac").write_bytes(whole[: len(whole) // 3])
+    for sounds in (Sounds(((str(tmp_path / "noise.flac"), 5.0),)), Sounds((), ((str(tmp_path / "room.flac"), 5.0),))):
+        made = Examples([corpus], config, 20, tokenizer.separator, sounds)
+        found = [made[item] for item in items]
+        told = [one for one in found if one.broken]
+        assert 5 < len(told) < 35 and all("flac: stops decoding after" in one.broken[0] for one in told)
+        assert {tuple(one.tokens) for one in found} == {tuple(tokenizer.encode("abc"))}
+        assert min(len(one.waveform) for one in told) >= len(sung("abc"))

@@ -105,6 +105,27 @@ def test_failed_or_interrupted_install_is_made_anew(place: Place) -> None:
     assert place.logged() == ["venv", "pip ROOT[train]"]
 
 
+def test_a_failed_update_leaves_what_is_there_and_is_tried_again(place: Place) -> None:
+    place.call()
+    with (place.repository / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    (place.repository / ".venv" / "mine").touch()
+    place.logged()
+    for _ in range(2):
+        failed = place.call(PIP_STATUS="1")
+        assert (failed.returncode, failed.stdout) == (0, "said: a  b c\n")
+        assert "The update failed (see above); focusasr runs as it is" in failed.stderr
+        assert place.logged() == ["pip ROOT[train]"]
+    assert place.call().returncode == 0 and place.logged() == ["pip ROOT[train]"]
+    assert place.call().returncode == 0 and place.logged() == []
+    assert (place.repository / ".venv" / "mine").exists()
+
+
+def test_folders_that_cd_looks_in_change_nothing(place: Place) -> None:
+    result = place.call(CDPATH=f".:{place.repository.parent}")
+    assert (result.returncode, result.stdout) == (0, "said: a  b c\n")
+
+
 def test_moved_repository_is_installed_anew(place: Place) -> None:
     place.call()
     place.logged()

@@ -254,6 +254,12 @@ def test_picture_is_whole_and_of_the_size_it_says(song: str, layers: list[int] |
     assert {path.name for path in Path().iterdir()} == {"song.wav", "picture.png"}
 
 
+def test_a_name_in_letters_without_a_font_is_drawn_without_a_word(song: str, recwarn: pytest.WarningsRecorder) -> None:
+    Path(song).rename("録音 $x.wav")
+    draw(room.inspect_recording(hybrid_model(), "録音 $x.wav", InspectionConfig(), [1]), Path("picture.png"))
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
 def test_inspect_with_its_arguments_the_wrong_way_round(run, sample: Path) -> None:
     result = run("inspect", sample, "default")
     said = f"focusasr: {sample} is a recording, not a checkpoint; did you mean focusasr inspect default {sample}?\n"
@@ -309,7 +315,7 @@ def test_knobs_where_nothing_can_be_turned(run, song: str, command: str) -> None
     [
         (["--layer", 0], 2, "--layer 0; wanted: a whole number, at least 1"),
         (["--layer", 2, "--layer", 4], 2, "--layer 4; wanted: 1 to 3"),
-        (["--span-scale", 0], 2, "--span-scale 0; wanted: above 0"),
+        (["--span-scale", 0], 2, "--span-scale 0; wanted: 1e-9 to 1e9"),
         (["--seconds", 0], 2, "--seconds 0; wanted: above 0"),
         (["--seconds", 121], 2, "at most 120"),
         (["--offset", 100], 1, "song.wav"),

@@ -15,7 +15,12 @@ from focusasr.settings import InputError, SettingError, UsageError, as_typed
     [
         (["transcribe", "x.wav", "--threads", "-1"], "--threads -1; wanted: a whole number, at least 0, at most 1024"),
         (["evaluate", "m", "--threads", "2000"], "--threads 2000; wanted: a whole number, at least 0, at most 1024"),
-        (["transcribe", "x.wav", "--batch_size", "0"], "--batch-size 0; wanted: at least 1"),
+        (["transcribe", "x.wav", "--batch_size", "0"], "--batch-size 0; wanted: 1 to 1000000"),
+        (["transcribe", "x.wav", "--batch-size", "9" * 20], f"--batch-size {'9' * 20}; wanted: 1 to 1000000"),
+        (
+            ["transcribe", "x.wav", "--span-scale", "1e-45"],
+            "--span-scale 1e-45; wanted: 1e-9 to 1e9; 1 is as learned",
+        ),
         (["transcribe", "x.wav", "--temperature", "nan"], "--temperature nan; wanted: a finite number"),
         (["transcribe", "x.wav", "--task", "sing"], "--task sing; wanted: transcribe, translate"),
         (["transcribe", "x.wav", "--device", "tpu"], "--device tpu; wanted: auto, cuda, cuda:N, mps or cpu"),

@@ -253,6 +253,16 @@ def test_silero_gives_what_its_own_model_gives(say: Callable[[str], np.ndarray])
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("level", [0.1, 0.003])
+def test_soft_speech_is_kept_as_loud_speech_is(say: Callable[[str], np.ndarray], level: float) -> None:
+    pytest.importorskip("silero_vad")
+    line = say("My name is spelled A, N, N, A.")
+    waveform = np.concatenate([line, np.zeros(6 * RATE_HZ, np.float32)] * 3)
+    soft, loud = (spans(list(cut([waveform * np.float32(factor)]))) for factor in (level, 1.0))
+    assert len(soft) == len(loud) == 3
+    np.testing.assert_allclose(soft, loud, atol=0.2 * RATE_HZ)
+
+
 def test_a_higher_threshold_hears_less(say: Callable[[str], np.ndarray]) -> None:
     pytest.importorskip("silero_vad")
     waveform = np.concatenate([say("One, two, three. Four five six."), noise(3, 0.05)])
