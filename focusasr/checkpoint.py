@@ -83,16 +83,17 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
             return download(name, local_files_only, model_dir)
         except InputError as error:
             raise InputError(f"{error}{_near(name)}") from error
+    kind, stem = ("file", folder.stem) if folder.suffix == ".pt" else ("checkpoint folder", name)
     raise InputError(
-        f"{name[:200]}: no such checkpoint folder{_near(name)}; give one that 'focusasr train' wrote, a Whisper's "
+        f"{name[:200]}: no such {kind}{_near(name, stem)}; give one that 'focusasr train' wrote, a Whisper's "
         "folder or .pt, OpenAI's name such as tiny.en or turbo, the hub's such as openai/whisper-tiny.en, or default"
     )
 
 
-def _near(name: str) -> str:
-    """Return the hint for a name that is nearly one of those known."""
+def _near(name: str, stem: str | None = None) -> str:
+    """Return the hint for a name, or its stem, that is nearly one of those known."""
     known = [*WHISPER_NAMES, *(f"openai/whisper-{size}" for size in WHISPER_SIZES.split()), "default"]
-    near = [one for one in difflib.get_close_matches(name[:200], known, n=1) if one != name]
+    near = [one for one in difflib.get_close_matches((stem or name)[:200], known, n=1) if one != name]
     return f" (did you mean {near[0]}?)" if near else ""
 
 

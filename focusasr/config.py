@@ -52,7 +52,9 @@ class ModelConfig:
     base: float = setting(10_000.0, "rotary base")
     max_dist: int | None = setting(None, "furthest distance the global branch may look; None: everywhere")
     max_span: int = setting(32, "largest radius of the local branch")
-    initial_span: float = setting(0.1, "span_scale before training: short windows learn sounds sooner, then widen")
+    initial_span: float = setting(
+        0.1, "share of the largest radius before training: short windows learn sounds sooner, then widen"
+    )
     ramp: int = setting(4, "width of the soft edge of the local branch")
     win_size: int = setting(32, "block in which windows are computed; never changes a result")
     temperature: Literal["formula", "learned"] = setting(
@@ -184,7 +186,7 @@ class TrainConfig:
     spec_augment: bool = setting(True, "masks over time and frequency (Park et al. 2019)")
     speed: float = setting(0.1, "speed drawn from 1 - speed ... 1 + speed; 0: off")
     formant: float = setting(0.1, "mel axis stretched by up to this: other throats (Jaitly & Hinton 2013)")
-    gain_db: float = setting(12.0, "level drawn from -gain_db ... +gain_db / 2")
+    gain_db: float = setting(12.0, "level drawn from so many dB less to half as many more")
     noise: float = setting(0.3, "share of utterances with noise made up on the spot")
     reverberation: float = setting(0.15, "share of utterances put into a made-up room")
     noise_folder: str | None = setting(

@@ -236,6 +236,9 @@ def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
     try:
         container = av.open(_bytes_only(file), options={"protocol_whitelist": "none"})  # playlists open nothing else
     except (av.FFmpegError, ValueError) as error:
+        file.seek(4)
+        if file.read(4) == b"ftyp":  # MP4, which mostly has its index at its end
+            raise AudioError(f"{name}: cut off or damaged, without an index of its sound; get a whole copy") from None
         raise _no_recording(name, _reason(error)) from None
     if container.format.name in HEADERLESS:
         container.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,9 +34,12 @@ def convert(
     largest = max(float(weight.abs().max()) for weight in checkpoint.model.state_dict().values())
     if dtype == "float16" and not largest <= torch.finfo(torch.float16).max:
         raise InputError(f"{source}: has a weight of {largest:.3g}, too large for float16; use --dtype float32")
+    card = checkpoint.card.replace("weights (float32)", f"weights ({dtype})")
     try:
         with written_aside(folder) as aside:
-            save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=getattr(torch, dtype))
+            save_checkpoint(
+                aside, replace(checkpoint, card=card), {"converted_from": source}, dtype=getattr(torch, dtype)
+            )
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error, "choose another folder") from None
     print(folder)

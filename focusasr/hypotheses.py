@@ -16,7 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from focusasr.files import real_path
@@ -66,8 +66,8 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     """Return the text that a file has for each utterance, None where it has none.
 
     A line finds its utterance by the path (as written, or from the folder of `path`), the `id`, the file's name or its
-    stem, and the offset, and by the duration where parts begin together. Lines without names go with the utterances in
-    order. InputError where the file cannot be read, has another number of such lines, two texts for one utterance, or
+    stem, where one alone has that, and the offset, and by the duration where parts begin together. Lines without names
+    go with the utterances in order. InputError where the file cannot be read, has another number of such lines, two texts for one utterance, or
     none that fits any.
     """
     lines = _lines(path, TEXT_KEYS)
@@ -113,7 +113,17 @@ def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], dict[
             if other.text != line.text:
                 where = f"{path}, lines {other.number} and {line.number}"
                 raise InputError(f"{where}: two texts for {name}; keep one")
+    called: dict[tuple[str, float], set[str]] = defaultdict(set)
+    for line in lines:
+        for name in line.names:
+            called[_any_suffix(name), round(line.offset, 3)].add(name)
+    known |= {key: known[names.pop(), key[1]] for key, names in called.items() if len(names) == 1}
     return known
+
+
+def _any_suffix(name: str) -> str:
+    """Return what a file's name is looked for by as the last: u1.flac was u1.wav to another system."""
+    return f"{PurePath(name).stem}.*"
 
 
 def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
@@ -132,6 +142,7 @@ def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[s
     audio, offset = utterance.audio, round(utterance.offset, 3)
     own = [] if key is None else [str(key)]
     bare = [name for name in (audio.name, audio.stem) if (name, offset) not in unclear]
+    bare += [_any_suffix(audio.name)] if audio.stem in bare else []
     names = [(name, offset) for name in (real_path(audio), str(audio), *own, *bare)]
     return names + ([(name, 0.0) for name in own] if offset else [])
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends the process at once, wherever it is, and says in one line what is safe.
+"""Ctrl-C ends the process at once, wherever it is, and says in one line what is safe; so does SIGTERM.
 
 All files are whole or absent, so a program may end between any two instructions. A KeyboardInterrupt would have to
 find its way past libraries that swallow it, joins that wait and workers that print it; here a thread of its own ends
@@ -15,11 +15,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from focusasr.files import discard_asides
 
-INTERRUPTED = 130  # as the shell has it: 128 + SIGINT
+INTERRUPTED = 128 + signal.SIGINT  # the status, as the shell has it
 LONGEST_SECONDS = 1.5  # for leaving in good order
 
 _promises = ["what is written is whole; give the same command again"]
@@ -36,14 +36,20 @@ def what_is_safe() -> str:
 
 
 def answer_interrupts() -> None:
-    """From now on Ctrl-C ends this process, unless it is ignored, as in the background of a shell script."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    """From now on Ctrl-C ends this process, and so does SIGTERM, which batch systems and containers send.
+
+    What is ignored stays so, as Ctrl-C is in the background of a shell script.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    answered = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    if not answered:
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, _pause)
-    threading.Thread(target=_watch, args=(reader, writer), daemon=True).start()
+    for number in answered:
+        signal.signal(number, _pause)
+    threading.Thread(target=_watch, args=(reader, writer, answered), daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -69,19 +75,20 @@ def _pause(*_: object) -> None:
             time.sleep(LONGEST_SECONDS)
 
 
-def _watch(reader: socket.socket, writer: socket.socket) -> None:
-    while reader.recv(1)[0] != signal.SIGINT:
+def _watch(reader: socket.socket, writer: socket.socket, answered: Collection[int]) -> None:
+    while (number := reader.recv(1)[0]) not in answered:
         pass
-    threading.Timer(LONGEST_SECONDS, _leave).start()  # whatever the main thread holds locked
+    status = 128 + number  # as the shell has it
+    threading.Timer(LONGEST_SECONDS, _leave, (status,)).start()  # whatever the main thread holds locked
     _kill_children()
     discard_asides()
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()  # such as multiprocessing's, which has semaphores to remove
         sys.stdout.flush()
-    _leave()
+    _leave(status)
 
 
-def _leave() -> None:
+def _leave(status: int) -> None:
     """Say the line, once, as the last thing, since bars are drawn anew below what is said before."""
     with contextlib.suppress(Exception):
         line = what_is_safe()
@@ -89,7 +96,7 @@ def _leave() -> None:
         if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
             shown_again = "\n\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a bar hides
             os.write(2, f"{shown_again}focusasr: {line}\n".encode())
-    os._exit(INTERRUPTED)
+    os._exit(status)
 
 
 def _kill_children() -> None:

@@ -41,6 +41,7 @@ from focusasr.weights import read_torch
 
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
 MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
+SAVE_SECONDS = 600.0  # a run that is killed between two evaluations loses no more
 USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
 
 
@@ -110,6 +111,7 @@ class Trainer:
         doubt_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
         self.made_with = made_with(self.corpora, run.dev)
         self.position = Position()
+        self.scores, self.saved = dict[str, Score](), time.monotonic()  # of the last evaluation; when it was kept
         model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
         learn_only(model, run.settings)
         self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
@@ -135,16 +137,11 @@ class Trainer:
                 raise InputError(f"{corpus.name}: no utterance can be used: {reasons}")
         return corpora
 
-    @property
-    def best_model(self) -> Model:
-        """Return the model that is measured and saved: the averaged one where averaging is on."""
-        return self.stepper.best_model
-
     def summary(self) -> list[str]:
         """Return lines that say what will be trained on what."""
         model = self.run.model
         shape = f"width {model.width}, {model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers"
-        millions = self.best_model.parameter_count() / 1e6
+        millions = self.stepper.best_model.parameter_count() / 1e6
         lines = [f"{millions:.1f} M weights: {model.attention} attention, {shape}, {model.vocabulary} tokens"]
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
@@ -153,7 +150,9 @@ class Trainer:
         batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
-        lines.append(f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * (1 - held / padded):.0f} % padding")
+        lines.append(
+            f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * max(0.0, 1 - held / padded):.0f} % padding"
+        )
         count = self.stepper.processes.count
         if count > 1 or self.run.settings.accumulate > 1:
             batches_each = self.run.settings.accumulate
@@ -217,6 +216,8 @@ class Trainer:
                 log.step(self.position, figures, self.stepper.optimizer.param_groups[0]["lr"])
                 if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
                     self._evaluate(log)
+                elif self.accelerator.is_main_process and time.monotonic() - self.saved > SAVE_SECONDS:
+                    self._save(self.scores, better=False)
         if self.position.step == first:
             log.say(finished(self.run, first))
 
@@ -302,7 +303,7 @@ class Trainer:
 
     def _evaluate(self, log: TrainingLog) -> None:
         began = time.perf_counter()
-        model, position = self.best_model, self.position
+        model, position = self.stepper.best_model, self.position
         measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
         for measured in measures.values():
             log.broken(measured.broken)
@@ -325,12 +326,14 @@ class Trainer:
 
     def _save(self, scores: dict[str, Score], better: bool) -> None:
         """Write best/, where it is better, and then last/: killed between them, the run comes to this point again."""
+        self.scores, self.saved = scores, time.monotonic()
         metrics = {
             "position": dataclasses.asdict(self.position),
             "dev": {k: dataclasses.asdict(v) for k, v in scores.items()},
         }
-        card = model_card(self.run.output.name, self.best_model, self.run.to_json(), scores)
-        checkpoint = Checkpoint(self.best_model, self.tokenizer, metrics, card)
+        model = self.stepper.best_model
+        card = model_card(self.run.output.name, model, self.run.to_json(), scores)
+        checkpoint = Checkpoint(model, self.tokenizer, metrics, card)
         for name in ("best", "last") if better else ("last",):
             with self._written(name) as aside:
                 save_checkpoint(aside, checkpoint, self.run.to_json(), self.made_with)

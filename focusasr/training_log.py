@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from focusasr.intervals import Interval
 from focusasr.score import Score, align
 from focusasr.settings import InputError
 
+LINE_SECONDS = 600.0  # between lines on how far a run is, off a terminal
 STEPS_PER_ROW = 20  # of metrics.jsonl
 MOST_BROKEN_SHOWN = 10
 SAMPLES = 8  # dev utterances whose texts are kept at each evaluation, the same each time
@@ -41,6 +43,8 @@ class TrainingLog:
             output.mkdir(parents=True, exist_ok=True)
             self.board = _board(output / "tensorboard") if main else None
         self.broken_seen: set[str] = set()
+        self.steps, self.told = config.steps, 0.0
+        self.begun: tuple[int, float] | None = None  # the step before the clock began to run, and when that was
         columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(None), TaskProgressColumn())
         left = TextColumn("time left")
         self.progress = Progress(*columns, left, TimeRemainingColumn(), console=console, expand=True)
@@ -110,11 +114,24 @@ class TrainingLog:
         if self.live:
             self.progress.update(self.task, completed=position.step)
             self.lines.plain = "\n".join(self.dashboard(position, figures, rate))
+        else:
+            self._say_pace(position.step)
         if position.step % STEPS_PER_ROW == 0:
             row = {name: figures[name] for name in ("total", "ctc", "attention", "span")}
             row |= {"learning_rate": rate, "audio_seconds_per_second": position.speed, "epoch": position.epoch}
             row |= {"padding_share": position.padding, "waiting_share": position.waiting}
             self._keep(position.step, "train", row)
+
+    def _say_pace(self, step: int) -> None:
+        """Say after the first steps, and then now and then, how far the run is, where no bar shows it."""
+        now = time.monotonic()
+        first, began = self.begun = self.begun or (step - 1, now)
+        made = step - 1 - first  # since the clock runs
+        if made == STEPS_PER_ROW or (made > STEPS_PER_ROW and now - self.told > LINE_SECONDS):
+            self.told, pace = now, (now - began) / made
+            hours = pace * (self.steps - step) / 3600
+            left = f"{hours:.1f} h" if hours >= 1.5 else f"{60 * hours:.0f} min"
+            self.say(f"step {step} of {self.steps}: {pace:.2g} s a step, {left} left")
 
     def dashboard(self, position: Any, figures: dict[str, float], rate: float) -> list[str]:
         """Return what stands under the bar, in lines of at most 80 columns."""

@@ -103,11 +103,13 @@ def suggest(rates: list[float], losses: list[float]) -> float:
 def find_batch(trainer: Trainer, log: TrainingLog) -> float:
     """Return the seconds of audio of the largest batch that fits the memory, less a margin, as real steps show.
 
-    Batches of the longest items are doubled until one does not fit, or a step becomes long; where one did not fit, the
-    place between is looked for. InputError where none fits. The weights stay as they are.
+    Batches of the longest items are doubled until one does not fit, and the place between is looked for; or until a
+    step becomes long, as on a CPU: then the fastest is returned. InputError where none fits. The weights stay as they
+    are.
     """
     trial = BatchTrial(trainer)
     fits, fails = 0.0, math.inf
+    speeds: dict[float, float] = {}
     seconds = SMALLEST_SECONDS
     while fails - fits > CLOSE_ENOUGH * fits:
         took = trial.run(seconds)
@@ -117,9 +119,11 @@ def find_batch(trainer: Trainer, log: TrainingLog) -> float:
         else:
             log.say(f"{seconds:7.0f} s a batch: {seconds / took:.0f} h/h, {took:.1f} s a step")
             fits = seconds
+            speeds[seconds] = seconds / took
             if took > LONGEST_STEP_SECONDS and fails == math.inf:
-                log.say("larger batches may fit, but steps would be long")
-                break
+                fastest = max(speeds, key=speeds.__getitem__)
+                log.say(f"the memory may hold more, but steps would be long; of these {fastest:g} s is the fastest")
+                return fastest
         if not fits and fails <= SMALLEST_SECONDS:
             raise InputError(f"not even {SMALLEST_SECONDS:g} s of audio fit the memory; take a smaller --preset")
         seconds = 2 * seconds if fails == math.inf else (fits + fails) / 2

@@ -173,8 +173,9 @@ def test_clips_go_before_the_pause_finder_and_are_refused_in_batches() -> None:
 
 
 def test_a_recording_of_one_frame_has_no_negative_times() -> None:
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
     recognizer = WhisperRecognizer(
-        checkpoint(), torch.device("cpu"), DecodingConfig(word_timestamps=True), SearchConfig(), LongformConfig()
+        checkpoint(), torch.device("cpu"), DecodingConfig(word_timestamps=True), search, LongformConfig()
     )
     times = []
     for seed in range(4):

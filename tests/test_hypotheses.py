@@ -76,6 +76,14 @@ def test_a_duration_that_is_none_tells_nothing_apart(duration: Any):
         read_hypotheses(wrote("h.jsonl", {**row, "offset": "x"}), SET)
 
 
+def test_a_recording_is_found_by_its_stem_under_another_suffix_and_folder():
+    prepared = [Utterance(Path(f"/data/audio/{name}.flac"), "x") for name in ("u1", "u2", "u3")]
+    path = wrote("h.tsv", "recordings/u1.wav\tuno", "recordings/u2.wav\tdue", "other/u3.wav\ttre", "more/u3.wav\tdrei")
+    assert read_hypotheses(path, prepared) == ["uno", "due", None], "two are called u3"
+    several = [*prepared, Utterance(Path("/data/deep/u1.flac"), "y")]
+    assert read_hypotheses(path, several) == [None, "due", None, None], "u1 is two"
+
+
 def test_paths_are_read_from_the_folder_of_the_file():
     Path("run").mkdir()
     path = wrote("run/h.jsonl", {"audio_filepath": "x.wav", "text": "hi"})

@@ -35,14 +35,14 @@ BUSY = {
 }
 
 
-def interrupted(code: str) -> tuple[int, str, float]:
+def interrupted(code: str, signal_number: int = signal.SIGINT) -> tuple[int, str, float]:
     """Run code until it is ready, interrupt it; return its status, what it then says, and how long it took."""
     command = [sys.executable, "-c", START + code]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and process.stderr.readline() == "ready\n"
     time.sleep(0.05)
     began = time.perf_counter()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_number)
     process.wait(timeout=30)
     seconds = time.perf_counter() - began
     return process.returncode, process.communicate()[1], seconds
@@ -53,6 +53,14 @@ def test_it_is_answered_anywhere(place: str) -> None:
     status, said, seconds = interrupted(BUSY[place])
     assert (status, said) == (130, f"focusasr: interrupted; {DEFAULT}\n")
     assert seconds < 2
+
+
+def test_what_batch_systems_send_is_answered_likewise() -> None:
+    promised = 'promise("step 7 is whole")\n'
+    status, said, _ = interrupted(promised + BUSY["where exceptions are swallowed"], signal.SIGTERM)
+    assert (status, said) == (143, "focusasr: interrupted; step 7 is whole\n")
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nanswer_interrupts()\n"  # as behind nohup and &
+    assert interrupted(ignored + BUSY["in Python"], signal.SIGTERM)[0] == 143
 
 
 def test_it_takes_along_what_was_being_written_and_the_children(tmp_path: Path) -> None:

@@ -183,6 +183,26 @@ def test_a_killed_run_ends_as_one_that_never_stopped(
     assert_same(state_of(killed), state_of(straight))
 
 
+def test_a_long_way_between_evaluations_is_kept_on_the_way(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
+    straight, killed = (made_run(tmp_path / name, songs) for name in ("straight", "killed"))
+    train(straight)
+
+    def interrupt(_log: TrainingLog, position: Any, *_: object) -> None:
+        if position.step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("focusasr.train.SAVE_SECONDS", 0.0)
+        patched.setattr(TrainingLog, "step", interrupt)
+        train(killed)
+    assert state_of(killed)["position"]["step"] == 4, "evaluations are at 3 and 6"
+    train(killed, resume=True)
+    assert_same(state_of(killed), state_of(straight))
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, evaluations, the writing of a checkpoint, the two renames of a folder: the end is the same to the bit."""

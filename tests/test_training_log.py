@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -58,6 +59,20 @@ def test_it_is_quiet_where_there_is_no_terminal(tmp_path: Path) -> None:
     with TrainingLog(tmp_path, TrainConfig(), Console(file=shown, width=80)) as log:
         log.step(BUSY, FIGURES, 1e-3)
     assert shown.getvalue() == ""
+
+
+def test_off_a_terminal_a_line_tells_the_pace_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr("focusasr.training_log.time.monotonic", lambda: clock[0])
+    with TrainingLog(tmp_path, TrainConfig(steps=10_000), Console(file=shown, width=80)) as log:
+        for step in range(101, 1001):
+            log.step(dataclasses.replace(BUSY, step=step), FIGURES, 1e-3)
+            clock[0] += 2.0
+    assert shown.getvalue().splitlines() == [
+        "step 121 of 10000: 2 s a step, 5.5 h left",
+        "step 422 of 10000: 2 s a step, 5.3 h left",
+        "step 723 of 10000: 2 s a step, 5.2 h left",
+    ]
 
 
 def test_rows_after_the_checkpoint_and_broken_ones_are_forgotten(tmp_path: Path) -> None:

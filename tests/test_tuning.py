@@ -137,6 +137,15 @@ def test_a_trial_fills_the_window_where_there_is_one(tmp_path: Path) -> None:
     assert trainer.stepper.measure([batch], 0).figures["padded_seconds"] == 20
 
 
+def test_where_steps_become_long_the_fastest_batch_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_in(tmp_path)
+    took = {5.0: 0.5, 10.0: 0.9, 20.0: 0.5, 40.0: 1.2, 80.0: 25.0}
+    monkeypatch.setattr(BatchTrial, "run", lambda _, seconds: took[seconds])
+    log, shown = with_log(trainer)
+    assert find_batch(trainer, log) == 20.0
+    assert "the memory may hold more, but steps would be long; of these 20 s is the fastest" in shown.getvalue()
+
+
 @pytest.mark.parametrize("largest", [7.0, 40.0, 333.0])
 def test_the_largest_batch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
     trainer = trainer_in(tmp_path)
