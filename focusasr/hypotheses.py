@@ -67,8 +67,8 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
 
     A line finds its utterance by the path (as written, or from the folder of `path`), the `id`, the file's name or its
     stem, where one alone has that, and the offset, and by the duration where parts begin together. Lines without names
-    go with the utterances in order. InputError where the file cannot be read, has another number of such lines, two texts for one utterance, or
-    none that fits any.
+    go with the utterances in order. InputError where the file cannot be read, has another number of such lines, two
+    texts for one utterance, or none that fits any.
     """
     lines = _lines(path, TEXT_KEYS)
     if not any(line.names for line in lines):
