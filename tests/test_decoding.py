@@ -8,6 +8,7 @@ import math
 import os
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -131,20 +132,25 @@ def drafts_of(kind: str, wanted: list[list[int]]) -> list[list[int]]:
     return drafts
 
 
+@cache
+@torch.inference_mode()
+def slow_texts(seed: int, **settings: str) -> tuple[Model, Memory, Tokenizer, list[tuple[list[int], float]]]:
+    """Return a model, what it hears in all sounds, its tokenizer, and the slow twin's texts with their scores."""
+    model = lively_model(seed, **settings)
+    memory = model.encode(*stack(mels(TEXTS)))
+    tokenizer = liveliest_end(model, memory)
+    sounds = [model.encode(*stack([mel])) for mel in mels(TEXTS)]
+    pairs = zip(sounds, limits(model, memory), strict=True)
+    return model, memory, tokenizer, [slow_greedy(model, sound, limit, tokenizer.end) for sound, limit in pairs]
+
+
 @pytest.mark.parametrize("kind", ["none", "right", "faulty", "wrong"])
 @pytest.mark.parametrize("settings", [{}, {"decoder_attention": "hybrid"}, {"positions": "absolute"}], ids=str)
 @torch.inference_mode()
 def test_greedy_with_any_draft_equals_the_slow_twin(settings: dict, kind: str) -> None:
     shares = set()
     for seed in range(2):
-        model = lively_model(seed, **settings)
-        memory = model.encode(*stack(mels(TEXTS)))
-        tokenizer = liveliest_end(model, memory)
-        sounds = [model.encode(*stack([mel])) for mel in mels(TEXTS)]
-        wanted = [
-            slow_greedy(model, sound, limit, tokenizer.end)
-            for sound, limit in zip(sounds, limits(model, memory), strict=True)
-        ]
+        model, memory, tokenizer, wanted = slow_texts(seed, **settings)
         reads = greedy(Engine(model), memory, tokenizer, drafts_of(kind, [text for text, _ in wanted]))
         for read, (text, score), limit in zip(reads, wanted, limits(model, memory), strict=True):
             assert read.tokens == text
