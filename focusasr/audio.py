@@ -121,7 +121,7 @@ def _expand(name: str) -> list[str]:
 
 
 def _files_below(folder: str) -> list[str]:
-    paths = []
+    paths: dict[str, str] = {}  # by what they are without links, of which several may lead to one folder
     root, been = os.path.realpath(folder), set[str]()
 
     def leads_elsewhere(link: str) -> bool:
@@ -137,8 +137,9 @@ def _files_below(folder: str) -> list[str]:
         ]
         folders[:] = [name for name in visible if name not in linked]
         sounds = (name for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."))
-        paths += [os.path.join(where, name) for name in sounds]
-    return sorted(paths, key=lambda path: Path(path).parts)
+        for path in (os.path.join(where, name) for name in sounds):
+            paths.setdefault(real_path(path), path)
+    return sorted(paths.values(), key=lambda path: Path(path).parts)
 
 
 def load(source: Source | str | Path, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:

@@ -294,14 +294,10 @@ class _Ffmpeg:
         return self.seconds is not None and self._end_seconds < self.seconds - slack
 
     def _decode(self) -> Iterator[Any]:
-        """Yield decoded frames, packets that fail passed over; CutOff behind them where such a one should be sound.
-
-        It need not be before the first frame and after a known end, nor where it is a tag.
-        """
+        """Yield decoded frames; what fails is passed over before the first, behind a known end, and if it is a tag."""
         import av
 
         failed: Exception | None = None
-        gap_seconds: float | None = None  # where the first packet that should be sound failed
         packets = iter(self._container.demux(self._track))
         while True:
             try:
@@ -312,7 +308,7 @@ class _Ffmpeg:
             except (av.FFmpegError, ValueError) as error:
                 failed = error
                 if self._end_seconds and not is_tag(bytes(packet)) and (self.seconds is None or self._cut_off()):
-                    gap_seconds = self._end_seconds if gap_seconds is None else gap_seconds
+                    raise _damaged(self._name, self._end_seconds) from None
                 continue
             for frame in frames:
                 begin_seconds = self._end_seconds if frame.time is None else frame.time
@@ -320,10 +316,6 @@ class _Ffmpeg:
                 yield frame
         if failed and not self._end_seconds:
             raise AudioError(f"{self._name}: nothing in it can be decoded ({_reason(failed)}); export it again")
-        if gap_seconds == self._end_seconds:
-            raise _damaged(self._name, self._end_seconds)
-        if gap_seconds is not None:
-            raise CutOff(f"{self._name}: damaged at {gap_seconds:.1f} s, and not all of it was heard; get a whole copy")
 
 
 def _mixed(block: np.ndarray) -> np.ndarray:

@@ -10,16 +10,18 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from focusasr.settings import InputError, parse_json
 
+OPEN_FILE = re.compile(r"(?:/dev/std|/dev/fd/|/proc/self/fd/)(out|err|[0-9]{1,6})")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # disks, and the share of one user
 LITTLE_ROOM = 2**20  # bytes
 LONG_AGO_SECONDS = 24 * 3600.0
@@ -53,14 +55,21 @@ def _is_full(path: Path, error: Exception) -> bool:
 
 def is_stream(path: Path) -> bool:
     """Tell devices and pipes, which no file may take the place of, and standard output by its name."""
-    named = str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/"))
-    return named or (path.exists() and not path.is_file() and not path.is_dir())
+    return OPEN_FILE.fullmatch(str(path)) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def _stream(path: Path) -> BinaryIO:
+    """Open what `is_stream`; what this process has open goes on where it stands."""
+    if named := OPEN_FILE.fullmatch(str(path)):
+        sys.stdout.flush()
+        return os.fdopen(os.dup({"out": 1, "err": 2}.get(named[1]) or int(named[1])), "wb")
+    return path.open("ab")
 
 
 def ensure_file_writable(path: Path, instead: str) -> None:
     """Refuse, as `ensure_writable`, a place where one file cannot be written."""
     if not is_stream(path):
-        ensure_writable(Path(os.path.realpath(path)).parent, instead)
+        ensure_writable(path.parent, instead)
 
 
 def ensure_writable(folder: Path, instead: str) -> None:
@@ -85,8 +94,8 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     Works for one file or one folder. A folder that already exists at `path` is replaced as a whole, by two renames:
     killed between them, a program leaves the old folder aside, and `restore` puts it back. What killed programs left
-    half written in the same folder goes; what others are writing there stays. A link stays, and the file that it leads
-    to is replaced; a device or pipe is written into.
+    half written in the same folder goes; what others are writing there stays. A device, a pipe or standard output by
+    its name is written into.
     """
     if is_stream(path):
         import tempfile
@@ -94,11 +103,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as room:
             aside = Path(room) / path.name
             yield aside
-            with path.open("ab") as out:
+            with _stream(path) as out:
                 out.write(aside.read_bytes())
         return
-    if path.is_symlink() and not path.is_dir():
-        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     aside = _beside(path, "part")

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from focusasr.audio import AUDIO_SUFFIXES
 from focusasr.files import real_path
 from focusasr.manifest import Utterance
+from focusasr.progress import say
 from focusasr.settings import LARGEST, InputError, parse_json, shown
 from focusasr.tables import read_lines
 from focusasr.text import counted
@@ -66,9 +68,9 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     """Return the text that a file has for each utterance, None where it has none.
 
     A line finds its utterance by the path (as written, or from the folder of `path`), the `id`, the file's name or its
-    stem, where one alone has that, and the offset, and by the duration where parts begin together. Lines without names
-    go with the utterances in order. InputError where the file cannot be read, has another number of such lines, two
-    texts for one utterance, or none that fits any.
+    stem, and the offset, and by the duration where parts begin together; where none does, by the stem of a recording
+    with another suffix. Lines without names go with the utterances in order. InputError where the file cannot be read,
+    has another number of such lines, two texts for one utterance, or none that fits any.
     """
     lines = _lines(path, TEXT_KEYS)
     if not any(line.names for line in lines):
@@ -79,6 +81,10 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     known = _by_name(path, lines)
     unclear = _unclear(utterances)
     found = [next((known[key] for key in _keys(one, unclear) if key in known), {}) for one in utterances]
+    if not any(found) and any(again := _converted(lines, utterances)):
+        one, line = next((one, line) for one, line in zip(utterances, again, strict=True) if line)
+        say(f"focusasr: {path}: found by names without their suffix, such as {line.names[0]} for {one.audio}")
+        return [line.text if line else None for line in again]
     if not any(found):
         wanted = utterances[0].audio if utterances else "an utterance"
         raise InputError(f"{path}: no line is of an utterance to evaluate, such as {wanted}; is it of another set?")
@@ -113,17 +119,26 @@ def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], dict[
             if other.text != line.text:
                 where = f"{path}, lines {other.number} and {line.number}"
                 raise InputError(f"{where}: two texts for {name}; keep one")
-    called: dict[tuple[str, float], set[str]] = defaultdict(set)
-    for line in lines:
-        for name in line.names:
-            called[_any_suffix(name), round(line.offset, 3)].add(name)
-    known |= {key: known[names.pop(), key[1]] for key, names in called.items() if len(names) == 1}
     return known
 
 
-def _any_suffix(name: str) -> str:
-    """Return what a file's name is looked for by as the last: u1.flac was u1.wav to another system."""
-    return f"{PurePath(name).stem}.*"
+def _converted(lines: Sequence[Line], utterances: Sequence[Utterance]) -> list[Line | None]:
+    """Return the line of each utterance whose recording went by another suffix: u1.wav became u1.flac.
+
+    The stem has to be that of one recording alone on both sides.
+    """
+    called: dict[tuple[str, float], dict[str, Line]] = defaultdict(dict)
+    for line in lines:
+        for name in line.names:
+            if PurePath(name).suffix.lower() in AUDIO_SUFFIXES:
+                called[PurePath(name).stem, round(line.offset, 3)][name] = line
+    unclear, found = _unclear(utterances), list[Line | None]()
+    for one in utterances:
+        key = one.audio.stem, round(one.offset, 3)
+        named = [] if key in unclear else list(called[key].items())
+        other = len(named) == 1 and PurePath(named[0][0]).suffix.lower() != one.audio.suffix.lower()
+        found.append(named[0][1] if other else None)
+    return found
 
 
 def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
@@ -142,7 +157,6 @@ def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[s
     audio, offset = utterance.audio, round(utterance.offset, 3)
     own = [] if key is None else [str(key)]
     bare = [name for name in (audio.name, audio.stem) if (name, offset) not in unclear]
-    bare += [_any_suffix(audio.name)] if audio.stem in bare else []
     names = [(name, offset) for name in (real_path(audio), str(audio), *own, *bare)]
     return names + ([(name, 0.0) for name in own] if offset else [])
 

@@ -87,7 +87,7 @@ class Splitter:
     def _parts(self, reading: Found) -> list[Part]:
         one, channel = reading.utterance, reading.source(self._config.channel).channel
         state = json.dumps(file_state(reading.audio), sort_keys=True)
-        whole = f"{self._decided_by} {state} {one.offset} {one.duration} {channel} {one.text}"
+        whole = f"{self._decided_by} {channel} {state} {one.offset} {one.duration} {one.text}"
         key = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
         if key in self._known:
             return [Part(**part) for part in self._known[key]]

@@ -115,7 +115,9 @@ class Trainer:
         model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
         learn_only(model, run.settings)
         self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
-        if resume:
+        if before:
+            told = before.metrics.get("dev") or {}
+            self.scores = {name: read_settings(Score, one, f"{last}: dev {name}") for name, one in told.items()}
             self._load_state(last / "trainer" / "state.pt")
             self._promise()
             made_before = begun.get("made_with") or {}
@@ -162,10 +164,8 @@ class Trainer:
     def loader(self) -> DataLoader:
         """Return the batches from the present position on, read and augmented by worker processes."""
         settings = self.run.settings
-        model = self.run.model
-        examples = Examples(
-            self.corpora, settings, model.mel_bands, self.tokenizer.separator, self.sounds, model.window_samples
-        )
+        heard, between = self.run.model, self.tokenizer.separator
+        examples = Examples(self.corpora, settings, heard.mel_bands, between, self.sounds, heard.window_samples)
         workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
         return DataLoader(
             examples,
@@ -216,7 +216,7 @@ class Trainer:
                 log.step(self.position, figures, self.stepper.optimizer.param_groups[0]["lr"])
                 if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
                     self._evaluate(log)
-                elif self.accelerator.is_main_process and time.monotonic() - self.saved > SAVE_SECONDS:
+                elif time.monotonic() - self.saved > SAVE_SECONDS and not self.position.bad_steps:
                     self._save(self.scores, better=False)
         if self.position.step == first:
             log.say(finished(self.run, first))
@@ -321,22 +321,22 @@ class Trainer:
             for dev in self.dev_sets[:1]:
                 log.focus(position.step, focus(model, few_mels(dev, model.config)))
             log.draw()
-            self._save(scores, better)
+        self._save(scores, better)
         model.train()
 
     def _save(self, scores: dict[str, Score], better: bool) -> None:
         """Write best/, where it is better, and then last/: killed between them, the run comes to this point again."""
         self.scores, self.saved = scores, time.monotonic()
-        metrics = {
-            "position": dataclasses.asdict(self.position),
-            "dev": {k: dataclasses.asdict(v) for k, v in scores.items()},
-        }
+        if not self.accelerator.is_main_process:
+            return
+        dev = {name: dataclasses.asdict(score) for name, score in scores.items()}
+        metrics = {"position": dataclasses.asdict(self.position), "dev": dev}
         model = self.stepper.best_model
         card = model_card(self.run.output.name, model, self.run.to_json(), scores)
-        checkpoint = Checkpoint(model, self.tokenizer, metrics, card)
+        whole = Checkpoint(model, self.tokenizer, metrics, card)
         for name in ("best", "last") if better else ("last",):
             with self._written(name) as aside:
-                save_checkpoint(aside, checkpoint, self.run.to_json(), self.made_with)
+                save_checkpoint(aside, whole, self.run.to_json(), self.made_with)
                 if name == "last":
                     (aside / "trainer").mkdir()
                     torch.save(self._state(), aside / "trainer" / "state.pt")

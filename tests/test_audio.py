@@ -89,7 +89,8 @@ def test_links_to_folders_elsewhere_are_followed_once(tmp_path: Path) -> None:
     for name in ("in/a.wav", "in/deep/b.avi", "disk/c.wav", "disk/more/d.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for link, place in (("in/x", "disk"), ("in/y", "disk"), ("in/up", "."), ("in/own", "in/deep"), ("disk/back", "in")):
+    links = {"in/x": "disk", "in/y": "disk", "in/up": ".", "in/own": "in/deep", "in/z": "disk/more", "disk/back": "in"}
+    for link, place in links.items():
         (tmp_path / link).symlink_to(tmp_path / place)
     found = [os.path.relpath(source.path, tmp_path) for source in find_sources([str(tmp_path / "in")])]
     assert found == ["in/a.wav", "in/deep/b.avi", "in/x/c.wav", "in/x/more/d.wav"]
@@ -356,7 +357,7 @@ def test_no_decoder_writes_to_the_terminal(tmp_path: Path, capfd: pytest.Capture
     middle = bytearray(path.read_bytes())
     middle[len(middle) // 2 : len(middle) // 2 + 500] = bytes(range(250)) * 2
     path.write_bytes(middle)
-    assert "damaged at 2.5 s, and not all of it was heard" in refusal(path)
+    assert "stops decoding after 2.5 s" in refusal(path)
     assert "stops decoding after 2.5 s" in refusal(halve(path))
     assert capfd.readouterr() == ("", "")
 

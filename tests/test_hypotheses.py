@@ -76,12 +76,17 @@ def test_a_duration_that_is_none_tells_nothing_apart(duration: Any):
         read_hypotheses(wrote("h.jsonl", {**row, "offset": "x"}), SET)
 
 
-def test_a_recording_is_found_by_its_stem_under_another_suffix_and_folder():
+def test_a_recording_is_found_under_another_suffix_where_nothing_else_is(capsys):
     prepared = [Utterance(Path(f"/data/audio/{name}.flac"), "x") for name in ("u1", "u2", "u3")]
-    path = wrote("h.tsv", "recordings/u1.wav\tuno", "recordings/u2.wav\tdue", "other/u3.wav\ttre", "more/u3.wav\tdrei")
-    assert read_hypotheses(path, prepared) == ["uno", "due", None], "two are called u3"
+    rows = ["recordings/u1.wav\tuno", "recordings/u2.wav\tdue", "other/u3.wav\ttre", "more/u3.wav\tdrei"]
+    assert read_hypotheses(wrote("h.tsv", *rows), prepared) == ["uno", "due", None], "two are called u3"
+    said = "focusasr: h.tsv: found by names without their suffix, such as recordings/u1.wav for /data/audio/u1.flac\n"
+    assert capsys.readouterr().err == said
     several = [*prepared, Utterance(Path("/data/deep/u1.flac"), "y")]
-    assert read_hypotheses(path, several) == [None, "due", None, None], "u1 is two"
+    assert read_hypotheses(wrote("h.tsv", *rows), several) == [None, "due", None, None], "u1 is two"
+    for other in (["/test/u1.flac\tuno", "/test/u2.flac\tdue"], ["(u1.x)\tuno", "u2.1\tdue"]):
+        with pytest.raises(InputError, match="is it of another set"):
+            read_hypotheses(wrote("h.tsv", *other), prepared)
 
 
 def test_paths_are_read_from_the_folder_of_the_file():

@@ -162,14 +162,14 @@ def test_dev_sets_of_one_name_both_count_and_silence_is_no_measure(tmp_path: Pat
 def test_a_step_of_nothing_but_broken_files_is_not_taken(tmp_path: Path, songs: Path) -> None:
     run = dataclasses.replace(made_run(tmp_path / "run", songs, steps=2, evaluate_every=2), dev=())
     trainer = Trainer(run, torch.device("cpu"))
-    before = {name: weight.clone() for name, weight in trainer.best_model.state_dict().items()}
+    before = {name: weight.clone() for name, weight in trainer.stepper.best_model.state_dict().items()}
     for path in songs.parent.rglob("*.wav"):
         path.write_bytes(b"RIFF and no more")
     shown = io.StringIO()
     with TrainingLog(run.output, run.settings, Console(file=shown, width=300)) as log:
         trainer.fit(log)
     assert trainer.position.skipped_steps == 2 and "none of its recordings can be read" in shown.getvalue()
-    for name, weight in trainer.best_model.state_dict().items():
+    for name, weight in trainer.stepper.best_model.state_dict().items():
         torch.testing.assert_close(weight, before[name])
 
 

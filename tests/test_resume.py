@@ -22,6 +22,7 @@ from tones import TINY, write_song_book
 
 from focusasr.checkpoint import load_checkpoint
 from focusasr.config import ModelConfig, TrainConfig
+from focusasr.files import read_json
 from focusasr.recipe import Run
 from focusasr.settings import InputError
 from focusasr.train import Trainer
@@ -190,15 +191,20 @@ def test_a_long_way_between_evaluations_is_kept_on_the_way(
     straight, killed = (made_run(tmp_path / name, songs) for name in ("straight", "killed"))
     train(straight)
 
-    def interrupt(_log: TrainingLog, position: Any, *_: object) -> None:
-        if position.step == 5:
-            raise KeyboardInterrupt
+    def stopped_at(step: int, resume: bool) -> None:
+        def interrupt(_log: TrainingLog, position: Any, *_: object) -> None:
+            if position.step == step:
+                raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("focusasr.train.SAVE_SECONDS", 0.0)
-        patched.setattr(TrainingLog, "step", interrupt)
-        train(killed)
-    assert state_of(killed)["position"]["step"] == 4, "evaluations are at 3 and 6"
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("focusasr.train.SAVE_SECONDS", 0.0)
+            patched.setattr(TrainingLog, "step", interrupt)
+            train(killed, resume)
+
+    for step, resume in ((5, False), (6, True)):  # evaluations are at 3 and 6
+        stopped_at(step, resume)
+        assert state_of(killed)["position"]["step"] == step - 1
+        assert len(read_json(killed.output / "last" / "metrics.json")["dev"]) == 1, "of the evaluation before"
     train(killed, resume=True)
     assert_same(state_of(killed), state_of(straight))
 

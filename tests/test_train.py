@@ -114,7 +114,7 @@ def test_dev_audio_that_is_broken_is_left_out_of_the_score(tmp_path: Path) -> No
     songs = write_song_book(tmp_path, TEXTS)
     (tmp_path / "songs" / "02.wav").write_bytes(b"")
     trainer = Trainer(made_run(tmp_path, songs), torch.device("cpu"))
-    measured = measure(trainer.best_model, trainer.tokenizer, read_dev_sets([str(songs)])[0])
+    measured = measure(trainer.stepper.best_model, trainer.tokenizer, read_dev_sets([str(songs)])[0])
     assert measured.references == ["bad cab", "a fed egg", "deaf bee"]
     assert measured.score.utterances == 3
     assert len(measured.broken) == 1
@@ -122,7 +122,7 @@ def test_dev_audio_that_is_broken_is_left_out_of_the_score(tmp_path: Path) -> No
     for path in (tmp_path / "songs").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match=r"songs: no recording can be read, such as .*00\.wav"):
-        measure(trainer.best_model, trainer.tokenizer, read_dev_sets([str(songs)])[0])
+        measure(trainer.stepper.best_model, trainer.tokenizer, read_dev_sets([str(songs)])[0])
 
 
 def test_manifests_without_use_are_refused_at_the_start(tmp_path: Path, songs: Path) -> None:
@@ -186,11 +186,11 @@ def test_the_average_is_what_is_saved(tmp_path: Path, songs: Path, no_curves: No
         assert torch.equal(saved[name], value)
     assert any(not torch.equal(saved[name], value) for name, value in trainer.stepper.model.state_dict().items())
     without = Trainer(made_run(tmp_path / "other", songs, ema_decay=0), torch.device("cpu"))
-    assert without.best_model is without.stepper.model
+    assert without.stepper.best_model is without.stepper.model
 
 
 def test_weight_decay_is_for_matrices(tmp_path: Path, songs: Path) -> None:
-    model = Trainer(made_run(tmp_path, songs), torch.device("cpu")).best_model
+    model = Trainer(made_run(tmp_path, songs), torch.device("cpu")).stepper.best_model
     decayed, free = make_optimizer(model, TrainConfig(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     assert {parameter.dim() > 1 for parameter in decayed["params"]} == {True}
