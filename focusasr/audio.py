@@ -126,7 +126,8 @@ def _files_below(folder: str) -> list[str]:
 
     def leads_elsewhere(link: str) -> bool:
         place = os.path.realpath(link)
-        fresh = place not in been and os.path.commonpath([place, root]) not in (place, root)
+        within, around = (os.path.join(one, "") for one in (root, place))
+        fresh = place not in been and not around.startswith(within) and not within.startswith(around)
         been.add(place)
         return fresh
 
