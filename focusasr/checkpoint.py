@@ -91,10 +91,11 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
 
 
 def _near(name: str, stem: str | None = None) -> str:
-    """Return the hint for a name, or its stem, that is nearly one of those known, or of a folder beside it."""
+    """Return the hint for a name, or its stem, that is nearly one of those known, or of a checkpoint beside it."""
     known = [*WHISPER_NAMES, *(f"openai/whisper-{size}" for size in WHISPER_SIZES.split()), "default"]
     with contextlib.suppress(OSError, ValueError):  # of a name that no folder can have
-        known += [str(folder) for folder in Path(name).parent.iterdir() if folder.is_dir()]
+        for kind in ("config.json", "best/config.json"):
+            known += [str(folder) for folder in Path(name).parent.glob("*") if (folder / kind).is_file()]
     near = [one for one in difflib.get_close_matches((stem or name)[:200], known, n=1) if one != name]
     return f" (did you mean {near[0]}?)" if near else ""
 

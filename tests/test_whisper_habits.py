@@ -186,9 +186,12 @@ def test_names_of_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert checkpoint.find_checkpoint("base") == Path("base")  # what lies here wins
 
 
-@pytest.mark.parametrize(("name", "near"), [("runs/min", "runs/mine"), ("./rnus", "runs"), ("base.pt", "base")])
+@pytest.mark.parametrize(("name", "near"), [("runs/min", "runs/mine"), ("./smal", "small"), ("base.pt", "base")])
 def test_the_nearest_name_is_told(name: str, near: str) -> None:
-    Path("runs/mine").mkdir(parents=True)
+    for folder in ("runs/mine/best", "small", "./min"):
+        Path(folder).mkdir(parents=True)
+    for folder in ("runs/mine/best", "small"):
+        Path(folder, "config.json").touch()
     with pytest.raises(InputError, match=rf"\(did you mean {near}\?\)"):
         checkpoint.find_checkpoint(name, True)
 
