@@ -145,7 +145,7 @@ def rules() -> list[Rule]:
 
 
 @torch.inference_mode()
-def found(sounds: list[int], options: Search, most: int = 24) -> list[Text]:
+def found(sounds: list[int], options: Search, most: int = 12) -> list[Text]:
     """Return what search finds with the engine."""
     engine, decoder = engine_of(1)
     memory = engine.encode([heard(sound).T for sound in sounds])
@@ -177,10 +177,10 @@ def test_samples_do_not_depend_on_the_batch_and_the_best_is_taken() -> None:
 
 def test_the_engine_finds_what_the_plain_decoder_finds() -> None:
     for options in (Search(), Search(beam_size=4), Search(beam_size=3, patience=0.5)):
-        texts = found([0, 1, 2], options, 60)
+        texts = found([0, 1, 2], options, 30)
         decoder = PlainDecoder(pair(1)[1].decoder)
         with torch.inference_mode():
             memory = encode(pair(1)[1], [0, 1, 2])
             opening = read(decoder, decoder.start(memory), torch.tensor([[50258, 50259, 50359]] * 3))
-            plain = search(decoder, opening, Goal(rules(), 50257, 60), options)
+            plain = search(decoder, opening, Goal(rules(), 50257, 30), options)
         assert [text.tokens for text in texts] == [text.tokens for text in plain]
