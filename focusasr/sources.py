@@ -364,8 +364,9 @@ def _manifests(folder: Path, columns: Columns) -> list[Path]:
     if (folder / "manifest.jsonl").is_file():
         return [folder / "manifest.jsonl"]
     sounds = {path.stem for path in _inside(folder, AUDIO_SUFFIXES)}
-    listed = [path for path in _inside(folder, MANIFEST_SUFFIXES) if path.suffix != ".json" or path.stem not in sounds]
-    return [path for path in listed if _keys(path, columns)]
+    listed = _inside(folder, MANIFEST_SUFFIXES)
+    alone = [path for path in listed if path.suffix.lower() != ".json" or path.stem not in sounds]
+    return [path for path in alone if _keys(path, columns)]
 
 
 def _keys(manifest: Path, columns: Columns) -> tuple[str, str] | None:

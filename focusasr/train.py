@@ -116,8 +116,8 @@ class Trainer:
         learn_only(model, run.settings)
         self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
         if before:
-            told = before.metrics.get("dev") or {}
-            self.scores = {name: read_settings(Score, one, f"{last}: dev {name}") for name, one in told.items()}
+            with contextlib.suppress(TypeError, AttributeError):  # of another version's: only shown
+                self.scores = {name: Score(**one) for name, one in before.metrics.get("dev", {}).items()}
             self._load_state(last / "trainer" / "state.pt")
             self._promise()
             made_before = begun.get("made_with") or {}

@@ -150,7 +150,7 @@ class BatchTrial:
         if any(flat(stepper.processes.gather([wanted > free_bytes()]))):  # Linux would end the process, not the step
             return None
         began = time.perf_counter()
-        cut = bool(stepper.measure([batch], 0).notes)
+        cut = stepper.measure([batch], 0).notes
         took = time.perf_counter() - began
         stepper.skip()
         stepper.most_frames = None

@@ -280,6 +280,14 @@ def test_a_run_goes_on_whose_paths_were_written_with_dots(tmp_path: Path, songs:
     assert Trainer(run, torch.device("cpu"), resume=True).findings.suspect[changed] == [str(songs)] * 2
 
 
+@pytest.mark.parametrize("dev", [{"a": {"wer": float("nan"), "new": 1}}, {"a": 5}, [], None], ids=str)
+def test_scores_that_another_version_kept_stop_no_run(tmp_path: Path, songs: Path, dev: object) -> None:
+    run = made_run(tmp_path / "run", songs, steps=1)
+    train(run)
+    (run.output / "last" / "metrics.json").write_text(json.dumps({"dev": dev}))
+    assert Trainer(run, torch.device("cpu"), resume=True).scores == {}
+
+
 def test_nothing_to_resume(tmp_path: Path, songs: Path) -> None:
     with pytest.raises(InputError, match="nothing to resume here; leave --resume out"):
         train(made_run(tmp_path / "run", songs), resume=True)

@@ -37,7 +37,7 @@ def test_texts_of_several_kinds_beside_recordings(tmp_path):
             tmp_path / f"{name}.json",
             json.dumps({"audio_filepath": "/gone/x.wav", "text": f"text of {name}", "speaker": "s"}),
         )
-    table(tmp_path / "c.JSON", json.dumps({"text": "text of c"}))
+    table(tmp_path / "c.JSON", json.dumps({"audio_filepath": "c.wav", "text": "text of c"}))
     table(tmp_path / "talk.srt", "1\n00:00:00,000 --> 00:00:02,000\nfirst cue\n")
     assert recognize(tmp_path, Columns()) == "sidecar"
     found, rejects = read(tmp_path)
