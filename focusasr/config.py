@@ -166,7 +166,7 @@ class TrainConfig:
     )
     label_smoothing: float = setting(0.1, "decoder targets; keeps it from overconfidence on little data")
     span_penalty: float = setting(
-        0.0, "price of the mean local radius (1 = the largest); makes short spans worth learning"
+        0.0, "price of the encoder's mean local radius (1 = the largest); makes short spans worth learning"
     )
     ema_decay: float = setting(0.999, "weights averaged over about 1/(1 - decay) steps; 0: off")
     freeze: int = setting(

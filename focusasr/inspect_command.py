@@ -40,7 +40,7 @@ def inspect(
     device: DeviceOption = "auto",
     local_files_only: LocalFilesOption = False,
 ) -> None:
-    """Show what the focus of a model does with a recording: span, temperature, entropy and norms per layer and head."""
+    """Show what the focus of an encoder does with a recording: span, temperature, entropy, norms per layer and head."""
     from focusasr import inspection as room
     from focusasr.audio import AUDIO_SUFFIXES
     from focusasr.checkpoint import find_checkpoint, load_checkpoint

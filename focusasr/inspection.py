@@ -1,4 +1,4 @@
-"""What the focus of a model does with one recording: spans, temperatures, entropies, weights and norms per head.
+"""What the focus of an encoder does with one recording: spans, temperatures, entropies, weights and norms per head.
 
 Letters: T encoder steps, D width, H heads, E = D / H head width, F mel frames, M mel bands. All weights are computed
 densely, T × T per head, from the layer's own projections: a slow twin to look at, made for recordings of seconds.
