@@ -23,6 +23,7 @@ import numpy as np
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.containers import AudioError, CutOff, Sound, opened
 from focusasr.files import real_path
+from focusasr.manifest import Utterance
 from focusasr.settings import LONGEST_SECONDS, InputError
 
 AUDIO_SUFFIXES = frozenset(
@@ -61,6 +62,11 @@ class Source:
             return "standard input"
         plain = all(sign.isprintable() or sign in JOINERS or unicodedata.category(sign) == "Zs" for sign in self.path)
         return self.path if self.path and plain else repr(self.path)
+
+
+def source_of(utterance: Utterance) -> Source:
+    """Return what one line of a manifest means: a part of a recording, or of one of its channels."""
+    return Source(str(utterance.audio), utterance.offset, utterance.duration, utterance.channel)
 
 
 def find_sources(

@@ -45,8 +45,8 @@ class Item(NamedTuple):
 class Plan(Sampler[list[Item]]):
     """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch.
 
-    No item made by joining is longer than `join_seconds`, or has more tokens than `text_context` has room for.
-    Every item counts for at least `shortest_seconds`, the window where items are padded to one.
+    No item made by joining is longer than `join_seconds` or `max_seconds`, or has more tokens than `text_context` has
+    room for. Every item counts for at least `shortest_seconds`, the window where items are padded to one.
     """
 
     def __init__(
@@ -95,16 +95,17 @@ class Plan(Sampler[list[Item]]):
         groups: list[Group] = []
         parts: tuple[tuple[int, int], ...] = ()
         seconds, written, goal = 0.0, 0, 0.0
+        longest = min(self.config.join_seconds, self.config.max_seconds)
         for choice in _choices(corpus, draw):
             length = (corpus.utterances[choice].duration or 0.0) + MEAN_SILENCE_SECONDS
             letters = len(corpus.tokens[choice]) + 1  # with the separator or the start
-            too_long = seconds + length > self.config.join_seconds or written + letters > self.text_context
+            too_long = seconds + length > longest or written + letters > self.text_context
             stranger = bool(parts) and corpus.prompts[choice] != corpus.prompts[parts[0][1]]  # in another language
             if parts and (seconds >= goal or too_long or stranger):
                 groups.append((parts, seconds))
                 parts, seconds, written = (), 0.0, 0
             if not parts:
-                goal = draw.uniform(0, self.config.join_seconds) if draw.random() < self.config.join else 0.0
+                goal = draw.uniform(0, longest) if draw.random() < self.config.join else 0.0
             parts, seconds = (*parts, (index, choice)), seconds + length
             written += letters
         return [*groups, (parts, seconds)]
@@ -227,7 +228,7 @@ class Examples(Dataset):
         for corpus, index in item.parts:
             utterance = self.corpora[corpus].utterances[index]
             try:
-                waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
+                waveform = audio.load(audio.source_of(utterance))
             except InputError as error:
                 broken.append(str(error))
                 continue

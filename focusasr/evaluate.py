@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.audio import Source, probe_seconds
+from focusasr.audio import Source, probe_seconds, source_of
 from focusasr.files import unwritable, written_aside
 from focusasr.intervals import choose_unit
 from focusasr.manifest import Utterance
@@ -96,7 +96,7 @@ def evaluate(
     unknown normalizer.
     """
     references = _references(utterances, normalizer)
-    sources = [Source(str(one.audio), one.offset, one.duration) for one in utterances]
+    sources = [source_of(one) for one in utterances]
     watch = _Stopwatch(recognize)
     outcomes = list(recall.recognize(watch, sources) if recall else watch(sources))
     heard = normalize((one.transcript.text if one.transcript else "" for one in outcomes), normalizer)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from focusasr.config import DecodingConfig, EvaluationConfig
-from focusasr.files import ensure_file_writable, unwritable
+from focusasr.files import ensure_file_writable, is_stream, unwritable
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
@@ -72,7 +73,7 @@ def evaluate(
         loaded = load_recognizer(choice, given)
         tell_remarks(loaded)
         recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several remember nothing
-        promise("what was heard is kept; the same command goes on" if recall else "nothing is kept without --output")
+        promise(_kept(recall, output, loaded.processes.count))
         with shared_work(loaded.processes):
             evaluation = _recognize(loaded, utterances, config, recall)
         if not loaded.processes.main:
@@ -148,15 +149,18 @@ def _recognize(
     loaded: Loaded, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
 ) -> Evaluation:
     from focusasr import evaluate as room
-    from focusasr.audio import Source, total_seconds
+    from focusasr.audio import source_of, total_seconds
 
-    everything = [Source(str(one.audio), one.offset, one.duration) for one in utterances]
+    everything = [source_of(one) for one in utterances]
 
     def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
         with progress_bar(len(everything), "evaluating", lambda: total_seconds(everything)) as tell:
             yield from told(loaded.shared(sources, tell), tell, loaded.processes)
 
-    return room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
+    found = room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
+    if loaded.processes.count == 1 or found.pace is None:
+        return found
+    return replace(found, pace=replace(found.pace, latencies=()))  # of several processes: all is asked for at once
 
 
 def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> Recall | None:
@@ -166,7 +170,7 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
     from focusasr.checkpoint import find_checkpoint
     from focusasr.recall import Recall
 
-    if output is None:
+    if output is None or is_stream(output):
         return None
     options = {kind.__name__: values for kind, values in given.items() if kind is not EvaluationConfig}
     digest = fingerprint_of_model(find_checkpoint(choice.model, choice.local_files_only))
@@ -177,6 +181,15 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
         )
     except OSError as error:
         raise unwritable(output, error, "choose another place with --output") from None
+
+
+def _kept(recall: Recall | None, output: Path | None, processes: int) -> str:
+    """Return what is promised to somebody who interrupts."""
+    if recall:
+        return "what was heard is kept; the same command goes on"
+    if output is None:
+        return "nothing is kept without --output"
+    return f"nothing is kept by {'several processes' if processes > 1 else 'a run whose output is no file'}"
 
 
 def _too_many_errors(evaluation: Evaluation, config: EvaluationConfig) -> bool:

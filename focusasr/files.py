@@ -222,6 +222,11 @@ def read_lines(path: Path) -> Iterator[Any]:
             yield json.loads(line)
 
 
+def printable(name: str) -> str:
+    """Return a file's name as text: bytes that are not UTF-8 become escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def fitting(stem: str) -> str:
     """Return a name without suffix that any file system and any line takes: at most 180 bytes, all of them UTF-8."""
     return UNFIT.sub("_", stem).encode()[:STEM_BYTES].decode(errors="ignore")

@@ -21,7 +21,7 @@ from typing import Any
 
 from focusasr.audio import AUDIO_SUFFIXES
 from focusasr.files import real_path
-from focusasr.manifest import Utterance
+from focusasr.manifest import Utterance, channel_of
 from focusasr.progress import say
 from focusasr.settings import LARGEST, InputError, parse_json, shown
 from focusasr.tables import read_lines
@@ -31,6 +31,7 @@ JSON_SUFFIXES = frozenset((".jsonl", ".json"))
 TEXT_KEYS = ("hypothesis", "pred_text", "text")
 REFERENCE_KEYS = ("reference", "text")
 CLOSE_SECONDS = 0.02  # durations of one part, as different tools write them
+Key = tuple[str, float, int | None]  # a name, where it begins, which channel
 TRN = re.compile(r"^(?P<text>.*?)\s*\((?P<key>[^()\s]+)\)\s*$")
 
 
@@ -47,6 +48,10 @@ class Line:
     offset: float = 0.0
     duration: float | None = None
     extra: dict[str, Any] | None = None
+
+    def key(self, name: str) -> Key:
+        """Return one of its names with what tells parts and sides of a recording apart."""
+        return name, round(self.offset, 3), channel_of(self.extra or {})
 
 
 def read_references(path: Path) -> list[Utterance]:
@@ -72,7 +77,7 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     with another suffix. Lines without names go with the utterances in order. InputError where the file cannot be read,
     has another number of such lines, two texts for one utterance, or none that fits any.
     """
-    lines = _lines(path, TEXT_KEYS)
+    lines = _with_ids(_lines(path, TEXT_KEYS), path, utterances)
     if not any(line.names for line in lines):
         if len(lines) != len(utterances):
             counts = f"{counted(len(lines), 'line')} for {counted(len(utterances), 'utterance')}"
@@ -89,6 +94,28 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
         wanted = utterances[0].audio if utterances else "an utterance"
         raise InputError(f"{path}: no line is of an utterance to evaluate, such as {wanted}; is it of another set?")
     return [_text_of(one, lines) for one, lines in zip(utterances, found, strict=True)]
+
+
+def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) -> list[Line]:
+    """Return plain lines as Kaldi's, of an id and words, where each begins with the id of another utterance.
+
+    Where the references are plain lines too, and both begin alike, that is only said.
+    """
+    first = [_head(line.text or "")[0] for line in lines]
+    if any(line.names for line in lines) or len({*first, ""}) <= len(lines):
+        return lines
+    ids = {str(one.extra["id"]) for one in utterances if "id" in one.extra}
+    if ids.issuperset(first) and lines:
+        return [Line(line.number, words, (key,)) for line in lines for key, words in [_head(line.text or "")]]
+    if len(lines) > 1 and sorted(first) == sorted(_head(one.text)[0] for one in utterances):
+        say(f"focusasr: {path}: lines begin as the references', {first[0]} and so on; ids? then name the files 'text'")
+    return lines
+
+
+def _head(text: str) -> tuple[str, str]:
+    """Return the first word of a text, and the rest."""
+    head, _, rest = text.strip().partition(" ")
+    return head, rest.strip()
 
 
 def _text_of(utterance: Utterance, lines: dict[float | None, Line]) -> str | None:
@@ -109,17 +136,23 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
 
 
-def _by_name(path: Path, lines: Sequence[Line]) -> dict[tuple[str, float], dict[float | None, Line]]:
-    """Return the lines under all their names, by their duration; InputError where two texts share all of it."""
-    known: dict[tuple[str, float], dict[float | None, Line]] = defaultdict(dict)
+def _by_name(path: Path, lines: Sequence[Line]) -> dict[Key, dict[float | None, Line]]:
+    """Return the lines under all their names, by their duration; InputError where two texts share all of it.
+
+    A name that two of them share, while another (an id) tells them apart, is none.
+    """
+    known: dict[Key, dict[float | None, Line]] = defaultdict(dict)
+    shared = set[Key]()
     for line in lines:
         full = [real_path(folder / name) for name in line.names for folder in (path.parent, Path())]
         for name in dict.fromkeys([*line.names, *full]):
-            other = known[name, round(line.offset, 3)].setdefault(_rounded(line.duration), line)
-            if other.text != line.text:
+            other = known[line.key(name)].setdefault(_rounded(line.duration), line)
+            if other.text != line.text and other.names[1:] != line.names[1:]:
+                shared.add(line.key(name))
+            elif other.text != line.text:
                 where = f"{path}, lines {other.number} and {line.number}"
                 raise InputError(f"{where}: two texts for {name}; keep one")
-    return known
+    return {key: found for key, found in known.items() if key not in shared}
 
 
 def _converted(lines: Sequence[Line], utterances: Sequence[Utterance]) -> list[Line | None]:
@@ -151,14 +184,16 @@ def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
     return ids | {key for key, several in files.items() if len(several) > 1}
 
 
-def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[str, float]]:
+def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[Key]:
     """Return what a line may call an utterance, the surest first."""
     key = utterance.extra.get("id")
     audio, offset = utterance.audio, round(utterance.offset, 3)
     own = [] if key is None else [str(key)]
     bare = [name for name in (audio.name, audio.stem) if (name, offset) not in unclear]
     names = [(name, offset) for name in (real_path(audio), str(audio), *own, *bare)]
-    return names + ([(name, 0.0) for name in own] if offset else [])
+    names += [(name, 0.0) for name in own] if offset else []
+    sides = dict.fromkeys([utterance.channel, None])  # a line that tells no side may still be the one
+    return [(*name, side) for side in sides for name in names]
 
 
 def _lines(path: Path, keys: tuple[str, ...]) -> list[Line]:

@@ -37,6 +37,11 @@ class Utterance:
         named = self.extra.get("language")
         return named if isinstance(named, str) else None
 
+    @property
+    def channel(self) -> int | None:
+        """Return the side of a call that the line means by `channel`, counted from 0; None where that is no number."""
+        return channel_of(self.extra)
+
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Return the manifest's keys and values, the path relative to `folder` where it lies inside it."""
         inside = self.audio.is_relative_to(folder)
@@ -47,6 +52,13 @@ class Utterance:
         if self.duration is not None:
             row["duration"] = self.duration
         return {**row, "text": self.text, **self.extra}
+
+
+def channel_of(row: dict[str, Any]) -> int | None:
+    """Return what a line or a row of a table says under `channel`, None where that is no number from 0 to 99999."""
+    named = row.get("channel")
+    told = str(named).strip() if isinstance(named, (int, str)) and not isinstance(named, bool) else ""
+    return int(told) if told.isdecimal() and len(told) < 6 else None
 
 
 def read_manifest(path: Path, on_bad_line: Callable[[str], object] | None = None) -> list[Utterance]:

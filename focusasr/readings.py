@@ -6,10 +6,10 @@ import math
 import os
 import unicodedata
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from focusasr.audio import AUDIO_SUFFIXES, Source
+from focusasr.audio import AUDIO_SUFFIXES, Source, source_of
 from focusasr.manifest import Utterance
 from focusasr.settings import LONGEST_SECONDS, InputError, shown
 
@@ -44,9 +44,8 @@ class Found:
 
     def source(self, channel: int | None) -> Source:
         """Return what is to be loaded: of `channel`, or else of the one that the corpus names, a side of a call."""
-        one, own = self.utterance, self.utterance.extra.get("channel")
-        named = own if type(own) is int and own >= 0 else None
-        return Source(str(one.audio), one.offset, one.duration, named if channel is None else channel)
+        meant = source_of(self.utterance)
+        return meant if channel is None else replace(meant, channel=channel)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Recall:
     def _key(self, source: Source) -> str:
         """Return what decides a text; empty for what cannot be read, which is tried each time."""
         content = _content(source.path) if source.path != STDIN else ""
-        whole = f"{self._decided_by} {content} {source.offset} {source.duration}"
+        whole = f"{self._decided_by} {content} {source.offset} {source.duration} {source.channel}"
         return hashlib.sha256(whole.encode()).hexdigest() if content else ""
 
 

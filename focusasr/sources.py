@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from focusasr.audio import AUDIO_SUFFIXES, find_sources
+from focusasr.audio import AUDIO_SUFFIXES, Source, find_sources
 from focusasr.kaldi import is_kaldi, read_kaldi
 from focusasr.lhotse import is_lhotse, read_lhotse
 from focusasr.manifest import KEYS, Utterance, numbered_lines, parse_line
@@ -32,9 +32,6 @@ TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
 MANIFEST_SUFFIXES = frozenset((".jsonl", ".json"))
 
 
-Seen = dict[tuple[Path, float, float | None, str], str]
-
-
 def read_corpora(inputs: Iterable[str | Path], layout: str = "auto", columns: Columns | None = None) -> Readings:
     """Yield every utterance and every reject of the inputs (folders or files), in their order.
 
@@ -42,7 +39,7 @@ def read_corpora(inputs: Iterable[str | Path], layout: str = "auto", columns: Co
     of the same file, same text), become rejects. InputError: an input is missing, or its layout is not recognized.
     """
     columns = columns or Columns()
-    seen: Seen = {}
+    seen: dict[tuple[Source, str], str] = {}
     for path in [_existing(given) for given in inputs]:
         kind = recognize(path, columns) if layout == "auto" else layout
         for found in READERS[kind](path, columns):
@@ -56,11 +53,11 @@ def _existing(given: str | Path) -> Path:
     return path
 
 
-def _checked(found: Found, seen: Seen) -> Found | Reject:
+def _checked(found: Found, seen: dict[tuple[Source, str], str]) -> Found | Reject:
     utterance = replace(found.utterance, text=" ".join(found.utterance.text.split()))
     if not utterance.text:
         return Reject("empty text", f"{found.where}: the text is empty", utterance.audio)
-    key = (found.audio, utterance.offset, utterance.duration, utterance.text)
+    key = (found.source(None), utterance.text)
     if key in seen:
         reason = f"{found.where}: the same audio with the same text as {seen[key]}"
         return Reject("duplicate", reason, utterance.audio, utterance.text)
@@ -314,8 +311,10 @@ def _read_librispeech(path: Path, columns: Columns) -> Readings:
             key, _, text = line.strip().partition(" ")
             if key:
                 audio = locate(transcript.parent, key)
-                utterance = Utterance(audio, text, extra={"speaker": speaker, "chapter": chapter, "id": key})
-                yield Found(utterance, name_in_corpus(audio, root), f"{transcript}, line {number}")
+                above = transcript.relative_to(root).parts[:-3]  # train-clean-100, in the folder of several
+                extra = {"speaker": speaker, "chapter": chapter, "id": key, **({"split": above[-1]} if above else {})}
+                where = f"{transcript}, line {number}"
+                yield Found(Utterance(audio, text, extra=extra), name_in_corpus(audio, root), where)
 
 
 def _read_ljspeech(path: Path, columns: Columns) -> Readings:
@@ -366,6 +365,7 @@ def _manifests(folder: Path, columns: Columns) -> list[Path]:
     sounds = {path.stem for path in _inside(folder, AUDIO_SUFFIXES)}
     listed = _inside(folder, MANIFEST_SUFFIXES)
     alone = [path for path in listed if path.suffix.lower() != ".json" or path.stem not in sounds]
+    alone.sort(key=lambda path: path.stem.casefold() == "all")  # last: what stands in train or test too is of that
     return [path for path in alone if _keys(path, columns)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from focusasr.corpora import parse_manifest_option
 from focusasr.decoding import decode
 from focusasr.engine import Engine
 from focusasr.features import log_mel, stack
+from focusasr.files import printable
 from focusasr.manifest import Utterance, read_manifest
 from focusasr.model import Model
 from focusasr.processes import Processes, flat
@@ -59,7 +61,10 @@ def read_dev_sets(options: Iterable[str]) -> list[DevSet]:
         utterances = read_manifest(path)
         if not utterances:
             raise InputError(f"{path}: no utterances to measure on; leave this dev manifest out or fill it")
-        name = f"{path.absolute().parent.name}/{path.stem}"
+        if not any(os.path.isfile(one.audio) for one in utterances):
+            first = utterances[0].audio
+            raise InputError(f"{path}: none of its recordings is there, such as {first}; correct the paths")
+        name = printable(f"{path.absolute().parent.name}/{path.stem}")
         names[name] += 1
         sets.append(DevSet(name if names[name] == 1 else f"{name}-{names[name]}", utterances))
     return sets
@@ -117,7 +122,7 @@ def _decoded(
 
 def spectrogram(utterance: Utterance, model: ModelConfig) -> Tensor:
     """Return the spectrogram (F, M) of an utterance as a model reads it; InputError where it cannot be read."""
-    waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
+    waveform = audio.load(audio.source_of(utterance))
     return log_mel(torch.from_numpy(waveform), model.mel_bands, model.window_samples)
 
 

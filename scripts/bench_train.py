@@ -73,7 +73,7 @@ def batch_of(utterances: list[Utterance], count: int) -> list[tuple[torch.Tensor
     pieces: list[torch.Tensor] = []
     words: list[str] = []
     for utterance in utterances:
-        waveform = audio.load(audio.Source(str(utterance.audio), utterance.offset, utterance.duration))
+        waveform = audio.load(audio.source_of(utterance))
         pieces.append(torch.from_numpy(waveform))
         words.append(utterance.text)
         if sum(map(len, pieces)) >= 0.8 * MEAN_SECONDS * 16_000:

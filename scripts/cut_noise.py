@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from focusasr.audio import Source, load
+from focusasr.audio import load, source_of
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.manifest import read_manifest
 from focusasr.segments import FRAME_SAMPLES, PADDING_FRAMES, speech_frames
@@ -43,7 +43,7 @@ def main() -> None:
     count, seconds = 0, 0.0
     for path in given.manifests:
         for utterance in read_manifest(path):
-            waveform = load(Source(str(utterance.audio), utterance.offset, utterance.duration))
+            waveform = load(source_of(utterance))
             for part in stretches(waveform):
                 soundfile.write(given.output / f"{count:05}.flac", part, SAMPLE_RATE_HZ)
                 count, seconds = count + 1, seconds + len(part) / SAMPLE_RATE_HZ

@@ -18,7 +18,7 @@ import torch
 from home_ground import LONE_WORDS
 
 from focusasr.alignment import word_times
-from focusasr.audio import Source, load
+from focusasr.audio import load, source_of
 from focusasr.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.features import log_mel, stack
@@ -35,7 +35,7 @@ SHORTEST_OTHER = 3  # letters: "of" and "to" are hardly ever said alone
 def cut(checkpoint: Checkpoint, utterance: Utterance) -> list[Utterance]:
     """Return the words of an utterance that last as long as words said alone, with the aligner's confidence."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    waveform = load(Source(str(utterance.audio), utterance.offset, utterance.duration))
+    waveform = load(source_of(utterance))
     seconds = len(waveform) / SAMPLE_RATE_HZ
     mel = log_mel(torch.from_numpy(waveform), model.config.mel_bands)
     log_probs = model.ctc_log_probs(model.encode(*stack([mel])))[0]

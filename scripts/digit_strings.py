@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from focusasr.audio import Source, load
+from focusasr.audio import load, source_of
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.data import join
 from focusasr.manifest import Utterance, read_manifest, write_manifest
@@ -42,7 +42,7 @@ def write_strings(
         while reached < goal:
             said.append(choose.choice(own))
             reached += (said[-1].duration or 0.0) if in_seconds else 1
-        sound = join([load(Source(str(d.audio), d.offset, d.duration)) for d in said], gaps)
+        sound = join([load(source_of(d)) for d in said], gaps)
         path = folder / f"{number:03}.flac"
         soundfile.write(path, sound, SAMPLE_RATE_HZ)
         text = " ".join(digit.text for digit in said)

@@ -32,7 +32,7 @@ from pilot_report import report
 from rich.console import Console
 from torch import Tensor
 
-from focusasr.audio import Source, load
+from focusasr.audio import load, source_of
 from focusasr.checkpoint import Checkpoint, load_checkpoint
 from focusasr.config import DecodingConfig, ModelConfig, TrainConfig
 from focusasr.decoding import decode
@@ -221,7 +221,7 @@ def measured(checkpoint: Checkpoint, job: Job) -> dict[str, Any]:
 def test_mels(job: Job, count: int) -> list[Tensor]:
     """Return log-mel spectrograms of the first recordings of AN4's test set that last 2 to 6 s."""
     rows = [row for row in read_manifest(job.data / "an4" / "test.jsonl") if 2 <= (row.duration or 0) <= 6][:count]
-    return [log_mel(torch.from_numpy(load(Source(str(r.audio), r.offset, r.duration))), 80) for r in rows]
+    return [log_mel(torch.from_numpy(load(source_of(r))), 80) for r in rows]
 
 
 @torch.inference_mode()

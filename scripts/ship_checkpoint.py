@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from focusasr.audio import Source, load
+from focusasr.audio import load, source_of
 from focusasr.breakdown import to_json
 from focusasr.checkpoint import Checkpoint, load_checkpoint, read_json, save_checkpoint
 from focusasr.config import DecodingConfig
@@ -118,7 +118,7 @@ def training_line(checkpoint: Checkpoint, run: dict[str, Any]) -> str:
 def spans_table(model: Model, manifest: Path) -> str:
     """Return what the hybrid layers learned: local radius in ms and temperature per head, means over a manifest."""
     rows = ["| layer | local radius of each head, ms | temperature of each head |", "|---|---|---|"]
-    waveforms = (load(Source(str(u.audio), u.offset, u.duration)) for u in read_manifest(manifest)[:64])
+    waveforms = (load(source_of(u)) for u in read_manifest(manifest)[:64])
     mels = (log_mel(torch.from_numpy(waveform), model.config.mel_bands) for waveform in waveforms)
     for layer, (radii, temperatures) in enumerate(mean_spans(model, mels), start=1):
         shown = ", ".join(f"{radius:.0f}" for radius in radii.tolist())

@@ -226,6 +226,13 @@ def test_joining_makes_every_length() -> None:
     assert all(len(item.parts) == 1 for item in alone)
 
 
+def test_nothing_joined_is_longer_than_the_longest_item() -> None:
+    made = [corpus(*lengths(60, longest=3.0))]
+    items = [item for batch in Plan(made, TrainConfig(join=1, max_seconds=4), 448).epoch(0) for item in batch]
+    joined = [item.seconds for item in items if len(item.parts) > 1]
+    assert joined and max(joined) <= 4
+
+
 def test_a_corpus_is_joined_with_itself_alone() -> None:
     made = [corpus(*lengths(50, longest=1.0)), corpus(*lengths(50, longest=1.0))]
     for batch in Plan(made, TrainConfig(join=1), 448).epoch(0):

@@ -144,3 +144,15 @@ def test_lines_find_their_utterance_by_any_path_and_never_by_a_shared_name(tmp_p
     numbered = tmp_path / "ids.jsonl"
     numbered.write_text('{"id": 0, "text": "red"}\n{"id": 2, "text": "blue"}\n')
     assert read_hypotheses(numbered, utterances) == ["red", None, "blue"]
+
+
+def test_plain_lines_that_begin_with_ids_are_kaldis_under_any_name(capsys):
+    references = read_references(wrote("text", "utt1 one two", "utt2 three"))
+    assert read_hypotheses(wrote("10.txt", "utt2 three", "utt1 one  too"), references) == ["one  too", "three"]
+    assert read_hypotheses(wrote("10.txt", "utt1 one", "utt3 three"), references) == ["utt1 one", "utt3 three"]
+    assert not capsys.readouterr().err
+    plain = read_references(wrote("r.txt", "utt1 one two", "utt2 three"))
+    assert read_hypotheses(wrote("h.txt", "utt1 one", "utt2 three"), plain) == ["utt1 one", "utt2 three"]
+    assert "h.txt: lines begin as the references', utt1 and so on; ids? then name the files 'text'" in (
+        capsys.readouterr().err
+    )

@@ -177,7 +177,9 @@ def test_librispeech_tree(tmp_path):
     table(chapter / "84-121123.trans.txt", "\n".join(rows))
     found, (reject,) = read(tmp_path)
     assert [item.utterance.text for item in found] == ["GO DO YOU HEAR", "BUT IN LESS"]
-    assert found[0].utterance.extra == {"speaker": "84", "chapter": "121123", "id": "84-121123-0000"}
+    told = {"speaker": "84", "chapter": "121123", "id": "84-121123-0000"}
+    assert found[0].utterance.extra == {**told, "split": "dev-clean"}
+    assert read(chapter.parent.parent)[0][0].utterance.extra == told
     assert found[0].name == "LibriSpeech/dev-clean/84/121123/84-121123-0000" and found[0].audio.is_file()
     assert reject.kind == "empty text"
     assert len(read(chapter / "84-121123.trans.txt")[0]) == 2
@@ -302,3 +304,13 @@ def test_unreadable_table_beside_sidecars_does_not_matter(tmp_path):
     table(tmp_path / "one.txt", "hello")
     table(tmp_path / "notes.csv", "Grüße,text", "latin-1")
     assert len(read(tmp_path)[0]) == 1
+
+
+def test_a_manifest_of_all_leaves_the_others_their_splits(tmp_path):
+    touch(tmp_path / "a.wav", tmp_path / "b.wav")
+    lines = [json.dumps({"audio_filepath": f"{name}.wav", "text": name}) for name in "ab"]
+    for name, some in (("all", lines), ("train", lines[:1]), ("test", lines[1:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(some))
+    found, rejects = read(tmp_path)
+    assert {item.utterance.text: item.utterance.extra["split"] for item in found} == {"a": "train", "b": "test"}
+    assert [reject.kind for reject in rejects] == ["duplicate"] * 2
