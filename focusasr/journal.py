@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ class Journal:
     def outputs(self) -> list[Path]:
         """Return every file that was ever made by us, there or not."""
         return [self.folder / key for key in self._entries]
+
+    def origins(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield every file that was ever made by us, and what it was made from."""
+        yield from ((self.folder / key, entry["made_from"]) for key, entry in self._entries.items())
 
     def finished(self, output: Path, made_from: dict[str, Any]) -> Any:
         """Return what was recorded with a finished output; None where it is to be made (again)."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +61,32 @@ def read_lhotse(path: Path) -> Readings:
     cuts = found.get("cuts", [])
     for manifest in cuts:
         for where, cut in _objects(manifest):
-            yield from _cut(cut, folder, where)
+            yield from _of_split(_cut(cut, folder, where), manifest, cuts)
     if cuts:
         return
     recordings = found.get("recordings") or manifests_in(folder).get("recordings", [])
     known = {str(one.get("id")): one for manifest in recordings for _, one in _objects(manifest)}
-    for manifest in found.get("supervisions", []):
+    supervisions = found.get("supervisions", [])
+    for manifest in supervisions:
         for where, supervision in _objects(manifest):
             recording = known.get(str(supervision.get("recording_id")))
             if recording is None:
                 reason = f"{where}: recording {supervision.get('recording_id')!r} is in no recordings file beside it"
                 yield Reject("broken row", reason, text=str(supervision.get("text") or ""))
             else:
-                yield _found(supervision, recording, (0.0, None), (folder, where))
+                one = _found(supervision, recording, (0.0, None), (folder, where))
+                yield from _of_split(iter([one]), manifest, supervisions)
+
+
+def _of_split(readings: Readings, manifest: Path, manifests: list[Path]) -> Readings:
+    """Yield readings with the split in a manifest's name, corpus_cuts_SPLIT.jsonl.gz, where there are several."""
+    told = re.split("[_.-]?(?:cuts|supervisions)[_.-]?", manifest.name.partition(".jsonl")[0])
+    parts = [part for part in told if part]
+    for reading in readings:
+        if len(manifests) > 1 and parts and isinstance(reading, Found):
+            extra = {"split": parts[-1], **reading.utterance.extra}
+            reading = replace(reading, utterance=replace(reading.utterance, extra=extra))
+        yield reading
 
 
 def _cut(cut: dict[str, Any], folder: Path, where: str) -> Readings:

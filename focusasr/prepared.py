@@ -6,8 +6,9 @@ It is kept beside the results, one line of JSON for each run that began and each
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Prepared:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.homes: dict[Part, str] = {}  # the split of each part that was ever in one
+        self._parts: dict[str, list[Part]] = defaultdict(list)  # these, by recording
         self.remarks: list[str] = []  # what the user should know
         self._inputs: list[str] = []
         self._division: dict[str, Any] = {}
@@ -40,6 +42,8 @@ class Prepared:
                 self._division = dict(line.get("division", self._division))
                 self._written = [str(name) for name in line.get("written", self._written)]
                 self.homes.update({(path, offset, length): home for path, offset, length, home in line.get("in", ())})
+        for part in self.homes:
+            self._parts[part[0]].append(part)
 
     def check(self, inputs: Sequence[str | Path] | None, config: PreprocessConfig) -> None:
         """Refuse another division than the utterances have, and other inputs than the folder was made from.
@@ -91,10 +95,13 @@ class Prepared:
             append_line(self.folder / RECORD, {"inputs": told, "division": _division(config)})
 
     def part(self, utterance: Utterance) -> Part:
-        """Return which part of which recording a finished utterance is."""
+        """Return which part of which recording a finished utterance is; what mostly was one before is that one."""
         source = self._sources[utterance.audio]
         folder, name = os.path.split(source.path)
-        return _relative(Path(os.path.realpath(folder), name), self.folder), source.offset, source.duration
+        path = _relative(Path(os.path.realpath(folder), name), self.folder)
+        part = path, source.offset, source.duration
+        same = [part] if part in self.homes else [other for other in self._parts[path] if _mostly_one(part, other)]
+        return same[0] if same else part
 
     def settle(self, splits: Mapping[str, Sequence[Utterance]], names: Sequence[str]) -> None:
         """Note who is in which split, and the files that are about to be written; those of splits that are gone go."""
@@ -124,6 +131,14 @@ class Prepared:
         if there:
             files = f"{counted(len(there), 'file')} of earlier runs"
             self.remarks.append(f"{files} in no manifest now, such as {there[0]}; delete what nobody needs")
+
+
+def _mostly_one(part: Part, other: Part) -> bool:
+    """Tell whether two parts of a recording share more than half of the shorter; one without a length has no end."""
+    starts = part[1], other[1]
+    ends = [math.inf if length is None else offset + length for _, offset, length in (part, other)]
+    shared = min(ends) - max(starts)
+    return shared == math.inf or shared > min(end - start for start, end in zip(starts, ends, strict=True)) / 2
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,7 +18,7 @@ import soundfile
 from focusasr.audio import Source, load, probe_seconds, stream
 from focusasr.checks import Kept
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
-from focusasr.files import fitting, sweep, unwritable, written_aside
+from focusasr.files import fitting, real_path, sweep, unwritable, written_aside
 from focusasr.journal import Journal, file_state
 from focusasr.loudness import Measured, Meter, changed, changes_sound
 from focusasr.loudness import to_int16 as _to_int16
@@ -89,8 +91,8 @@ def preprocess(
         from focusasr.splitting import Splitter
 
         readings = list(Splitter(folder, find_checkpoint(config.align_with), config).split(readings))
-    foreign = [reading for reading in readings if reading.audio is None or reading.audio not in journal]
-    plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config)
+    foreign = [one for one in readings if one.audio is None or Path(real_path(one.audio)) not in journal]
+    plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config, journal)
     _keep_inputs(inputs, plan, prepared, journal, config)
     if not plan:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
@@ -108,18 +110,45 @@ def preprocess(
 # The plan: which sound goes to which file
 
 
-def _plan(readings: list[Found | Reject], folder: Path, config: PreprocessConfig) -> list[_Job | Reject]:
-    """Give each utterance a file of its own that keeps its place in the corpus; the same every time."""
-    taken: set[str] = set()
+def _plan(
+    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: Journal
+) -> list[_Job | Reject]:
+    """Give each utterance a file of its own that keeps its place in the corpus; the one that it had, if it had one."""
+    names = _names_before(readings, folder, config, journal)
+    taken = {name.casefold() for name in names.values()}
     uses = Counter(reading.audio for reading in readings if isinstance(reading, Found))
     plan: list[_Job | Reject] = []
-    for reading in readings:
+    for index, reading in enumerate(readings):
         if isinstance(reading, Found):
-            name = _free_name(_marked_name(reading), taken)
+            name = names.get(index) or _free_name(_marked_name(reading), taken)
             plan.append(_Job(reading, folder / f"{name}.{config.format}", config, uses[reading.audio] == 1))
         else:
             plan.append(reading)
     return plan
+
+
+def _names_before(
+    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: Journal
+) -> dict[int, str]:
+    """Return the names, by the reading's place, of files that earlier runs made: no newcomer gets one meanwhile."""
+    before: dict[str, str] = {}
+    for output, made_from in journal.origins():
+        if output.is_relative_to(folder) and output.suffix == f".{config.format}":
+            before[_origin(made_from)] = output.relative_to(folder).as_posix()[: -len(output.suffix)]
+    names: dict[int, str] = {}
+    for index, reading in enumerate(readings):
+        if isinstance(reading, Found):
+            source = reading.source(config.channel)
+            part = {"offset": source.offset, "duration": source.duration, "channel": source.channel}
+            name = before.pop(_origin({"source": {"path": str(reading.audio)}, **part}), "")
+            if re.fullmatch(rf"{re.escape(_marked_name(reading))}(-\d+)?", name):
+                names[index] = name
+    return names
+
+
+def _origin(made_from: dict[str, Any]) -> str:
+    """Return what tells one part of one recording from another."""
+    return str([made_from["source"]["path"], *(made_from.get(key) for key in ("offset", "duration", "channel"))])
 
 
 def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | Reject:
@@ -135,13 +164,12 @@ def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | R
 
 def _marked_name(found: Found) -> str:
     """Return the name of an utterance's file; a part from the middle of a recording adds its milliseconds."""
-    head, slash, stem = found.name.rpartition("/")
-    stem = fitting(stem) or "_"
+    name = "/".join(fitting(part) or "_" for part in found.name.split("/"))
     offset, duration = found.utterance.offset, found.utterance.duration
     if offset:
         end = "end" if duration is None else str(round(1000 * (offset + duration)))
-        stem = f"{stem}_{round(1000 * offset)}-{end}"
-    return head + slash + stem
+        name = f"{name}_{round(1000 * offset)}-{end}"
+    return name
 
 
 def _free_name(name: str, taken: set[str]) -> str:
@@ -284,7 +312,8 @@ def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> Measured:
     In bounded memory, unless a step needs the utterance as a whole.
     """
     meter, before, source_samples = Meter(), None, 0
-    with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=config.format.upper()) as out:
+    name = str(path) if sys.platform == "win32" else os.fsencode(path)  # which may not be UTF-8
+    with soundfile.SoundFile(name, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=config.format.upper()) as out:
         blocks: Iterable[np.ndarray] = stream(job.source)
         if changes_sound(config):
             whole = load(job.source)

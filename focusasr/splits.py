@@ -24,7 +24,7 @@ def parse_shares(text: str) -> list[float]:
         numbers = [float(part) for part in text.split("/")]
     except ValueError:
         numbers = []
-    if len(numbers) not in NAMES or min(numbers) <= 0 or abs(sum(numbers) - 100) > 0.5:
+    if len(numbers) not in NAMES or not all(number > 0 for number in numbers) or not abs(sum(numbers) - 100) <= 0.5:
         raise SettingError("split", text, "TRAIN/DEV/TEST or TRAIN/DEV in percent, 100 in all, such as 90/5/5")
     return [number / sum(numbers) for number in numbers]
 

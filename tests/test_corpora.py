@@ -115,6 +115,17 @@ def test_lhotse_recordings_with_supervisions(tmp_path):
         assert found[0].utterance.extra["language"] == "en" and "'other' is in no recordings file" in reject.reason
 
 
+@pytest.mark.parametrize("kind", ["supervisions", "cuts"])
+def test_several_lhotse_manifests_are_several_splits(tmp_path, kind):
+    make(tmp_path, a__wav="", corpus_recordings_all__jsonl=lines(recording("a.wav")))
+    for start, split in enumerate(("train-clean-100", "dev")):
+        one = {"id": split, "recording_id": "rec", "start": start, "duration": 1, "text": split}
+        cut = {"id": split, "start": 0.0, "duration": 9.0, "supervisions": [one], "recording": recording("a.wav")}
+        (tmp_path / f"corpus_{kind}_{split}.jsonl").write_text(lines(cut if kind == "cuts" else one))
+    found, _ = read(tmp_path, "lhotse")
+    assert [item.utterance.extra["split"] for item in found] == ["dev", "train-clean-100"]
+
+
 def test_what_lhotse_changes_as_it_reads_is_refused_and_custom_keys_give_way(tmp_path):
     recording = {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "r.wav"}], "sampling_rate": 16_000}
     recording["transforms"] = [{"name": "Resample", "kwargs": {"target_sampling_rate": 16_000}}]  # which is done anyway

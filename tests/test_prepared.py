@@ -13,6 +13,7 @@ import soundfile
 
 from focusasr.manifest import Utterance
 from focusasr.preparation import Report
+from focusasr.prepared import _mostly_one
 from focusasr.preprocess import PreprocessConfig, preprocess
 from focusasr.settings import InputError
 from focusasr.splits import divide
@@ -213,3 +214,35 @@ def test_the_manifest_is_named_once(run) -> None:
     result = run("preprocess", corpus("in", {"a": {"split": "train"}}), "-o", "out")
     assert result.out == f"{Path('out/manifest.jsonl').absolute()}\n"
     assert result.err.startswith("1 utterance, 0.0 minutes\nsplits: train.jsonl 1\n") and "manifest" not in result.err
+
+
+def test_a_recording_stays_in_its_split_though_its_length_is_told_or_its_cues_are_corrected() -> None:
+    config = PreprocessConfig(split="40/30/30")
+    lines: dict[str, Any] = dict.fromkeys("abcdef", "s")
+    preprocess([corpus("in", lines)], "out", config)
+    before = homes()
+    lengths = {name: {"duration": (3200 + 160 * number) / 16_000} for number, name in enumerate(lines)}
+    newer = {name: {"duration": (3200 + 160 * (6 + number)) / 16_000} for number, name in enumerate("zyxwvuts")}
+    report = preprocess([corpus("in", {**lengths, **newer})], "out", config)
+    assert report.kept == 14 and {name: homes()[name] for name in before} == before
+    cues = {name: {"offset": 0.01, "duration": row["duration"] - 0.02} for name, row in lengths.items()}
+    preprocess([corpus("in", {**cues, **newer})], "out", config)
+    assert {split for name, split in homes().items() if name[0] == "a"} == {before["a"]}
+
+
+def test_another_part_of_a_recording_is_free() -> None:
+    one = ("r.wav", 0.0, 1.0)
+    assert _mostly_one(one, ("r.wav", 0.4, 1.0)) and not _mostly_one(one, ("r.wav", 0.6, 1.0))
+    assert _mostly_one(one, ("r.wav", 0.0, None)) and not _mostly_one(one, ("r.wav", 1.0, None))
+    assert _mostly_one(("r.wav", 3.0, None), ("r.wav", 5.0, None)) and not _mostly_one(one, ("r.wav", 0.95, 0.2))
+
+
+def test_what_was_made_keeps_its_name_when_another_comes_before_it() -> None:
+    """Else a run that is killed on the way leaves the old manifest with the new one's sound."""
+    one, other = corpus("one", {"a": "s", "b": "s"}), corpus("other", {"a": "t", "c": "t"})
+    preprocess([one], "out")
+    whole, before = rows("out/manifest.jsonl"), {path: path.read_bytes() for path in Path("out/audio").iterdir()}
+    report = preprocess([other, one], "out")
+    assert report.reused == 2 and before == {path: path.read_bytes() for path in before}
+    after = rows("out/manifest.jsonl")
+    assert after[2:] == whole and [Path(row["audio_filepath"]).name for row in after[:2]] == ["a-2.flac", "c.flac"]

@@ -185,6 +185,25 @@ def test_names_that_are_not_utf_8_stop_nobody(tmp_path):
     heard = [utterance.text for utterance in read_manifest(report.manifest) if utterance.audio.is_file()]
     assert sorted(heard) == ["0", "1", "2"]
     assert preprocess([tmp_path / "in"], tmp_path / "out").reused == 3
+    (tmp_path / "in").rename(tmp_path / "sp\udcfc")
+    report = preprocess([tmp_path / "sp\udcfc", tmp_path / "sp\udcfc" / "plain.wav"], tmp_path / "\udcfc")
+    assert report.kept == 3 and all(utterance.audio.is_file() for utterance in read_manifest(report.manifest))
+
+
+def test_folders_that_are_not_utf_8_stop_nobody(tmp_path):
+    tone(tmp_path / "in" / "x" / "a.wav").with_suffix(".txt").write_text("a")
+    (tmp_path / "in" / "x").rename(tmp_path / "in" / "M\udcfcller")
+    tone(tmp_path / "in" / "b.wav").with_suffix(".txt").write_text("b")
+    report = preprocess([tmp_path / "in"], tmp_path / "out")
+    assert [row["audio_filepath"] for row in rows(report.manifest)] == ["audio/M_ller/a.flac", "audio/b.flac"]
+
+
+def test_an_output_folder_named_through_a_link_is_no_input(tmp_path):
+    corpus(tmp_path / "in")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for _ in range(2):
+        report = preprocess([tmp_path / "link"], tmp_path / "link" / "out")
+        assert (report.kept, report.rejects) == (3, {})
 
 
 def converted(monkeypatch) -> list[str]:
