@@ -125,14 +125,15 @@ def save_checkpoint(
     _write_json(folder / "config.json", config)
     _write_json(folder / "metrics.json", checkpoint.metrics)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
-    (folder / "README.md").write_text(checkpoint.card, encoding="utf-8")
+    (folder / "README.md").write_text(checkpoint.card, encoding="utf-8", errors="backslashreplace")
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name's bytes that are no text stay escapes
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:

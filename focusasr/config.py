@@ -27,7 +27,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require(self.vocabulary_size >= 8, "vocabulary_size", self.vocabulary_size, "at least 8")
+        require(8 <= self.vocabulary_size <= 10**6, "vocabulary_size", self.vocabulary_size, "8 to 1000000")
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,7 @@ class TrainConfig:
             "clean_epochs",
         ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 9223372036854775807")
         off_or_more = self.explosion == 0 or self.explosion > 1
         require(off_or_more, "explosion", self.explosion, "above 1, or 0 for never")
         require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
@@ -306,7 +307,8 @@ class EvaluationConfig:
     """What is measured, how it is drawn for intervals, and what is shown of it."""
 
     normalizer: Literal["none", "basic", "english"] = setting(
-        "basic", "what is done to both texts first: nothing, case and punctuation, Whisper's English rules"
+        "basic",
+        "what both texts lose first: nothing; case, punctuation, what is in brackets; Whisper's English rules",
     )
     bootstrap: Literal["auto", "utterance", "speaker"] = setting(
         "auto", "what is drawn for intervals; auto: speakers, where all are named and there are twenty or more"
@@ -371,7 +373,7 @@ class DecodingConfig(KnobsConfig):
         super().__post_init__()
         require_choices(self)
         require(1 <= self.batch_size <= LARGEST, "batch_size", self.batch_size, f"1 to {LARGEST}")
-        require(self.joint_beam_size >= 1, "joint_beam_size", self.joint_beam_size, "at least 1")
+        require(1 <= self.joint_beam_size <= 1000, "joint_beam_size", self.joint_beam_size, "1 to 1000")
         require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
         require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")
         require(0 < self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "above 0 and below 1")

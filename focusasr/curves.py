@@ -43,7 +43,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         scale = 100 if place == 1 else 1
         for name, points in series.items():
             values = [scale * value for value in points.values()]
-            plot.plot(list(points), values, marker="." if place else None, label=name)
+            plot.plot(list(points), values, marker="." if place else None, label=name.replace("$", r"\$"))
         plot.set(ylabel=title)
         plot.grid(alpha=0.3)
         if series:

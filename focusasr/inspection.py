@@ -30,6 +30,7 @@ from focusasr.attention import (
 from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig
 from focusasr.device import doubles
 from focusasr.features import log_mel, stack
+from focusasr.files import printable
 from focusasr.local_attention import soft_mask
 from focusasr.model import EncoderBlock, Model
 from focusasr.progress import print_trimmed
@@ -144,7 +145,7 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
         figures.append(layer_figures(number, view, settings.step_seconds))
         if number in chosen:
             kept[number] = view
-    name = Path(path).name
+    name = printable(Path(path).name)
     seconds = len(waveform) / SAMPLE_RATE_HZ
     focus = settings.step_seconds, settings.max_span, settings.ramp
     return Inspection(name, seconds, mel.cpu(), *focus, figures, kept, config)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
-from focusasr.files import real_path
+from focusasr.files import real_path, restore
 from focusasr.settings import InputError, as_typed, hints_of, read_settings, shown, to_settings
 from focusasr.text import counted
 
@@ -66,6 +66,19 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str, t
             read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]", typed), folder
         ),
     )
+
+
+def check_place(output: Path, resume: bool) -> None:
+    """Refuse a folder with nothing to resume, or, for a new one, with results; what was killed is mended."""
+    for name in ("best", "last"):
+        restore(output / name)
+    there = (output / "last").exists()
+    if there and not resume:
+        raise InputError(f"{output}: holds a training run already; give --resume, or another --output-dir")
+    if not there and (output / "config.json").exists():
+        raise InputError(f"{output}: is a checkpoint, not the folder of a run; give another --output-dir")
+    if resume and not there:
+        raise InputError(f"{output}: nothing to resume here; leave --resume out, or name the run with --output-dir")
 
 
 def homes_of(name: str) -> set[str]:

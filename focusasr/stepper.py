@@ -77,6 +77,8 @@ def freeze(model: Model, layers: int) -> None:
         raise SettingError("freeze", layers, f"0 to {len(blocks)}, the encoder's layers")
     for module in (model.encoder.stem, *blocks[:layers]) if layers else ():
         module.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingError("freeze", layers, "fewer layers: of what may learn, nothing is left")
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

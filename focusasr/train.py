@@ -23,13 +23,13 @@ from focusasr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.corpora import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
 from focusasr.data import Batch, Examples, Item, Plan, collate
-from focusasr.files import read_json, restore, written_aside
+from focusasr.files import read_json, written_aside
 from focusasr.interrupts import promise, shielded
 from focusasr.model import Model
 from focusasr.processes import flat
 from focusasr.progress import say
 from focusasr.provenance import changed, made_with
-from focusasr.recipe import Run, changes, finished, measured_before, with_plain_paths
+from focusasr.recipe import Run, changes, check_place, finished, measured_before, with_plain_paths
 from focusasr.score import Score
 from focusasr.settings import InputError, read_settings
 from focusasr.stepper import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
@@ -70,7 +70,7 @@ class Position:
     @property
     def padding(self) -> float:
         """Return the share of padding in what was computed."""
-        return 1 - self.audio_seconds / self.padded_seconds if self.padded_seconds else 0.0
+        return max(0.0, 1 - self.audio_seconds / self.padded_seconds) if self.padded_seconds else 0.0
 
     @property
     def waiting(self) -> float:
@@ -83,14 +83,7 @@ class Trainer:
 
     def __init__(self, run: Run, device: torch.device, resume: bool = False, source: Checkpoint | None = None) -> None:
         last = run.output / "last"
-        for name in ("best", "last"):
-            restore(run.output / name)
-        if last.exists() and not resume:
-            raise InputError(f"{run.output}: holds a training run already; give --resume, or another --output-dir")
-        if resume and not last.exists():
-            raise InputError(
-                f"{run.output}: nothing to resume here; leave --resume out, or name the run with --output-dir"
-            )
+        check_place(run.output, resume)
         torch.manual_seed(run.settings.seed)
         self.accelerator = start_accelerator(run.settings, device)
         before = load_checkpoint(last) if resume else None
@@ -148,7 +141,7 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        lines += self.changes + remarks(self.run.settings, model, self.tokenizer)
+        lines += self.changes + remarks(self.run.settings, model, self.tokenizer, bool(self.dev_sets))
         batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
         padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
@@ -304,7 +297,11 @@ class Trainer:
     def _evaluate(self, log: TrainingLog) -> None:
         began = time.perf_counter()
         model, position = self.stepper.best_model, self.position
-        measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
+        try:
+            measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
+        except InputError:
+            self._save(self.scores, better=False)
+            raise
         for measured in measures.values():
             log.broken(measured.broken)
         log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # of the training audio of all
@@ -320,8 +317,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             for dev in self.dev_sets[:1]:
                 log.focus(position.step, focus(model, few_mels(dev, model.config)))
-            log.draw()
         self._save(scores, better)
+        if self.accelerator.is_main_process:
+            log.draw()
         model.train()
 
     def _save(self, scores: dict[str, Score], better: bool) -> None:

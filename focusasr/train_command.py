@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from focusasr.checkpoint import Checkpoint
 
 Find = Literal["batch", "lr"] | None
+FOLDERS = {"noise_folder", "room_folder"}
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,11 @@ def train(
 
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
     given[ModelConfig] |= {"preset": preset} if preset else {}
-    for name in given[TrainConfig].keys() & {"noise_folder", "room_folder"}:  # from here, not from the TOML's folder
-        given[TrainConfig][name] = (place := given[TrainConfig][name]) and str(Path(place).absolute())
+    given[TrainConfig] = _anchored_here(given[TrainConfig], beside=config)
+    if preset and isinstance(tables.get("model"), dict):  # which wins over the sizes that the file tells
+        tables["model"] = {name: value for name, value in tables["model"].items() if name not in PRESETS[preset]}
     for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
         tables[table] = {**tables.get(table, {}), **given[kind]}
-    if preset and resume and not config:  # the run's own settings lie below
-        own = {name: value for name, value in given[ModelConfig].items() if name != "preset"}
-        tables["model"] = {**tables["model"], **PRESETS[preset], **own}
-        del tables["model"]["preset"]
     if not tables["data"].get("train"):
         raise UsageError("give a training manifest, or --config with [data] train")
     folder = config.parent if config else Path()
@@ -94,6 +92,15 @@ def train(
         except InputError as error:
             raise error if isinstance(error, UsageError) else blame(str(error)) from None
         carry_out(Trial(run, resume, source, find), chosen, reason)
+
+
+def _anchored_here(typed: dict[str, Any], beside: Path | None) -> dict[str, Any]:
+    """Return typed settings with folders as they are from here, not from the folder of a TOML file."""
+    folders = {name: place and str(Path(place).absolute()) for name, place in typed.items() if name in FOLDERS}
+    start = typed.get("init_from")
+    if start and beside and Path(start).exists():  # else the name of a model, or what lies beside the file
+        folders["init_from"] = str(Path(start).absolute())
+    return {**typed, **folders}
 
 
 def sought(batch: bool, rate: bool) -> Find:

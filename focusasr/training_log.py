@@ -89,7 +89,8 @@ class TrainingLog:
         path = self.output / "samples.txt"
         if self.main and path.exists():
             texts = re.split(r"^(?=step \d+, )", path.read_text(encoding="utf-8", errors="replace"), flags=re.M)
-            kept = [text for text in texts if text and int(text.split(",")[0].removeprefix("step ")) <= step]
+            numbers = [re.match(r"step (\d+), ", text) for text in texts]
+            kept = [text for text, told in zip(texts, numbers, strict=True) if not told or int(told[1]) <= step]
             with self._writing(), written_aside(path) as aside:
                 aside.write_text("".join(kept), encoding="utf-8")
         if self.board and step:

@@ -139,7 +139,7 @@ class BatchTrial:
         self.bytes_per_frame = 0.0
         lengths = [utterance.duration or 0.0 for corpus in trainer.corpora for utterance in corpus.utterances]
         if trainer.run.settings.join:
-            lengths.append(trainer.run.settings.join_seconds)
+            lengths.append(min(trainer.run.settings.join_seconds, trainer.run.settings.max_seconds))
         self.longest = max(1.0, *lengths)
 
     def run(self, seconds: float) -> float | None:

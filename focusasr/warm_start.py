@@ -130,13 +130,19 @@ def within_window(settings: TrainConfig, model: ModelConfig) -> TrainConfig:
     return dataclasses.replace(settings, max_seconds=min(settings.max_seconds, longest), join_seconds=joined)
 
 
-def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer, measured: bool = True) -> list[str]:
     """Return lines that say where the run begins and what does not apply to it."""
     lines = [f"begins as {settings.init_from}"] if settings.init_from else []
     if settings.train_only == "local":
         lines.append("only the local branches and their projections learn")
     if not model.ctc and settings.ctc_weight > 0:
         lines.append("ctc_weight is ignored: this model has no CTC head")
+    if settings.intermediate_ctc > 0 and not (model.ctc and settings.ctc_weight > 0 and model.encoder_layers > 1):
+        lines.append("intermediate_ctc is ignored: it needs a CTC head, ctc_weight and two encoder layers")
+    if settings.span_penalty > 0 and model.attention != "hybrid":
+        lines.append("span_penalty is ignored: this model's encoder has global attention, without spans")
+    if settings.patience > 0 and not measured:
+        lines.append("patience is ignored: no dev manifest says when nothing gets better")
     if isinstance(tokenizer, WhisperTokenizer) and tokenizer.whisper.multilingual and not tokenizer.policy.language:
         lines.append("texts whose manifest names no language count as English; --language says otherwise")
     return lines

@@ -11,6 +11,7 @@ import pytest
 
 from focusasr.config import PRESETS, DataConfig, DecodingConfig, ModelConfig, PreprocessConfig, TextConfig, TrainConfig
 from focusasr.settings import InputError, read_settings, read_toml, to_settings
+from focusasr.whisper_config import LongformConfig, SearchConfig
 
 KINDS = [TextConfig, ModelConfig, DataConfig, TrainConfig, DecodingConfig, PreprocessConfig]
 
@@ -91,6 +92,12 @@ def test_what_is_no_table_is_refused(settings: Any) -> None:
         (TrainConfig, {"ctc_weight": 1.01}, "ctc_weight is 1.01; wanted: 0 to 1"),
         (TrainConfig, {"workers": -1}, "workers is -1; wanted: at least 0"),
         (TrainConfig, {"speed": 0.9}, "speed is 0.9"),
+        (TrainConfig, {"seed": -1}, "seed is -1; wanted: 0 to 9223372036854775807"),
+        (TrainConfig, {"seed": 10**23}, "seed is 1"),
+        (TextConfig, {"vocabulary_size": 10**23}, "vocabulary_size is 1"),
+        (DecodingConfig, {"joint_beam_size": 10**22}, "joint_beam_size is 1"),
+        (SearchConfig, {"best_of": 10**23}, "best_of is 1"),
+        (LongformConfig, {"clip_timestamps": "1e307"}, "clip_timestamps is '1e307'; wanted: seconds"),
         (TrainConfig, {"ema_decay": 1.0}, "ema_decay is 1.0"),
         (ModelConfig, {"width": 100, "heads": 3}, "width is 100; wanted: a multiple of 6, twice heads (3)"),
         (ModelConfig, {"width": 12, "heads": 4}, "width is 12; wanted: a multiple of 8, twice heads (4)"),
@@ -100,7 +107,7 @@ def test_what_is_no_table_is_refused(settings: Any) -> None:
         (ModelConfig, {"max_dist": -1}, "max_dist is -1"),
         (ModelConfig, {"dropout": 1}, "dropout is 1.0"),
         (ModelConfig, {"text_context": 3}, "text_context is 3; wanted: at least 4"),
-        (TextConfig, {"vocabulary_size": 7}, "vocabulary_size is 7; wanted: at least 8"),
+        (TextConfig, {"vocabulary_size": 7}, "vocabulary_size is 7; wanted: 8 to 1000000"),
         (PreprocessConfig, {"lufs": -16}, "lufs is -16.0; wanted: ebu in place of loudness ('keep')"),
         (PreprocessConfig, {"peak_db": -3}, "peak_db is -3.0; wanted: ebu or peak in place of loudness ('keep')"),
         (DecodingConfig, {"batch_size": 0}, "batch_size is 0; wanted: 1 to 1000000"),

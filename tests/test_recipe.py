@@ -13,9 +13,11 @@ import pytest
 import soundfile
 import torch
 from rich.console import Console
-from tones import TINY, write_song_book
+from tones import TINY, letters_tokenizer, tiny_model, write_song_book
 
-from focusasr.config import ModelConfig, TrainConfig
+from focusasr.checkpoint import Checkpoint, save_checkpoint
+from focusasr.config import PRESETS, ModelConfig, TrainConfig
+from focusasr.curves import draw_curves
 from focusasr.files import read_json
 from focusasr.recipe import Run, changes, read_run
 from focusasr.settings import InputError
@@ -182,3 +184,53 @@ def test_manifests_are_named_without_dots_where_that_is_the_same_place(tmp_path:
     assert (run.train, run.settings.noise_folder) == ((f"{tmp_path}/data/m.jsonl=2",), f"{tmp_path}/noise")
     run = read_run(tables, tmp_path / "linked", tmp_path, "here")  # whose .. is far/
     assert run.train == (f"{tmp_path}/linked/../data/m.jsonl=2",)
+
+
+def test_a_start_typed_lies_here_and_a_size_typed_wins_over_the_file(run, tmp_path: Path, songs: Path) -> None:
+    for place, width in ((Path("start"), 16), (tmp_path / "elsewhere" / "start", 32)):
+        tokenizer = letters_tokenizer("abcdefgh ")
+        save_checkpoint(place, Checkpoint(tiny_model(tokenizer, width=width), tokenizer, {}, ""))
+    recipe = tmp_path / "elsewhere" / "run.toml"
+    recipe.write_text(f'[data]\ntrain = ["{songs.as_posix()}"]\n[train]\nsteps = 1\nworkers = 0\n')
+    assert run("train", "--config", recipe, "-o", "run", "--init-from", "start").status == 0
+    assert read_json(Path("run/last/config.json"))["model"]["width"] == 16
+    recipe.write_text(recipe.read_text() + 'init_from = "start"\n')
+    assert run("train", "--config", recipe, "-o", "run2").status == 0
+    assert read_json(Path("run2/last/config.json"))["model"]["width"] == 32
+    recipe.write_text(recipe.read_text().replace('init_from = "start"', "[model]\nwidth = 32\nctc = false"))
+    assert run("train", "--config", recipe, "-o", "run3", "--preset", "tiny").status == 0
+    model = read_json(Path("run3/last/config.json"))["model"]
+    assert (model["width"], model["ctc"]) == (PRESETS["tiny"]["width"], False)
+
+
+def test_a_checkpoint_is_no_folder_for_a_run(tmp_path: Path, songs: Path) -> None:
+    tokenizer = letters_tokenizer("abcdefgh ")
+    save_checkpoint(tmp_path / "run", Checkpoint(tiny_model(tokenizer), tokenizer, {}, ""))
+    with pytest.raises(InputError, match="run: is a checkpoint, not the folder of a run; give another --output-dir"):
+        train(made_run(tmp_path / "run", songs, steps=1))
+
+
+def test_names_of_any_bytes_and_signs_harm_no_run(tmp_path: Path) -> None:
+    (tmp_path / "songs").mkdir()
+    write_song_book(tmp_path / "songs", ["abc", "cab"])
+    songs = (tmp_path / "songs").rename(tmp_path / "d$a_{$\udce4") / "songs.jsonl"
+    songs.write_text(songs.read_text().replace(str(tmp_path / "songs" / "songs"), "songs"))
+    run = dataclasses.replace(made_run(tmp_path / "run", songs, steps=2), dev=(str(songs),))
+    train(run)
+    draw_curves(run.output / "metrics.jsonl", Path("curves.png"))
+    kept = read_json(tmp_path / "run" / "last" / "config.json")
+    assert kept["run"]["data"]["dev"] == [str(songs)] and (tmp_path / "run" / "best" / "README.md").is_file()
+
+
+def test_dev_audio_that_is_not_there_is_told_at_once_and_none_that_can_be_read_loses_no_step(
+    tmp_path: Path, songs: Path
+) -> None:
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text('{"audio_filepath": "nope.wav", "text": "abc"}')
+    run = dataclasses.replace(made_run(tmp_path / "run", songs, steps=2), dev=(str(dev),))
+    with pytest.raises(InputError, match=f"{dev}: none of its recordings is there, such as {tmp_path / 'nope.wav'}"):
+        Trainer(run, torch.device("cpu"))
+    (tmp_path / "nope.wav").write_bytes(b"no sound")
+    with pytest.raises(InputError, match="dev: no recording can be read"):
+        train(run)
+    assert read_json(tmp_path / "run" / "last" / "metrics.json")["position"]["step"] == 2

@@ -84,11 +84,12 @@ def test_rows_after_the_checkpoint_and_broken_ones_are_forgotten(tmp_path: Path)
 
 def test_samples_after_the_checkpoint_are_forgotten_and_all_where_there_is_none(tmp_path: Path) -> None:
     texts = [f"step {step}, dev\n\nREF: step 9, a\nHYP: a\n\n" for step in (20, 40, 60)]
-    (tmp_path / "samples.txt").write_text("".join(texts))
+    (tmp_path / "samples.txt").write_text("".join(["a line of somebody else, 5\n", *texts]))
     (tmp_path / "metrics.jsonl").write_text('{"step": 20, "kind": "train", "total": 1.0}\n')
     log = TrainingLog(tmp_path, TrainConfig(), Console(file=io.StringIO()))
     log.go_on(40)
-    assert (tmp_path / "samples.txt").read_text() == "".join(texts[:2])
+    assert (tmp_path / "samples.txt").read_text() == "".join(["a line of somebody else, 5\n", *texts[:2]])
+    (tmp_path / "samples.txt").write_text("".join(texts))
     log.go_on(0)  # a run that was killed before its first checkpoint begins anew
     assert [(tmp_path / name).read_text() for name in ("samples.txt", "metrics.jsonl")] == ["", ""]
 

@@ -23,7 +23,8 @@ from focusasr.losses import IGNORED
 from focusasr.masks import NO_MASKS
 from focusasr.model import Model
 from focusasr.settings import InputError, SettingError, read_settings
-from focusasr.warm_start import learn_only, settings_from, warm_model, within_window
+from focusasr.stepper import freeze
+from focusasr.warm_start import learn_only, remarks, settings_from, warm_model, within_window
 from focusasr.whisper_tokenizer import WhisperTokenizer
 
 SONGS = ["abc", "cab", "bad cab", "face", "dab", "abba", "ebb", "fade"]
@@ -301,3 +302,15 @@ def test_a_preset_beside_a_source_is_refused(run, native: Path, tmp_path: Path) 
     assert result.status == 2 and "--preset base; wanted: the size in the checkpoint" in result.err
     result = run("train", songs, "--init-from", tmp_path / "nowhere", "-o", tmp_path / "run")
     assert result.status == 1 and "nowhere: no such checkpoint folder" in result.err
+
+
+def test_what_has_no_effect_is_said_and_a_start_that_learns_nothing_refused() -> None:
+    tokenizer = letters_tokenizer()
+    settings = TrainConfig(span_penalty=0.1, patience=2, intermediate_ctc=0.5)
+    lines = remarks(settings, tiny_model(tokenizer, attention="global").config, tokenizer, measured=False)
+    assert [line.split()[0] for line in lines] == ["intermediate_ctc", "span_penalty", "patience"]
+    assert not remarks(settings, tiny_model(tokenizer, encoder_layers=2).config, tokenizer)
+    model = tiny_model(tokenizer)
+    learn_only(model, TrainConfig(train_only="local", init_from="x"))
+    with pytest.raises(SettingError, match="freeze is 1; wanted: fewer layers"):
+        freeze(model, 1)
