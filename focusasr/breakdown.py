@@ -164,14 +164,14 @@ def silence(rows: Sequence[Row], unit: str) -> Silence | None:
     silent = [(row, row.words) for row in rows if not row.normalized_reference and row.words]
     if not silent:
         return None
-    seconds, words = sum(row.audio_seconds for row, _ in silent), sum(errors.insertions for _, errors in silent)
-    rate = None
-    if seconds > 0:
-        counts = np.array([(errors.insertions, row.audio_seconds) for row, errors in silent])
-        drawn = resample_totals(group_totals(counts, _groups([row for row, _ in silent], unit)), seed=0)
-        bounds = middle(60 * drawn[:, 0] / np.maximum(drawn[:, 1], 1e-9))
-        rate = Interval(60 * words / seconds, *bounds)
-    return Silence(len(silent), seconds / 60, words, rate)
+    words, rate = sum(errors.insertions for _, errors in silent), None
+    timed = [(row, errors) for row, errors in silent if row.audio_seconds > 0]  # of the others no length is known
+    if timed:
+        counts = np.array([(errors.insertions, row.audio_seconds) for row, errors in timed])
+        drawn = resample_totals(group_totals(counts, _groups([row for row, _ in timed], unit)), seed=0)
+        invented, seconds = counts.sum(axis=0)
+        rate = Interval(float(60 * invented / seconds), *middle(60 * drawn[:, 0] / drawn[:, 1]))
+    return Silence(len(silent), sum(row.audio_seconds for row, _ in timed) / 60, words, rate)
 
 
 def compare_rows(evaluation: Evaluation, others: Sequence[str | None], name: str) -> Comparison:

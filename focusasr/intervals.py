@@ -116,10 +116,10 @@ def compare(
     counts = np.column_stack([first, second, words]).astype(np.int64)
     if not len(counts):
         raise ValueError("no utterances to compare; wanted: at least 1")
-    drawn = resample_totals(group_totals(counts, groups), seed)
-    drawn_words = np.maximum(drawn[:, 2], 1)
-    low, high = middle((drawn[:, 0] - drawn[:, 1]) / drawn_words)
-    totals = counts.sum(axis=0)
+    drawn, totals = resample_totals(group_totals(counts, groups), seed), counts.sum(axis=0)
+    if totals[2]:
+        drawn = drawn[drawn[:, 2] > 0]  # a draw without a word has no rate
+    low, high = middle((drawn[:, 0] - drawn[:, 1]) / np.maximum(drawn[:, 2], 1))
     rates = totals[:2] / max(int(totals[2]), 1)
     fewer = np.sign(drawn[:, 1] - drawn[:, 0])
     signs = np.sign(counts[:, 1] - counts[:, 0])

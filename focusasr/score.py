@@ -155,8 +155,9 @@ def summarize(
     As in jiwer 4, an utterance with an empty reference adds its insertions and no words, and where no reference has
     a word the rate is the number of insertions. The interval is the middle 95 % of the rates of 1000 sets of U
     utterances drawn with replacement (Bisani and Ney 2004), the same for the same seed in whatever order they come.
-    With `groups` (the speaker of each utterance) whole speakers are drawn. One utterance, or one speaker, gives no
-    interval; utterances all alike give one without width.
+    With `groups` (the speaker of each utterance) whole speakers are drawn.
+    Sets without a word do not count. One utterance, or one speaker, gives no interval; utterances all alike give one
+    without width.
     """
     if not words:
         raise ValueError("no utterances to score; wanted: at least 1")
@@ -167,7 +168,8 @@ def summarize(
     whole, drawn = counts.sum(axis=0, keepdims=True), resample_totals(counted, seed)
     figures: dict[str, float | None] = {}
     for name, (above, below) in _RATES.items():
-        value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, drawn))
+        kept = drawn if not whole[0, below] else drawn[drawn[:, below] > 0]  # a draw without a word has no rate
+        value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, kept))
         low, high = middle(rates)
         figures |= {name: float(value[0]), f"{name}_low": low, f"{name}_high": high}
     names = ("substitutions", "deletions", "insertions", "words", "wrong", "utterances")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import gc
 import io
 import os
@@ -38,6 +39,17 @@ def open_streams() -> None:
             setattr(sys, name, kind(open(os.devnull, "wb"), encoding="utf-8"))  # noqa: SIM115 - as long as the process
         elif stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+        elif stream.errors == "surrogateescape":  # of the C locale
+            codecs.register_error("focusasr", _bytes_or_escapes)
+            stream.reconfigure(errors="focusasr")
+
+
+def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write a file name's bytes that are no text as they are, and what an encoding lacks as its escape."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 @contextmanager

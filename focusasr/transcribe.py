@@ -162,7 +162,7 @@ class Recognizer:
         answers = in_parts(self._answers, [piece for _, piece in held], self.device, self._halve)
         for (job, piece), answer in zip(held, answers, strict=True):
             if answer is None:
-                seen = "a segment does not fit the memory; lower --max-segment-seconds"
+                seen = "a segment does not fit the memory; lower --max-segment-seconds or --joint-beam-size"
                 job.error = InputError(f"{job.source.name}: {seen}")
                 continue
             job.passes += answer.passes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.config import DecodingConfig
-from focusasr.files import ensure_writable
+from focusasr.files import ensure_writable, real_path
 from focusasr.interrupts import promise
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
@@ -227,7 +227,7 @@ def _doubts_told(outcomes: Iterable[Outcome], is_whisper: bool) -> Iterator[Outc
                 say(f"focusasr: {outcome.source.name}: {doubt}; {known}")
         yield outcome
     if doubtful > 1:
-        say(f"focusasr: so {'is' if doubtful == 2 else 'are'} {counted(doubtful - 1, 'other text')}")
+        say(f"focusasr: {counted(doubtful - 1, 'other text')} {'is' if doubtful == 2 else 'are'} in doubt too")
 
 
 def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
@@ -291,12 +291,20 @@ class Writing:
             raise InputError(f"{folder}: is a file; give --output-dir a folder")
         formats = list(FORMATS) if "all" in wanted else wanted
         pairs = list(zip(sources, output_stems(sources, folder), strict=True))
+        given = {real_path(source.path) for source in sources}
+        for path in (path for _, stem in pairs for path in output_paths(stem, formats)):
+            if real_path(path) in given:
+                raise UsageError(f"{path}: is one of the recordings, which a text would replace; choose another -o")
         left = [pair for pair in pairs if not (again and again.finished(pair[0], output_paths(pair[1], formats)))]
         processes.gather([])  # nobody writes before all have looked
         if len(left) < len(pairs) and processes.main:
             say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
         if left:
             ensure_writable(folder, ANOTHER)
+        there = [path for _, stem in left for path in output_paths(stem, formats) if again and path.is_file()]
+        if there and processes.main:
+            anew = f"{counted(len(there), 'file')} written anew, such as {there[0]}"
+            say(f"focusasr: {anew}: of another sound, model or options, or changed since")
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:

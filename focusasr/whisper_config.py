@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from focusasr.settings import require, require_choices, setting
+from focusasr.settings import LONGEST_SECONDS, require, require_choices, setting
 
 LEAST_WARMTH = 0.01  # of temperatures above 0, and between them
 LONGEST_ID = 9  # digits
+MOST_TRIED = 100_000  # texts at a time
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SearchConfig:
         require(fits, "temperature", self.temperature, f"0, or {LEAST_WARMTH:g} to 10")
         for name in ("best_of", "beam_size"):
             given = getattr(self, name)
-            require(given is None or given >= 1, name, given, "at least 1, or none")
+            require(given is None or 1 <= given <= MOST_TRIED, name, given, f"1 to {MOST_TRIED}, or none")
         enough = self.patience is None or round((self.beam_size or 1) * self.patience) >= 1
         require(enough, "patience", self.patience, "enough for one text of {beam_size}", beam_size=self.beam_size)
         fits = self.length_penalty is None or 0 <= self.length_penalty <= 1
@@ -110,7 +110,7 @@ class LongformConfig:
             seconds = [float(part) for part in self.clip_timestamps.split(",") if part.strip()]
         except ValueError:
             return None
-        return seconds if all(0 <= second < math.inf for second in seconds) else None
+        return seconds if all(0 <= second <= LONGEST_SECONDS for second in seconds) else None
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,15 @@ class OutputConfig:
 
     highlight_words: bool = setting(False, "srt and vtt: underline each word as it is spoken")
     max_line_width: int | None = setting(None, "most characters in a line")
-    max_line_count: int | None = setting(None, "most lines in a subtitle; needs max_line_width")
-    max_words_per_line: int | None = setting(None, "most words in a subtitle; without effect beside max_line_width")
+    max_line_count: int | None = setting(None, "most lines in a subtitle; not with max_words_per_line alone")
+    max_words_per_line: int | None = setting(None, "most words in a subtitle; without effect beside both of the others")
     pretty_json: bool = setting(False, "json on many lines")
     verbose: bool = setting(True, "Whisper models: print what was heard, with its times, where files are written")
 
     @property
     def shapes_lines(self) -> bool:
         """Return whether anything is said of how long lines and subtitles are."""
-        return any((self.max_line_width, self.max_line_count, self.max_words_per_line))
+        return any((self.max_line_width, self.max_words_per_line))  # a count alone shapes the usual lines
 
     def __post_init__(self) -> None:
         for name in ("max_line_width", "max_line_count", "max_words_per_line"):

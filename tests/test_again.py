@@ -80,9 +80,20 @@ def test_what_is_written_is_skipped_until_sound_model_or_options_change(run, sam
     assert again() == 1
     Path("out/b.txt").write_text("cut o")
     assert again() == 1
+    Path("out/b.txt").write_text("corrected by hand")
+    assert "1 file written anew" not in (first.err + second.err)
+    assert "focusasr: 5 files written anew, such as out/b.txt: of another sound, " in run(*command).err
     soundfile.write("b.flac", soundfile.read(sample)[0][:16_000], 16_000)
     assert again() == 1
     assert again() == 0
+
+
+def test_no_text_takes_the_place_of_a_recording(run, sample: Path) -> None:
+    Path("talk.txt").write_bytes(sample.read_bytes())
+    result = run("transcribe", "talk.txt", "-o", ".")
+    assert result.status == 2 and "talk.txt: is one of the recordings, which a text would replace" in result.err
+    assert Path("talk.txt").read_bytes() == sample.read_bytes()
+    assert run("transcribe", "talk.txt", "-o", ".", "-f", "srt").status == 0
 
 
 def test_a_model_is_known_by_what_is_in_it(tmp_path: Path) -> None:

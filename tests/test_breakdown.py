@@ -13,9 +13,11 @@ import soundfile
 
 from focusasr.breakdown import Breakdown, check_groups, confusions, percentile, silence, slices, take_apart, to_json
 from focusasr.config import EvaluationConfig
-from focusasr.evaluate import evaluate_texts
+from focusasr.evaluate import Row, evaluate_texts
 from focusasr.evaluation_page import write_evaluation_page
+from focusasr.intervals import Interval
 from focusasr.manifest import Utterance
+from focusasr.score import Errors
 from focusasr.settings import InputError
 
 SAID = [
@@ -142,3 +144,12 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file, not a folder"):
         write_evaluation_page(tmp_path / "file" / "p.html", evaluation(), Breakdown([], [], None), "t")
+
+
+def test_words_invented_where_no_length_is_known_are_in_no_rate():
+    errors = Errors(0, 0, 2, 0), Errors(0, 0, 9, 0)
+    lengths = [60.0, 60.0, 0.0]
+    rows = [Row(Utterance(Path(f"{n}.wav")), "", "a b", "a b", *errors, seconds) for n, seconds in enumerate(lengths)]
+    result = silence(rows, "auto")
+    assert (result.utterances, result.minutes, result.words) == (3, 2.0, 6)
+    assert result.words_per_minute == Interval(2.0, 2.0, 2.0)

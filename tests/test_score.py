@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focusasr.intervals import resample_totals
+from focusasr.intervals import compare, resample_totals
 from focusasr.score import (
     NORMALIZERS,
     Errors,
@@ -203,3 +203,10 @@ def test_importing_the_room_loads_nothing_heavy():
     heavy = ["jiwer", "numpy", "rich", "torch", "whisper_normalizer"]
     code = f"import sys, focusasr.score; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_sets_drawn_without_a_word_do_not_widen_the_interval():
+    result = score(["", "a b c d"], ["x y z", "a b c d"], "none")
+    assert (result.wer, result.wer_low, result.wer_high) == (0.75, 0.0, 0.75)
+    one = compare([3, 0], [0, 0], [0, 4], None)
+    assert (one.difference.value, one.difference.low, one.difference.high) == (0.75, 0.0, 0.75)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,12 @@ def test_status_of_the_process(arguments: list[str], status: int) -> None:
     result = subprocess.run([sys.executable, "-m", "focusasr", *arguments], capture_output=True, text=True, timeout=120)
     assert result.returncode == status and "Traceback" not in result.stderr
     assert bool(result.stdout) == (status == 0) and bool(result.stderr) == (status != 0)
+
+
+@pytest.mark.parametrize("coding", ["ascii:surrogateescape", "utf-8:surrogateescape"])
+def test_no_letter_that_an_encoding_lacks_ends_the_work(coding: str) -> None:
+    code = "from focusasr.startup import open_streams; open_streams(); print('é –', '\\udcff')"
+    environment = {**os.environ, "PYTHONIOENCODING": coding}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=environment)
+    assert result.stdout.endswith(b" \xff\n"), result.stderr
+    assert result.stdout.decode("utf-8", "replace").startswith("é –" if coding[0] == "u" else "\\xe9 \\u2013")

@@ -107,6 +107,14 @@ def test_subtitles_of_native_models_can_be_read_and_nothing_else_changes(run, sa
     assert asked.count("-->") == 1, "as it was asked for"
 
 
+def test_a_count_of_lines_alone_shapes_the_usual_ones(run, sample: Path) -> None:
+    waveform = load(sample)
+    soundfile.write("talk.flac", np.concatenate([waveform] * 4), 16_000)
+    shaped = run("transcribe", "talk.flac", "-f", "srt", "--word-timestamps", "--max-line-count", "1").out
+    texts = [block.split("\n")[2:] for block in shaped.strip().split("\n\n")]
+    assert len(texts) > 4 and all(len(lines) == 1 and len(lines[0]) <= 42 for lines in texts)
+
+
 def test_a_word_cannot_break_its_cue() -> None:
     words = [{"word": " a\n\nb", "start": 0.0, "end": 1.0}, {"word": " -->", "start": 1.0, "end": 2.0}]
     segment = Segment(0, 0, 0.0, 2.0, " a\n\nb -->", [], 0.0, 0.0, 0.0, 0.0, words)
