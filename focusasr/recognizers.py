@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -140,7 +140,9 @@ def _load(
     from focusasr.batched import BatchedWhisperRecognizer
     from focusasr.longform import WhisperRecognizer
 
+    idle = without_effect(config, longform)
     longform, remarks = heard_as(checkpoint, longform)
+    remarks += idle
     kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
     return Loaded(kind(checkpoint, device, config, search, longform), path, True, remarks, processes, on_cpu)
 
@@ -182,6 +184,23 @@ def _trained_seconds(checkpoint: Checkpoint) -> float:
     with suppress(InputError, KeyError, TypeError):  # one made elsewhere has no run
         return float(read_json(cast(Path, checkpoint.folder) / "config.json")["run"]["train"]["max_seconds"])
     return math.inf
+
+
+def without_effect(config: DecodingConfig, longform: LongformConfig) -> list[str]:
+    """Return what a Whisper model does without, and what wants another option beside it."""
+    finds_speech = longform.batched or longform.vad_filter
+    wanted = {
+        **dict.fromkeys(("ctc_weight", "joint_beam_size", "max_segment_seconds"), "a native model"),
+        "vad_threshold": None if finds_speech else "--vad-filter or --batched beside it",
+        "hallucination_silence_threshold": None if config.word_timestamps else "--word-timestamps beside it",
+    }
+    given = {**asdict(config), **asdict(longform)}
+    usual = {**asdict(DecodingConfig()), **asdict(LongformConfig())}
+    return [
+        f"--{name.replace('_', '-')}: without effect here; it wants {needed}"
+        for name, needed in wanted.items()
+        if needed and given[name] != usual[name]
+    ]
 
 
 def heard_as(checkpoint: Checkpoint, longform: LongformConfig) -> tuple[LongformConfig, list[str]]:

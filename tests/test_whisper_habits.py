@@ -125,6 +125,17 @@ def test_batches_read_the_same_sound(run, model: Path, talk: str) -> None:
     assert result.status == 0 and Path("out/talk.json").is_file()
 
 
+def test_whisper_models_say_what_they_do_without(run, model: Path, talk: str) -> None:
+    command = ("transcribe", talk, "--model", model, "-o", "-", "--ctc-weight", "0.5", "--vad-threshold", "0.4")
+    native, finder = "--ctc-weight: without effect here; it wants a native model", "--vad-threshold: without effect"
+    result = run(*command)
+    assert result.status == 0 and [line[10:] for line in result.err.splitlines()] == [
+        native,
+        f"{finder} here; it wants --vad-filter or --batched beside it",
+    ]
+    assert finder not in run(*command, "--vad-filter", "True").err
+
+
 def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -> None:
     result = run(
         "transcribe", sample, "--temperature", "0.4", "--initial_prompt", "x", "--language", "de", "--beam_size", "None"
