@@ -164,13 +164,13 @@ def silence(rows: Sequence[Row], unit: str) -> Silence | None:
     silent = [(row, row.words) for row in rows if not row.normalized_reference and row.words]
     if not silent:
         return None
+    timed = [(row, errors) for row, errors in silent if row.audio_seconds > 0]
+    silent = timed or silent  # what has no known length is left out, where others have one
     words, rate = sum(errors.insertions for _, errors in silent), None
-    timed = [(row, errors) for row, errors in silent if row.audio_seconds > 0]  # of the others no length is known
     if timed:
         counts = np.array([(errors.insertions, row.audio_seconds) for row, errors in timed])
         drawn = resample_totals(group_totals(counts, _groups([row for row, _ in timed], unit)), seed=0)
-        invented, seconds = counts.sum(axis=0)
-        rate = Interval(float(60 * invented / seconds), *middle(60 * drawn[:, 0] / drawn[:, 1]))
+        rate = Interval(float(60 * words / counts[:, 1].sum()), *middle(60 * drawn[:, 0] / drawn[:, 1]))
     return Silence(len(silent), sum(row.audio_seconds for row, _ in timed) / 60, words, rate)
 
 

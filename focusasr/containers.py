@@ -330,7 +330,8 @@ def _mixed(block: np.ndarray) -> np.ndarray:
 
 def _check_channel(channel: int | None, channels: int, name: str) -> None:
     if channel is not None and channel >= channels:
-        raise AudioError(f"{name}: channel {channel} is wanted and it has {channels}, counted from 0; choose another")
+        seen = f"channel {channel} is wanted and it has {channels}, counted from 0"
+        raise AudioError(f"{name}: {seen}; correct --channel, or the line's channel")
 
 
 def _mono(frame: Any, channel: int | None) -> np.ndarray:

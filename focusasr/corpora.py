@@ -147,7 +147,7 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
 def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found: Findings) -> None:
     """Name utterances that stand twice in the training manifests, or in a dev manifest too."""
     held_out = {_part_of_file(utterance) for utterance in dev}
-    seen: set[tuple[str, float]] = set()
+    seen: set[tuple[str, float, int | None]] = set()
     for corpus in corpora:
         for utterance in corpus.utterances:
             part = _part_of_file(utterance)
@@ -158,8 +158,8 @@ def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found:
             seen.add(part)
 
 
-def _part_of_file(utterance: Utterance) -> tuple[str, float]:
-    return real_path(utterance.audio), utterance.offset
+def _part_of_file(utterance: Utterance) -> tuple[str, float, int | None]:
+    return real_path(utterance.audio), utterance.offset, utterance.channel
 
 
 def _with_duration(utterance: Utterance) -> Utterance:

@@ -258,7 +258,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def real_path(path: str | Path) -> str:
     """Return a file's path without `..` or links in its folders, the same however it was named."""
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
     return os.path.join(_real_folder(folder), name)
 
 

@@ -31,7 +31,7 @@ JSON_SUFFIXES = frozenset((".jsonl", ".json"))
 TEXT_KEYS = ("hypothesis", "pred_text", "text")
 REFERENCE_KEYS = ("reference", "text")
 CLOSE_SECONDS = 0.02  # durations of one part, as different tools write them
-Key = tuple[str, float, int | None]  # a name, where it begins, which channel
+Index = dict[tuple[str, float], list["Line"]]  # by a name, and where in the recording it begins
 TRN = re.compile(r"^(?P<text>.*?)\s*\((?P<key>[^()\s]+)\)\s*$")
 
 
@@ -49,9 +49,10 @@ class Line:
     duration: float | None = None
     extra: dict[str, Any] | None = None
 
-    def key(self, name: str) -> Key:
-        """Return one of its names with what tells parts and sides of a recording apart."""
-        return name, round(self.offset, 3), channel_of(self.extra or {})
+    @property
+    def channel(self) -> int | None:
+        """Return the side of a call that it is of, None where it tells none."""
+        return channel_of(self.extra or {})
 
 
 def read_references(path: Path) -> list[Utterance]:
@@ -83,9 +84,8 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
             counts = f"{counted(len(lines), 'line')} for {counted(len(utterances), 'utterance')}"
             raise InputError(f"{path}: {counts}; wanted: one line each, in order, or lines that name their utterance")
         return [line.text for line in lines]
-    known = _by_name(path, lines)
-    unclear = _unclear(utterances)
-    found = [next((known[key] for key in _keys(one, unclear) if key in known), {}) for one in utterances]
+    index, unclear = _by_name(path, lines), _unclear(utterances)
+    found = [_lines_of(one, index, unclear, path) for one in utterances]
     if not any(found) and any(again := _converted(lines, utterances)):
         one, line = next((one, line) for one, line in zip(utterances, again, strict=True) if line)
         say(f"focusasr: {path}: found by names without their suffix, such as {line.names[0]} for {one.audio}")
@@ -99,16 +99,18 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
 def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) -> list[Line]:
     """Return plain lines as Kaldi's, of an id and words, where each begins with the id of another utterance.
 
-    Where the references are plain lines too, and both begin alike, that is only said.
+    Where the references are plain lines too, and both begin alike, as if with ids, that is only said.
     """
-    first = [_head(line.text or "")[0] for line in lines]
-    if any(line.names for line in lines) or len({*first, ""}) <= len(lines):
+    heads = [_head(line.text or "") for line in lines]
+    first, own = {head for head, _ in heads}, {_head(one.text)[0] for one in utterances}
+    if any(line.names for line in lines) or len(first | {""}) <= len(lines) or not any(words for _, words in heads):
         return lines
     ids = {str(one.extra["id"]) for one in utterances if "id" in one.extra}
-    if ids.issuperset(first) and lines:
-        return [Line(line.number, words, (key,)) for line in lines for key, words in [_head(line.text or "")]]
-    if len(lines) > 1 and sorted(first) == sorted(_head(one.text)[0] for one in utterances):
-        say(f"focusasr: {path}: lines begin as the references', {first[0]} and so on; ids? then name the files 'text'")
+    if first <= ids and not first <= own:
+        say(f"focusasr: {path}: lines begin with ids, {heads[0][0]} and so on, which are not taken for words")
+        return [Line(line.number, words, (key,)) for line, (key, words) in zip(lines, heads, strict=True)]
+    if len(lines) > 1 and first == own and all(re.search(r"[\d_-]", head) for head in first):
+        say(f"focusasr: {path}: lines begin as the references', {heads[0][0]} and so on; if with ids, name both 'text'")
     return lines
 
 
@@ -118,12 +120,44 @@ def _head(text: str) -> tuple[str, str]:
     return head, rest.strip()
 
 
-def _text_of(utterance: Utterance, lines: dict[float | None, Line]) -> str | None:
+def _lines_of(utterance: Utterance, index: Index, unclear: set[tuple[str, float]], path: Path) -> list[Line]:
+    """Return the lines under the surest name that any is under; InputError where two texts share all of it.
+
+    A name that two of them share, while another (an id) tells them apart, is none.
+    """
+    clash = ""
+    for name, offset, is_id in _keys(utterance, unclear):
+        lines = _of_side(index.get((name, offset), []), utterance.channel, is_id)
+        texts: dict[float | None, Line] = {}
+        for line in lines:
+            other = texts.setdefault(_rounded(line.duration), line)
+            if other.text != line.text:
+                clash = clash or f"{path}, lines {other.number} and {line.number}: two texts for {name}; keep one"
+                if other.names[1:] == line.names[1:]:
+                    raise InputError(clash)
+                break
+        else:
+            if lines:
+                return lines
+    if clash:
+        raise InputError(clash)
+    return []
+
+
+def _of_side(lines: list[Line], channel: int | None, is_id: bool = False) -> list[Line]:
+    """Return the lines of one side of a recording, or else those that tell none; an id is of one side alone."""
+    for side in (channel, None):
+        if own := [line for line in lines if line.channel == side]:
+            return own
+    return lines if channel is None or is_id else []
+
+
+def _text_of(utterance: Utterance, lines: list[Line]) -> str | None:
     """Return the text that all lines have, or that of the one which lasts as long as the utterance."""
-    texts = {line.text for line in lines.values()}
+    texts = {line.text for line in lines}
     if len(texts) <= 1:
         return next(iter(texts), None)
-    line = min(lines.values(), key=lambda line: _apart(line.duration, utterance.duration))
+    line = min(lines, key=lambda line: _apart(line.duration, utterance.duration))
     return line.text if _apart(line.duration, utterance.duration) <= CLOSE_SECONDS else None
 
 
@@ -136,41 +170,33 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
 
 
-def _by_name(path: Path, lines: Sequence[Line]) -> dict[Key, dict[float | None, Line]]:
-    """Return the lines under all their names, by their duration; InputError where two texts share all of it.
-
-    A name that two of them share, while another (an id) tells them apart, is none.
-    """
-    known: dict[Key, dict[float | None, Line]] = defaultdict(dict)
-    shared = set[Key]()
+def _by_name(path: Path, lines: Sequence[Line]) -> Index:
+    """Return the lines under all their names, paths also from the folder of `path`."""
+    index: Index = defaultdict(list)
     for line in lines:
         full = [real_path(folder / name) for name in line.names for folder in (path.parent, Path())]
         for name in dict.fromkeys([*line.names, *full]):
-            other = known[line.key(name)].setdefault(_rounded(line.duration), line)
-            if other.text != line.text and other.names[1:] != line.names[1:]:
-                shared.add(line.key(name))
-            elif other.text != line.text:
-                where = f"{path}, lines {other.number} and {line.number}"
-                raise InputError(f"{where}: two texts for {name}; keep one")
-    return {key: found for key, found in known.items() if key not in shared}
+            index[name, round(line.offset, 3)].append(line)
+    return index
 
 
 def _converted(lines: Sequence[Line], utterances: Sequence[Utterance]) -> list[Line | None]:
     """Return the line of each utterance whose recording went by another suffix: u1.wav became u1.flac.
 
-    The stem has to be that of one recording alone on both sides.
+    The stem has to be that of one recording alone on both sides, and of one text.
     """
-    called: dict[tuple[str, float], dict[str, Line]] = defaultdict(dict)
+    index: Index = defaultdict(list)
     for line in lines:
         for name in line.names:
             if PurePath(name).suffix.lower() in AUDIO_SUFFIXES:
-                called[PurePath(name).stem, round(line.offset, 3)][name] = line
+                index[PurePath(name).stem, round(line.offset, 3)].append(line)
     unclear, found = _unclear(utterances), list[Line | None]()
     for one in utterances:
         key = one.audio.stem, round(one.offset, 3)
-        named = [] if key in unclear else list(called[key].items())
-        other = len(named) == 1 and PurePath(named[0][0]).suffix.lower() != one.audio.suffix.lower()
-        found.append(named[0][1] if other else None)
+        named = [] if key in unclear else _of_side(index[key], one.channel)
+        alone = len({line.names[0] for line in named}) == 1 == len({line.text for line in named})
+        other = alone and PurePath(named[0].names[0]).suffix.lower() != one.audio.suffix.lower()
+        found.append(named[0] if other else None)
     return found
 
 
@@ -184,16 +210,15 @@ def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
     return ids | {key for key, several in files.items() if len(several) > 1}
 
 
-def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[Key]:
-    """Return what a line may call an utterance, the surest first."""
+def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[str, float, bool]]:
+    """Return what a line may call an utterance, the surest first, where that begins, and whether it is an id."""
     key = utterance.extra.get("id")
     audio, offset = utterance.audio, round(utterance.offset, 3)
     own = [] if key is None else [str(key)]
     bare = [name for name in (audio.name, audio.stem) if (name, offset) not in unclear]
-    names = [(name, offset) for name in (real_path(audio), str(audio), *own, *bare)]
-    names += [(name, 0.0) for name in own] if offset else []
-    sides = dict.fromkeys([utterance.channel, None])  # a line that tells no side may still be the one
-    return [(*name, side) for side in sides for name in names]
+    named = [(real_path(audio), False), (str(audio), False), *((name, True) for name in own)]
+    keys = [(name, offset, is_id) for name, is_id in [*named, *((name, False) for name in bare)]]
+    return keys + ([(name, 0.0, True) for name in own] if offset else [])
 
 
 def _lines(path: Path, keys: tuple[str, ...]) -> list[Line]:

@@ -38,7 +38,9 @@ class Journal:
 
     def origins(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield every file that was ever made by us, and what it was made from."""
-        yield from ((self.folder / key, entry["made_from"]) for key, entry in self._entries.items())
+        for key, entry in self._entries.items():
+            with contextlib.suppress(KeyError, TypeError):  # another version's
+                yield self.folder / key, {"path": entry["made_from"]["source"]["path"], **entry["made_from"]}
 
     def finished(self, output: Path, made_from: dict[str, Any]) -> Any:
         """Return what was recorded with a finished output; None where it is to be made (again)."""

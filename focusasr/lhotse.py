@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.manifest import OWN_KEYS, Utterance
-from focusasr.readings import Found, Readings, Reject, locate, name_in_corpus, to_seconds
+from focusasr.readings import SPLIT, Found, Readings, Reject, locate, name_in_corpus, to_seconds
 from focusasr.settings import InputError, parse_json, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -78,13 +78,19 @@ def read_lhotse(path: Path) -> Readings:
                 yield from _of_split(iter([one]), manifest, supervisions)
 
 
+def _split_name(manifest: Path) -> str:
+    """Return the split in the name of a manifest, shards of one under one name; empty where there is none."""
+    stem = re.sub(r"[._-]\d{4,}$|\.\d+$", "", manifest.name.partition(".jsonl")[0])
+    parts = [part for part in re.split("[_.-]?(?:cuts|supervisions)[_.-]?", stem) if part]
+    return parts[-1] if parts and SPLIT.search(parts[-1]) else ""
+
+
 def _of_split(readings: Readings, manifest: Path, manifests: list[Path]) -> Readings:
     """Yield readings with the split in a manifest's name, corpus_cuts_SPLIT.jsonl.gz, where there are several."""
-    told = re.split("[_.-]?(?:cuts|supervisions)[_.-]?", manifest.name.partition(".jsonl")[0])
-    parts = [part for part in told if part]
+    names = {_split_name(one) for one in manifests}
     for reading in readings:
-        if len(manifests) > 1 and parts and isinstance(reading, Found):
-            extra = {"split": parts[-1], **reading.utterance.extra}
+        if len(names) > 1 and (name := _split_name(manifest)) and isinstance(reading, Found):
+            extra = {"split": name, **reading.utterance.extra}
             reading = replace(reading, utterance=replace(reading.utterance, extra=extra))
         yield reading
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from focusasr.audio import Source
 from focusasr.config import PreprocessConfig
-from focusasr.files import append_line, read_lines
+from focusasr.files import append_line, read_lines, real_path
 from focusasr.manifest import Utterance
 from focusasr.settings import InputError
 from focusasr.text import counted
@@ -24,13 +25,26 @@ RECORD = ".prepared.jsonl"
 Part = tuple[str, float, float | None]  # of a recording; its path is relative to the folder, so that both may move
 
 
+class _Gone(NamedTuple):
+    """Parts of one recording that no utterance is any more, in their order, and how long the longest is."""
+
+    parts: list[Part]
+    starts: list[float]
+    longest: float
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> _Gone:
+        ordered = sorted(parts, key=lambda part: part[1])
+        return cls(ordered, [part[1] for part in ordered], max(_end(part) - part[1] for part in parts))
+
+
 class Prepared:
     """The past of an output folder, which a run on it has to agree with: a split stays a split."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.homes: dict[Part, str] = {}  # the split of each part that was ever in one
-        self._parts: dict[str, list[Part]] = defaultdict(list)  # these, by recording
+        self._gone: dict[str, _Gone] = {}  # those that no utterance is now, by recording
         self.remarks: list[str] = []  # what the user should know
         self._inputs: list[str] = []
         self._division: dict[str, Any] = {}
@@ -42,8 +56,6 @@ class Prepared:
                 self._division = dict(line.get("division", self._division))
                 self._written = [str(name) for name in line.get("written", self._written)]
                 self.homes.update({(path, offset, length): home for path, offset, length, home in line.get("in", ())})
-        for part in self.homes:
-            self._parts[part[0]].append(part)
 
     def check(self, inputs: Sequence[str | Path] | None, config: PreprocessConfig) -> None:
         """Refuse another division than the utterances have, and other inputs than the folder was made from.
@@ -89,19 +101,31 @@ class Prepared:
     def begin(self, inputs: Sequence[str | Path], config: PreprocessConfig, sources: Mapping[Path, Source]) -> None:
         """Note what a run is about to do; `sources` are what each of its outputs is made from."""
         self._sources = sources
+        now = {self._exact(source) for source in sources.values()}
+        gone: dict[str, list[Part]] = defaultdict(list)
+        for part in self.homes.keys() - now:
+            gone[part[0]].append(part)
+        self._gone = {path: _Gone.of(parts) for path, parts in gone.items()}
         told = [_relative(Path(given).resolve(), self.folder) for given in inputs]
         if (told, _division(config)) != (self._inputs, self._division):
             self.folder.mkdir(parents=True, exist_ok=True)
             append_line(self.folder / RECORD, {"inputs": told, "division": _division(config)})
 
     def part(self, utterance: Utterance) -> Part:
-        """Return which part of which recording a finished utterance is; what mostly was one before is that one."""
-        source = self._sources[utterance.audio]
-        folder, name = os.path.split(source.path)
-        path = _relative(Path(os.path.realpath(folder), name), self.folder)
-        part = path, source.offset, source.duration
-        same = [part] if part in self.homes else [other for other in self._parts[path] if _mostly_one(part, other)]
-        return same[0] if same else part
+        """Return which part of which recording a finished utterance is: of one that is gone, where it mostly is that.
+
+        A length that is told at last, or times that were corrected, make no other part of it.
+        """
+        part = self._exact(self._sources[utterance.audio])
+        if part in self.homes or part[0] not in self._gone:
+            return part
+        gone = self._gone[part[0]]
+        near = gone.parts[bisect_left(gone.starts, part[1] - gone.longest) : bisect_left(gone.starts, _end(part))]
+        best = max(near, key=lambda other: _shared(part, other), default=part)
+        return best if _shared(part, best) else part
+
+    def _exact(self, source: Source) -> Part:
+        return _relative(Path(real_path(source.path)), self.folder), source.offset, source.duration
 
     def settle(self, splits: Mapping[str, Sequence[Utterance]], names: Sequence[str]) -> None:
         """Note who is in which split, and the files that are about to be written; those of splits that are gone go."""
@@ -133,12 +157,15 @@ class Prepared:
             self.remarks.append(f"{files} in no manifest now, such as {there[0]}; delete what nobody needs")
 
 
-def _mostly_one(part: Part, other: Part) -> bool:
-    """Tell whether two parts of a recording share more than half of the shorter; one without a length has no end."""
-    starts = part[1], other[1]
-    ends = [math.inf if length is None else offset + length for _, offset, length in (part, other)]
-    shared = min(ends) - max(starts)
-    return shared == math.inf or shared > min(end - start for start, end in zip(starts, ends, strict=True)) / 2
+def _end(part: Part) -> float:
+    return math.inf if part[2] is None else part[1] + part[2]
+
+
+def _shared(part: Part, other: Part) -> float:
+    """Return the seconds that two parts of a recording share, 0 where that is not most of the shorter one."""
+    shared = min(_end(part), _end(other)) - max(part[1], other[1])
+    mostly = shared == math.inf or shared > min(_end(part) - part[1], _end(other) - other[1]) / 2
+    return shared if mostly else 0.0
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -131,24 +130,24 @@ def _names_before(
     readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: Journal
 ) -> dict[int, str]:
     """Return the names, by the reading's place, of files that earlier runs made: no newcomer gets one meanwhile."""
-    before: dict[str, str] = {}
+    before: dict[str, list[str]] = defaultdict(list)  # of one part with several texts a, a-2, a-3
     for output, made_from in journal.origins():
         if output.is_relative_to(folder) and output.suffix == f".{config.format}":
-            before[_origin(made_from)] = output.relative_to(folder).as_posix()[: -len(output.suffix)]
+            before[_origin(made_from)].append(output.relative_to(folder).as_posix()[: -len(output.suffix)])
+    for several in before.values():
+        several.sort(key=lambda name: (len(name), name))  # they were finished in any order
     names: dict[int, str] = {}
-    for index, reading in enumerate(readings):
+    for index, reading in enumerate(readings if before else ()):
         if isinstance(reading, Found):
-            source = reading.source(config.channel)
-            part = {"offset": source.offset, "duration": source.duration, "channel": source.channel}
-            name = before.pop(_origin({"source": {"path": str(reading.audio)}, **part}), "")
-            if re.fullmatch(rf"{re.escape(_marked_name(reading))}(-\d+)?", name):
-                names[index] = name
+            had, marked = before.get(_origin(asdict(reading.source(config.channel))), []), _marked_name(reading)
+            if had and (had[0] == marked or had[0].removeprefix(f"{marked}-").isdecimal()):
+                names[index] = had.pop(0)
     return names
 
 
 def _origin(made_from: dict[str, Any]) -> str:
     """Return what tells one part of one recording from another."""
-    return str([made_from["source"]["path"], *(made_from.get(key) for key in ("offset", "duration", "channel"))])
+    return str([made_from.get(key) for key in ("path", "offset", "duration", "channel")])
 
 
 def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | Reject:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from focusasr.audio import AUDIO_SUFFIXES, Source, source_of
 from focusasr.manifest import Utterance
 from focusasr.settings import LONGEST_SECONDS, InputError, shown
 
+SPLIT = re.compile("train|dev|valid|test", re.IGNORECASE)  # in the names of folders and files that are splits
 MEANT = ("offset", "duration", "speaker", "language", "split", "id")  # columns beside audio and text
 
 

@@ -75,7 +75,7 @@ def check_place(output: Path, resume: bool) -> None:
     there = (output / "last").exists()
     if there and not resume:
         raise InputError(f"{output}: holds a training run already; give --resume, or another --output-dir")
-    if not there and (output / "config.json").exists():
+    if not there and (output / "model.safetensors").exists():
         raise InputError(f"{output}: is a checkpoint, not the folder of a run; give another --output-dir")
     if resume and not there:
         raise InputError(f"{output}: nothing to resume here; leave --resume out, or name the run with --output-dir")
@@ -102,7 +102,7 @@ def changes(begun: dict[str, Any], run: Run) -> list[str]:
         (table, name): (_table(before.get(table))[name], value)
         for table, values in now.items()
         for name, value in values.items()
-        if _table(before.get(table)).get(name, value) != value
+        if not _same(name, _table(before.get(table)).get(name, value), value)
     }
     fixed = [key for key in other if key[1] in BEGINNING or (key[0] in ("model", "text") and key[1] != "dropout")]
     if fixed:
@@ -115,6 +115,13 @@ def changes(begun: dict[str, Any], run: Run) -> list[str]:
     names = {key: "training manifests" if key == ("data", "train") else as_typed(key[1]) for key in other}
     told = [f"{names[key]} {_changed(was, value)}" for key, (was, value) in other.items()]
     return [f"other than before, and counts from here on: {', '.join(told)}"] if told else []
+
+
+def _same(name: str, was: Any, now: Any) -> bool:
+    """Tell whether a setting is what it was; a checkpoint to begin with may be named from here or from the root."""
+    if name == "init_from" and isinstance(was, str) and isinstance(now, str):
+        return was == now or (os.path.exists(was) and real_path(was) == real_path(now))
+    return bool(was == now)
 
 
 def measured_before(begun: dict[str, Any]) -> list[str]:

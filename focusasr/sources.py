@@ -13,7 +13,7 @@ from focusasr.audio import AUDIO_SUFFIXES, Source, find_sources
 from focusasr.kaldi import is_kaldi, read_kaldi
 from focusasr.lhotse import is_lhotse, read_lhotse
 from focusasr.manifest import KEYS, Utterance, numbered_lines, parse_line
-from focusasr.readings import Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds, usual_name
+from focusasr.readings import SPLIT, Columns, Found, Readings, Reject, locate, name_in_corpus, to_seconds, usual_name
 from focusasr.settings import InputError, parse_json
 from focusasr.subtitles import SUBTITLE_SUFFIXES, read_subtitles, subtitles_of
 from focusasr.tables import delimiter_of, first_line, pick_column, read_header, read_lines, read_rows, require_column
@@ -312,7 +312,8 @@ def _read_librispeech(path: Path, columns: Columns) -> Readings:
             if key:
                 audio = locate(transcript.parent, key)
                 above = transcript.relative_to(root).parts[:-3]  # train-clean-100, in the folder of several
-                extra = {"speaker": speaker, "chapter": chapter, "id": key, **({"split": above[-1]} if above else {})}
+                told = {"split": above[-1]} if above and SPLIT.search(above[-1]) else {}
+                extra = {"speaker": speaker, "chapter": chapter, "id": key, **told}
                 where = f"{transcript}, line {number}"
                 yield Found(Utterance(audio, text, extra=extra), name_in_corpus(audio, root), where)
 

@@ -35,7 +35,7 @@ from focusasr.settings import InputError, read_settings
 from focusasr.stepper import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
 from focusasr.tokenizer import train_tokenizer
 from focusasr.training_log import TrainingLog
-from focusasr.validate import few_mels, focus, measure, model_card, read_dev_sets
+from focusasr.validate import few_mels, focus, measure, model_card, overall_wer, read_dev_sets
 from focusasr.warm_start import learn_only, remarks, warm_model, warm_tokenizer, within_window
 from focusasr.weights import read_torch
 
@@ -61,6 +61,7 @@ class Position:
     padded_seconds: float = 0.0  # of audio, padding counted
     waiting_seconds: float = 0.0  # of training, for data
     usual_loss: float | None = None  # of attention, a moving mean
+    due: bool = False  # an evaluation that failed: it comes first when the run goes on
 
     @property
     def speed(self) -> float:
@@ -201,6 +202,8 @@ class Trainer:
             self._write_findings()
         first = self.position.step
         log.go_on(self.position.step)
+        if self.position.due:
+            self._evaluate(log)
         with self.batches() as batches:
             while self.position.step < settings.steps and not self._out_of_patience():
                 began = time.perf_counter()
@@ -300,13 +303,15 @@ class Trainer:
         try:
             measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
         except InputError:
+            position.due = True
             self._save(self.scores, better=False)
             raise
+        position.due = False
         for measured in measures.values():
             log.broken(measured.broken)
         log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # of the training audio of all
         scores = {name: measured.score for name, measured in measures.items()}
-        overall, best = _overall(scores), position.best_wer
+        overall, best = overall_wer(scores), position.best_wer
         better = overall is None or best is None or overall < best
         position.best_wer = overall if better else best
         position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
@@ -373,12 +378,6 @@ class Trainer:
         except Exception as error:  # of PyTorch's reader and its optimizer, which have many kinds
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None
-
-
-def _overall(scores: dict[str, Score]) -> float | None:
-    """Return the mean of the dev sets' WERs, each set counting the same; None where no reference has a word."""
-    rates = [score.wer for score in scores.values() if score.words]
-    return sum(rates) / len(rates) if rates else None
 
 
 def _possible(settings: TrainConfig) -> TrainConfig:

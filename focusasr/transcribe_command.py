@@ -304,7 +304,7 @@ class Writing:
         there = [path for _, stem in left for path in output_paths(stem, formats) if again and path.is_file()]
         if there and processes.main:
             anew = f"{counted(len(there), 'file')} written anew, such as {there[0]}"
-            say(f"focusasr: {anew}: of another sound, model or options, or changed since")
+            say(f"focusasr: {anew}: changed since, of another sound, model or options, or not noted")
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:

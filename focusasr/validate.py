@@ -86,6 +86,12 @@ def measure(model: Model, tokenizer: Tokenizer, dev: DevSet, processes: Processe
     return Measured(score(references, hypotheses, normalizer="none"), references, hypotheses, broken)
 
 
+def overall_wer(scores: dict[str, Score]) -> float | None:
+    """Return the mean of the dev sets' WERs, each set counting the same; None where no reference has a word."""
+    rates = [score.wer for score in scores.values() if score.words]
+    return sum(rates) / len(rates) if rates else None
+
+
 def _transcribe(
     model: Model, tokenizer: Tokenizer, utterances: Sequence[tuple[int, Utterance]]
 ) -> Iterator[tuple[int, str, str]]:

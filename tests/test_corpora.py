@@ -124,6 +124,10 @@ def test_several_lhotse_manifests_are_several_splits(tmp_path, kind):
         (tmp_path / f"corpus_{kind}_{split}.jsonl").write_text(lines(cut if kind == "cuts" else one))
     found, _ = read(tmp_path, "lhotse")
     assert [item.utterance.extra["split"] for item in found] == ["dev", "train-clean-100"]
+    for path in tmp_path.glob(f"corpus_{kind}_*"):
+        path.rename(tmp_path / f"corpus_{kind}_train.00000{path.name.count('dev')}.jsonl")
+    found, _ = read(tmp_path, "lhotse")
+    assert len(found) == 2 and not any("split" in item.utterance.extra for item in found), "shards of one"
 
 
 def test_what_lhotse_changes_as_it_reads_is_refused_and_custom_keys_give_way(tmp_path):

@@ -149,10 +149,20 @@ def test_lines_find_their_utterance_by_any_path_and_never_by_a_shared_name(tmp_p
 def test_plain_lines_that_begin_with_ids_are_kaldis_under_any_name(capsys):
     references = read_references(wrote("text", "utt1 one two", "utt2 three"))
     assert read_hypotheses(wrote("10.txt", "utt2 three", "utt1 one  too"), references) == ["one  too", "three"]
+    assert "10.txt: lines begin with ids, utt2 and so on" in capsys.readouterr().err
     assert read_hypotheses(wrote("10.txt", "utt1 one", "utt3 three"), references) == ["utt1 one", "utt3 three"]
     assert not capsys.readouterr().err
     plain = read_references(wrote("r.txt", "utt1 one two", "utt2 three"))
     assert read_hypotheses(wrote("h.txt", "utt1 one", "utt2 three"), plain) == ["utt1 one", "utt2 three"]
-    assert "h.txt: lines begin as the references', utt1 and so on; ids? then name the files 'text'" in (
-        capsys.readouterr().err
-    )
+    assert "h.txt: lines begin as the references', utt1 and so on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "texts"), [("yes no stop", "yes|no|stop"), ("0 1 2", "2|0|1"), ("hi you we", "hi a|you b|we c")]
+)
+def test_plain_words_that_are_ids_too_stay_words(ids: str, texts: str, capsys):
+    said = texts.split("|")
+    references = [
+        Utterance(Path(f"{key}.wav"), text, extra={"id": key}) for key, text in zip(ids.split(), said, strict=True)
+    ]
+    assert read_hypotheses(wrote("h.txt", *said), references) == said and not capsys.readouterr().err

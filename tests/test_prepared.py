@@ -13,7 +13,7 @@ import soundfile
 
 from focusasr.manifest import Utterance
 from focusasr.preparation import Report
-from focusasr.prepared import _mostly_one
+from focusasr.prepared import _shared
 from focusasr.preprocess import PreprocessConfig, preprocess
 from focusasr.settings import InputError
 from focusasr.splits import divide
@@ -232,9 +232,43 @@ def test_a_recording_stays_in_its_split_though_its_length_is_told_or_its_cues_ar
 
 def test_another_part_of_a_recording_is_free() -> None:
     one = ("r.wav", 0.0, 1.0)
-    assert _mostly_one(one, ("r.wav", 0.4, 1.0)) and not _mostly_one(one, ("r.wav", 0.6, 1.0))
-    assert _mostly_one(one, ("r.wav", 0.0, None)) and not _mostly_one(one, ("r.wav", 1.0, None))
-    assert _mostly_one(("r.wav", 3.0, None), ("r.wav", 5.0, None)) and not _mostly_one(one, ("r.wav", 0.95, 0.2))
+    assert _shared(one, ("r.wav", 0.4, 1.0)) == 0.6 and not _shared(one, ("r.wav", 0.6, 1.0))
+    assert _shared(one, ("r.wav", 0.0, None)) == 1.0 and not _shared(one, ("r.wav", 1.0, None))
+    assert _shared(("r.wav", 3.0, None), ("r.wav", 5.0, None)) and not _shared(one, ("r.wav", 0.95, 0.2))
+
+
+def test_a_newcomer_inside_what_is_still_there_follows_its_speaker() -> None:
+    def turns(*more: tuple[float, float, str]) -> Path:
+        lines = []
+        for number in range(6):
+            soundfile.write(f"{number}.wav", np.sin(np.arange(16_000) * (0.1 + number / 50)), 1000)
+            lines += [
+                {
+                    "audio_filepath": f"{number}.wav",
+                    "text": "t",
+                    "offset": start,
+                    "duration": seconds,
+                    "speaker": f"{who}{number}",
+                }
+                for start, seconds, who in [(0.0, 6.0, "a"), (10.0, 6.0, "b"), *more]
+            ]
+        Path("t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return Path("t.jsonl")
+
+    for more in ((), ((3.0, 1.0, "b"),)):
+        preprocess([turns(*more)], "out", THIRDS)
+        told = [(row["speaker"], split) for split in ("train", "dev", "test") for row in rows(f"out/{split}.jsonl")]
+        assert len(told) == 12 + 6 * len(more) and len(set(told)) == 12
+
+
+def test_a_second_run_gives_texts_of_one_part_the_same_files() -> None:
+    one = corpus("in", {"a": "s"})
+    one.write_text("".join(one.read_text().replace("text of a", text) for text in ("x", "y", "z")))
+    preprocess([one], "out")
+    before = Path("out/manifest.jsonl").read_bytes()
+    with Path("out/.preprocess.jsonl").open("a") as journal:
+        journal.write('\n{"output": "audio/b.flac", "bytes": 1, "made_from": [], "result": {}}')
+    assert preprocess([one], "out").reused == 3 and Path("out/manifest.jsonl").read_bytes() == before
 
 
 def test_what_was_made_keeps_its_name_when_another_comes_before_it() -> None:

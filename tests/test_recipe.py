@@ -194,6 +194,10 @@ def test_a_start_typed_lies_here_and_a_size_typed_wins_over_the_file(run, tmp_pa
     recipe.write_text(f'[data]\ntrain = ["{songs.as_posix()}"]\n[train]\nsteps = 1\nworkers = 0\n')
     assert run("train", "--config", recipe, "-o", "run", "--init-from", "start").status == 0
     assert read_json(Path("run/last/config.json"))["model"]["width"] == 16
+    kept = Path("run/last/config.json")
+    kept.write_text(kept.read_text().replace(str(Path("start").absolute()), "start"))  # as an earlier version wrote it
+    more = run("train", "--config", recipe, "-o", "run", "--init-from", "start", "--resume", "--steps", 2)
+    assert more.status == 0 and "--init-from" not in more.err, more.err
     recipe.write_text(recipe.read_text() + 'init_from = "start"\n')
     assert run("train", "--config", recipe, "-o", "run2").status == 0
     assert read_json(Path("run2/last/config.json"))["model"]["width"] == 32
@@ -234,3 +238,8 @@ def test_dev_audio_that_is_not_there_is_told_at_once_and_none_that_can_be_read_l
     with pytest.raises(InputError, match="dev: no recording can be read"):
         train(run)
     assert read_json(tmp_path / "run" / "last" / "metrics.json")["position"]["step"] == 2
+    (tmp_path / "nope.wav").write_bytes((tmp_path / "songs" / "00.wav").read_bytes())
+    with TrainingLog(run.output, run.settings, Console(file=io.StringIO())) as log:
+        Trainer(run, torch.device("cpu"), resume=True).fit(log)
+    kept = read_json(run.output / "best" / "metrics.json")
+    assert kept["position"]["step"] == 2 and not kept["position"]["due"] and list(kept["dev"])

@@ -42,7 +42,7 @@ from focusasr.train import Trainer
 from focusasr.training_log import TrainingLog
 
 training_log.draw_curves = lambda *_: None
-train._overall = lambda _: None  # every evaluation is the best
+train.overall_wer = lambda _: None  # every evaluation is the best
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -158,7 +158,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_run_ends_as_one_that_never_stopped(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
+    monkeypatch.setattr("focusasr.train.overall_wer", lambda _: None)
     straight = made_run(tmp_path / "straight", songs)
     train(straight)
     killed = made_run(tmp_path / "killed", songs, workers=1)
@@ -187,7 +187,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(
 def test_a_long_way_between_evaluations_is_kept_on_the_way(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
+    monkeypatch.setattr("focusasr.train.overall_wer", lambda _: None)
     straight, killed = (made_run(tmp_path / name, songs) for name in ("straight", "killed"))
     train(straight)
 
@@ -212,7 +212,7 @@ def test_a_long_way_between_evaluations_is_kept_on_the_way(
 @pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, evaluations, the writing of a checkpoint, the two renames of a folder: the end is the same to the bit."""
-    monkeypatch.setattr("focusasr.train._overall", lambda _: None)  # every evaluation is the best
+    monkeypatch.setattr("focusasr.train.overall_wer", lambda _: None)  # every evaluation is the best
     straight = made_run(tmp_path / "straight", songs)
     train(straight)
     wanted = state_of(straight)
@@ -237,7 +237,7 @@ def test_killed_at_any_moment(tmp_path: Path, songs: Path, monkeypatch: pytest.M
 def test_a_run_with_workers_ends_quietly_and_as_one_without(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
+    monkeypatch.setattr("focusasr.train.overall_wer", lambda _: None)
     alone = made_run(tmp_path / "alone", songs, steps=3)
     train(alone)
     helped = made_run(tmp_path / "helped", songs, steps=3, workers=1)
@@ -344,7 +344,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, piece: str
 ) -> None:
     """The kernel refuses to write; each library that writes says so in its own way."""
-    monkeypatch.setattr("focusasr.train._overall", lambda _: None)
+    monkeypatch.setattr("focusasr.train.overall_wer", lambda _: None)
     run = made_run(tmp_path / "run", songs, steps=3)
     train(run)
     before = {name: files_of(run.output / name) for name in ("best", "last")}

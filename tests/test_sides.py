@@ -90,6 +90,22 @@ def test_texts_of_others_find_their_side() -> None:
     for lines in (by_side, by_id):
         Path("h.jsonl").write_text("\n".join(map(json.dumps, lines)))
         assert read_hypotheses(Path("h.jsonl"), sides) == ["t0", "t1"]
+    plain = [Utterance(Path(f"/s/{side}.flac"), "", extra={"id": f"u{side}"}) for side in (0, 1)]
+    for lines in ([{"channel": 0, **line} for line in by_id], [{**line, "audio_filepath": "x.wav"} for line in by_id]):
+        Path("h.jsonl").write_text("\n".join(map(json.dumps, lines)))  # of the whole calls, by id
+        assert read_hypotheses(Path("h.jsonl"), plain) == ["t0", "t1"]
+    Path("h.jsonl").write_text('{"audio_filepath": "/s/0.flac", "channel": 0, "text": "alone"}')
+    assert read_hypotheses(Path("h.jsonl"), plain[:1]) == ["alone"]
     Path("h.jsonl").write_text("\n".join(json.dumps({**line, "channel": 0}) for line in by_side))
     with pytest.raises(InputError, match=r"lines 1 and 2: two texts for /s/call.wav"):
+        read_hypotheses(Path("h.jsonl"), sides)
+
+
+def test_sides_are_told_apart_under_another_suffix_too() -> None:
+    sides = [Utterance(Path("/s/call.flac"), "", extra={"channel": side}) for side in (0, 1)]
+    lines = [{"audio_filepath": "call.wav", "channel": side, "text": f"t{side}"} for side in (1, 0)]
+    Path("h.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert read_hypotheses(Path("h.jsonl"), sides) == ["t0", "t1"]
+    Path("h.jsonl").write_text("\n".join(json.dumps({**line, "channel": 0}) for line in lines))
+    with pytest.raises(InputError, match="no line is of an utterance"):
         read_hypotheses(Path("h.jsonl"), sides)
