@@ -51,6 +51,10 @@ class Again:
             self._forget(source)
         return done
 
+    def wrote(self, output: Path) -> bool:
+        """Return whether an output is there that was noted once, of whatever sound it was."""
+        return output in self._journal and output.is_file()
+
     def add(self, source: Source, outputs: Sequence[Path]) -> None:
         """Note finished outputs, and forget what was heard on the way to them."""
         made_from = self._made_from(source)

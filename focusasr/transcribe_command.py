@@ -301,10 +301,10 @@ class Writing:
             say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
         if left:
             ensure_writable(folder, ANOTHER)
-        there = [path for _, stem in left for path in output_paths(stem, formats) if again and path.is_file()]
+        there = [path for _, stem in left for path in output_paths(stem, formats) if again and again.wrote(path)]
         if there and processes.main:
             anew = f"{counted(len(there), 'file')} written anew, such as {there[0]}"
-            say(f"focusasr: {anew}: changed since, of another sound, model or options, or not noted")
+            say(f"focusasr: {anew}: changed since, or of another sound, model or options")
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:

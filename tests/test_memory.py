@@ -98,7 +98,10 @@ def test_a_segment_that_never_fits_fails_its_file_alone(
     monkeypatch.setattr(transcribe, "decode", short_only)
     first, second, third = recognizer.transcribe(sources)
     assert texts([first, third]) == [expected[0], expected[2]]
-    assert second.error == f"{sources[1].name}: a segment does not fit the memory; lower --max-segment-seconds"
+    assert (
+        second.error
+        == f"{sources[1].name}: a segment does not fit the memory; lower --max-segment-seconds or --joint-beam-size"
+    )
 
 
 def test_whisper_windows_shrink_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
