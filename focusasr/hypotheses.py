@@ -6,7 +6,7 @@ Which form a file has follows from its name and its tabs:
     any name, a tab a line  what `focusasr transcribe` prints for several files
     text (no suffix)        Kaldi's: an id, a space, the words
     x.trn                   sclite's: the words, the id in brackets
-    else                    a text a line, in the order of the references
+    else                    a text a line, in the order of the references; or as Kaldi's, where each begins with an id
 """
 
 from __future__ import annotations

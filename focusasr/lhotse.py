@@ -58,39 +58,43 @@ def read_lhotse(path: Path) -> Readings:
     """
     found = manifests_in(path) if path.is_dir() else {str(kind_of(path)): [path]}
     folder = path if path.is_dir() else path.parent
-    cuts = found.get("cuts", [])
-    for manifest in cuts:
-        for where, cut in _objects(manifest):
-            yield from _of_split(_cut(cut, folder, where), manifest, cuts)
-    if cuts:
-        return
-    recordings = found.get("recordings") or manifests_in(folder).get("recordings", [])
+    cuts, supervisions = found.get("cuts", []), found.get("supervisions", [])
+    recordings = [] if cuts else found.get("recordings") or manifests_in(folder).get("recordings", [])
     known = {str(one.get("id")): one for manifest in recordings for _, one in _objects(manifest)}
-    supervisions = found.get("supervisions", [])
-    for manifest in supervisions:
-        for where, supervision in _objects(manifest):
-            recording = known.get(str(supervision.get("recording_id")))
-            if recording is None:
-                reason = f"{where}: recording {supervision.get('recording_id')!r} is in no recordings file beside it"
-                yield Reject("broken row", reason, text=str(supervision.get("text") or ""))
-            else:
-                one = _found(supervision, recording, (0.0, None), (folder, where))
-                yield from _of_split(iter([one]), manifest, supervisions)
+    manifests = cuts or supervisions
+    several = len({_split_name(manifest) for manifest in manifests}) > 1
+    for manifest in manifests:
+        readings = _cuts(manifest, folder) if cuts else _supervisions(manifest, folder, known)
+        yield from _of_split(readings, _split_name(manifest) if several else "")
+
+
+def _cuts(manifest: Path, folder: Path) -> Readings:
+    for where, cut in _objects(manifest):
+        yield from _cut(cut, folder, where)
+
+
+def _supervisions(manifest: Path, folder: Path, recordings: dict[str, dict[str, Any]]) -> Readings:
+    for where, supervision in _objects(manifest):
+        recording = recordings.get(str(supervision.get("recording_id")))
+        if recording is None:
+            reason = f"{where}: recording {supervision.get('recording_id')!r} is in no recordings file beside it"
+            yield Reject("broken row", reason, text=str(supervision.get("text") or ""))
+        else:
+            yield _found(supervision, recording, (0.0, None), (folder, where))
 
 
 def _split_name(manifest: Path) -> str:
-    """Return the split in the name of a manifest, shards of one under one name; empty where there is none."""
+    """Return the split in a manifest's name, corpus_cuts_SPLIT.jsonl.gz, without its shard's number; "" without one."""
     stem = re.sub(r"[._-]\d{4,}$|\.\d+$", "", manifest.name.partition(".jsonl")[0])
     parts = [part for part in re.split("[_.-]?(?:cuts|supervisions)[_.-]?", stem) if part]
     return parts[-1] if parts and SPLIT.search(parts[-1]) else ""
 
 
-def _of_split(readings: Readings, manifest: Path, manifests: list[Path]) -> Readings:
-    """Yield readings with the split in a manifest's name, corpus_cuts_SPLIT.jsonl.gz, where there are several."""
-    names = {_split_name(one) for one in manifests}
+def _of_split(readings: Readings, split: str) -> Readings:
+    """Yield readings with a split, unless that is empty, where their lines tell none."""
     for reading in readings:
-        if len(names) > 1 and (name := _split_name(manifest)) and isinstance(reading, Found):
-            extra = {"split": name, **reading.utterance.extra}
+        if split and isinstance(reading, Found):
+            extra = {"split": split, **reading.utterance.extra}
             reading = replace(reading, utterance=replace(reading.utterance, extra=extra))
         yield reading
 

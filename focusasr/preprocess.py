@@ -139,8 +139,8 @@ def _names_before(
     names: dict[int, str] = {}
     for index, reading in enumerate(readings if before else ()):
         if isinstance(reading, Found):
-            had, marked = before.get(_origin(asdict(reading.source(config.channel))), []), _marked_name(reading)
-            if had and (had[0] == marked or had[0].removeprefix(f"{marked}-").isdecimal()):
+            had = before.get(_origin(asdict(reading.source(config.channel))))
+            if had and _numbered(had[0], _marked_name(reading)):
                 names[index] = had.pop(0)
     return names
 
@@ -169,6 +169,12 @@ def _marked_name(found: Found) -> str:
         end = "end" if duration is None else str(round(1000 * (offset + duration)))
         name = f"{name}_{round(1000 * offset)}-{end}"
     return name
+
+
+def _numbered(name: str, plain: str) -> bool:
+    """Tell whether a name is one that `_free_name` makes of a plain one."""
+    head, _, count = name.rpartition("-")
+    return name == plain or (head == plain and count.isdecimal())
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -155,9 +155,8 @@ def summarize(
     As in jiwer 4, an utterance with an empty reference adds its insertions and no words, and where no reference has
     a word the rate is the number of insertions. The interval is the middle 95 % of the rates of 1000 sets of U
     utterances drawn with replacement (Bisani and Ney 2004), the same for the same seed in whatever order they come.
-    With `groups` (the speaker of each utterance) whole speakers are drawn.
-    Sets without a word do not count. One utterance, or one speaker, gives no interval; utterances all alike give one
-    without width.
+    With `groups` (the speaker of each utterance) whole speakers are drawn. Sets without a word do not count. One
+    utterance, or one speaker, gives no interval; utterances all alike give one without width.
     """
     if not words:
         raise ValueError("no utterances to score; wanted: at least 1")

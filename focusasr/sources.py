@@ -302,6 +302,8 @@ def _read_librispeech(path: Path, columns: Columns) -> Readings:
     root = path if path.is_dir() else path.parent
     for transcript in sorted(path.rglob("*.trans.txt")) if path.is_dir() else [path]:
         speaker, chapter = transcript.parent.parent.name, transcript.parent.name
+        above = transcript.relative_to(root).parts[:-3]  # train-clean-100, in the folder of several
+        told = {"split": above[-1]} if above and SPLIT.search(above[-1]) else {}
         try:
             lines = read_lines(transcript)
         except InputError as error:
@@ -311,8 +313,6 @@ def _read_librispeech(path: Path, columns: Columns) -> Readings:
             key, _, text = line.strip().partition(" ")
             if key:
                 audio = locate(transcript.parent, key)
-                above = transcript.relative_to(root).parts[:-3]  # train-clean-100, in the folder of several
-                told = {"split": above[-1]} if above and SPLIT.search(above[-1]) else {}
                 extra = {"speaker": speaker, "chapter": chapter, "id": key, **told}
                 where = f"{transcript}, line {number}"
                 yield Found(Utterance(audio, text, extra=extra), name_in_corpus(audio, root), where)
