@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from focusasr.features import FRAMES_PER_SECOND
+from focusasr.libraries import library
 from focusasr.tokenizer import Tokenizer
 
 # Chosen on joined clips of FSDD's and AN4's dev speakers, clean and in noise.
@@ -51,11 +52,17 @@ def align(log_probs: Tensor, tokens: Sequence[int], blank: int) -> list[Span] | 
     repeats = sum(before == after for before, after in itertools.pairwise(tokens))
     if not tokens or blank in tokens or len(tokens) + repeats > len(log_probs):
         return None
-    from torchaudio.functional import forced_align, merge_tokens  # a tenth of a second, for those who ask for times
-
+    forced_align, merge_tokens = load_aligner()
     path, scores = forced_align(log_probs[None].float().cpu(), torch.tensor([list(tokens)]), blank=blank)
     merged = merge_tokens(path[0], scores[0].exp(), blank=blank)
     return [Span(one.start, one.end, float(one.score)) for one in merged]
+
+
+def load_aligner() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return torchaudio's `forced_align` and `merge_tokens`; LibraryError if they do not load."""
+    with library("torchaudio"):  # a tenth of a second, for those who ask for times
+        from torchaudio.functional import forced_align, merge_tokens
+    return forced_align, merge_tokens
 
 
 def word_times(

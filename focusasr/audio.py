@@ -23,6 +23,7 @@ import numpy as np
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.containers import AudioError, CutOff, Sound, opened
 from focusasr.files import real_path
+from focusasr.libraries import library
 from focusasr.manifest import Utterance
 from focusasr.settings import LONGEST_SECONDS, InputError
 
@@ -231,7 +232,8 @@ def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object]
         if sound.rate_hz == rate_hz:
             yield from blocks
             return
-        import soxr
+        with library("soxr"):
+            import soxr
 
         resampler = soxr.ResampleStream(sound.rate_hz, rate_hz, 1, dtype="float32", quality="HQ")
         for block in blocks:

@@ -15,6 +15,7 @@ from focusasr.evaluate_command import evaluate
 from focusasr.files import FULL
 from focusasr.inspect_command import info, inspect
 from focusasr.interrupts import INTERRUPTED, what_is_safe
+from focusasr.libraries import explain
 from focusasr.options import BOTH_SPELLINGS, WhisperSpelling, misuse
 from focusasr.preprocess_command import preprocess
 from focusasr.settings import InputError, SettingError, UsageError
@@ -100,9 +101,7 @@ def shortage(error: Exception) -> str:
         return f"{where}{error.strerror}; {room}the same command can be repeated: what was written before is whole"
     if isinstance(error, MemoryError):
         return "the memory is full; free some, or lower --batch-size"
-    if isinstance(error, ModuleNotFoundError):
-        return f"the package {error.name} is missing; pip install '.[train]', in the clone, has what this command needs"
-    return f"{error}; with a limit on memory (ulimit -v) give PyTorch 4 GiB, else install again"
+    return str(explain(error) or error)
 
 
 def fail(message: str, status: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.libraries import library
 from focusasr.mpeg import goes_on_behind_its_header, is_mpeg, is_tag
 from focusasr.settings import InputError
 
@@ -176,7 +177,8 @@ class _Begun:
 
 
 def _open_any(file: BinaryIO, name: str) -> Sound:
-    import soundfile
+    with library("soundfile"):
+        import soundfile
 
     try:
         sound = soundfile.SoundFile(_bytes_only(file))
@@ -230,7 +232,8 @@ class _Sndfile:
 
 
 def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
-    import av
+    with library("av"):
+        import av
 
     guessed = is_mpeg(file) and goes_on_behind_its_header(file)
     try:

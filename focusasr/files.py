@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+from focusasr.libraries import LibraryError, explain
 from focusasr.settings import InputError, parse_json
 
 OPEN_FILE = re.compile(r"(?:/dev/std|/dev/fd/|/proc/self/fd/)(out|err|[0-9]{1,6})")
@@ -33,8 +34,10 @@ UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line brea
 LARGEST_TEXT = 32 * 2**20  # bytes of a piece of a checkpoint; Whisper's tokenizer.json has 4 million
 
 
-def unwritable(path: Path, error: Exception, instead: str) -> InputError:
-    """Return in one line why a path cannot be written, and what to do `instead`."""
+def unwritable(path: Path, error: Exception, instead: str) -> InputError | LibraryError:
+    """Return in one line why a path cannot be written, and what to do `instead`; a library's failure as its own."""
+    if failure := explain(error):
+        return failure
     if isinstance(error, PermissionError):
         place = next((one for one in _there(path) if not os.access(one, os.W_OK)), path.parent).absolute()
         return InputError(f"{place}: no permission to write {'there' if place.is_dir() else 'it'}; {instead}")

@@ -21,6 +21,7 @@ from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from focusasr.heard import Heard, Notes, as_segments
 from focusasr.invention import Bounds, Kept, seek_after_words, without_inventions
+from focusasr.libraries import LibraryError
 from focusasr.model import Memory
 from focusasr.output import Segment, Transcript
 from focusasr.segment_words import last_word_end, with_words
@@ -208,7 +209,7 @@ class WhisperRecognizer:
                 transcript, seconds = self._recognized(source, progress, heard, cuts.append)
                 outcome = replace(outcome, transcript=transcript, audio_seconds=seconds)
                 yield outcome.but(cuts[0]) if cuts else outcome
-            except InputError as error:
+            except (InputError, LibraryError) as error:
                 yield outcome.but(error)
             except (MemoryError, RuntimeError) as error:
                 if self.device.type != "cpu" or not lacks_memory(error):

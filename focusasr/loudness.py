@@ -9,6 +9,7 @@ import numpy as np
 
 from focusasr.audio import to_samples
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
+from focusasr.libraries import library
 
 TRIM_PADDING_SECONDS = 0.2  # kept on both sides of speech: soft beginnings and ends
 BLOCK_SECONDS = 0.4  # ITU-R BS.1770-4, section 5: the block of the gate
@@ -129,7 +130,9 @@ def integrated_loudness(waveform: np.ndarray) -> float:
     Sound shorter than the 0.4 s of a block is repeated until it fills one; silence has -70.
     """
     import torch
-    from torchaudio.functional import loudness
+
+    with library("torchaudio"):
+        from torchaudio.functional import loudness
 
     least = to_samples(BLOCK_SECONDS, SAMPLE_RATE_HZ)
     if not len(waveform):

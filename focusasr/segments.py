@@ -15,6 +15,7 @@ import numpy as np
 
 from focusasr.audio import Source, in_blocks, load, to_samples
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.libraries import library
 
 if TYPE_CHECKING:
     import torch
@@ -258,7 +259,8 @@ def _silero_weights() -> dict[str, torch.Tensor]:
 
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is silero-vad's choice
-        import silero_vad
+        with library("silero_vad"):
+            import silero_vad
 
         return dict(silero_vad.load_silero_vad()._model.state_dict())
 

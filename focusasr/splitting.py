@@ -26,6 +26,7 @@ from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.features import log_mel, stack
 from focusasr.files import append_line, read_lines
 from focusasr.journal import file_state
+from focusasr.libraries import explain
 from focusasr.readings import Found, Reject
 from focusasr.segments import Piece, cut
 from focusasr.settings import InputError
@@ -70,6 +71,8 @@ class Splitter:
             try:
                 parts = self._parts(reading)
             except (InputError, OSError) as error:
+                if failure := explain(error):
+                    raise failure from error
                 yield Reject("unreadable", str(error), reading.audio, reading.utterance.text)
                 continue
             yield from self._as_readings(reading, parts)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from focusasr import audio
-from focusasr.alignment import Word
+from focusasr.alignment import Word, load_aligner
 from focusasr.attention import with_knobs
 from focusasr.audio import Source
 from focusasr.checkpoint import Checkpoint
@@ -25,6 +25,7 @@ from focusasr.device import in_parts
 from focusasr.engine import Engine
 from focusasr.features import FRAMES_PER_SECOND, log_mel
 from focusasr.heard import Heard, Notes
+from focusasr.libraries import LibraryError
 from focusasr.output import Segment, Transcript
 from focusasr.segments import Piece, cut
 from focusasr.settings import InputError, UsageError
@@ -51,7 +52,7 @@ class Outcome:
 
     def but(self, error: Exception) -> Outcome:
         """Return what became of the source if this went wrong; of one that is cut off, what was heard is kept."""
-        kept = self.transcript if isinstance(error, CutOff) and self.audio_seconds else None
+        kept = self.transcript if isinstance(error, (CutOff, LibraryError)) and self.audio_seconds else None
         trace = "".join(traceback.format_exception(error))
         return replace(self, transcript=kept, error=str(error), trace=trace)
 
@@ -63,7 +64,7 @@ class _Job:
     source: Source
     heard: Heard
     samples: int = 0
-    error: InputError | None = None
+    error: InputError | LibraryError | None = None
     waiting: int = 0  # pieces not decoded yet
     complete: bool = False
     segments: list[Segment] = field(default_factory=list)
@@ -90,6 +91,12 @@ class Recognizer:
         self.device = device
         self.config = config
         self._timing = config.word_timestamps or (subtitles and checkpoint.model.ctc_head is not None)
+        self._timing_error: LibraryError | None = None
+        if self._timing:
+            try:
+                load_aligner()
+            except LibraryError as error:  # texts without the times of their words, and an error each
+                self._timing, self._timing_error = False, error
         window = checkpoint.model.config.window_samples
         self.batch_size = config.batch_size  # smaller once so many did not fit the memory
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
@@ -152,7 +159,7 @@ class Recognizer:
                     else:
                         job.segments += known
                         progress(len(piece.waveform) / SAMPLE_RATE_HZ)
-            except InputError as error:
+            except (InputError, LibraryError) as error:
                 job.error = error
             job.complete = True
 
@@ -206,7 +213,8 @@ class Recognizer:
         transcript = Transcript(text, numbered, self.tokenizer.policy.language)
         seconds = job.samples / SAMPLE_RATE_HZ
         outcome = Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
-        return outcome.but(job.error) if job.error else outcome
+        error = job.error or self._timing_error
+        return outcome.but(error) if error else outcome
 
 
 def _words(words: list[Word] | None, piece: Piece) -> list[dict[str, Any]]:

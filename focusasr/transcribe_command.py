@@ -15,6 +15,7 @@ import typer
 from focusasr.config import DecodingConfig
 from focusasr.files import ensure_writable, real_path
 from focusasr.interrupts import promise
+from focusasr.libraries import LibraryError
 from focusasr.options import DeviceOption, LocalFilesOption, ModelDirOption, ModelOption, ThreadsOption, with_settings
 from focusasr.progress import note, progress_bar, say
 from focusasr.recognizers import Loaded, ModelChoice, load_recognizer
@@ -198,12 +199,14 @@ def shown(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
 
 def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterator[Outcome]:
     """Count each outcome on the progress bar, and name those that failed on stderr, once for all processes."""
+    before = None
     for outcome in outcomes:
         tell(1, 0.0)
-        if outcome.error is not None and processes.main:
+        if outcome.error not in (None, before) and processes.main:  # a library that fails, fails for all
             if debugging():
                 say(outcome.trace.rstrip())
             say(f"focusasr: {outcome.error}")
+            before = outcome.error
         yield outcome
 
 
@@ -214,11 +217,17 @@ def _doubts_told(outcomes: Iterable[Outcome], is_whisper: bool) -> Iterator[Outc
     """
     from focusasr.segments import has_speech
 
-    doubtful = 0
+    doubtful, broken = 0, False
     for outcome in outcomes:
         heard = outcome.transcript
-        if heard and not heard.text.strip() and outcome.error is None and has_speech(outcome.source):
-            say(f"focusasr: {outcome.source.name}: has speech, but the model finds no words in it; try another --model")
+        if heard and not heard.text.strip() and outcome.error is None and not broken:
+            try:
+                if has_speech(outcome.source):
+                    empty = "has speech, but the model finds no words in it; try another --model"
+                    say(f"focusasr: {outcome.source.name}: {empty}")
+            except LibraryError as error:
+                say(f"focusasr: {error}")
+                broken = True
         if heard and not is_whisper and heard.avg_logprob < LEAST_LOGPROB:
             doubtful += 1
             if doubtful == 1:

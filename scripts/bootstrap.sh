@@ -3,8 +3,10 @@
 # bootstrap ""     what a user needs
 # bootstrap dev    the tools of the tests too
 #
-# Each finished install is marked by a copy of pyproject.toml and the folder's name in .venv/installed (or installed-dev):
-# where they differ the install is brought up to date, and where they agree nothing is started at all. .venv/unfinished
+# Exact versions come from scripts/constraints.txt. After pip, focusasr.libraries tries each native library.
+#
+# Each finished install is marked by a copy of pyproject.toml and of the constraints and the folder's name in
+# .venv/installed (or installed-dev): if they differ, the install is updated; if they agree, nothing is started. .venv/unfinished
 # tells of a first install that was cut off; such a .venv is made anew. A later one that fails leaves what is there, to be
 # used and tried again. Everything is said on stderr: stdout belongs to the program.
 
@@ -15,7 +17,7 @@ die() {
     exit 1
 }
 
-mark() { printf '%s\n%s\n' "$ROOT" "$(<"$ROOT/pyproject.toml")"; }
+mark() { printf '%s\n%s\n%s\n' "$ROOT" "$(<"$ROOT/pyproject.toml")" "$(<"$ROOT/scripts/constraints.txt")"; }
 
 # True where the extra $1 is installed as pyproject.toml says now.
 installed() {
@@ -51,7 +53,9 @@ install() {
         say "Bringing $venv up to date${1:+ with the tools of the tests}."
         printf '%s\n' "$ROOT" >"$venv/installed" # until it is done
     fi
-    if ! "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable "$ROOT[${1:-train}]" >&2; then
+    local pip=("$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input)
+    if ! { "${pip[@]}" --constraint "$ROOT/scripts/constraints.txt" --editable "$ROOT[${1:-train}]" &&
+        "$venv/bin/python" -m focusasr.libraries; } >&2; then
         [[ ! -e $venv/unfinished ]] || die "The installation failed (see above); it starts afresh with the next call, from what pip has kept."
         [[ -z $1 ]] || die "The update failed (see above); the next call tries again."
         say "The update failed (see above); focusasr runs as it is, and the next call tries again."

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 ORDER = (
-    "settings config whisper_config startup progress files interrupts processes text languages tokenizer "
+    "libraries settings config whisper_config startup progress files interrupts processes text languages tokenizer "
     "whisper_tokenizer device manifest journal mpeg containers audio tables hypotheses readings kaldi lhotse subtitles "
     "sources features local_attention attention model weights losses rules search inspection picture intervals score "
     "augment masks corpora data alignment quantize engine greedy joint_search decoding whisper_weights hugging_face "

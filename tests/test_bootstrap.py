@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ case "$1 $2" in
     "-c "*version_info\\[:2\\]*) echo python3.11 ;;
     "-c "*) exit 0 ;;
     "-m venv") echo venv >>"$LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    "-m focusasr.libraries")
+        [[ -z ${BROKEN-} ]] || { echo "$BROKEN" >&2; exit 1; } ;;
     "-m pip")
         echo "pip ${@: -1}" >>"$LOG"
         echo "noise of pip"
@@ -54,7 +57,7 @@ def place(tmp_path: Path) -> Place:
     repository, programs = tmp_path / "a repository", tmp_path / "bin"
     (repository / "scripts").mkdir(parents=True)
     programs.mkdir()
-    for name in ("pyproject.toml", "scripts/focusasr", "scripts/bootstrap.sh"):
+    for name in ("pyproject.toml", "scripts/focusasr", "scripts/bootstrap.sh", "scripts/constraints.txt"):
         shutil.copy(ROOT / name, repository / name)
     for name in ("bash", "chmod", "cp", "dirname", "env", "flock", "head", "mkdir", "readlink", "rm", "sleep"):
         found = shutil.which(name)
@@ -162,3 +165,25 @@ def test_waiting_policy_of_the_caller_stays(place: Place) -> None:
     assert place.call().stdout == "PASSIVE\n"
     assert place.call(OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
     assert os.access(program, os.X_OK)
+
+
+def test_changed_constraints_are_installed_again(place: Place) -> None:
+    place.call()
+    place.logged()
+    with (place.repository / "scripts" / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    assert place.call().returncode == 0
+    assert place.logged() == ["pip ROOT[train]"]
+
+
+def test_library_that_does_not_load_fails_the_installation(place: Place) -> None:
+    broken = "focusasr: torchaudio 2.11.1 does not load with torch 2.12.1"
+    failed = place.call(BROKEN=broken)
+    assert (failed.returncode, failed.stdout) == (1, "") and broken in failed.stderr
+    assert place.call().returncode == 0
+
+
+def test_constraints_hold_names_and_versions_only() -> None:
+    lines = (ROOT / "scripts" / "constraints.txt").read_text().splitlines()[1:]
+    assert len(lines) > 100
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+( ; [\w<>=!.'* ]+)?", line)] == []

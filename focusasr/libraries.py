@@ -1,0 +1,126 @@
+"""Native libraries: whether each loads, and one line with versions, cause and remedy if it does not.
+
+`python -m focusasr.libraries` tries all of them; the installer runs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+INSTALL = "pip install -c scripts/constraints.txt '.[train]', in the clone, installs versions that were tested together"
+PARTNERS = {"torchaudio": "torch"}  # libraries whose binaries only load with some versions of another one
+LONGEST_CAUSE = 200
+
+
+class LibraryError(ImportError):
+    """A library that is missing or does not load: its name, version, cause and remedy in one line."""
+
+
+@contextmanager
+def library(name: str) -> Iterator[None]:
+    """Import inside this block; LibraryError if the library is missing or does not load."""
+    try:
+        yield
+    except LibraryError:
+        raise
+    except Exception as error:  # ImportError, OSError of the loader, or whatever the library's own start-up raises
+        raise _failure(name, error) from error
+
+
+def explain(error: Exception) -> LibraryError | None:
+    """Return the error of an import anywhere in the program as LibraryError, or None if it is none."""
+    if isinstance(error, LibraryError):
+        return error
+    if not isinstance(error, ImportError) and not (isinstance(error, OSError) and error.errno is None):
+        return None
+    name = _importing(error.__traceback__) or (error.name if isinstance(error, ImportError) else None)
+    return _failure(name.partition(".")[0], error) if name else None
+
+
+def _importing(trace: types.TracebackType | None) -> str | None:
+    """Return the library that focusasr was importing, at the end of a traceback."""
+    called: list[types.FrameType] = []
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] in ("focusasr", "__main__"):
+            called = []
+        elif not module.startswith("importlib"):
+            called.append(frame)
+    importing = bool(called) and called[0].f_code.co_name == "<module>"
+    return called[0].f_globals["__name__"] if importing else None
+
+
+def _failure(name: str, error: Exception) -> LibraryError:
+    if isinstance(error, ModuleNotFoundError) and (error.name or name).partition(".")[0] == name:
+        return LibraryError(f"{name} is not installed; {INSTALL}", name=name)
+    partner = PARTNERS.get(name)
+    pair = f" with {partner} {_version(partner)}" if partner else ""
+    cause = " ".join(str(error).split()) or type(error).__name__
+    message = f"{name} {_version(name)} does not load{pair} ({cause[:LONGEST_CAUSE]}); {INSTALL}"
+    if _memory_limited():
+        message += "; with a limit on memory (ulimit -v), PyTorch needs 4 GiB"
+    return LibraryError(message, name=name)
+
+
+def _version(name: str | None) -> str:
+    try:
+        return version(name or "")
+    except (PackageNotFoundError, ValueError):
+        return "of unknown version"
+
+
+def _memory_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _try_torchaudio() -> None:
+    import torch
+    from torchaudio.functional import forced_align
+
+    forced_align(torch.zeros(1, 2, 2).log_softmax(-1), torch.tensor([[1]]), blank=0)
+
+
+def _try_silero() -> None:
+    import silero_vad
+
+    silero_vad.load_silero_vad()
+
+
+def _import(name: str) -> Callable[[], object]:
+    return lambda: importlib.import_module(name)
+
+
+TRIALS: dict[str, Callable[[], object]] = {
+    **{name: _import(name) for name in ("torch", "soundfile", "av", "soxr", "tokenizers", "safetensors.torch")},
+    "torchaudio": _try_torchaudio,
+    "silero_vad": _try_silero,
+}
+
+
+def main() -> int:
+    """Try every native library; print a line for each that does not load, and return the exit status."""
+    failed = 0
+    for name, attempt in TRIALS.items():
+        try:
+            with library(name.partition(".")[0]):
+                attempt()
+        except LibraryError as error:
+            print(f"focusasr: {error}", file=sys.stderr)
+            failed = 1
+            if name == "torch":
+                break
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
