@@ -95,7 +95,7 @@ def test_two_gibibytes_and_one_core_are_enough(sample: Path, heard: str) -> None
 def test_too_little_memory_for_pytorch_is_said_in_one_line(sample: Path) -> None:
     status, out, err = call("transcribe", sample, preexec_fn=limited(resource.RLIMIT_AS, 2 * GIB))
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert "give PyTorch 4 GiB" in err or "the memory is full" in err
+    assert "PyTorch needs 4 GiB" in err or "the memory is full" in err
 
 
 def test_a_full_disk_loses_nothing_that_was_written(apart: None, sample: Path, heard: str) -> None:
@@ -194,7 +194,7 @@ def test_a_package_of_the_extra_that_is_missing(run, sample: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "jiwer", None)
     result = run("evaluate", "one.jsonl")
     assert (result.status, result.err.count("\n")) == (1, 1)
-    assert "focusasr: the package jiwer is missing; pip install '.[train]'" in result.err
+    assert "focusasr: jiwer is not installed; pip install -c scripts/constraints.txt '.[train]'" in result.err
     assert run("transcribe", sample).status == 0
 
 
