@@ -1,14 +1,14 @@
 """`python -m focusasr` is the command line."""
 
-from focusasr.interrupts import answer_interrupts
+from focusasr.runtime.process import answer_interrupts
 
 
 def program() -> None:
     """Be the process `focusasr`; Ctrl-C is answered from the start, before much is loaded."""
     answer_interrupts()
-    from focusasr import cli
+    from focusasr.cli import app
 
-    cli.program()
+    app.program()
 
 
 if __name__ == "__main__":

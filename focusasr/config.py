@@ -7,12 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from focusasr.settings import require, require_choices, require_use, setting
+from focusasr.runtime.settings import require, require_choices, require_use, setting
 
 SAMPLE_RATE_HZ = 16_000
 LARGEST = 1_000_000  # any size of a model: whatever is multiplied stays a number that PyTorch can count to
 LARGEST_TEXT = 4096  # tokens of one text: a decoder makes room for all of them at its start
 DEFAULT_CHECKPOINT = "focusasr-alnum-en"
+SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a word cut closely lasts 0.15 s: too few steps for CTC to spell it
 
 
 @dataclass(frozen=True)

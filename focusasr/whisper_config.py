@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from focusasr.settings import LONGEST_SECONDS, require, require_choices, setting
+from focusasr.runtime.settings import LONGEST_SECONDS, require, require_choices, setting
 
 LEAST_WARMTH = 0.01  # of temperatures above 0, and between them
 LONGEST_ID = 9  # digits

@@ -3,7 +3,7 @@
 # bootstrap ""     what a user needs
 # bootstrap dev    the tools of the tests too
 #
-# Exact versions come from scripts/constraints.txt. After pip, focusasr.libraries tries each native library.
+# Exact versions come from scripts/constraints.txt. After pip, focusasr.runtime.libraries tries each native library.
 #
 # Each finished install is marked by a copy of pyproject.toml and of the constraints and the folder's name in
 # .venv/installed (or installed-dev): if they differ, the install is updated; if they agree, nothing is started. .venv/unfinished
@@ -55,7 +55,7 @@ install() {
     fi
     local pip=("$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input)
     if ! { "${pip[@]}" --constraint "$ROOT/scripts/constraints.txt" --editable "$ROOT[${1:-train}]" &&
-        "$venv/bin/python" -m focusasr.libraries; } >&2; then
+        "$venv/bin/python" -m focusasr.runtime.libraries; } >&2; then
         [[ ! -e $venv/unfinished ]] || die "The installation failed (see above); it starts afresh with the next call, from what pip has kept."
         [[ -z $1 ]] || die "The update failed (see above); the next call tries again."
         say "The update failed (see above); focusasr runs as it is, and the next call tries again."

@@ -70,10 +70,10 @@ def heard(sample: Path) -> str:
     """Return what the default checkpoint hears in the sample, so that only one test depends on its being right."""
     import torch
 
-    from focusasr.audio import Source
-    from focusasr.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.audio.source import Source
     from focusasr.config import DecodingConfig
-    from focusasr.transcribe import Recognizer
+    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.transcription.native import Recognizer
 
     recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
     (outcome,) = recognizer.transcribe([Source(str(sample))])
@@ -92,13 +92,13 @@ class Result:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Return a function that runs the command line in this process."""
 
-    from focusasr import cli
+    from focusasr.cli import app
 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["focusasr", *map(str, arguments)])
         capfd.readouterr()
         try:
-            cli.main()
+            app.main()
             status: object = 0
         except SystemExit as leaving:
             status = leaving.code or 0

@@ -1,4 +1,4 @@
-"""The house's shape: imports go one way, rooms say what is in them, functions and files stay small."""
+"""The shape of the package: imports go one way, packages hold no code of their own, files and functions stay small."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
-ORDER = (
-    "libraries settings config whisper_config startup progress files interrupts processes text languages tokenizer "
-    "whisper_tokenizer device manifest journal mpeg containers audio tables hypotheses readings kaldi lhotse subtitles "
-    "sources features local_attention attention model weights losses rules search inspection picture intervals score "
-    "augment masks corpora data alignment quantize engine greedy joint_search decoding whisper_weights hugging_face "
-    "openai_file whisper checkpoint segments cues output heard transcribe spectrogram cross_alignment segment_words "
-    "invention window longform batched recognizers again recall splitting pages splits loudness checks "
-    "preparation_page prepared preparation preprocess evaluate breakdown evaluation_table evaluation_page validate "
-    "provenance recipe stepper curves training_log warm_start train tuning options preprocess_command train_command "
-    "transcribe_command evaluate_command inspect_command convert_command cli"
-).split()
-DOORS = {"__init__", "__main__"}  # the package itself and `python -m focusasr`
-ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in DOORS)
-SOURCES = sorted([*PACKAGE.glob("*.py"), *(ROOT / "scripts").glob("*.py"), *(ROOT / "tests").glob("*.py")])
+LAYERS = (
+    {"runtime"},
+    {"config", "whisper_config"},
+    {"audio", "text"},
+    {"model"},
+    {"decoding"},
+    {"data", "transcription"},
+    {"evaluation"},
+    {"training"},
+    {"cli"},
+    {"__main__"},
+)
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+FLAT = {"__init__", "__main__", "config", "whisper_config"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = sorted([*MODULES, *(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -35,21 +37,33 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def imported_rooms(tree: ast.Module) -> Iterator[str]:
-    """Yield the rooms of focusasr that a module imports, wherever in it the import stands."""
+def imported_modules(tree: ast.Module) -> Iterator[str]:
+    """Yield the modules below focusasr that a file imports, wherever in it the import stands: `audio.load`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            home = "focusasr" if node.level else ""
-            module = ".".join(part for part in (home, node.module) if part)
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "focusasr" else [module]
+            assert not node.level, "imports name the whole module"
+            inside = is_package(node.module or "")
+            names = [f"{node.module}.{alias.name}" if inside else str(node.module) for alias in node.names]
         else:
             continue
         for name in names:
-            package, _, room = name.partition(".")
-            if package == "focusasr" and room and not room.startswith("__"):
-                yield room.split(".")[0]
+            package, _, module = name.partition(".")
+            if package == "focusasr" and module and not module.startswith("__version"):
+                yield module
+
+
+def is_package(module: str) -> bool:
+    return (ROOT / module.replace(".", "/")).is_dir()
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def level(module: str) -> int:
+    return LEVELS[module.split(".")[0]]
 
 
 def functions(path: Path) -> Iterator[Function]:
@@ -64,24 +78,42 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_package_is_flat() -> None:
-    assert not [named(path) for path in PACKAGE.glob("*/*.py")]
+def test_every_module_is_in_a_package() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == FLAT
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert packages | FLAT - {"__init__"} == set(LEVELS)
+    assert not [named(path) for path in PACKAGE.glob("*/*/*.py")]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_one_way(room: str) -> None:
-    assert room in ORDER, f"focusasr/{room}.py has no place in the order of rooms"
-    for other in imported_rooms(parse(PACKAGE / f"{room}.py")):
-        assert other in ORDER, f"{room} imports focusasr.{other}, which is no room"
-        assert ORDER.index(other) < ORDER.index(room), f"{room} imports {other}, which comes after it"
+@pytest.mark.parametrize("path", [path for path in MODULES if path.stem == "__init__"], ids=named)
+def test_packages_hold_no_code(path: Path) -> None:
+    docstring, *rest = parse(path).body
+    assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
+    assert [ast.unparse(node)[:12] for node in rest] == (["__version__ "] if path.parent == PACKAGE else [])
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.stem != "__init__"], ids=named)
+def test_imports_go_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for other in imported_modules(parse(path)):
+        assert (PACKAGE / f"{other.replace('.', '/')}.py").is_file(), f"{named(path)} imports focusasr.{other}"
+        package = other.split(".")[0]
+        assert package == own or level(package) < level(own), f"{named(path)} imports focusasr.{other}"
+
+
+def test_no_cycle() -> None:
+    before = {dotted(path): set(imported_modules(parse(path))) for path in MODULES if path.stem != "__init__"}
+    while free := {module for module, others in before.items() if not others & set(before)}:
+        before = {module: others for module, others in before.items() if module not in free}
+    assert not before, f"modules that import each other, and what imports these: {sorted(before)}"
 
 
 def test_import_finder_sees_every_form() -> None:
     tree = ast.parse(
-        "import focusasr.audio\nfrom focusasr import data, __version__\nfrom . import model\nimport torch\n"
-        "def f():\n    from focusasr.train import Trainer\n    from .score import wer\n"
+        "import focusasr.audio.load\nfrom focusasr import config, __version__\nfrom focusasr.model import losses\n"
+        "import torch\ndef f():\n    from focusasr.training.trainer import Trainer\n"
     )
-    assert sorted(imported_rooms(tree)) == ["audio", "data", "model", "score", "train"]
+    assert sorted(imported_modules(tree)) == ["audio.load", "config", "model.losses", "training.trainer"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
@@ -100,7 +132,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 def test_nine_functions_of_ten_have_at_most_30_lines() -> None:
-    lengths = sorted(lines_of(function) for path in PACKAGE.glob("*.py") for function in functions(path))
+    lengths = sorted(lines_of(function) for path in MODULES for function in functions(path))
     assert lengths[len(lengths) * 9 // 10] <= 30
 
 
@@ -108,9 +140,9 @@ def test_help_loads_nothing_heavy() -> None:
     code = """
 import sys
 sys.argv = ["focusasr", "--help"]
-import focusasr.cli
+import focusasr.cli.app
 try:
-    focusasr.cli.main()
+    focusasr.cli.app.main()
 except SystemExit as end:
     assert not end.code, end.code
 heavy = {"torch", "torchaudio", "librosa", "scipy", "numba", "transformers", "matplotlib", "sklearn"} & set(sys.modules)

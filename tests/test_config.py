@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from focusasr.config import PRESETS, DataConfig, DecodingConfig, ModelConfig, PreprocessConfig, TextConfig, TrainConfig
-from focusasr.settings import InputError, read_settings, read_toml, to_settings
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.settings import read_settings, read_toml, to_settings
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 KINDS = [TextConfig, ModelConfig, DataConfig, TrainConfig, DecodingConfig, PreprocessConfig]

@@ -1,0 +1,304 @@
+"""Opening a recording of any container: libsndfile first, FFmpeg for what it cannot read."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from focusasr.audio.integrity import (
+    AudioError,
+    CutOff,
+    broken_page,
+    goes_on_behind_its_header,
+    is_mpeg,
+    is_tag,
+    missing_bytes,
+)
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.runtime.libraries import library
+
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # beyond these a header lies, and resampling would need any memory
+READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB however many channels a header claims
+SLACK_SECONDS = 0.5  # containers round the length of their last packets
+STEP_FRAMES = 1024  # read at once up to the place where a decoder fails
+HEADERLESS = frozenset(("adp",))  # what FFmpeg takes bare samples for, as nothing marks the beginning of such files
+
+
+class Sound(Protocol):
+    """An open recording: its rate, its length where the header knows it, and its samples."""
+
+    rate_hz: int
+    seconds: float | None
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield the mean of the channels (n,) float32 from sample `start` on; CutOff where the end is missing."""
+        ...
+
+
+@contextmanager
+def opened(file: BinaryIO, name: str) -> Iterator[Sound]:
+    """Open the recording in a file that can be sought; `name` is what errors call it.
+
+    AudioError where it is empty, not sound, cut off before its sound, or has a sample rate that cannot be.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise AudioError(f"{name}: empty (0 bytes); record or copy it again")
+    missing, for_ffmpeg = missing_bytes(file, size)
+    sound: Sound
+    try:
+        sound = _open_ffmpeg(file, name) if for_ffmpeg or is_mpeg(file) else _open_any(file, name)
+    except AudioError:
+        if missing:
+            raise _damaged(name, 0.0) from None
+        raise
+    if missing:
+        sound = _Begun(sound, name)
+    try:
+        if not LOWEST_RATE_HZ <= sound.rate_hz <= HIGHEST_RATE_HZ:
+            wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
+            raise AudioError(f"{name}: its header says {sound.rate_hz} Hz; wanted: {wanted}, export it again")
+        yield sound
+    finally:
+        sound.close()
+
+
+def _bytes_only(file: BinaryIO) -> Any:
+    """Return a file object without a name, so that no decoder guesses from its suffix."""
+    file.seek(0)
+    return SimpleNamespace(read=file.read, readinto=file.readinto, seek=file.seek, tell=file.tell)  # type: ignore[attr-defined]
+
+
+class _Begun:
+    """The beginning of a recording, whose end is missing."""
+
+    def __init__(self, sound: Sound, name: str) -> None:
+        self._sound, self._name = sound, name
+        self.seconds: float | None = None
+        self.rate_hz, self.close = sound.rate_hz, sound.close
+
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield what there is."""
+        position = start
+        with contextlib.suppress(AudioError):  # whatever is wrong at its end, the rest is missing
+            for block in self._sound.mono_from(start, channel):
+                yield block
+                position += len(block)
+        if position == start > 0:
+            seen = f"cut off before {start / self.rate_hz:.2f} s, from where on it is wanted"
+            raise CutOff(f"{self._name}: {seen}; get a whole copy")
+        raise _damaged(self._name, position / self.rate_hz)
+
+
+def _open_any(file: BinaryIO, name: str) -> Sound:
+    with library("soundfile"):
+        import soundfile
+
+    try:
+        sound = soundfile.SoundFile(_bytes_only(file))
+    except soundfile.LibsndfileError:
+        return _open_ffmpeg(file, name)
+    return _Sndfile(sound, name, file)
+
+
+class _Sndfile:
+    """A recording open in libsndfile."""
+
+    def __init__(self, sound: Any, name: str, file: BinaryIO) -> None:
+        self._sound, self._name, self._file = sound, name, file
+        self._frames: int | None = sound.frames if sound.frames < 2**62 else None  # FLAC from a pipe does not know
+        self.rate_hz: int = sound.samplerate
+        self.seconds = None if self._frames is None else self._frames / max(1, self.rate_hz)
+
+    def close(self) -> None:
+        """Close what is open in libsndfile."""
+        self._sound.close()
+
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield one channel, or the mean of all, from sample `start` on, sought where the file allows that."""
+        _check_channel(channel, self._sound.channels, self._name)
+        if self._frames is not None and start > self._frames:
+            raise _past_the_end(self._name, start, self._frames, self.rate_hz)
+        position = start if self._frames is not None and self._sound.seekable() else 0
+        return _after(self._blocks(position, channel), start - position, self.rate_hz, self._name)
+
+    def _blocks(self, position: int, channel: int | None) -> Iterator[np.ndarray]:
+        import soundfile
+
+        failed = False
+        for block_frames in (max(1, READ_VALUES // self._sound.channels), STEP_FRAMES):
+            try:
+                if failed:  # a FLAC decoder that failed cannot seek
+                    self.close()
+                    self._sound = soundfile.SoundFile(_bytes_only(self._file))
+                if position and self._sound.seek(position) != position:  # nonsense, of a damaged Ogg
+                    raise _damaged(self._name, position / self.rate_hz if failed else 0.0)
+                while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
+                    yield _mixed(block) if channel is None else block[:, channel]
+                    position += len(block)
+                break
+            except soundfile.LibsndfileError:  # nothing is given of a block that fails
+                failed = True
+        if failed or (self._frames is not None and position < self._frames):
+            raise _damaged(self._name, position / self.rate_hz)
+        if self._sound.format == "OGG" and (at := broken_page(self._file)) is not None:
+            raise CutOff(f"{self._name}: damaged at byte {at}, and not all of it was heard; get a whole copy")
+
+
+def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
+    with library("av"):
+        import av
+
+    guessed = is_mpeg(file) and goes_on_behind_its_header(file)
+    try:
+        container = av.open(_bytes_only(file), options={"protocol_whitelist": "none"})  # playlists open nothing else
+    except (av.FFmpegError, ValueError) as error:
+        file.seek(4)
+        if file.read(4) == b"ftyp":  # MP4, which mostly has its index at its end
+            raise AudioError(f"{name}: cut off or damaged, without an index of its sound; get a whole copy") from None
+        raise _no_recording(name, _reason(error)) from None
+    if container.format.name in HEADERLESS:
+        container.close()
+        raise _no_recording(name, "nothing in it says what it is")
+    if not container.streams.audio:
+        seen = f"no sound in it ({container.format.name})"
+        container.close()
+        raise AudioError(f"{name}: {seen}; give a file with an audio track")
+    return _Ffmpeg(container, name, guessed)
+
+
+class _Ffmpeg:
+    """The first audio track of a recording open in FFmpeg."""
+
+    def __init__(self, container: Any, name: str, guessed: bool) -> None:
+        self._container, self._name = container, name
+        self._track = container.streams.audio[0]
+        if self._track.codec_context is None:  # PyAV before 18.1 would decode with it all the same, and crash
+            raise AudioError(f"{name}: nothing in it can be decoded (no decoder for its format); export it again")
+        self._end_seconds = 0.0  # what is decoded so far, by the file's own clock
+        self.seconds = None if guessed else self._header_seconds()
+        self.close = container.close
+        self._frames = self._decode()
+        self._first = next(self._frames, None)  # only a decoded frame knows the rate: AAC may double its header's
+        self.rate_hz: int = self._first.sample_rate if self._first else self._track.rate or SAMPLE_RATE_HZ
+
+    def _header_seconds(self) -> float | None:
+        """Return the length, None where FFmpeg could only guess it from the bit rate."""
+        family, track = self._container.format.name, self._track
+        known = "mp4" in family or family == "flac" or (family == "mp3" and track.start_time)  # whose header was read
+        if known and track.duration is not None:
+            return float(track.duration * track.time_base)
+        if "matroska" in family and len(self._container.streams) == 1 and self._container.duration is not None:
+            return float(self._container.duration / 1e6)
+        return None
+
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield one channel, or the mean of all, from sample `start` on; what lies before is decoded and dropped."""
+        return _after(self._blocks(channel), start, self.rate_hz, self._name)
+
+    def _blocks(self, channel: int | None) -> Iterator[np.ndarray]:
+        for frame in itertools.chain([self._first] if self._first else [], self._frames):
+            if frame.sample_rate != self.rate_hz:
+                change = f"changes from {self.rate_hz} to {frame.sample_rate} Hz after {self._end_seconds:.1f} s"
+                raise AudioError(f"{self._name}: {change}; export it with one sample rate")
+            _check_channel(channel, frame.layout.nb_channels, self._name)
+            yield _mono(frame, channel)
+        if self._cut_off():
+            raise _damaged(self._name, self._end_seconds)
+
+    def _cut_off(self) -> bool:
+        slack = min(SLACK_SECONDS, self.seconds / 2) if self.seconds else 0.0  # of a short one half may not be missing
+        return self.seconds is not None and self._end_seconds < self.seconds - slack
+
+    def _decode(self) -> Iterator[Any]:
+        """Yield decoded frames; what fails is passed over before the first, behind a known end, and if it is a tag."""
+        import av
+
+        failed: Exception | None = None
+        packets = iter(self._container.demux(self._track))
+        while True:
+            try:
+                packet = next(packets)
+                frames = packet.decode()
+            except StopIteration:
+                break
+            except (av.FFmpegError, ValueError) as error:
+                failed = error
+                if self._end_seconds and not is_tag(bytes(packet)) and (self.seconds is None or self._cut_off()):
+                    raise _damaged(self._name, self._end_seconds) from None
+                continue
+            for frame in frames:
+                begin_seconds = self._end_seconds if frame.time is None else frame.time
+                self._end_seconds = begin_seconds + frame.samples / frame.sample_rate
+                yield frame
+        if failed and not self._end_seconds:
+            raise AudioError(f"{self._name}: nothing in it can be decoded ({_reason(failed)}); export it again")
+
+
+def _mixed(block: np.ndarray) -> np.ndarray:
+    """Return the mean of the channels of a block (n, channels); column by column, which NumPy does much faster."""
+    if block.shape[1] > 8:
+        return block.mean(axis=1)
+    total = block[:, 0].copy()
+    for column in range(1, block.shape[1]):
+        total += block[:, column]
+    return total / np.float32(block.shape[1])
+
+
+def _check_channel(channel: int | None, channels: int, name: str) -> None:
+    if channel is not None and channel >= channels:
+        seen = f"channel {channel} is wanted and it has {channels}, counted from 0"
+        raise AudioError(f"{name}: {seen}; correct --channel, or the line's channel")
+
+
+def _mono(frame: Any, channel: int | None) -> np.ndarray:
+    """Return one channel of an FFmpeg frame, or the mean of all (n,), integers scaled to -1 ... 1."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(frame.samples, -1).T
+    if values.dtype.kind in "iu":
+        half = 2.0 ** (8 * values.itemsize - 1)
+        values = values / half - (1.0 if values.dtype.kind == "u" else 0.0)
+    chosen = values.mean(axis=0, dtype=np.float64) if channel is None else values[channel]
+    return chosen.astype(np.float32)
+
+
+def _after(blocks: Iterator[np.ndarray], start: int, rate_hz: int, name: str) -> Iterator[np.ndarray]:
+    """Drop the first `start` samples; AudioError where there are fewer."""
+    position = 0
+    for block in blocks:
+        if position + len(block) > start:
+            yield block[max(0, start - position) :]
+        position += len(block)
+    if position < start:
+        raise _past_the_end(name, start, position, rate_hz)
+
+
+def _past_the_end(name: str, start: int, length: int, rate_hz: int) -> AudioError:
+    seen = f"offset {start / rate_hz:.2f} s lies past its end at {length / rate_hz:.2f} s"
+    return AudioError(f"{name}: {seen}; correct the offset")
+
+
+def _no_recording(name: str, reason: str) -> AudioError:
+    wanted = "wanted: wav, flac, ogg, opus, mp3, m4a, mp4, webm or another format that FFmpeg reads"
+    bare = "bare samples need a header first, as of 'ffmpeg -f s16le -ar 16000 -i FILE FILE.wav'"
+    return AudioError(f"{name}: not a recording ({reason}); {wanted}; {bare}")
+
+
+def _damaged(name: str, seconds: float) -> CutOff:
+    return CutOff(f"{name}: stops decoding after {seconds:.1f} s, cut off or damaged; get a whole copy")
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]

@@ -1,0 +1,191 @@
+"""Whisper's log-mel spectrogram (Radford et al. 2022, section 2.2), of a waveform, a batch or a stream.
+
+Whisper cuts what is 8 (80 dB) below the loudest point of the whole recording. So a stream reads the sound twice: once
+to find that point and the length, once window by window. Memory does not grow with the recording.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from focusasr.audio.integrity import CutOff
+from focusasr.audio.load import refuse, stream
+from focusasr.audio.source import Source
+from focusasr.config import SAMPLE_RATE_HZ, SHORTEST_SAMPLES
+
+FFT_SAMPLES = 400  # 25 ms
+HOP_SAMPLES = 160  # 10 ms
+FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES
+
+WINDOW_FRAMES = 30 * SAMPLE_RATE_HZ // HOP_SAMPLES
+BLOCK_FRAMES = 1000
+EDGE = FFT_SAMPLES // 2  # samples that a frame sees to each side of its middle
+
+
+def hz_from_mel(mel: Tensor) -> Tensor:
+    """Return the frequency of each point of Slaney's mel scale: linear up to 1 kHz (mel 15), then logarithmic."""
+    return torch.where(mel < 15, 200 / 3 * mel, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+def mel_filters(mel_bands: int) -> Tensor:
+    """Return the triangular filters of equal area (M, FFT_SAMPLES // 2 + 1) from 0 Hz to 8 kHz, in float64.
+
+    Those of librosa's `filters.mel`, which Whisper's file of filters was made with; torchaudio's are computed in
+    float32 and miss them by more than 1e-5 in the logarithm.
+    """
+    nyquist_hz = SAMPLE_RATE_HZ / 2
+    highest = 15 + 27 * math.log(nyquist_hz / 1000) / math.log(6.4)
+    edges_hz = hz_from_mel(torch.linspace(0, highest, mel_bands + 2, dtype=torch.float64))[:, None]
+    bins_hz = torch.linspace(0, nyquist_hz, FFT_SAMPLES // 2 + 1, dtype=torch.float64)
+    low, middle, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
+    triangles = torch.minimum((bins_hz - low) / (middle - low), (high - bins_hz) / (high - middle)).clamp(min=0)
+    return triangles * 2 / (high - low)
+
+
+@lru_cache
+def _filters(mel_bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return mel_filters(mel_bands).float().to(device), torch.hann_window(FFT_SAMPLES, device=device)
+
+
+def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = None) -> Tensor:
+    """Return the log-mel spectrogram of one recording.
+
+    `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. It is first padded with silence or cut to
+    `window_samples`, as Whisper's absolute positions want it; without them it is padded to SHORTEST_SAMPLES, 0.4 s,
+    where it is shorter, so that there are frames for a word, however closely it was cut.
+    """
+    mel = log_power(_fitted(waveform, window_samples), mel_bands)
+    mel = torch.maximum(mel, mel.max() - 8.0)
+    return (mel + 4.0) / 4.0
+
+
+def _fitted(waveform: Tensor, window_samples: int | None) -> Tensor:
+    """Return waveforms (..., N) padded or cut to the window; without one, padded to the shortest sound."""
+    least, most = _bounds(window_samples)
+    return torch.nn.functional.pad(waveform, (0, max(0, least - waveform.shape[-1])))[..., :most]
+
+
+def _bounds(window_samples: int | None) -> tuple[int, int | None]:
+    """Return the fewest and the most samples that are looked at, silence behind a recording included."""
+    return (SHORTEST_SAMPLES, None) if window_samples is None else (max(window_samples, FFT_SAMPLES),) * 2
+
+
+def frame_count(samples: int, window_samples: int | None = None) -> int:
+    """Return how many frames `log_mel` makes of a recording."""
+    least, most = _bounds(window_samples)
+    return (most or max(samples, least)) // HOP_SAMPLES
+
+
+def log_mels(
+    waveforms: Tensor, samples: Tensor, mel_bands: int = 80, window_samples: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the log-mel spectrograms of a batch, row by row those of `log_mel`, and their lengths.
+
+    `waveforms` (B, N) float32, zero from each row's `samples` (B,) on → (B, F, M), zero beyond a row's frames, and the
+    rows' frames (B,).
+    """
+    waveforms = _fitted(waveforms, window_samples)
+    samples = samples.clamp(*_bounds(window_samples))
+    lengths = samples // HOP_SAMPLES
+    mel = log_power(_mirrored(waveforms, samples), mel_bands, centered=False)
+    beyond = (torch.arange(mel.shape[1], device=mel.device) >= lengths[:, None])[..., None]
+    loudest = mel.masked_fill(beyond, -math.inf).amax(dim=(1, 2), keepdim=True)
+    mel = torch.maximum(mel, loudest - 8.0)
+    return ((mel + 4.0) / 4.0).masked_fill(beyond, 0.0), lengths
+
+
+def _mirrored(waveforms: Tensor, samples: Tensor) -> Tensor:
+    """Return waveforms (B, N) mirrored at their start and each at its own end, as far as a row's last frame reaches."""
+    before, behind = FFT_SAMPLES // 2, FFT_SAMPLES // 2 - HOP_SAMPLES
+    padded = torch.nn.functional.pad(waveforms, (before, behind))
+    padded[:, :before] = waveforms[:, 1 : before + 1].flip(1)
+    distance = torch.arange(behind, device=waveforms.device)
+    mirror = waveforms.gather(1, samples[:, None] - 2 - distance)
+    return padded.scatter_(1, before + samples[:, None] + distance, mirror)
+
+
+def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor:
+    """Return log10 of the power in each band (..., F, M), at least -10, before the loudest point is known.
+
+    `waveform` (..., N): with `centered` mirrored at both ends, F = N // 160; else as it is, F = (N - 400) // 160 + 1.
+    """
+    bank, window = _filters(mel_bands, waveform.device)
+    spectrum = torch.stft(
+        waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True
+    )  # (..., bins, F)
+    spectrum = spectrum[..., :-1] if centered else spectrum
+    power = spectrum.real.square() + spectrum.imag.square()  # the absolute value, squared, takes several times as long
+    return (bank @ power).clamp(min=1e-10).log10().mT
+
+
+def stack(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad spectrograms (F_b, M) with zeros to one batch (B, F, M); return it with the lengths (B,) in frames."""
+    lengths = torch.tensor([mel.shape[0] for mel in mels], device=mels[0].device)
+    return torch.nn.utils.rnn.pad_sequence(list(mels), batch_first=True), lengths
+
+
+class Spectrogram:
+    """The frames of one recording; `frames` is their number, a last piece shorter than a hop not counted.
+
+    AudioError, before any frame, where the recording cannot be read; `cut_off` is that of `audio.stream`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        mel_bands: int,
+        device: torch.device,
+        window_frames: int = WINDOW_FRAMES,
+        cut_off: Callable[[CutOff], object] = refuse,
+    ) -> None:
+        self._cut_off = cut_off
+        self._source, self._mel_bands, self._device = source, mel_bands, device
+        self._window_frames = window_frames
+        self.samples, loudest = 0, -torch.inf
+        for block in self._blocks(count=True):
+            loudest = max(loudest, float(block.max()))
+        self.frames = self.samples // HOP_SAMPLES
+        self._floor = loudest - 8.0
+        self._ahead = self._blocks()
+        self._held = torch.zeros(0, mel_bands, device=device)
+        self._first = 0  # frame at which `_held` begins
+
+    def window(self, start: int, frames: int) -> Tensor:
+        """Return `frames` frames (window_frames, M) from `start` on, zeros after them; cheapest in order of time."""
+        if start < self._first:
+            self._ahead, self._held, self._first = self._blocks(), self._held[:0], 0
+        while self._first + len(self._held) < start + frames and (block := next(self._ahead, None)) is not None:
+            skip = min(start - self._first, len(self._held))
+            self._held, self._first = torch.cat((self._held[skip:], block)), self._first + skip
+        at = start - self._first
+        mel = (self._held[at : at + frames].clamp(min=self._floor) + 4.0) / 4.0
+        return torch.nn.functional.pad(mel, (0, 0, 0, self._window_frames - len(mel)))
+
+    def _blocks(self, count: bool = False) -> Iterator[Tensor]:
+        """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the window of silence that Whisper adds."""
+        silence = np.zeros(self._window_frames * HOP_SAMPLES, np.float32)
+        held = np.zeros(0, np.float32)
+        begun = False
+        for samples in self._sound(silence, count):
+            held = np.concatenate([held, samples])
+            if not begun and len(held) > EDGE:  # the beginning is mirrored
+                held, begun = np.concatenate([held[EDGE:0:-1], held]), True
+            while begun and len(held) >= BLOCK_FRAMES * HOP_SAMPLES + FFT_SAMPLES:
+                yield self._log_power(held[: (BLOCK_FRAMES - 1) * HOP_SAMPLES + FFT_SAMPLES])
+                held = held[BLOCK_FRAMES * HOP_SAMPLES :]
+        yield self._log_power(held)
+
+    def _sound(self, silence: np.ndarray, count: bool) -> Iterator[np.ndarray]:
+        for block in stream(self._source, cut_off=self._cut_off):
+            self.samples += len(block) if count else 0
+            yield block
+        yield silence
+
+    def _log_power(self, samples: np.ndarray) -> Tensor:
+        return log_power(torch.from_numpy(samples).to(self._device), self._mel_bands, centered=False)

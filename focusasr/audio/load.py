@@ -1,0 +1,203 @@
+"""A recording of any container, rate and number of channels as mono float32, whole or as a stream."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import numpy as np
+
+from focusasr.audio.decoders import Sound, opened
+from focusasr.audio.integrity import AudioError, CutOff
+from focusasr.audio.source import STDIN, Source
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.runtime.libraries import library
+
+WRITER_SECONDS = 2.0  # that a pipe may wait for somebody to write into it
+
+LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and infinity
+
+
+def load(source: Source | str | Path, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+    """Return a whole recording (N,) as mono float32; AudioError where it cannot be read.
+
+    A valid recording may have 0 samples. `duration` past the end gives what there is; `offset` past the end is an
+    error, since the line that says so is about another recording.
+    """
+    return np.concatenate([np.zeros(0, np.float32), *_resampled(_as_source(source), sample_rate_hz)])
+
+
+def refuse(error: CutOff) -> None:
+    """Take no recording that is cut off."""
+    raise error
+
+
+def stream(
+    source: Source | str | Path, block_seconds: float = 30.0, cut_off: Callable[[CutOff], object] = refuse
+) -> Iterator[np.ndarray]:
+    """Yield a recording at 16 kHz in blocks (block_seconds * 16000,), the last shorter, in bounded memory.
+
+    Together the blocks equal `load`, to the bit. AudioError as there, possibly after some blocks; with another
+    `cut_off`, which is told why, a recording that is cut off ends where it can be heard no further.
+    """
+    samples = to_samples(block_seconds, SAMPLE_RATE_HZ)
+    return in_blocks(_resampled(_as_source(source), SAMPLE_RATE_HZ, cut_off), samples)
+
+
+def probe_seconds(path: Source | str | Path) -> float | None:
+    """Return a recording's length without decoding it; None where its header does not know or it is no whole file."""
+    source = _as_source(path)
+    if not os.path.isfile(source.path):
+        return None
+    try:
+        with _file(source) as file, opened(file, source.name) as sound:
+            return sound.seconds
+    except AudioError:
+        return None
+
+
+def total_seconds(sources: Iterable[Source]) -> float | None:
+    """Return how much sound there is in all, by headers and given durations; None where one does not know."""
+    total = 0.0
+    for source in sources:
+        seconds = source.duration
+        if seconds is None:
+            whole = probe_seconds(source)
+            if whole is None:
+                return None
+            seconds = max(0.0, whole - source.offset)
+        total += seconds
+    return total
+
+
+def to_samples(seconds: float, sample_rate_hz: int) -> int:
+    """Return the number of samples in a time: the only place where seconds become samples, rounded once."""
+    return round(seconds * sample_rate_hz)
+
+
+def in_blocks(pieces: Iterable[np.ndarray], block_samples: int) -> Iterator[np.ndarray]:
+    """Yield the same samples in blocks of one size, the last one shorter and never empty."""
+    held: list[np.ndarray] = []
+    missing = block_samples
+    for piece in pieces:
+        while len(piece) >= missing:
+            yield np.concatenate([*held, piece[:missing]])
+            held, piece, missing = [], piece[missing:], block_samples
+        held.append(piece)
+        missing -= len(piece)
+    if missing < block_samples:
+        yield np.concatenate(held)
+
+
+def _as_source(source: Source | str | Path) -> Source:
+    return source if isinstance(source, Source) else Source(str(source))
+
+
+def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object] = refuse) -> Iterator[np.ndarray]:
+    """Yield what a source asks for at the wanted rate, mono, each sample checked."""
+    with _file(source) as file, opened(file, source.name) as sound:
+        blocks = _up_to_cut(_span(sound, source), cut_off)
+        if sound.rate_hz == rate_hz:
+            yield from blocks
+            return
+        with library("soxr"):
+            import soxr
+
+        resampler = soxr.ResampleStream(sound.rate_hz, rate_hz, 1, dtype="float32", quality="HQ")
+        for block in blocks:
+            yield resampler.resample_chunk(block)
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _up_to_cut(blocks: Iterator[np.ndarray], cut_off: Callable[[CutOff], object]) -> Iterator[np.ndarray]:
+    try:
+        yield from blocks
+    except CutOff as error:
+        cut_off(error)
+
+
+def _span(sound: Sound, source: Source) -> Iterator[np.ndarray]:
+    """Yield the samples between a source's offset and its end, at the sound's own rate, and find broken ones."""
+    position = start = to_samples(source.offset, sound.rate_hz)
+    stop = math.inf if source.duration is None else start + to_samples(source.duration, sound.rate_hz)
+    for block in sound.mono_from(start, source.channel):
+        block = block[: int(min(len(block), stop - position))]
+        if not (fine := np.abs(block) < LARGEST_VALUE).all():
+            at = int(np.argmin(fine))
+            seen = f"a sample of {block[at]} at {(position + at) / sound.rate_hz:.2f} s"
+            raise AudioError(f"{source.name}: {seen} is not sound; export the recording again")
+        yield block
+        position += len(block)
+        if position >= stop:
+            break
+
+
+@contextmanager
+def _file(source: Source) -> Iterator[BinaryIO]:
+    if source.path == STDIN:
+        yield _standard_input()
+        return
+    try:
+        mode = os.stat(source.path).st_mode
+    except FileNotFoundError:
+        raise AudioError(f"{source.name}: no such file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise AudioError(f"{source.name}: cannot be opened ({error}); check the path") from None
+    if stat.S_ISDIR(mode):
+        raise AudioError(f"{source.name}: a folder, not a recording; name a file in it")
+    if stat.S_ISFIFO(mode):
+        yield _piped(source.path)
+        return
+    if not stat.S_ISREG(mode):
+        raise AudioError(f"{source.name}: a device, not a file; name a recording, or - for standard input")
+    try:
+        with open(source.path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise AudioError(f"{source.name}: cannot be read ({error.strerror}); check the file and its rights") from None
+
+
+@functools.cache
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        raise AudioError("standard input: no recording comes in; pipe one in, as in 'focusasr transcribe - < FILE'")
+    return _copied(sys.stdin.buffer, "standard input")
+
+
+@functools.cache
+def _piped(path: str) -> BinaryIO:
+    """Copy a named pipe, or that of <(COMMAND); AudioError where nobody opens it to write within WRITER_SECONDS."""
+    name = Source(path).name
+    try:
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which waits for no writer
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read ({error.strerror}); check its rights") from None
+    with open(pipe, "rb", buffering=0) as file:
+        last = time.monotonic() + WRITER_SECONDS
+        while (head := file.read(1)) == b"" and time.monotonic() < last:  # None where a writer has sent nothing yet
+            time.sleep(0.02)
+        if head == b"":
+            raise AudioError(f"{name}: nothing comes out of this pipe; start what writes into it, or see why it ended")
+        os.set_blocking(pipe, True)
+        return _copied(file, name, head or b"")
+
+
+def _copied(stream: IO[bytes], name: str, head: bytes = b"") -> BinaryIO:
+    """Copy what comes in, after its `head`, to a temporary file, so that it can be sought and read again."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        copy.write(head)
+        shutil.copyfileobj(stream, copy)
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read ({error.strerror}); pipe a recording in") from None
+    return copy

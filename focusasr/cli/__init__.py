@@ -1,0 +1,1 @@
+"""The commands, and everything that is shown: tables, HTML, plots."""

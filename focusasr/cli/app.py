@@ -1,0 +1,123 @@
+"""The command line: each command has its room. Results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from focusasr import __version__
+from focusasr.cli.checkpoints import convert, info, inspect
+from focusasr.cli.evaluate import evaluate
+from focusasr.cli.options import BOTH_SPELLINGS, WhisperSpelling, misuse
+from focusasr.cli.preprocess import preprocess
+from focusasr.cli.train import train
+from focusasr.cli.transcribe import transcribe
+from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.files import FULL
+from focusasr.runtime.libraries import explain
+from focusasr.runtime.process import CLOSED_PIPE, INTERRUPTED, debugging, leave, open_streams, what_is_safe
+
+app = typer.Typer(
+    add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+Misused: Any = typer.BadParameter.__base__  # of all that the options refuse; each Typer has it elsewhere
+COMMANDS = {command.__name__: command for command in (preprocess, train, transcribe, evaluate, inspect, info, convert)}
+for command in COMMANDS.values():
+    summary = (command.__doc__ or "").partition("\n")[0]
+    app.command(cls=WhisperSpelling, context_settings=BOTH_SPELLINGS, short_help=summary)(command)
+
+
+def program() -> None:
+    """Be the process `focusasr`: run the command line, then leave fast."""
+    status: object = 0
+    open_streams()
+    try:
+        main()
+    except SystemExit as leaving:
+        status = leaving.code or 0
+    if not isinstance(status, int):  # a message, as sys.exit takes one
+        print(status, file=sys.stderr)
+        status = 1
+    leave(status)
+
+
+def main() -> None:
+    """Run the command line: one line and status 1 for a broken input, 2 for wrong usage; --debug shows tracebacks."""
+    debug = debugging()
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow busy machines by multiples
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else an hour of lengths takes 100 MB of plans
+    try:
+        status = app(args=arguments, prog_name="focusasr", standalone_mode=False) or 0
+        if status == INTERRUPTED:  # which Typer makes of Ctrl-C
+            fail(what_is_safe(), INTERRUPTED)
+        sys.exit(status)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # `| head` has heard enough; Typer makes it 1, a failure
+            sys.exit(CLOSED_PIPE)
+        raise
+    except Misused as error:
+        fail(refused(error, arguments), 2)
+    except InputError as error:
+        if debug:
+            raise
+        told = error.as_options() if isinstance(error, SettingError) else error
+        fail(str(told), 2 if isinstance(told, UsageError) else 1)
+    except (MemoryError, OSError, ImportError) as error:
+        if debug:
+            raise
+        fail(shortage(error), 1)
+    except Exception as error:
+        if debug:
+            raise
+        fail(f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
+
+
+def refused(error: Any, arguments: list[str]) -> str:
+    """Return in one line what the options refuse, and where they are told."""
+    if arguments[0] not in COMMANDS and os.path.exists(arguments[0]):  # as whisper is called
+        return f"{arguments[0]} is no command; did you mean focusasr transcribe {shlex.join(arguments)}?"
+    message = misuse(error)
+    if "; wanted: " in message:
+        return message
+    see = " See" if message.endswith("?") else "; see"
+    command = f"focusasr {arguments[0]}" if arguments[0] in COMMANDS else "focusasr"
+    return f"{message}{see} {command} --help"
+
+
+def shortage(error: Exception) -> str:
+    """Return in words what the machine refused."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        if isinstance(error, PermissionError):
+            return f"{where}no permission ({error.strerror}); change its rights, or choose another place"
+        room = "make room, then " if error.errno in FULL else ""
+        return f"{where}{error.strerror}; {room}the same command can be repeated: what was written before is whole"
+    if isinstance(error, MemoryError):
+        return "the memory is full; free some, or lower --batch-size"
+    return str(explain(error) or error)
+
+
+def fail(message: str, status: int) -> None:
+    """Say one line on stderr and leave with a status."""
+    print("focusasr: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error (works anywhere)")] = False,
+) -> None:
+    """A compact speech recognizer with focused hybrid attention, to own end to end."""
+    if version:
+        print(f"focusasr {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)

@@ -1,0 +1,140 @@
+"""The commands about checkpoints: `inspect`, `info` and `convert`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from focusasr import __version__
+from focusasr.cli.options import DeviceOption, LocalFilesOption, ModelOption, number, with_settings
+from focusasr.config import InspectionConfig
+from focusasr.runtime.console import note
+from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.files import ensure_file_writable
+from focusasr.runtime.settings import read_options
+
+
+@with_settings(InspectionConfig)
+def inspect(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="folder, .pt, name on the hub, or default"),
+    ],
+    recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
+    given: dict[type, dict[str, Any]],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here, a .png")] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="encoder layer to draw, from 1; may be given again (default: first, middle, last)",
+            parser=number(int, least=1),
+            metavar="<int>",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
+    device: DeviceOption = "auto",
+    local_files_only: LocalFilesOption = False,
+) -> None:
+    """Show what the focus of an encoder does with a recording: span, temperature, entropy, norms per layer and head."""
+    from focusasr.audio.source import AUDIO_SUFFIXES
+    from focusasr.cli.tables import print_attention
+    from focusasr.evaluation import attention_stats as room
+    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.runtime.devices import choose_device
+
+    config = read_options(InspectionConfig, given[InspectionConfig])
+    if output and output.suffix.lower() != ".png":
+        raise SettingError("output", str(output), "a name that ends in .png, the only kind drawn")
+    if Path(checkpoint).suffix.lower() in AUDIO_SUFFIXES and Path(checkpoint).is_file():
+        swapped = shlex.join([recording, checkpoint])
+        raise UsageError(f"{checkpoint} is a recording, not a checkpoint; did you mean focusasr inspect {swapped}?")
+    if output:
+        ensure_file_writable(output, "choose another place with --output")
+    model = load_checkpoint(find_checkpoint(checkpoint, local_files_only), choose_device(device)[0]).model
+    seen = room.inspect_recording(model, recording, config, layer)
+    if output:
+        from focusasr.cli.attention_plot import draw
+
+        draw(seen, output)
+        note(f"focusasr: {output} is drawn")
+    if as_json:
+        print(json.dumps(room.to_json(seen)))
+    else:
+        from rich.console import Console
+
+        print_attention(seen, Console())
+
+
+def info(
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="CHECKPOINT", help="as --model, which does as well", show_default=False)
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    local_files_only: LocalFilesOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
+) -> None:
+    """Show a checkpoint's card, the device that would compute and why, and versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.runtime.devices import choose_device
+    from focusasr.runtime.settings import to_settings
+
+    if checkpoint and model and checkpoint != model:
+        raise UsageError(f"two checkpoints, {checkpoint} and --model {model}; give one")
+    chosen, reason = choose_device(device)
+    loaded = load_checkpoint(find_checkpoint(checkpoint or model, local_files_only))
+    versions = {"focusasr": __version__, "python": sys.version.split()[0]}
+    for name in ("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer"):
+        with suppress(PackageNotFoundError):  # the last two are for training and evaluating
+            versions[name] = version(name)
+    if as_json:
+        facts = {"checkpoint": str(loaded.folder), "weights": loaded.model.parameter_count()}
+        settings = {"model": to_settings(loaded.model.config), "metrics": loaded.metrics}
+        print(json.dumps({**facts, "device": chosen.type, "reason": reason, "versions": versions, **settings}))
+        return
+    print(loaded.card.strip() + "\n")
+    print(f"checkpoint  {loaded.folder}, {loaded.model.parameter_count():,} weights")
+    print(f"device      {chosen} ({reason})")
+    print("versions    " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="as --model: a folder, .pt, or name on the hub")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a new folder for the checkpoint")],
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option(help="how weights are stored; float16 takes half the space")
+    ] = "float32",
+    local_files_only: LocalFilesOption = False,
+) -> None:
+    """Write any checkpoint, a Whisper's too, as a folder of focusasr that needs nothing else."""
+    import torch
+    from safetensors import SafetensorError
+
+    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+    from focusasr.runtime.files import ensure_writable, unwritable, written_aside
+
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already; give a new folder")
+    ensure_writable(folder, "choose another folder")
+    checkpoint = load_checkpoint(find_checkpoint(source, local_files_only))
+    largest = max(float(weight.abs().max()) for weight in checkpoint.model.state_dict().values())
+    if dtype == "float16" and not largest <= torch.finfo(torch.float16).max:
+        raise InputError(f"{source}: has a weight of {largest:.3g}, too large for float16; use --dtype float32")
+    card = checkpoint.card.replace("weights (float32)", f"weights ({dtype})")
+    try:
+        with written_aside(folder) as aside:
+            save_checkpoint(
+                aside, replace(checkpoint, card=card), {"converted_from": source}, dtype=getattr(torch, dtype)
+            )
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error, "choose another folder") from None
+    print(folder)

@@ -1,0 +1,202 @@
+"""The command `evaluate`: a checkpoint, or texts in a file, measured on a manifest with the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focusasr.cli.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
+from focusasr.cli.outcomes import shared_work, tell_remarks, told
+from focusasr.config import DecodingConfig, EvaluationConfig
+from focusasr.runtime.console import note, progress_bar, say
+from focusasr.runtime.errors import UsageError, as_typed
+from focusasr.runtime.files import ensure_file_writable, is_stream, unwritable
+from focusasr.runtime.process import promise
+from focusasr.runtime.settings import read_options
+from focusasr.transcription.recognizer import Loaded, ModelChoice, load_recognizer
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from focusasr.audio.source import Source
+    from focusasr.data.manifest import Utterance
+    from focusasr.evaluation.evaluate import Evaluation, Recall
+    from focusasr.transcription.result import Outcome
+
+
+MOST_TOLD = 5  # bad lines of a manifest
+
+
+@with_settings(EvaluationConfig, DecodingConfig, SearchConfig, LongformConfig)
+def evaluate(
+    manifest: Annotated[Path, typer.Argument(help="manifest, or with --hypotheses a file of reference texts")],
+    given: dict[type, dict[str, Any]],
+    model: ModelOption = None,
+    hypotheses: Annotated[
+        Path | None,
+        typer.Option(help="score the texts of this file without a model; --against reads the same forms"),
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="compare with the texts of another system")] = None,
+    output: Annotated[Path | None, typer.Option(help="write one JSON line per utterance here; resumes")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page with differences, sound and charts here")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
+) -> None:
+    """Measure word error rate on a manifest, with its 95 % interval.
+
+    Texts come from a model, or from --hypotheses: JSON Lines, transcribe's output, Kaldi's text, trn or plain lines.
+    """
+    from rich.console import Console
+
+    from focusasr.cli.html import write_evaluation_page
+    from focusasr.cli.tables import print_evaluation
+    from focusasr.evaluation import evaluate as room
+    from focusasr.evaluation.analysis import check_groups, take_apart, to_json
+
+    config = read_options(EvaluationConfig, given[EvaluationConfig])
+    _spare({"--output": output, "--html": html}, (manifest, hypotheses, against))
+    utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
+    check_groups(utterances, config)  # what is wrong is refused before any work
+    others = _texts(against, utterances) if against else None
+    if hypotheses:
+        _check_unheard(model, given)
+        texts, recall = _texts(hypotheses, utterances), None
+        evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
+    else:
+        choice = ModelChoice(model, device, threads, local_files_only)
+        loaded = load_recognizer(choice, given)
+        tell_remarks(loaded)
+        recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several remember nothing
+        promise(_kept(recall, output, loaded.processes.count))
+        with shared_work(loaded.processes):
+            evaluation = _recognize(loaded, utterances, config, recall)
+        if not loaded.processes.main:
+            raise typer.Exit(0)
+    breakdown = take_apart(evaluation, config, others, str(against) if against else None)
+    if output:
+        room.write_rows(evaluation, output)
+    if html:
+        write_evaluation_page(html, evaluation, breakdown, f"{manifest}: {hypotheses or model or 'default'}")
+    if as_json:
+        print(json.dumps(to_json(evaluation, breakdown)))
+    else:
+        print_evaluation(evaluation, Console(), config.worst, breakdown)
+    note(*(f"focusasr: {path} is written" for path in (output, html) if path))
+    if recall:
+        recall.forget()
+    if _too_many_errors(evaluation, config) or evaluation.failures or bad_lines:
+        raise typer.Exit(1)
+
+
+def _check_unheard(model: str | None, given: dict[type, dict[str, Any]]) -> None:
+    """Refuse what is meant for a model where none is asked."""
+    for_a_model = [("model", model)] if model else []
+    for_a_model += [pair for kind, values in given.items() if kind is not EvaluationConfig for pair in values.items()]
+    for name, value in for_a_model[:1]:
+        raise UsageError(f"{as_typed(name, value)}: is for a model, and --hypotheses asks none; give one of them")
+
+
+def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
+    """Read the texts of utterances; of how many there is none is said on stderr, and the first is named."""
+    from focusasr.evaluation.hypotheses import read_hypotheses
+
+    texts = read_hypotheses(path, utterances)
+    missing = [one for one, text in zip(utterances, texts, strict=True) if text is None]
+    for first in missing[:1]:
+        say(f"focusasr: {path}: no text for {len(missing)} of {len(utterances)} utterances, such as {first.audio}")
+    return texts
+
+
+def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> None:
+    """Refuse to write over what is read, one result over the other, or where nothing can be written."""
+    taken = {path.resolve() for path in read if path}
+    for option, path in written.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise UsageError(f"{path}: would be overwritten by a result; choose another name for that")
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file in it")
+        ensure_file_writable(path, f"choose another place with {option}")
+        taken.add(path.resolve())
+
+
+def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
+    """Return the utterances of a manifest and its bad lines, told on stderr; or those of a file of texts."""
+    from focusasr.data.manifest import read_manifest
+    from focusasr.evaluation.hypotheses import JSON_SUFFIXES, read_references
+
+    bad_lines: list[str] = []
+    utterances: list[Utterance] = []
+    if not without_sound or path.suffix.lower() in JSON_SUFFIXES:
+        utterances = read_manifest(path, bad_lines.append)
+    if without_sound and not utterances:
+        return read_references(path), []
+    for line in bad_lines[:MOST_TOLD]:
+        say(f"focusasr: {line}")
+    if len(bad_lines) > MOST_TOLD:
+        say(f"focusasr: {path}: {len(bad_lines)} lines cannot be used, those above and more of them")
+    return utterances, bad_lines
+
+
+def _recognize(
+    loaded: Loaded, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
+) -> Evaluation:
+    from focusasr.audio.load import total_seconds
+    from focusasr.evaluation import evaluate as room
+
+    everything = [one.source for one in utterances]
+
+    def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
+        with progress_bar(len(everything), "evaluating", lambda: total_seconds(everything)) as tell:
+            yield from told(loaded.shared(sources, tell), tell, loaded.processes)
+
+    found = room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
+    if loaded.processes.count == 1 or found.pace is None:
+        return found
+    return replace(found, pace=replace(found.pace, latencies=()))  # of several processes: all is asked for at once
+
+
+def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> Recall | None:
+    """Return what a run with the same output, checkpoint and options heard before it was cut short."""
+    from focusasr import __version__
+    from focusasr.evaluation.evaluate import Recall
+    from focusasr.model.checkpoint import find_checkpoint, fingerprint_of_model
+
+    if output is None or is_stream(output):
+        return None
+    options = {kind.__name__: values for kind, values in given.items() if kind is not EvaluationConfig}
+    digest = fingerprint_of_model(find_checkpoint(choice.model, choice.local_files_only))
+    try:
+        return Recall(
+            output.with_name(f".{output.name}.heard"),
+            {"focusasr": __version__, "model": digest, "options": options},
+        )
+    except OSError as error:
+        raise unwritable(output, error, "choose another place with --output") from None
+
+
+def _kept(recall: Recall | None, output: Path | None, processes: int) -> str:
+    """Return what is promised to somebody who interrupts."""
+    if recall:
+        return "what was heard is kept; the same command goes on"
+    if output is None:
+        return "nothing is kept without --output"
+    return f"nothing is kept by {'several processes' if processes > 1 else 'a run whose output is no file'}"
+
+
+def _too_many_errors(evaluation: Evaluation, config: EvaluationConfig) -> bool:
+    """Say in one line that the limit is broken, if it is; what could not be measured breaks it too."""
+    limit = config.fail_above
+    score = evaluation.score if evaluation.score and evaluation.score.words else None
+    if limit is None or (score is not None and score.wer <= limit):
+        return False
+    seen = f"WER {100 * score.wer:.2f} %" if score else "no WER"
+    say(f"focusasr: {seen}; --fail-above allows {100 * limit:.2f} %")
+    return True

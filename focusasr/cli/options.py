@@ -1,0 +1,220 @@
+"""Command-line options made from the configurations, so that every default and every help text stands once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+import shlex
+import typing
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from focusasr.runtime.errors import UsageError, as_typed
+from focusasr.runtime.settings import IN_WORDS, hints_of
+
+BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="checkpoint folder, OpenAI's .pt, or a name on the hub such as openai/whisper-tiny.en; "
+        "without it the default model that comes along",
+    ),
+]
+LocalFilesOption = Annotated[
+    bool, typer.Option("--local-files-only", help="take a model named on the hub from the cache, never the network")
+]
+ModelDirOption = Annotated[
+    Path | None, typer.Option("--model-dir", help="where models from the hub are kept, or OpenAI's NAME.pt lie")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
+
+
+LONGEST_NAME = 26  # characters of an option that has its help beside it
+LONGEST_CHOICES = 50  # characters of what may be chosen, beside the option's name; more goes into its help
+NONE = "none"  # what is typed for a setting that may be none, and what stands for it until it is read
+
+
+def number(
+    kind: type, may_be_none: bool = False, least: float = -math.inf, most: float = math.inf
+) -> Callable[[Any], Any]:
+    """Return what reads a number from `least` to `most`, and perhaps "none" in any case, as NONE."""
+    bounds = [f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if math.isfinite(bound)]
+    wanted = ", ".join([IN_WORDS[kind], *bounds]) + (" or none" if may_be_none else "")
+
+    def read(text: Any) -> Any:
+        if may_be_none and str(text).strip().lower() == NONE:
+            return NONE
+        with suppress(ValueError):
+            if least <= (value := kind(text)) <= most or math.isnan(
+                value
+            ):  # what is no number is refused with its setting
+                return value
+        raise typer.BadParameter(f"{shlex.quote(str(text))}; wanted: {wanted}")
+
+    return read
+
+
+MOST_THREADS = 1024  # PyTorch would start 100,000 as well, and stall the machine
+ThreadsOption = Annotated[
+    int,
+    typer.Option(
+        help="CPU threads; 0 leaves the choice to PyTorch",
+        parser=number(int, least=0, most=MOST_THREADS),
+        metavar="<int>",
+    ),
+]
+
+
+def misuse(error: Any) -> str:
+    """Return in one line what the options refuse: the option as it was typed, and what is wanted."""
+    flag = next((name for name in reversed(getattr(getattr(error, "param", None), "opts", ())) if name[:2] == "--"), "")
+    reason = error.message.removeprefix("Value error, ").rstrip(".")  # pydantic's words, which Typer keeps
+    if flag and "; wanted: " in reason:
+        return f"{flag} {reason}"
+    if flag and (choice := re.fullmatch(r"'(.*)' is not one of (.+)", reason, re.S)):
+        return f"{flag} {shlex.quote(choice[1])}; wanted: {choice[2].replace(chr(39), '')}"
+    message = str(error.format_message()).rstrip(".")
+    if flag and "valid integer" in reason:
+        return f"{flag}; wanted: {getattr(error.param, 'nargs', 1)} whole numbers behind it"
+    if lacking := re.fullmatch(r"Option '(\S+)' requires an argument", message):
+        return f"{lacking[1]}: a value is missing behind it"
+    if unknown := getattr(error, "option_name", "") * hasattr(error, "possibilities"):
+        known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else []
+        near = [name for name in known if len(unknown) > 3 and name.startswith(unknown)] or error.possibilities or [""]
+        return f"no such option: {unknown}" + (f"; did you mean {near[0]}?" if near[0] else "")
+    return message[:1].lower() + message[1:]
+
+
+class WhisperSpelling(TyperCommand):
+    """A command whose switches may be followed by True or False, as Whisper's are: --word_timestamps True.
+
+    Its help has a section for each group of settings.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a list for each group; a name too long for its column has a line of its own."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            usual = parameter.param_type_name.capitalize() + "s"
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=LONGEST_NAME)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turn switches with a word behind them into those of this command before they are read."""
+        switches = {
+            name: (parameter.opts[0], next(iter(parameter.secondary_opts), None))
+            for parameter in self.params
+            if getattr(parameter, "is_flag", False) and not parameter.is_eager
+            for name in parameter.opts
+        }
+        return super().parse_args(ctx, list(_switched(args, switches)))
+
+
+def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> Iterator[str]:
+    """Yield the arguments with --name True as --name, --name False as --no-name or not at all."""
+    waiting = deque(args)
+    while waiting:
+        argument = waiting.popleft()
+        name, _, word = argument.partition("=")
+        pair = switches.get(name.replace("_", "-")) if name.startswith("--") else None
+        if argument == "--":
+            yield from (argument, *waiting)
+            return
+        if pair is None:
+            yield argument
+            continue
+        if not word and waiting and waiting[0].lower() in ("true", "false"):
+            word = waiting.popleft()
+        if word and word.lower() not in ("true", "false"):
+            raise UsageError(f"{as_typed(name[2:], word)}; wanted: True or False, or nothing behind it")
+        if switch := pair[word.lower() == "false"]:
+            yield switch
+
+
+def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option per setting of the configuration classes.
+
+    The command must have a parameter `given`: a dictionary from each class to the settings that the user gave.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = typing.get_type_hints(command, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[name])
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "given"
+        ]
+        settings = {kind: [field.name for field in dataclasses.fields(kind) if field.metadata] for kind in kinds}
+        options = {name: _option(name, kinds) for names in settings.values() for name in names}
+
+        def run(**arguments: Any) -> None:
+            said = {name: value for name in options if (value := arguments.pop(name)) is not None}
+            said = {name: None if value == NONE else value for name, value in said.items()}
+            given = {
+                kind: {name: said[name] for name in names if name in said and _fits(said[name], kind, name)}
+                for kind, names in settings.items()
+            }
+            command(**arguments, given=given)
+
+        parameters = own + list(options.values())
+        keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
+    """Return the option for a setting; where several configurations have it, it is theirs together."""
+    fields = {kind: field for kind in kinds for field in dataclasses.fields(kind) if field.name == name}
+    first, *_ = fields
+    helps = [f"{_with_options(field.metadata['help'])} (default {_shown(field.default)})" for field in fields.values()]
+    hint = hints_of(first)[name]
+    panel = getattr(first, "title", first.__name__.removesuffix("Config") + " settings")
+    hints = [hints_of(kind)[name] for kind in fields]
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if long := len("|".join(choices)) > LONGEST_CHOICES:
+        helps.append(", ".join(choices))
+    kind = next((kind for kind in (int, float) if kind in hints or kind | None in hints), None)
+    may_be_none = kind is not None and kind | None in hints
+    option = typer.Option(
+        help="; ".join(helps),
+        rich_help_panel=panel,
+        show_default=False,
+        parser=kind and number(kind, may_be_none),
+        metavar=f"<{name}>" if long else kind and f"<{kind.__name__}{'|none' * may_be_none}>",
+    )
+    annotation: Any = Annotated[hint | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _fits(value: Any, kind: type, name: str) -> bool:
+    """Return whether a setting may have the value: none is nothing to a configuration that has always something."""
+    return value is not None or type(None) in typing.get_args(hints_of(kind)[name])
+
+
+def _with_options(help: str) -> str:
+    """Return a help text with the settings that it names as options."""
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: as_typed(found[0]), help)
+
+
+def _shown(default: Any) -> str:
+    if default is None or isinstance(default, bool):
+        return {None: "none", True: "on", False: "off"}[default]
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

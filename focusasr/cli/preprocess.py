@@ -1,0 +1,47 @@
+"""The command `preprocess`: corpora as they lie to 16 kHz files and a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from focusasr.cli.options import with_settings
+from focusasr.config import PreprocessConfig
+from focusasr.runtime.console import file_bar, say
+from focusasr.runtime.files import ensure_writable
+from focusasr.runtime.process import promise
+from focusasr.runtime.settings import read_options
+
+
+@with_settings(PreprocessConfig)
+def preprocess(
+    inputs: Annotated[list[str], typer.Argument(help="folders, tables (CSV, TSV) or manifests of audio and text")],
+    given: dict[type, dict[str, Any]],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="where audio/ and manifest.jsonl go")],
+) -> None:
+    """Turn audio and text as they come into 16 kHz mono files and a manifest.
+
+    Reads audio with a text or subtitles beside it, CSV/TSV, LibriSpeech, LJSpeech, Common Voice, Kaldi, lhotse and
+    manifests. What cannot be used is listed with its reason, what is odd is reported (report.html); a rerun goes on
+    where the last one stopped.
+    """
+    from focusasr.cli.html import write_preparation_page
+    from focusasr.data import preprocess as room
+
+    ensure_writable(output_dir, "choose another folder with --output-dir")
+    config = read_options(PreprocessConfig, given[PreprocessConfig])
+    with file_bar("preprocessing") as tell:
+
+        def told(done: int, total: int) -> None:
+            promise(f"{done} of {total} utterances are done; the same command goes on with the others")
+            tell(done, total)
+
+        report = room.preprocess(inputs, output_dir, config, told)
+    page = report.manifest.with_name("report.html")
+    write_preparation_page(page, report.facts, report.utterances, report.found)
+    say(report.summary())
+    print(report.manifest)
+    if report.failed or not report.kept:
+        raise typer.Exit(1)

@@ -1,0 +1,198 @@
+"""The command `train`: manifests to a checkpoint folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from focusasr.cli.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
+from focusasr.config import PRESETS, ModelConfig, TextConfig, TrainConfig
+from focusasr.runtime.console import stderr
+from focusasr.runtime.errors import InputError, SettingError, UsageError, shown
+from focusasr.runtime.files import ensure_writable
+from focusasr.runtime.settings import hints_of, read_toml, require_use
+from focusasr.training.run import TABLES, Run, homes_of, read_run, table_of
+
+if TYPE_CHECKING:
+    from focusasr.model.checkpoint import Checkpoint
+
+
+Find = Literal["batch", "lr"] | None
+FOLDERS = {"noise_folder", "room_folder"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run, whether it goes on, what it starts from, and what shall be found in place of training."""
+
+    run: Run
+    resume: bool
+    source: Checkpoint | None
+    find: Find
+
+
+@with_settings(TrainConfig, ModelConfig, TextConfig)
+def train(
+    given: dict[type, dict[str, Any]],
+    manifests: Annotated[
+        list[str] | None, typer.Argument(help="training manifests, each PATH or PATH=WEIGHT", show_default=False)
+    ] = None,
+    dev: Annotated[list[str] | None, typer.Option(help="manifest to measure on; may be given again")] = None,
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="the run's folder: best/ and last/")] = Path(
+        "runs/focusasr"
+    ),
+    config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, text, model, train")] = None,
+    preset: Annotated[
+        Literal["tiny", "small", "base"] | None,
+        typer.Option(help="size: about 2, 8, 25 M weights (default small)"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --output-dir stopped")] = False,
+    find_batch: Annotated[
+        bool, typer.Option("--find-batch", help="do not train: print the --batch-seconds that this machine can hold")
+    ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="do not train: print a --learning-rate; its curve is in find_lr.png")
+    ] = False,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
+) -> None:
+    """Train a recognizer on manifests; what is on the command line wins over the TOML file."""
+    import torch
+
+    from focusasr.runtime.devices import choose_device
+    from focusasr.training.finetune import find_source, settings_from
+
+    tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
+    given[ModelConfig] |= {"preset": preset} if preset else {}
+    given[TrainConfig] = _anchored_here(given[TrainConfig], beside=config)
+    if preset and isinstance(tables.get("model"), dict):  # which wins over the sizes that the file tells
+        tables["model"] = {name: value for name, value in tables["model"].items() if name not in PRESETS[preset]}
+    for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
+        tables[table] = {**tables.get(table, {}), **given[kind]}
+    if not tables["data"].get("train"):
+        raise UsageError("give a training manifest, or --config with [data] train")
+    folder = config.parent if config else Path()
+    source = find_source(tables, folder, output_dir / "last" if resume else None, local_files_only)
+    if threads:
+        torch.set_num_threads(threads)
+    find = sought(find_batch, find_lr)
+    chosen, reason = choose_device(device)
+    elsewhere = "allow writing there, or resume a copy of it" if resume else "choose another folder with --output-dir"
+    ensure_writable(output_dir, elsewhere)
+    file = config or (output_dir / "last" / "config.json" if resume else None)
+    blame = InputError if resume and not config else UsageError  # a checkpoint that is bad, or what the user wrote
+    with said_as_given(given, file, blame) as typed:
+        tables = settings_from(source, tables) if source else tables
+        try:
+            run = read_run(tables, folder, output_dir, str(file or "options"), typed)
+        except InputError as error:
+            raise error if isinstance(error, UsageError) else blame(str(error)) from None
+        carry_out(Trial(run, resume, source, find), chosen, reason)
+
+
+def _anchored_here(typed: dict[str, Any], beside: Path | None) -> dict[str, Any]:
+    """Return typed settings with folders as they are from here, not from the folder of a TOML file."""
+    folders = {name: place and str(Path(place).absolute()) for name, place in typed.items() if name in FOLDERS}
+    start = typed.get("init_from")
+    if start and beside and Path(start).exists():  # else the name of a model, or what lies beside the file
+        folders["init_from"] = str(Path(start).absolute())
+    return {**typed, **folders}
+
+
+def sought(batch: bool, rate: bool) -> Find:
+    """Return what shall be found in place of training; UsageError where it is both."""
+    if batch and rate:
+        raise UsageError("--find-batch and --find-lr go one after the other; give one of them")
+    return "batch" if batch else "lr" if rate else None
+
+
+@contextmanager
+def said_as_given(
+    given: dict[type, dict[str, Any]], file: Path | None, kind: type[InputError]
+) -> Iterator[Collection[str]]:
+    """Say what is wrong with a setting as it was given: on the command line, or, with the error `kind`, in the file.
+
+    Yields the names that count as typed; without a file all do.
+    """
+    typed = {name for kind, names in given.items() for name in (*names, *(() if file else hints_of(kind)))}
+    try:
+        yield typed
+    except SettingError as error:
+        raise error.told(f"{file} [{table_of(error.name)}]", typed, kind) from None
+
+
+def carry_out(trial: Trial, device: Any, reason: str) -> None:
+    """Train, or find a batch or a learning rate; the result goes to stdout."""
+    from focusasr.runtime.devices import leave_group, peers_watched
+    from focusasr.training import tuner
+    from focusasr.training.logger import TrainingLog
+    from focusasr.training.trainer import Trainer
+
+    run = trial.run
+    if not (trial.resume or trial.source):  # which have their tokens
+        require_use(run.text, "vocabulary_size", "tokens", "bpe")
+    with peers_watched("start the run again with --resume"):
+        trainer = Trainer(run, device, trial.resume, trial.source)
+        processes = trainer.stepper.processes
+        result: Any = run.output / "best"
+        with TrainingLog(run.output, run.settings, stderr(), processes.main) as log:
+            log.say(f"on {device.type}: {reason}")
+            for line in trainer.summary():
+                log.say(line)
+            if trial.find:
+                tune = {"batch": tuner.find_batch, "lr": tuner.find_learning_rate}[trial.find]
+                result = f"{tune(trainer, log):g}"
+            else:
+                trainer.fit(log)
+        leave_group(processes)
+    if processes.main:
+        print(result)
+    if log.broken_seen or trainer.findings.unreadable():
+        raise typer.Exit(1)  # trained, but not on all that was given
+
+
+def collected(
+    manifests: list[str] | None, dev: list[str] | None, config: Path | None, resumed_from: Path | None
+) -> dict[str, Any]:
+    """Return the tables of the TOML file or of the run that goes on, with the manifests that were given here."""
+    tables: dict[str, Any] = read_toml(config) if config else resumed_settings(resumed_from) if resumed_from else {}
+    here = {
+        "train": [str(Path(m).absolute()) for m in manifests or []],
+        "dev": [str(Path(m).absolute()) for m in dev or []],
+    }
+    for name, value in tables.items():
+        if not isinstance(value, dict):
+            said = f"{config or resumed_from}: {shown(name)} is {shown(value)}; wanted: {_place_of(name)}"
+            raise UsageError(said) if config else InputError(said)
+    tables["data"] = {**tables.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
+    return tables
+
+
+def _place_of(name: str) -> str:
+    """Return where a name that stands outside of all tables belongs."""
+    if homes := homes_of(name):
+        return f"this line below [{'] or ['.join(sorted(homes))}]"
+    return "a table of settings" if name in TABLES else f"tables of settings: {', '.join(TABLES)}"
+
+
+def resumed_settings(output_dir: Path) -> dict[str, Any]:
+    """Return the settings that the run in `output_dir` was started with."""
+    from focusasr.runtime.files import read_json, restore
+
+    restore(output_dir / "last")
+    path = output_dir / "last" / "config.json"
+    if not path.is_file():
+        raise InputError(f"{output_dir}: nothing to resume here; leave --resume out, or name the run with --output-dir")
+    kept = read_json(path)
+    run = kept.get("run", {})
+    return {
+        **(run if isinstance(run, dict) else {"run": run}),
+        "model": kept.get("model", {}),
+        "text": kept.get("text", {}),
+    }

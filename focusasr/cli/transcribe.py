@@ -1,0 +1,279 @@
+"""The command `transcribe`: files to text, on stdout or in files."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focusasr.cli.options import (
+    DeviceOption,
+    LocalFilesOption,
+    ModelDirOption,
+    ModelOption,
+    ThreadsOption,
+    with_settings,
+)
+from focusasr.cli.outcomes import doubts_told, shared_work, tell_remarks, told
+from focusasr.config import DecodingConfig
+from focusasr.runtime.console import counted, note, progress_bar, say
+from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.files import ensure_writable, real_path
+from focusasr.runtime.process import Closed, promise
+from focusasr.runtime.settings import read_options
+from focusasr.transcription.recognizer import Loaded, ModelChoice, load_recognizer
+from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from focusasr.audio.source import Source
+    from focusasr.runtime.devices import Processes
+    from focusasr.transcription.result import Outcome
+    from focusasr.transcription.resume import Again, Notes
+
+
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output-format",
+        "-f",
+        help="which files, such as srt,json (default all); where nothing is written: how one file is printed",
+        metavar="<txt|vtt|srt|tsv|json|all>",
+    ),
+]
+
+
+@with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
+def transcribe(
+    files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
+    given: dict[type, dict[str, Any]],
+    model: ModelOption = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="write files here; without: Whisper models to ., native ones print; -: print",
+        ),
+    ] = None,
+    output_format: FormatOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
+    model_dir: ModelDirOption = None,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="leave what was written before from the same sound, model and options; go on in the middle of a file",
+        ),
+    ] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16/--no-fp16", help="as Whisper has it; False means --compute-type float32")
+    ] = True,
+) -> None:
+    """Write down what is said in audio files.
+
+    Native models print to stdout: one file gives its text, several give PATH<TAB>TEXT, a line each, in the order
+    given; with --output-dir they write files. Whisper models write files as whisper does, and print what they heard
+    with its times. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
+    """
+    from focusasr.audio.source import find_sources
+
+    if not fp16:
+        given[DecodingConfig].setdefault("compute_type", "float32")
+    output = read_options(OutputConfig, given[OutputConfig])
+    _check_output(output, given[DecodingConfig].get("word_timestamps", False))
+    formats = _formats(output_format or ["all"])
+    repeated: list[Source] = []
+    barren: list[InputError] = []
+    sources = find_sources(files, repeated.append, barren.append)
+    several = len(sources) + len(repeated) + len(barren) > 1
+    subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
+    choice = ModelChoice(model, device, threads, local_files_only, model_dir)
+    loaded = load_recognizer(choice, given, subtitles)
+    tell_remarks(loaded, repeated, barren)
+    if output_dir is None and loaded.is_whisper:
+        output_dir = Path()
+    if output_dir is None or str(output_dir) == "-":
+        _check_printing(several, formats, skip_existing)
+        deliver(loaded, sources, lambda outcomes: print_texts(outcomes, several, formats[0], output), len(barren))
+        return
+    again = known_outputs(loaded, given, output_dir) if skip_existing else None
+    writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
+    noisy = loaded.is_whisper and output.verbose and not isinstance(sys.stdout, Closed)
+    notes = again.notes if again else None
+    deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output, noisy), len(barren), notes)
+
+
+def deliver(
+    loaded: Loaded,
+    sources: list[Source],
+    give: Callable[[Iterator[Outcome]], int],
+    barren: int = 0,
+    notes: Notes | None = None,
+) -> None:
+    """Transcribe, and give the outcomes to what prints or writes them and counts failures; exit status 1 with any.
+
+    `barren` inputs, which stand for no file, count as failures.
+    """
+    from focusasr.audio.load import total_seconds
+    from focusasr.audio.source import STDIN
+
+    processes = loaded.processes
+    if processes.count > 1 and any(source.path == STDIN for source in sources):
+        raise UsageError("- (standard input) cannot be shared among processes; give it to one alone")
+    bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
+    with shared_work(processes), bar as tell:
+        outcomes = promised(told(loaded.shared(sources, tell, notes), tell, processes), len(sources), notes is not None)
+        if processes.main:
+            failed = give(doubts_told(outcomes, loaded.is_whisper))
+        else:
+            failed = 0  # the main process tells
+            deque(outcomes, maxlen=0)
+    _leave_with(failed + barren, len(sources) + barren)
+
+
+def _leave_with(failed: int, count: int) -> None:
+    """End with status 1 where files failed, and say how many of several."""
+    if failed and count > 1:
+        say(f"focusasr: {failed} of {count} files failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _formats(asked: list[str]) -> list[str]:
+    """Return the formats asked for, with commas or by an option each; SettingError where there is no such format."""
+    from focusasr.transcription.writers import FORMATS
+
+    named = [name.strip().lower() for one in asked for name in one.split(",")]
+    for name in named:
+        if name not in (*FORMATS, "all"):
+            raise SettingError("output_format", name, f"{', '.join(FORMATS)} or all")
+    return list(dict.fromkeys(named))
+
+
+def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> None:
+    """Refuse what makes no sense where nothing is written."""
+    if len(formats) > 1:
+        raise UsageError(f"--output-format {' and '.join(formats)} need --output-dir; only one can be printed")
+    if several and formats[0] not in ("all", "txt"):
+        raise UsageError(f"--output-format {formats[0]} of several files needs --output-dir")
+    if skip_existing:
+        raise UsageError("--skip-existing needs --output-dir; what is printed is not kept")
+
+
+def _check_output(output: OutputConfig, word_timestamps: bool) -> None:
+    """Refuse subtitle settings that need word times where none are asked for, as whisper does."""
+    for name in ("highlight_words", "max_line_width", "max_line_count", "max_words_per_line"):
+        if getattr(output, name) and not word_timestamps:
+            raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")
+
+
+def shown(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Print each transcript's segments with their times to stdout, as whisper does."""
+    from focusasr.transcription.writers import clock
+
+    for outcome in outcomes:
+        for segment in outcome.transcript.segments if outcome.transcript else ():
+            print(f"[{clock(segment.start)} --> {clock(segment.end)}] {segment.text}", flush=True)
+        yield outcome
+
+
+def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
+    """Promise the texts that are written: when the next one is asked for, the one before is."""
+    written = 0
+    while True:
+        then = "goes on, in the middle of a file too" if skipping else "begins anew"
+        promise(f"{written} of {total} texts are written, each whole; the same command {then}")
+        if (outcome := next(outcomes, None)) is None:
+            return
+        yield outcome
+        written += outcome.transcript is not None
+
+
+def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output: OutputConfig) -> int:
+    """Print transcripts to stdout as they come; return how many failed."""
+    from focusasr.transcription.writers import render
+
+    failed = 0
+    for outcome in outcomes:
+        failed += outcome.error is not None
+        if outcome.transcript is None:
+            continue
+        if several:
+            print(f"{outcome.source.name}\t{outcome.transcript.text.strip()}", flush=True)
+        elif suffix in ("txt", "all"):
+            print(outcome.transcript.text.strip(), flush=True)
+        else:
+            print(render(outcome.transcript, suffix, output).removesuffix("\n"), flush=True)
+    return failed
+
+
+def known_outputs(loaded: Loaded, given: dict[type, dict[str, Any]], folder: Path) -> Again:
+    """Return what is written in a folder by this model with these settings, as far as they change a transcript."""
+    from focusasr.model.checkpoint import fingerprint_of_model
+    from focusasr.transcription.resume import Again
+
+    kinds: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
+    settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind])).items()}
+    decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
+    return Again(folder, {"model": fingerprint_of_model(loaded.path), **decided})
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What is to be transcribed, into which files (`stems` are their paths without suffix), and what is known of it."""
+
+    folder: Path
+    sources: list[Source]
+    stems: list[Path]
+    formats: list[str]
+    again: Again | None
+
+    @classmethod
+    def planned(
+        cls, sources: list[Source], folder: Path, wanted: list[str], again: Again | None, processes: Processes
+    ) -> Writing:
+        """Return what is left to do, the same in every process."""
+        from focusasr.transcription.writers import ANOTHER, FORMATS, output_paths, output_stems
+
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; give --output-dir a folder")
+        formats = list(FORMATS) if "all" in wanted else wanted
+        pairs = list(zip(sources, output_stems(sources, folder), strict=True))
+        given = {real_path(source.path) for source in sources}
+        for path in (path for _, stem in pairs for path in output_paths(stem, formats)):
+            if real_path(path) in given:
+                raise UsageError(f"{path}: is one of the recordings, which a text would replace; choose another -o")
+        left = [pair for pair in pairs if not (again and again.finished(pair[0], output_paths(pair[1], formats)))]
+        processes.gather([])  # nobody writes before all have looked
+        if len(left) < len(pairs) and processes.main:
+            say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
+        if left:
+            ensure_writable(folder, ANOTHER)
+        there = [path for _, stem in left for path in output_paths(stem, formats) if again and again.wrote(path)]
+        if there and processes.main:
+            anew = f"{counted(len(there), 'file')} written anew, such as {there[0]}"
+            say(f"focusasr: {anew}: changed since, or of another sound, model or options")
+        return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
+
+    def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:
+        """Write each transcript's files as it comes, printed too where `noisy`; return how many failed."""
+        from focusasr.transcription.writers import write
+
+        failed = written = 0
+        for stem, outcome in zip(self.stems, shown(outcomes) if noisy else outcomes, strict=True):
+            failed += outcome.error is not None
+            if outcome.transcript is None:
+                continue
+            paths = write(outcome.transcript, stem, self.formats, output)
+            written += len(paths)
+            if self.again and outcome.error is None:
+                self.again.add(outcome.source, paths)
+        note(f"focusasr: {counted(written, 'file')} written to {self.folder.absolute()}")
+        return failed

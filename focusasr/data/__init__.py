@@ -1,0 +1,1 @@
+"""Manifests, corpus readers and preprocessing."""

@@ -1,0 +1,132 @@
+"""What reading a corpus gives: utterances found, or rejects with their reason; and how files in corpora are named."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from focusasr.audio.source import AUDIO_SUFFIXES, Source, find_sources
+from focusasr.data.manifest import Utterance
+from focusasr.runtime.errors import InputError, shown
+from focusasr.runtime.settings import LONGEST_SECONDS
+
+SPLIT = re.compile("train|dev|valid|test", re.IGNORECASE)  # in the names of folders and files that are splits
+MEANT = ("offset", "duration", "speaker", "language", "split", "id")  # columns beside audio and text
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table that the user named; None: found among the usual names."""
+
+    audio: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One utterance of a corpus, its audio not yet opened.
+
+    `name` is where it lies inside the corpus, with `/` and without suffix; several utterances may share it.
+    `where` says which file, and which line of it, told of the utterance.
+    """
+
+    utterance: Utterance
+    name: str
+    where: str
+    told_seconds: float | None = None  # a length that the corpus tells, to be compared with the sound
+
+    @property
+    def audio(self) -> Path:
+        """The file that the utterance is in."""
+        return self.utterance.audio
+
+    def source(self, channel: int | None) -> Source:
+        """Return what is to be loaded: of `channel`, or else of the one that the corpus names, a side of a call."""
+        meant = self.utterance.source
+        return meant if channel is None else replace(meant, channel=channel)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something that cannot become an utterance: its kind (few, to be counted) and the reason in one line."""
+
+    kind: str
+    reason: str
+    audio: Path | None = None
+    text: str = ""
+
+
+Readings = Iterator[Found | Reject]
+
+
+def locate(folder: Path, name: str) -> Path:
+    """Return the file that a corpus means: as written, in the other Unicode form, with `/` for `\\`, or with a suffix.
+
+    Where there is none it is the path as written: whoever opens it reports it.
+    """
+    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")):
+        if os.path.isfile(folder / form):  # False, not an error, for a name that no file can have
+            return folder / form
+    if PurePath(name).suffix.lower() not in AUDIO_SUFFIXES:
+        for suffix in sorted(AUDIO_SUFFIXES):
+            if os.path.isfile(folder / f"{name}{suffix}"):
+                return folder / f"{name}{suffix}"
+    return folder / name
+
+
+def name_in_corpus(audio: Path, root: Path) -> str:
+    """Return the path from the corpus's root, without suffix; of a file elsewhere, the path without its `..`."""
+    path = PurePath(os.path.relpath(audio, root))
+    stem = path.with_suffix("") if path.suffix.lower() in AUDIO_SUFFIXES else path
+    return "/".join(part for part in stem.parts if part != "..")
+
+
+def to_seconds(cell: object, key: str, where: str) -> float | None:
+    """Return a cell or JSON value as seconds, None as None; InputError where it is no number of at least 0."""
+    if cell is None:
+        return None
+    try:
+        number = float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= LONGEST_SECONDS:
+        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {shown(cell)}")
+    return number
+
+
+def usual_name(column: str, header: Collection[str]) -> str:
+    """Return a column's name in small letters, where it then means something and no other column has it."""
+    small = column.lower()
+    return small if small in MEANT and small not in header else column
+
+
+def existing(given: str | Path) -> Path:
+    path = Path(given).absolute()
+    if not path.exists():
+        raise InputError(f"{given}: no such file or folder; name a corpus folder, a table, a manifest or an audio file")
+    return path
+
+
+def checked(found: Found, seen: dict[tuple[Source, str], str]) -> Found | Reject:
+    utterance = replace(found.utterance, text=" ".join(found.utterance.text.split()))
+    if not utterance.text:
+        return Reject("empty text", f"{found.where}: the text is empty", utterance.audio)
+    key = (found.source(None), utterance.text)
+    if key in seen:
+        reason = f"{found.where}: the same audio with the same text as {seen[key]}"
+        return Reject("duplicate", reason, utterance.audio, utterance.text)
+    seen[key] = found.where
+    return replace(found, utterance=utterance)
+
+
+def audio_files(path: Path) -> list[Path]:
+    try:
+        sources = find_sources([str(path)])
+    except InputError:  # a folder without audio
+        return []
+    return [Path(source.path) for source in sources if not Path(source.path).name.startswith(".")]

@@ -1,0 +1,113 @@
+"""Tables of text: rows split by commas, semicolons, bars or tabs, each with its line number; broken ones told apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from focusasr.runtime.errors import InputError
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return a text file's lines with their ends (LF, CRLF or CR); InputError where it is not UTF-8 text."""
+    with _told(path):
+        return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="").readlines()
+
+
+def first_line(path: Path) -> str:
+    """Return the first line that is not blank, without reading the rest; InputError as `read_lines`."""
+    with _told(path), path.open(encoding="utf-8-sig", newline="") as lines:
+        return next((line for line in lines if line.strip()), "")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a file in it") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def delimiter_of(path: Path) -> str:
+    """Return what separates a table's fields, judged by its first line: tab, bar, semicolon or comma."""
+    return _delimiter(first_line(path))
+
+
+def _delimiter(first: str) -> str:
+    for delimiter in "\t|":
+        if delimiter in first:
+            return delimiter
+    return ";" if first.count(";") > first.count(",") else ","
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield (line number, fields, or what is wrong with them) for every row that is not blank."""
+    return _rows(read_lines(path), delimiter_of(path))
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the names in a table's first row; InputError where there is no row to read."""
+    first = first_line(path)
+    _, names = next(_rows([first], _delimiter(first)), (0, "the file is empty"))
+    if isinstance(names, str):
+        raise InputError(f"{path}: no header line ({names})")
+    return [name.strip() for name in names]
+
+
+def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    rows = _plain_rows(lines, delimiter) if delimiter in "\t|" else _quoted_rows(lines, delimiter)
+    return ((number, fields) for number, fields in rows if any(map(str.strip, fields)))
+
+
+def _plain_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Split line by line: cells between tabs or bars hold stray quotes, which may not swallow the lines behind."""
+    for number, line in enumerate(lines, start=1):
+        yield number, [_unquoted(cell) for cell in line.rstrip("\r\n").split(delimiter)]
+
+
+def _unquoted(cell: str) -> str:
+    """Undo the quoting of a whole cell, `"a ""b"" c"` to `a "b" c`; leave any other quotes alone."""
+    inner = cell[1:-1]
+    if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"' or '"' in inner.replace('""', ""):
+        return cell
+    return inner.replace('""', '"')
+
+
+def _quoted_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Split by the rules of CSV; after a row with a broken quote go on with the line behind its first."""
+    start = 0
+    while start < len(lines):
+        reader, first = csv.reader(lines[start:], delimiter=delimiter, strict=True), start
+        try:
+            for fields in reader:
+                yield first + 1, fields
+                first = start + reader.line_num
+            return
+        except csv.Error as error:
+            yield first + 1, f"not CSV ({error})"
+            start = first + 1
+
+
+def pick_column(header: list[str], wanted: str | None, usual: tuple[str, ...]) -> str | None:
+    """Return the column that the user wanted, else the first of the usual names, in any case; None: not there."""
+    if wanted is not None:
+        return wanted if wanted in header else None
+    lowered = {column.lower(): column for column in reversed(header)}
+    return next((lowered[name] for name in usual if name in lowered), None)
+
+
+def require_column(header: list[str], wanted: str | None, usual: tuple[str, ...], complaint: str) -> str:
+    """Return what `pick_column` does; InputError, opening with `complaint`, where there is no such column."""
+    column = pick_column(header, wanted, usual)
+    if column is None:
+        tried = repr(wanted) if wanted is not None else ", ".join(usual)
+        raise InputError(f"{complaint} must name one of {', '.join(header)} (looked for {tried})")
+    return column

@@ -1,0 +1,184 @@
+"""Long recordings cut at pauses, their text divided among the pieces by CTC forced alignment.
+
+The whole text is laid over the whole recording at once, so a word that is misheard in one piece cannot shift the
+text of the next. Each piece gets the words whose middle lies in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from focusasr.audio.features import log_mel, stack
+from focusasr.audio.load import in_blocks, load, probe_seconds, stream
+from focusasr.audio.segmentation import Piece, cut
+from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
+from focusasr.data.corpus import Found, Reject
+from focusasr.decoding.ctc_alignment import Span, align
+from focusasr.model.checkpoint import Checkpoint, fingerprint_of_model, load_checkpoint
+from focusasr.runtime.cache import file_state
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import append_line, read_lines
+from focusasr.runtime.libraries import explain
+from focusasr.text.tokenizer import Tokenizer
+
+LONGEST_SECONDS = 1800.0  # the alignment's memory grows with the square of the length
+BLOCK_SAMPLES = 30 * SAMPLE_RATE_HZ
+JOURNAL = ".alignment.jsonl"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece with words: seconds from the recording's start, its text, and the mean probability of its tokens."""
+
+    start: float
+    duration: float
+    text: str
+    confidence: float
+
+
+class Splitter:
+    """Splits utterances longer than `split_seconds`; what was aligned before, with the same checkpoint, is kept."""
+
+    def __init__(self, folder: Path, checkpoint_folder: Path, config: PreprocessConfig) -> None:
+        assert config.split_seconds is not None
+        self._limit, self._config = config.split_seconds, config
+        self._folder, self._checkpoint = folder, load_checkpoint(checkpoint_folder)
+        if self._checkpoint.model.ctc_head is None:
+            raise InputError(f"{checkpoint_folder}: has no CTC head to align with; give another --align-with")
+        self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit}"
+        self._known: dict[str, list[dict[str, Any]]] = {}
+        for entry in read_lines(folder / JOURNAL):
+            with contextlib.suppress(KeyError, TypeError):
+                self._known[entry["key"]] = entry["parts"]
+
+    def split(self, readings: Iterable[Found | Reject]) -> Iterator[Found | Reject]:
+        """Yield readings, the long ones as their parts, in order; a piece that fits its words badly is a reject."""
+        for reading in readings:
+            if isinstance(reading, Reject) or not self._is_long(reading):
+                yield reading
+                continue
+            try:
+                parts = self._parts(reading)
+            except (InputError, OSError) as error:
+                if failure := explain(error):
+                    raise failure from error
+                yield Reject("unreadable", str(error), reading.audio, reading.utterance.text)
+                continue
+            yield from self._as_readings(reading, parts)
+
+    def _is_long(self, reading: Found) -> bool:
+        source = reading.source(self._config.channel)
+        seconds = source.duration
+        if seconds is None and (whole := probe_seconds(source.path)) is not None:
+            seconds = whole - source.offset
+        if seconds is None:  # which no header tells
+            with contextlib.suppress(InputError):  # a file that cannot be read becomes a reject later
+                seconds = sum(map(len, stream(source))) / SAMPLE_RATE_HZ
+        return seconds is not None and seconds > self._limit
+
+    def _parts(self, reading: Found) -> list[Part]:
+        one, channel = reading.utterance, reading.source(self._config.channel).channel
+        state = json.dumps(file_state(reading.audio), sort_keys=True)
+        whole = f"{self._decided_by} {channel} {state} {one.offset} {one.duration} {one.text}"
+        key = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
+        if key in self._known:
+            return [Part(**part) for part in self._known[key]]
+        parts = self._align(reading)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        append_line(self._folder / JOURNAL, {"key": key, "parts": [vars(part) for part in parts]})
+        return parts
+
+    def _align(self, reading: Found) -> list[Part]:
+        one = reading.utterance
+        waveform = load(reading.source(self._config.channel))
+        seconds = len(waveform) / SAMPLE_RATE_HZ
+        if seconds > LONGEST_SECONDS:
+            told = f"{seconds:.0f} s are too long to align at once (at most {LONGEST_SECONDS:.0f})"
+            raise InputError(f"{reading.where}: {told}; cut it in two, with the text of each")
+        parts = split_text(self._checkpoint, waveform, one.text, self._limit)
+        if parts is None:
+            told = f"its text is too long for {seconds:.1f} s of sound, or has no letter that the checkpoint knows"
+            raise InputError(f"{reading.where}: {told}; does it belong to this recording?")
+        return parts
+
+    def _as_readings(self, reading: Found, parts: Sequence[Part]) -> Iterator[Found | Reject]:
+        one = reading.utterance
+        for part in parts:
+            start = round(one.offset + part.start, 3)
+            if part.confidence < self._config.min_confidence:
+                seen = f"{part.confidence:.3f} is below min_confidence ({self._config.min_confidence:g})"
+                reason = f"{reading.where}, at {start:.1f} s: text and sound fit badly ({seen})"
+                yield Reject("poorly aligned", reason, reading.audio, part.text)
+                continue
+            extra = {**one.extra, "confidence": part.confidence}
+            utterance = replace(one, offset=start, duration=part.duration, text=part.text, extra=extra)
+            yield replace(reading, utterance=utterance, told_seconds=None)
+
+
+@torch.inference_mode()
+def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seconds: float) -> list[Part] | None:
+    """Cut a waveform (N,) at pauses and return the pieces that hold words of `text`; None where it cannot fit."""
+    model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
+    window = model.config.window_samples
+    longest = min(max_seconds, window / SAMPLE_RATE_HZ) if window else max_seconds
+    pieces = list(cut(in_blocks([waveform], BLOCK_SAMPLES), longest))
+    words = text.split()
+    tokens, owners = _tokens(words, tokenizer)
+    emissions = []
+    for piece in pieces:
+        mel = log_mel(torch.from_numpy(piece.waveform), model.config.mel_bands, window)
+        steps = math.ceil(len(piece.waveform) / SAMPLE_RATE_HZ / model.config.step_seconds)
+        emissions.append(model.ctc_log_probs(model.encode(*stack([mel])))[0, :steps])  # (T, V), without the padding
+    spans = align(torch.cat(emissions), tokens, tokenizer.blank) if emissions else None
+    if spans is None:
+        return None
+    ends = np.cumsum([len(emission) for emission in emissions])
+    return _divided(pieces, ends, words, [(owner, span) for owner, span in zip(owners, spans, strict=True)])
+
+
+def _tokens(words: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], list[int | None]]:
+    """Return the tokens of a text and the word that each is of; separators are of none, unknown letters left out."""
+    tokens: list[int] = []
+    owners: list[int | None] = []
+    for index, word in enumerate(words):
+        own = [token for token in tokenizer.encode(word) if token != tokenizer.unknown]
+        between = tokenizer.separator if tokens and own else []
+        tokens += [*between, *own]
+        owners += [None] * len(between) + [index] * len(own)
+    return tokens, owners
+
+
+def _divided(
+    pieces: Sequence[Piece], ends: np.ndarray, words: Sequence[str], spans: Sequence[tuple[int | None, Span]]
+) -> list[Part]:
+    """Return the pieces with their words; a word without a token goes with the one before it, or the first."""
+    homes = np.full(len(words), -1)
+    scores: list[list[float]] = [[] for _ in pieces]
+    grouped: dict[int, list[Span]] = {}
+    for owner, span in spans:
+        if owner is not None:
+            grouped.setdefault(owner, []).append(span)
+    for index, own in grouped.items():
+        homes[index] = min(np.searchsorted(ends, (own[0].start + own[-1].end) / 2, side="right"), len(pieces) - 1)
+        scores[homes[index]] += [span.probability for span in own]
+    homes[0] = homes[homes >= 0][0] if homes[0] < 0 else homes[0]
+    for index in range(1, len(homes)):
+        homes[index] = homes[index - 1] if homes[index] < 0 else homes[index]
+    parts = []
+    for place, piece in enumerate(pieces):
+        text = " ".join(word for word, home in zip(words, homes, strict=True) if home == place)
+        if text:
+            confidence = round(sum(scores[place]) / max(1, len(scores[place])), 4)
+            seconds = len(piece.waveform) / SAMPLE_RATE_HZ
+            parts.append(Part(round(piece.start_seconds, 3), round(seconds, 3), text, confidence))
+    return parts

@@ -1,0 +1,350 @@
+"""From a corpus as it comes to 16 kHz mono files and one manifest: in parallel, resumable, with every reject told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from focusasr.audio.load import load, probe_seconds, stream
+from focusasr.audio.source import Source
+from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
+from focusasr.data.corpus import Columns, Found, Reject
+from focusasr.data.corpus_readers import read_corpora
+from focusasr.data.loudness import Measured, Meter, changed, changes_sound
+from focusasr.data.loudness import to_int16 as _to_int16
+from focusasr.data.manifest import Utterance
+from focusasr.data.preprocess_report import RESULTS, Report, Results, check_choices, split_members, write_results
+from focusasr.data.quality import Kept
+from focusasr.data.splits import Prepared, check_keys
+from focusasr.runtime.cache import Journal, file_state
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import fitting, real_path, sweep, unwritable, written_aside
+from focusasr.text.normalize import apply_policy
+
+IN_FLIGHT_PER_WORKER = 4
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One utterance and the file that its sound goes to."""
+
+    found: Found
+    output: Path
+    config: PreprocessConfig
+    alone: bool  # whether no other utterance lies in the same file
+
+    @property
+    def source(self) -> Source:
+        return self.found.source(self.config.channel)
+
+    def made_from(self) -> dict[str, Any]:
+        """Return all that decides what the output holds; OSError or ValueError where the audio is not there."""
+        part = {"offset": self.source.offset, "duration": self.source.duration}
+        steps = {name: getattr(self.config, name) for name in ("trim_silence", "loudness", "lufs", "peak_db")}
+        kept = {"sample_rate_hz": SAMPLE_RATE_HZ, "channel": self.source.channel, **steps}
+        return {"source": file_state(self.found.audio), **part, **kept}
+
+    def utterance(self, measured: Measured) -> Utterance:
+        """Return the line of the manifest that the finished output gets."""
+        extra = {("source_channel" if key == "channel" else key): v for key, v in self.found.utterance.extra.items()}
+        audio, text = self.output, self.found.utterance.text
+        return Utterance(audio, text, 0.0, measured.seconds, extra)
+
+    def reject(self, kind: str, reason: str) -> Reject:
+        """Return the reject that this job becomes."""
+        return Reject(kind, reason, self.found.audio, self.found.utterance.text)
+
+
+def preprocess(
+    inputs: Iterable[str | Path],
+    output_dir: str | Path,
+    config: PreprocessConfig | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert every utterance of the inputs below `output_dir`/audio; write manifest.jsonl and rejects.jsonl there.
+
+    Utterances of several splits also get one manifest per split. What an earlier run finished is not done again, and
+    who was in a split stays there. `progress` is called with (utterances settled, utterances in all). InputError: an
+    input that is not there or of no known layout, nothing found, a place that cannot be written or holds others' work.
+    """
+    config = config or PreprocessConfig()
+    check_choices(config)
+    inputs, folder = list(inputs), Path(output_dir).resolve()
+    readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
+    check_keys([one.utterance for one in readings if isinstance(one, Found)], config.by or [])  # before any work
+    journal, prepared = Journal(folder, ".preprocess.jsonl"), Prepared(folder)
+    prepared.check(inputs if any(output.is_file() for output in journal.outputs()) else None, config)
+    if config.split_seconds is not None:
+        from focusasr.data.ctc_segmentation import Splitter
+        from focusasr.model.checkpoint import find_checkpoint
+
+        readings = list(Splitter(folder, find_checkpoint(config.align_with), config).split(readings))
+    foreign = [one for one in readings if one.audio is None or Path(real_path(one.audio)) not in journal]
+    plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config, journal)
+    _keep_inputs(inputs, plan, prepared, journal, config)
+    if not plan:
+        raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
+    try:
+        prepared.begin(inputs, config, {job.output: job.source for job in plan if isinstance(job, _Job)})
+        run = _Run(plan, journal, config)
+        run.settle_at_once()
+        run.convert(progress or (lambda done, total: None))
+        prepared.left(journal.outputs())
+        return write_results(prepared, run.results(), inputs, config)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise unwritable(folder, error, "choose another folder with --output-dir") from None
+
+
+# The plan: which sound goes to which file
+
+
+def _plan(
+    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: Journal
+) -> list[_Job | Reject]:
+    """Give each utterance a file of its own that keeps its place in the corpus; the one that it had, if it had one."""
+    names = _names_before(readings, folder, config, journal)
+    taken = {name.casefold() for name in names.values()}
+    uses = Counter(reading.audio for reading in readings if isinstance(reading, Found))
+    plan: list[_Job | Reject] = []
+    for index, reading in enumerate(readings):
+        if isinstance(reading, Found):
+            name = names.get(index) or _free_name(_marked_name(reading), taken)
+            plan.append(_Job(reading, folder / f"{name}.{config.format}", config, uses[reading.audio] == 1))
+        else:
+            plan.append(reading)
+    return plan
+
+
+def _names_before(
+    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: Journal
+) -> dict[int, str]:
+    """Return the names, by the reading's place, of files that earlier runs made: no newcomer gets one meanwhile."""
+    before: dict[str, list[str]] = defaultdict(list)  # of one part with several texts a, a-2, a-3
+    for output, made_from in journal.origins():
+        if output.is_relative_to(folder) and output.suffix == f".{config.format}":
+            before[_origin(made_from)].append(output.relative_to(folder).as_posix()[: -len(output.suffix)])
+    for several in before.values():
+        several.sort(key=lambda name: (len(name), name))  # they were finished in any order
+    names: dict[int, str] = {}
+    for index, reading in enumerate(readings if before else ()):
+        if isinstance(reading, Found):
+            had = before.get(_origin(asdict(reading.source(config.channel))))
+            if had and _numbered(had[0], _marked_name(reading)):
+                names[index] = had.pop(0)
+    return names
+
+
+def _origin(made_from: dict[str, Any]) -> str:
+    """Return what tells one part of one recording from another."""
+    return str([made_from.get(key) for key in ("path", "offset", "duration", "channel")])
+
+
+def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | Reject:
+    """Write a text as the settings want it; one that is nothing but punctuation may become a reject."""
+    if isinstance(reading, Reject) or (config.case == "keep" and config.punctuation == "keep"):
+        return reading
+    text = apply_policy(reading.utterance.text, TextConfig(case=config.case, punctuation=config.punctuation))
+    if not text:
+        reason = f"{reading.where}: nothing is left of {reading.utterance.text[:60]!r} without punctuation"
+        return Reject("empty text", reason, reading.audio, reading.utterance.text)
+    return replace(reading, utterance=replace(reading.utterance, text=text))
+
+
+def _marked_name(found: Found) -> str:
+    """Return the name of an utterance's file; a part from the middle of a recording adds its milliseconds."""
+    name = "/".join(fitting(part) or "_" for part in found.name.split("/"))
+    offset, duration = found.utterance.offset, found.utterance.duration
+    if offset:
+        end = "end" if duration is None else str(round(1000 * (offset + duration)))
+        name = f"{name}_{round(1000 * offset)}-{end}"
+    return name
+
+
+def _numbered(name: str, plain: str) -> bool:
+    """Tell whether a name is one that `_free_name` makes of a plain one."""
+    head, _, count = name.rpartition("-")
+    return name == plain or (head == plain and count.isdecimal())
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """Return the name, or name-2, name-3 ...; some file systems do not tell case apart."""
+    free, count = name, 1
+    while free.casefold() in taken:
+        count += 1
+        free = f"{name}-{count}"
+    taken.add(free.casefold())
+    return free
+
+
+def _keep_inputs(
+    inputs: list[str | Path],
+    plan: list[_Job | Reject],
+    prepared: Prepared,
+    journal: Journal,
+    config: PreprocessConfig,
+) -> None:
+    """Refuse an output folder where results would overwrite what they are made from, or what others made."""
+    folder = prepared.folder
+    jobs = [item for item in plan if isinstance(item, _Job)]
+    splits = {*split_members(job.found.utterance for job in jobs), *(("train", "dev", "test") if config.split else ())}
+    names = {*RESULTS, *(f"{name}.jsonl" for name in splits)}
+    written = {folder} | {folder / name for name in names} | {job.output for job in jobs}
+    for path in [*inputs, *(job.found.audio for job in jobs)]:
+        if Path(path).resolve() in written:
+            raise InputError(f"{path}: would be overwritten by its own result; choose another --output-dir")
+    prepared.claim(names)
+    prepared.claim_new(job.output for job in jobs if job.output not in journal)
+
+
+# The work
+
+
+class _Run:
+    """One pass over a plan; `outcomes` are what was measured, or rejects, in the plan's order."""
+
+    def __init__(self, plan: list[_Job | Reject], journal: Journal, config: PreprocessConfig) -> None:
+        self.plan, self.journal, self.config = plan, journal, config
+        self.outcomes: dict[int, Measured | Reject] = {}
+        self.reused = 0
+        self.todo: dict[int, tuple[_Job, dict[str, Any]]] = {}  # with what each job's output is made from
+        self.running: dict[Future[Measured | Reject], int] = {}
+
+    def settle_at_once(self) -> None:
+        """Settle what needs no work: rejects, missing files, files finished before. The others are `todo`."""
+        for index, item in enumerate(self.plan):
+            if isinstance(item, Reject):
+                self.outcomes[index] = item
+                continue
+            try:
+                made_from = item.made_from()
+            except (OSError, ValueError):
+                self.outcomes[index] = item.reject("missing", f"{item.found.where}: {item.source.path} is not there")
+                continue
+            measured = _remembered(self.journal.finished(item.output, made_from))
+            if measured is None:
+                self.todo[index] = item, made_from
+            else:
+                sweep(item.output.parent)  # where all is done, nobody writes any more
+                self.outcomes[index] = _length_reject(item, measured, self.config) or measured
+                self.reused += isinstance(self.outcomes[index], Measured)
+
+    def convert(self, progress: Progress) -> None:
+        """Convert what is left, a bounded number of files in work.
+
+        Threads do as well as processes here: decoding, resampling and encoding let go of Python's lock. When the run
+        is interrupted the files in work are finished and kept, and no other is begun.
+        """
+        progress(len(self.outcomes), len(self.plan))
+        workers = self.config.workers or os.cpu_count() or 1
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for index, (job, _) in self.todo.items():
+                self.running[pool.submit(_convert, job, self.config)] = index
+                if len(self.running) >= IN_FLIGHT_PER_WORKER * workers:
+                    self._settle_finished(progress)
+            while self.running:
+                self._settle_finished(progress)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for future in [future for future in self.running if not future.cancelled() and not future.exception()]:
+                self._settle(future)
+
+    def _settle_finished(self, progress: Progress) -> None:
+        for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+            self._settle(future)
+            progress(len(self.outcomes), len(self.plan))
+
+    def _settle(self, future: Future[Measured | Reject]) -> None:
+        index = self.running.pop(future)
+        outcome = self.outcomes[index] = future.result()
+        if isinstance(outcome, Measured):
+            job, made_from = self.todo[index]
+            self.journal.add(job.output, made_from, asdict(outcome))
+
+    def results(self) -> Results:
+        """Return what came of every part of the plan, in its order."""
+        kept: list[Kept] = []
+        rejects: list[Reject] = []
+        for index, item in enumerate(self.plan):
+            outcome = self.outcomes[index]
+            if isinstance(outcome, Reject):
+                rejects.append(outcome)
+            elif isinstance(item, _Job):
+                kept.append(Kept(item.utterance(outcome), outcome, item.found.told_seconds))
+        return Results(kept, rejects, self.reused)
+
+
+def _remembered(result: Any) -> Measured | None:
+    """Return what a journal holds of a finished output; None where it is of an earlier version."""
+    try:
+        return Measured(**result)
+    except TypeError:
+        return None
+
+
+def _convert(job: _Job, config: PreprocessConfig) -> Measured | Reject:
+    """Write one job's output, whole or not at all; return what was measured, or the reject."""
+    try:
+        with written_aside(job.output) as aside:
+            return _write_sound(job, aside, config)
+    except _Refused as refused:
+        return refused.reject
+    except InputError as error:
+        return job.reject("unreadable", str(error))
+
+
+class _Refused(Exception):
+    """Carries a reject out of the block that writes a file, so that the file is dropped."""
+
+    def __init__(self, reject: Reject) -> None:
+        self.reject = reject
+
+
+def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> Measured:
+    """Write the sound of a job as 16 kHz mono, 16 bit; _Refused where its length is.
+
+    In bounded memory, unless a step needs the utterance as a whole.
+    """
+    meter, before, source_samples = Meter(), None, 0
+    name = str(path) if sys.platform == "win32" else os.fsencode(path)  # which may not be UTF-8
+    with soundfile.SoundFile(name, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=config.format.upper()) as out:
+        blocks: Iterable[np.ndarray] = stream(job.source)
+        if changes_sound(config):
+            whole = load(job.source)
+            source_samples, blocks, before = len(whole), [changed(whole, config)], Meter()
+            before.hear(_to_int16(whole))
+        for block in blocks:
+            values = _to_int16(block)
+            meter.hear(values)
+            out.write(values)
+            if config.max_seconds is not None and meter.samples > config.max_seconds * SAMPLE_RATE_HZ:
+                break
+    seconds = max(source_samples, meter.samples) / SAMPLE_RATE_HZ
+    if job.alone and not job.source.offset and job.source.duration is not None:
+        seconds = probe_seconds(job.source.path) or seconds
+    measured = meter.result(seconds, before)
+    reject = _length_reject(job, measured, config)
+    if reject:
+        raise _Refused(reject)
+    return measured
+
+
+def _length_reject(job: _Job, measured: Measured, config: PreprocessConfig) -> Reject | None:
+    seconds = measured.seconds
+    if not seconds or seconds < config.min_seconds:
+        reason = f"{job.source.path}: {seconds:.3f} s is shorter than min_seconds ({config.min_seconds:g})"
+        return job.reject("too short", reason)
+    if config.max_seconds is not None and seconds > config.max_seconds:
+        return job.reject("too long", f"{job.source.path}: longer than max_seconds ({config.max_seconds:g})")
+    return None

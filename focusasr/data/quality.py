@@ -1,0 +1,161 @@
+"""What is odd about a corpus: faults of sound and text, repeats, and leaks between splits."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from focusasr.data.loudness import Measured
+from focusasr.data.manifest import Utterance
+from focusasr.data.splits import key_of
+
+SILENT_DB = -60.0  # mean power
+CLIPPED_SHARE = 0.0005  # 8 samples of a second
+OFFSET = 0.01
+DURATION_SECONDS, DURATION_SHARE = 0.1, 0.01  # a told length may be wrong by so much
+RATE_DEVIATIONS = 6.0  # median absolute deviations from the median of the logarithm
+FEWEST_FOR_RATES = 20
+SCRIPTS = dict.fromkeys(
+    ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "IDEOGRAPHIC"), "CJK"
+)  # written together
+OF_ANY_SCRIPT = ("MODIFIER", "FEMININE", "MASCULINE", "MICRO")
+BROKEN = "\ufffd"
+
+KINDS = (
+    *("silent", "clipped", "dc offset", "mismatched duration", "foreign text", "speaking rate"),
+    *("same sound", "same text and speaker", "speaker in two splits", "sentence in two splits"),
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An utterance that was written, what was measured of it, and the length that the corpus had told, if any."""
+
+    utterance: Utterance
+    measured: Measured
+    told_seconds: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Characters per second."""
+        return len(self.utterance.text) / max(self.measured.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something odd about one utterance (its place among those kept): the kind, one of KINDS, and one line."""
+
+    index: int
+    kind: str
+    reason: str
+
+
+def check(kept: Sequence[Kept]) -> list[Finding]:
+    """Return every finding, in the order of KINDS."""
+    found = [finding for index, one in enumerate(kept) for finding in _of_one(index, one)]
+    found += [*_foreign(kept), *_rates(kept), *_repeats(kept), *_leaks(kept, "speaker"), *_leaks(kept, "text")]
+    return sorted(found, key=lambda finding: (KINDS.index(finding.kind), finding.index))
+
+
+def _of_one(index: int, one: Kept) -> Iterator[Finding]:
+    name, sound = one.utterance.audio.name, one.measured
+    if sound.rms_db < SILENT_DB:
+        yield Finding(index, "silent", f"{name}: {sound.rms_db:.0f} dB of full scale, below {SILENT_DB:.0f}")
+    if sound.clipped > CLIPPED_SHARE:
+        yield Finding(index, "clipped", f"{name}: {100 * sound.clipped:.2f} % of its samples are at full scale")
+    if abs(sound.offset) > OFFSET:
+        yield Finding(index, "dc offset", f"{name}: its mean is {sound.offset:+.3f} of full scale, not 0")
+    told = one.told_seconds
+    if told is not None and abs(told - sound.source_seconds) > max(DURATION_SECONDS, DURATION_SHARE * told):
+        reason = f"{name}: {sound.source_seconds:.2f} s long where {told:.2f} s were told"
+        yield Finding(index, "mismatched duration", reason)
+
+
+def _foreign(kept: Sequence[Kept]) -> Iterator[Finding]:
+    """Find texts with letters of another script than most of their language's, and broken characters."""
+    scripts = [Counter(_scripts(one.utterance.text)) for one in kept]
+    usual: dict[str, Counter[str]] = defaultdict(Counter)
+    for one, found in zip(kept, scripts, strict=True):
+        usual[key_of(one.utterance, "language")].update(found)
+    for index, (one, found) in enumerate(zip(kept, scripts, strict=True)):
+        if BROKEN in one.utterance.text:
+            reason = f"{one.utterance.audio.name}: a character that was lost in some conversion ({BROKEN})"
+            yield Finding(index, "foreign text", reason)
+            continue
+        own = usual[key_of(one.utterance, "language")].most_common(1)
+        others = [script for script in found if own and script != own[0][0]]
+        if others:
+            seen = f"letters that are {others[0].lower()} where most are {own[0][0].lower()}"
+            yield Finding(index, "foreign text", f"{one.utterance.audio.name}: {seen}")
+
+
+def _scripts(text: str) -> Iterator[str]:
+    """Yield the script of each letter, by the first word of its name."""
+    for char in text:
+        if unicodedata.category(char)[0] == "L":
+            name = unicodedata.name(char, "UNKNOWN").removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ")
+            script = name.split()[0]
+            if script not in OF_ANY_SCRIPT:
+                yield SCRIPTS.get(script, script)
+
+
+def _rates(kept: Sequence[Kept]) -> Iterator[Finding]:
+    """Find far too many or far too few characters per second for the language: text and sound not of each other?"""
+    by_language: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for index, one in enumerate(kept):
+        by_language[key_of(one.utterance, "language")].append((index, math.log(max(one.rate, 1e-3))))
+    for several in by_language.values():
+        if len(several) < FEWEST_FOR_RATES:
+            continue
+        middle = median(value for _, value in several)
+        spread = max(1.4826 * median(abs(value - middle) for _, value in several), 0.1)
+        for index, value in several:
+            if abs(value - middle) > RATE_DEVIATIONS * spread:
+                one = kept[index]
+                seen = f"{one.rate:.1f} characters per second where the median is {math.exp(middle):.1f}"
+                yield Finding(
+                    index, "speaking rate", f"{one.utterance.audio.name}: {seen}; does the text belong to it?"
+                )
+
+
+def _repeats(kept: Sequence[Kept]) -> Iterator[Finding]:
+    """Find all but the first of those with the same samples, or the same text by the same speaker."""
+    sounds: dict[str, int] = {}
+    texts: dict[tuple[str, str], int] = {}
+    for index, one in enumerate(kept):
+        name = one.utterance.audio.name
+        first = sounds.setdefault(one.measured.digest, index)
+        if first != index:
+            yield Finding(index, "same sound", f"{name}: the same samples as {kept[first].utterance.audio.name}")
+            continue
+        speaker = key_of(one.utterance, "speaker")
+        if speaker:
+            first = texts.setdefault((speaker, key_of(one.utterance, "text")), index)
+            if first != index:
+                reason = f"{name}: {speaker} says the same in {kept[first].utterance.audio.name}"
+                yield Finding(index, "same text and speaker", reason)
+
+
+def _leaks(kept: Sequence[Kept], key: str) -> Iterator[Finding]:
+    """Find speakers or sentences in several splits, in all of these but the smallest: train loses, test keeps."""
+    sizes = Counter(key_of(one.utterance, "split") for one in kept)
+    homes: dict[str, set[str]] = defaultdict(set)
+    for one in kept:
+        homes[key_of(one.utterance, key)].add(key_of(one.utterance, "split"))
+    kind = "sentence in two splits" if key == "text" else f"{key} in two splits"
+    for index, one in enumerate(kept):
+        value, split = key_of(one.utterance, key), key_of(one.utterance, "split")
+        several = sorted(home for home in homes[value] if home)
+        if value and split and len(several) > 1 and split != min(several, key=lambda home: (sizes[home], home)):
+            shown = f"{value[:40]!r} is in {' and '.join(several)}"
+            yield Finding(index, kind, f"{one.utterance.audio.name}: {shown}")
+
+
+def counts(findings: Iterable[Finding]) -> dict[str, int]:
+    """Return how many findings of each kind there are, in the order of KINDS."""
+    found = Counter(finding.kind for finding in findings)
+    return {kind: found[kind] for kind in KINDS if found[kind]}

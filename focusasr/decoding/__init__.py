@@ -1,0 +1,1 @@
+"""From encoder output to tokens and word times: pure tensor code."""

@@ -1,0 +1,233 @@
+"""The search for the likeliest text: greedy, sampling, beams, on top of three calls that any decoder can offer.
+
+Letters: B utterances, R rows (an utterance has one per candidate), L tokens, V vocabulary. What the options mean is
+what they mean in openai/whisper. Rows that are done leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from focusasr.decoding.logit_filters import Rule, apply_rules
+from focusasr.model.transformer import Memory
+
+State = TypeVar("State")
+
+
+class StepDecoder(Protocol[State]):
+    """A decoder that reads tokens one by one or many at once; only it knows what is in the state.
+
+    A state may be used up by the call that it is given to: go on with the one that comes back.
+    """
+
+    def start(self, memory: Memory) -> State:
+        """Return the state before the first token, with one row per utterance."""
+
+    def advance(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read tokens (R, L) and return logits (R, L or 1, V), the last being those of the next token."""
+
+    def select(self, state: State, rows: Tensor) -> State:
+        """Return the state of other rows: `rows` (R',) numbers the present ones in any order, left out or repeated."""
+
+
+class Text(NamedTuple):
+    """Tokens without the end token, and their log probability with it."""
+
+    tokens: list[int]
+    log_prob: float
+
+    @property
+    def avg_logprob(self) -> float:
+        """Return the mean log probability per token, the end counted as one."""
+        return self.log_prob / (len(self.tokens) + 1)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What counts as a text: the rules it keeps, the token that ends it, and its most tokens."""
+
+    rules: Sequence[Rule]
+    end: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Search:
+    """How texts are looked for.
+
+    At temperature 0 with `beam_size` beams (None: greedily) until `beam_size * patience` texts are complete; above 0
+    the best of `best_of` samples. Candidates are compared by log probability per token, or, with `length_penalty` α,
+    divided by ((5 + tokens) / 6) ** α (Wu et al. 2016, equation 14). One `seed` gives one result, in any batch.
+    """
+
+    temperature: float = 0.0
+    beam_size: int | None = None
+    best_of: int | None = None
+    patience: float | None = None
+    length_penalty: float | None = None
+    seed: int = 0
+
+
+class Opening(NamedTuple, Generic[State]):
+    """A decoder that has read something: its state, and the logits (R, V) of the next token."""
+
+    state: State
+    logits: Tensor
+
+
+def read(decoder: StepDecoder[State], state: State, tokens: Tensor) -> Opening[State]:
+    """Let a decoder read tokens (R, L), such as its prompt, and return what it would say next."""
+    logits, state = decoder.advance(tokens, state)
+    return Opening(state, logits[:, -1])
+
+
+def search(decoder: StepDecoder[State], opening: Opening[State], goal: Goal, options: Search) -> list[Text]:
+    """Return the best text of each utterance."""
+    beams = options.beam_size if options.temperature == 0 else None
+    found = (
+        _sampled(decoder, opening, goal, options)
+        if beams is None
+        else _beams(decoder, opening, goal, beams, options.patience)
+    )
+    return [max(texts, key=lambda text: _score(text, options.length_penalty)) for texts in found]
+
+
+def _score(text: Text, length_penalty: float | None) -> float:
+    length = max(1, len(text.tokens))
+    return text.log_prob / (length if length_penalty is None else ((5 + length) / 6) ** length_penalty)
+
+
+def _sampled(decoder: StepDecoder[State], opening: Opening[State], goal: Goal, options: Search) -> list[list[Text]]:
+    """Return `best_of` samples of each utterance, at temperature 0 its greedy text."""
+    utterances, device = len(opening.logits), opening.logits.device
+    copies = (options.best_of or 1) if options.temperature > 0 else 1
+    owners = torch.arange(utterances, device=device).repeat_interleave(copies)
+    state, logits = opening if copies == 1 else _rows(decoder, opening, owners)
+    chances = [torch.Generator(device).manual_seed(options.seed) for _ in range(utterances)]
+    said = torch.zeros(len(owners), 0, dtype=torch.long, device=device)
+    scores = torch.zeros(len(owners), device=device)
+    texts: list[list[Text]] = [[] for _ in range(utterances)]
+    for step in range(goal.max_tokens):
+        logits = apply_rules(goal.rules, logits.float(), said)
+        tokens = _choose(logits, owners, chances, options.temperature)
+        scores = scores + logits.log_softmax(dim=-1).gather(1, tokens)[:, 0]
+        said = torch.cat((said, tokens), dim=1)
+        ended = tokens[:, 0] == goal.end
+        for row in ended.nonzero()[:, 0].tolist():
+            texts[owners[row]].append(Text(said[row, :-1].tolist(), float(scores[row])))
+        going = (~ended).nonzero()[:, 0]
+        owners, scores, said = owners[going], scores[going], said[going]
+        if not len(going) or step + 1 == goal.max_tokens:
+            break
+        if len(going) < len(ended):
+            state = decoder.select(state, going)
+        state, logits = read(decoder, state, said[:, -1:])
+    for owner, tokens, score in zip(owners.tolist(), said.tolist(), scores.tolist(), strict=True):
+        texts[owner].append(Text(tokens, score))  # it found no end
+    return texts
+
+
+def _rows(decoder: StepDecoder[State], opening: Opening[State], rows: Tensor) -> Opening[State]:
+    return Opening(decoder.select(opening.state, rows), opening.logits[rows])
+
+
+def _choose(logits: Tensor, owners: Tensor, chances: list[torch.Generator], temperature: float) -> Tensor:
+    """Return the next token of each row (R, 1); an utterance's draws come from its own chance."""
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    probabilities = (logits / temperature).softmax(dim=-1)
+    present, counts = owners.unique_consecutive(return_counts=True)
+    shares = probabilities.split(counts.tolist())
+    draws = [
+        torch.multinomial(share, 1, generator=chances[owner])
+        for owner, share in zip(present.tolist(), shares, strict=True)
+    ]
+    return torch.cat(draws)
+
+
+class _Step(NamedTuple):
+    """One more token for a beam: the row it comes from, counted within its utterance, and the score with it."""
+
+    row: int
+    token: int
+    score: float
+
+
+@dataclass
+class _Beams:
+    """The beams of one utterance: its rows under way and its complete texts, at most `wanted`."""
+
+    size: int
+    wanted: int
+    rows: int = 1
+    complete: list[Text] = field(default_factory=list)
+
+    def extend(self, scores: Tensor, tokens: Tensor, said: list[list[int]], end: int) -> list[_Step]:
+        """Return the next rows, best first, from scores and tokens (rows, size + 1) of the candidates.
+
+        Candidates that end are texts if they come before the last of the next rows.
+        """
+        steps = [
+            _Step(row, token, score)
+            for row, (row_scores, row_tokens) in enumerate(zip(scores.tolist(), tokens.tolist(), strict=True))
+            for score, token in zip(row_scores, row_tokens, strict=True)
+        ]
+        going: list[_Step] = []
+        for step in sorted(steps, key=lambda step: step.score, reverse=True):
+            if step.token != end:
+                going.append(step)
+            elif len(self.complete) < self.wanted:
+                self.complete.append(Text(said[step.row], step.score))
+            if len(going) == self.size:
+                break
+        self.rows = len(going)
+        return going
+
+    def close(self, going: list[_Step], said: list[list[int]]) -> None:
+        """Count the best unfinished rows as texts where there are fewer than beams."""
+        lacking = max(0, self.size - len(self.complete))
+        self.complete += [Text([*said[step.row], step.token], step.score) for step in going[:lacking]]
+
+
+def _beams(
+    decoder: StepDecoder[State], opening: Opening[State], goal: Goal, size: int, patience: float | None
+) -> list[list[Text]]:
+    """Return the complete texts that a beam search finds for each utterance."""
+    state, logits = opening
+    device = logits.device
+    every = [_Beams(size, round(size * (patience or 1.0))) for _ in range(len(logits))]
+    going = every
+    said = torch.zeros(len(logits), 0, dtype=torch.long, device=device)
+    scores = torch.zeros(len(logits), device=device)
+    for step in range(goal.max_tokens):
+        log_probs = apply_rules(goal.rules, logits.float(), said).log_softmax(dim=-1)
+        best, tokens = log_probs.topk(size + 1)
+        totals = scores[:, None] + best
+        chosen: list[_Step] = []
+        left: list[_Beams] = []
+        first = 0
+        for beams in going:
+            here = slice(first, first + beams.rows)
+            first = here.stop
+            before = said[here].tolist()
+            steps = beams.extend(totals[here], tokens[here], before, goal.end)
+            if len(beams.complete) >= beams.wanted or step + 1 == goal.max_tokens:
+                beams.close(steps, before)
+            else:
+                left.append(beams)
+                chosen += [one._replace(row=one.row + here.start) for one in steps]
+        if not left:
+            break
+        rows = torch.tensor([one.row for one in chosen], device=device)
+        scores = torch.tensor([one.score for one in chosen], device=device)
+        said = torch.cat((said[rows], torch.tensor([[one.token] for one in chosen], device=device)), dim=1)
+        if rows.tolist() != list(range(len(logits))):
+            state = decoder.select(state, rows)
+        state, logits = read(decoder, state, said[:, -1:])
+        going = left
+    return [beams.complete for beams in every]

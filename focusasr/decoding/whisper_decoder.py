@@ -1,0 +1,172 @@
+"""Windows of 30 s to text, as Whisper reads them: prompt, rules, search, and warmer tries where a text fails."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from focusasr.decoding.beam_search import Goal, Search, Text, read, search
+from focusasr.decoding.logit_filters import NoRepeatNgram, RepetitionPenalty, Rule, Suppress, Timestamps
+from focusasr.model.engine import Engine, State
+from focusasr.model.transformer import Memory
+from focusasr.text.whisper_tokenizer import WhisperTokenizer
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+
+class Answer(NamedTuple):
+    """The text of a window, timestamps among its tokens, and how sure the model was."""
+
+    tokens: list[int]
+    text: str
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+def compression_ratio(text: str) -> float:
+    """Return how many times shorter zlib makes a text: above 2.4 it is probably a loop."""
+    encoded = text.encode("utf-8")
+    return len(encoded) / len(zlib.compress(encoded))
+
+
+def is_silence(answer: Answer, config: SearchConfig) -> bool:
+    """Return whether a window counts as silent: no speech is likely, and the text is not."""
+    if config.no_speech_threshold is None or answer.no_speech_prob <= config.no_speech_threshold:
+        return False
+    return config.logprob_threshold is None or answer.avg_logprob <= config.logprob_threshold
+
+
+def has_failed(answer: Answer, config: SearchConfig) -> bool:
+    """Return whether a text should be looked for again, at a higher temperature."""
+    looping = (
+        config.compression_ratio_threshold is not None and answer.compression_ratio > config.compression_ratio_threshold
+    )
+    unlikely = config.logprob_threshold is not None and answer.avg_logprob < config.logprob_threshold
+    silent = unlikely and config.no_speech_threshold is not None and answer.no_speech_prob > config.no_speech_threshold
+    return (looping or unlikely) and not silent
+
+
+class EngineDecoder:
+    """The engine's decoder as search knows decoders: its states are changed in place and passed on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def start(self, memory: Memory) -> State:
+        """Return the state before the first token, with one row per utterance."""
+        return self._engine.start(memory)
+
+    def advance(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read tokens (R, L) and return logits (R, L, V)."""
+        return self._engine.advance(tokens, state), state
+
+    def select(self, state: State, rows: Tensor) -> State:
+        """Keep `rows` (R,)."""
+        state.select(rows.tolist())
+        return state
+
+
+class WindowReader:
+    """A Whisper model with one language, task and way to search; the answer for a window does not depend on others."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig
+    ) -> None:
+        self.engine, self.tokenizer, self.config, self.longform = engine, tokenizer, config, longform
+        self.decoder = EngineDecoder(engine)
+        self.context = engine.config.text_context
+
+    def languages(self, memory: Memory) -> list[str]:
+        """Return the likeliest language of each window."""
+        codes = self.tokenizer.languages
+        prompt = torch.full((len(memory.states), 1), self.tokenizer.start, device=memory.states.device)
+        logits = read(self.decoder, self.decoder.start(memory), prompt).logits
+        best = logits[:, list(codes.values())].argmax(dim=-1).tolist()
+        return [list(codes)[index] for index in best]
+
+    def prompt(self, previous: Sequence[int] = (), timestamps: bool = True) -> list[int]:
+        """Return what the decoder reads first: words to expect, the text before, the start, the prefix.
+
+        As openai/whisper has it, and faster-whisper for the words to expect; the text before is cut at its front to
+        half the context, and to less beside a long prefix, so that a quarter is left to write.
+        """
+        tokenizer, longform = self.tokenizer, self.longform
+        most = self.context // 2 - 1
+        start = [*tokenizer.sot_sequence, *([] if timestamps else [tokenizer.no_timestamps])]
+        prefix = self._encoded(longform.prefix)[:most]
+        expected = [] if longform.prefix else self._encoded(longform.hotwords)[:most]
+        room = min(most, self.context - self.context // 4 - 1 - len(start) - len(prefix)) - len(expected)
+        before = [*expected, *(list(previous)[-room:] if room > 0 else [])]
+        return [*([tokenizer.sot_prev, *before] if before else []), *start, *prefix]
+
+    def _encoded(self, text: str | None) -> list[int]:
+        return self.tokenizer.encode_exactly(" " + text.strip()) if text and text.strip() else []
+
+    def rules(self, timestamps: bool = True) -> list[Rule]:
+        """Return what may not be said, in openai/whisper's order."""
+        tokenizer, config = self.tokenizer, self.config
+        rules: list[Rule] = [Suppress((*tokenizer.encode_exactly(" "), tokenizer.end), at_start=True)]
+        if config.suppress_tokens:
+            rules.append(Suppress(tuple(self.suppressed())))
+        if config.repetition_penalty != 1.0:
+            rules.append(RepetitionPenalty(config.repetition_penalty))
+        if config.no_repeat_ngram_size:
+            rules.append(NoRepeatNgram(config.no_repeat_ngram_size))
+        if timestamps:
+            latest = tokenizer.whisper.max_initial_timestamp_index
+            rules.append(Timestamps(tokenizer.timestamp_begin, tokenizer.end, tokenizer.no_timestamps, latest))
+        return rules
+
+    def suppressed(self) -> list[int]:
+        """Return the tokens that `suppress_tokens` stands for, with those that only open a text."""
+        tokenizer = self.tokenizer
+        ids = {int(part) for part in self.config.suppress_tokens.split(",")}
+        if -1 in ids:
+            ids = (ids - {-1}) | set(tokenizer.non_speech_tokens())
+        openers = {tokenizer.transcribe, tokenizer.translate, tokenizer.start, tokenizer.sot_prev, tokenizer.sot_lm}
+        return sorted(ids | openers | {tokenizer.no_speech})
+
+    @torch.inference_mode()
+    def answers(self, memory: Memory, prompts: Sequence[Sequence[int]], timestamps: bool = True) -> list[Answer]:
+        """Return the text of each window; prompts have one length. Those that fail are tried again, warmer."""
+        rules = self.rules(timestamps)
+        answers: dict[int, Answer] = {}
+        waiting = list(range(len(prompts)))
+        for temperature in self.config.temperatures:
+            prompt = torch.tensor([list(prompts[row]) for row in waiting], device=memory.states.device)
+            for row, answer in zip(waiting, self._tried(memory, prompt, rules, temperature), strict=True):
+                answers[row] = answer
+            failed = [place for place, row in enumerate(waiting) if has_failed(answers[row], self.config)]
+            waiting = [waiting[place] for place in failed]
+            if not waiting:
+                break
+            memory = memory.select(torch.tensor(failed, device=memory.states.device))
+        return [answers[row] for row in range(len(prompts))]
+
+    def _tried(self, memory: Memory, prompt: Tensor, rules: Sequence[Rule], temperature: float) -> list[Answer]:
+        """Return what one temperature gives for each window."""
+        tokenizer, config = self.tokenizer, self.config
+        at = prompt[0].tolist().index(tokenizer.start) + 1
+        opening = read(self.decoder, self.decoder.start(memory), prompt[:, :at])
+        silence = opening.logits.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
+        if at < prompt.shape[1]:
+            opening = read(self.decoder, opening.state, prompt[:, at:])
+        room = min(self.context // 2, self.context - prompt.shape[1] + 1)
+        goal = Goal(rules, tokenizer.end, room)
+        options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
+        texts = search(self.decoder, opening, goal, options)
+        return [self._answer(text, temperature, unsaid) for text, unsaid in zip(texts, silence, strict=True)]
+
+    def _answer(self, text: Text, temperature: float, no_speech_prob: float) -> Answer:
+        said = self.text(text.tokens).strip()
+        ratio = compression_ratio(said)
+        return Answer(text.tokens, said, temperature, text.avg_logprob, ratio, no_speech_prob)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, without timestamps."""
+        return self.tokenizer.decode_exactly([token for token in tokens if token < self.tokenizer.end])

@@ -1,0 +1,236 @@
+"""An evaluation taken apart: slices, confused words, words invented in silence, and another system beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from focusasr.config import EvaluationConfig
+from focusasr.data.manifest import Utterance
+from focusasr.evaluation.bootstrap import (
+    Comparison,
+    Interval,
+    choose_unit,
+    compare,
+    group_totals,
+    middle,
+    resample_totals,
+)
+from focusasr.evaluation.evaluate import Evaluation, Row, score_rows
+from focusasr.evaluation.wer import Score, align_words, count_errors, normalize
+from focusasr.runtime.errors import InputError, SettingError
+
+DURATION_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, math.inf)
+MOST_CONFUSED = 10  # of each kind
+ABSENT = "(not said)"  # value of a slice where a line lacks the key
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The utterances that share one value of a key, and their score."""
+
+    key: str
+    value: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A word heard as another (S), not heard (D) or invented (I), and how often; low and high bound the count."""
+
+    kind: str
+    reference: str
+    hypothesis: str
+    count: int
+    low: float | None
+    high: float | None
+
+    def told(self) -> str:
+        """Return the count and its bounds as text."""
+        return f"{self.count}{Interval(self.count, self.low, self.high).bounds('{:.0f}'.format, '–')}"
+
+
+@dataclass(frozen=True)
+class Silence:
+    """What was heard where nothing is said: the utterances with an empty reference."""
+
+    utterances: int
+    minutes: float
+    words: int
+    words_per_minute: Interval | None  # None where the sound's length is not known
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """All of it; `against` names the other system."""
+
+    slices: list[Slice]
+    confusions: list[Confusion]
+    silence: Silence | None
+    comparison: Comparison | None = None
+    against: str | None = None
+
+
+def take_apart(
+    evaluation: Evaluation,
+    config: EvaluationConfig,
+    others: Sequence[str | None] | None = None,
+    against: str | None = None,
+) -> Breakdown:
+    """Return the breakdown; `others` are another system's texts, one per row."""
+    rows = evaluation.scored
+    return Breakdown(
+        slices=[part for key in dict.fromkeys(config.slice or []) for part in slices(rows, key, evaluation.unit)],
+        confusions=confusions(rows, evaluation.unit),
+        silence=silence(rows, evaluation.unit),
+        comparison=None if others is None else compare_rows(evaluation, others, against or "the other"),
+        against=against,
+    )
+
+
+# Slices
+
+
+def check_groups(utterances: Sequence[Utterance], config: EvaluationConfig) -> None:
+    """Refuse slices by a key, or intervals over speakers, that no utterance names, before any work: SettingError."""
+    known = ["duration", "source", *sorted({name for one in utterances for name in one.extra})]
+    if config.bootstrap == "speaker" and "speaker" not in known:
+        raise SettingError("bootstrap", config.bootstrap, 'lines with their "speaker", which none has')
+    for key in config.slice or []:
+        if key not in known:
+            wanted = f"what a line has: {', '.join(known)}; or add it to the lines of the manifest, as in "
+            raise SettingError("slice", key, wanted + '"speaker": "anna"')
+
+
+def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:
+    """Return a score for each value of a key; durations come in buckets, shortest first, others by their rate."""
+    members: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        members[slice_value(row, key)].append(row)
+    scored = ((value, score_rows(part, unit)) for value, part in members.items())
+    parts = [Slice(key, value, score) for value, score in scored if score is not None]
+    if key == "duration":
+        return sorted(parts, key=lambda part: [*DURATION_NAMES, ABSENT].index(part.value))
+    return sorted(parts, key=lambda part: (not part.score.words, -part.score.wer, part.value))
+
+
+def slice_value(row: Row, key: str) -> str:
+    """Return an utterance's value of a key of the manifest; `source` without such a key is the audio's folder."""
+    if key == "duration" and (row.audio_seconds or row.utterance.duration is not None):
+        return DURATION_NAMES[sum(row.audio_seconds >= edge for edge in DURATION_EDGES[1:-1])]
+    value = row.utterance.extra.get(key)
+    if key == "source" and value is None:
+        return row.utterance.audio.parent.name or ABSENT
+    return ABSENT if value is None or value == "" else str(value)
+
+
+def _bucket_name(low: float, high: float) -> str:
+    if not low:
+        return f"under {high:g} s"
+    return f"{low:g} s and more" if high == math.inf else f"{low:g} to {high:g} s"
+
+
+DURATION_NAMES = [_bucket_name(low, high) for low, high in itertools.pairwise(DURATION_EDGES)]
+
+
+# Words, silence, the other system
+
+
+def confusions(rows: Sequence[Row], unit: str) -> list[Confusion]:
+    """Return the most frequent substitutions, deletions and insertions, with the 95 % interval of each count."""
+    import numpy as np
+
+    found = [Counter(_differences(row)) for row in rows]
+    whole: Counter[tuple[str, str, str]] = Counter()
+    for counter in found:
+        whole.update(counter)
+    ordered = sorted(whole, key=lambda item: (-whole[item], item))
+    chosen = [item for kind in "SDI" for item in [one for one in ordered if one[0] == kind][:MOST_CONFUSED]]
+    if not chosen:
+        return []
+    counts = np.array([[counter[item] for item in chosen] for counter in found])
+    drawn = resample_totals(group_totals(counts, _groups(rows, unit)), seed=0)
+    return [Confusion(*item, whole[item], *middle(drawn[:, index])) for index, item in enumerate(chosen)]
+
+
+def _differences(row: Row) -> list[tuple[str, str, str]]:
+    if row.words is None or not row.words.count:
+        return []
+    aligned = align_words(row.normalized_reference, row.normalized_hypothesis or "")
+    return [(mark, said, heard) for said, heard, mark in aligned if mark]
+
+
+def silence(rows: Sequence[Row], unit: str) -> Silence | None:
+    """Return how many words were invented per minute of the utterances in which nothing is said; None without any."""
+    import numpy as np
+
+    silent = [(row, row.words) for row in rows if not row.normalized_reference and row.words]
+    if not silent:
+        return None
+    timed = [(row, errors) for row, errors in silent if row.audio_seconds > 0]
+    silent = timed or silent  # what has no known length is left out, where others have one
+    words, rate = sum(errors.insertions for _, errors in silent), None
+    if timed:
+        counts = np.array([(errors.insertions, row.audio_seconds) for row, errors in timed])
+        drawn = resample_totals(group_totals(counts, _groups([row for row, _ in timed], unit)), seed=0)
+        rate = Interval(float(60 * words / counts[:, 1].sum()), *middle(60 * drawn[:, 0] / drawn[:, 1]))
+    return Silence(len(silent), sum(row.audio_seconds for row, _ in timed) / 60, words, rate)
+
+
+def compare_rows(evaluation: Evaluation, others: Sequence[str | None], name: str) -> Comparison:
+    """Compare with another system's texts under the same normalizer, on the utterances that both have."""
+    heard = normalize((text or "" for text in others), evaluation.normalizer)
+    pairs = [
+        (row, row.words, count_errors(row.normalized_reference, text))
+        for row, other, text in zip(evaluation.rows, others, heard, strict=True)
+        if row.words is not None and other is not None
+    ]
+    if not pairs:
+        raise InputError(f"{name}: shares no utterance that could be scored; compare two results of one set")
+    groups = _groups([row for row, _, _ in pairs], evaluation.unit)
+    first, second = [mine.count for _, mine, _ in pairs], [theirs.count for _, _, theirs in pairs]
+    return compare(first, second, [mine.words for _, mine, _ in pairs], groups)
+
+
+def _groups(rows: Sequence[Row], unit: str) -> list[str] | None:
+    return choose_unit(unit, [row.utterance.extra.get("speaker") for row in rows])[1]
+
+
+# As JSON
+
+COUNTS = ("substitutions", "deletions", "insertions", "words", "wrong", "utterances")
+RATES = ("wer", "cer", "ser", "substitution_rate", "deletion_rate", "insertion_rate")
+
+
+def to_json(evaluation: Evaluation, breakdown: Breakdown | None = None) -> dict[str, Any]:
+    """Return the figures as one object, ready for JSON; the rates are null where nothing could be scored."""
+    score, pace = evaluation.score, evaluation.pace
+    rates = [name + bound for name in RATES for bound in ("", "_low", "_high")]
+    latencies = sorted(pace.latencies) if pace else []
+    figures = {
+        **{key: getattr(score, key, None) for key in rates},
+        **{key: getattr(score, key, 0) for key in COUNTS},
+        "interval_over": getattr(score, "unit", None),
+        "drawn": getattr(score, "drawn", 0),
+        "normalizer": evaluation.normalizer,
+        "failed": len(evaluation.failures),
+        "audio_seconds": evaluation.audio_seconds,
+        "seconds": pace.seconds if pace else None,
+        "audio_seconds_per_second": pace.audio_seconds / pace.seconds if pace and pace.seconds else None,
+        "latency_p50_seconds": percentile(latencies, 50),
+        "latency_p95_seconds": percentile(latencies, 95),
+        "reused": pace.reused if pace else 0,
+        "decoder_tokens": pace.tokens if pace else 0,
+        "decoder_passes": pace.passes if pace else 0,
+    }
+    return figures | (dataclasses.asdict(breakdown) if breakdown else {})
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float | None:
+    """Return the smallest of the ordered values that at least `percent` of them do not exceed; None without any."""
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else None

@@ -1,0 +1,282 @@
+"""A manifest transcribed and scored; transcripts of an interrupted evaluation are reused."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusasr.audio.load import probe_seconds
+from focusasr.audio.source import STDIN, Source
+from focusasr.data.manifest import Utterance
+from focusasr.evaluation.bootstrap import choose_unit
+from focusasr.evaluation.wer import Errors, Score, count_character_errors, count_errors, normalize, summarize
+from focusasr.runtime.cache import fingerprint
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import append_line, read_lines, unwritable, written_aside
+
+if TYPE_CHECKING:
+    from focusasr.transcription.result import Outcome
+
+
+COUNTS = ("substitutions", "deletions", "insertions", "words")
+
+Recognize = Callable[[Iterable[Source]], "Iterator[Outcome]"]  # one outcome per source, in order
+
+
+@dataclass(frozen=True)
+class Row:
+    """One utterance: what was said, what was heard, and how the two differ; `error` says why nothing was heard.
+
+    The normalized texts are those that were compared. `hypothesis`, `normalized_hypothesis` and the counts are None
+    where the file failed.
+    """
+
+    utterance: Utterance
+    normalized_reference: str
+    hypothesis: str | None = None
+    normalized_hypothesis: str | None = None
+    words: Errors | None = None
+    characters: Errors | None = None
+    audio_seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast this run heard: sound and wall time in seconds, and from a file's opening to its text.
+
+    What an earlier run heard is not in it; `reused` counts those utterances.
+    """
+
+    audio_seconds: float
+    seconds: float
+    latencies: tuple[float, ...]
+    reused: int = 0
+    tokens: int = 0  # that the decoder wrote, and the passes that it took, where the model counts them
+    passes: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every row, in the manifest's order, and the score of those that did not fail; None where all failed.
+
+    `audio_seconds` is the sound of the scored rows; `pace` is None where the texts came from a file.
+    """
+
+    rows: list[Row]
+    score: Score | None
+    audio_seconds: float
+    normalizer: str
+    unit: str  # what was asked to be drawn for intervals: auto, utterance or speaker
+    pace: Pace | None = None
+
+    @property
+    def failures(self) -> list[Row]:
+        """The rows that could not be recognized; they are in no rate."""
+        return [row for row in self.rows if row.error is not None]
+
+    @property
+    def scored(self) -> list[Row]:
+        """The rows behind every rate."""
+        return [row for row in self.rows if row.words is not None]
+
+
+def evaluate(
+    recognize: Recognize,
+    utterances: list[Utterance],
+    normalizer: str = "basic",
+    unit: str = "auto",
+    recall: Recall | None = None,
+) -> Evaluation:
+    """Recognize every utterance and score the texts against the manifest's.
+
+    What `recall` knows from a run that was cut short is not heard again. InputError on an empty manifest or an
+    unknown normalizer.
+    """
+    references = _references(utterances, normalizer)
+    sources = [one.source for one in utterances]
+    watch = _Stopwatch(recognize)
+    outcomes = list(recall.recognize(watch, sources) if recall else watch(sources))
+    heard = normalize((one.transcript.text if one.transcript else "" for one in outcomes), normalizer)
+    rows = [_row(*parts) for parts in zip(utterances, references, outcomes, heard, strict=True)]
+    reused = len(sources) - len(watch.latencies)
+    pace = Pace(watch.audio_seconds, watch.seconds, tuple(watch.latencies), reused, watch.tokens, watch.passes)
+    return _scored(rows, normalizer, unit, pace)
+
+
+def evaluate_texts(
+    utterances: Sequence[Utterance], hypotheses: Sequence[str | None], normalizer: str = "basic", unit: str = "auto"
+) -> Evaluation:
+    """Score texts that are there already, one per utterance; None counts as a file that failed."""
+    references = _references(utterances, normalizer)
+    heard = normalize((text or "" for text in hypotheses), normalizer)
+    rows = []
+    for utterance, reference, text, compared in zip(utterances, references, hypotheses, heard, strict=True):
+        seconds = _seconds(utterance)
+        if text is None:
+            rows.append(Row(utterance, reference, audio_seconds=seconds, error="no hypothesis for it"))
+        else:
+            errors = count_errors(reference, compared), count_character_errors(reference, compared)
+            rows.append(Row(utterance, reference, text.strip(), compared, *errors, seconds))
+    return _scored(rows, normalizer, unit, None)
+
+
+def _seconds(utterance: Utterance) -> float:
+    """Return how long an utterance is, as far as that is known without decoding; 0 where it is not."""
+    if utterance.duration is not None:
+        return utterance.duration
+    whole = probe_seconds(utterance.audio) if utterance.audio.is_file() else None
+    return max(0.0, (whole or 0.0) - utterance.offset)
+
+
+def _references(utterances: Sequence[Utterance], normalizer: str) -> list[str]:
+    references = normalize((one.text for one in utterances), normalizer)
+    if not utterances:
+        raise InputError("no utterances to evaluate: no line of the manifest can be used; wanted: at least one")
+    return references
+
+
+def _scored(rows: list[Row], normalizer: str, unit: str, pace: Pace | None) -> Evaluation:
+    audio_seconds = sum(row.audio_seconds for row in rows if row.error is None)
+    return Evaluation(rows, score_rows(rows, unit), audio_seconds, normalizer, unit, pace)
+
+
+def score_rows(rows: Sequence[Row], unit: str) -> Score | None:
+    """Return the score of the rows that did not fail, None where there are none."""
+    scored = [(row, row.words, row.characters) for row in rows if row.words and row.characters]
+    if not scored:
+        return None
+    _, groups = choose_unit(unit, [row.utterance.extra.get("speaker") for row, _, _ in scored])
+    return summarize([words for _, words, _ in scored], [letters for _, _, letters in scored], groups=groups)
+
+
+class _Stopwatch:
+    """A recognizer that notes how long each source took, from the moment it is asked for to its outcome."""
+
+    def __init__(self, recognize: Recognize) -> None:
+        self._recognize = recognize
+        self.latencies: list[float] = []
+        self.audio_seconds = self.seconds = 0.0
+        self.tokens = self.passes = 0
+
+    def __call__(self, sources: Iterable[Source]) -> Iterator[Outcome]:
+        start, began = time.perf_counter(), []
+
+        def asked_for() -> Iterator[Source]:
+            for source in sources:
+                began.append(time.perf_counter())
+                yield source
+
+        for index, outcome in enumerate(self._recognize(asked_for())):
+            now = time.perf_counter()
+            self.latencies.append(now - began[index])
+            self.audio_seconds += outcome.audio_seconds
+            self.tokens, self.passes = self.tokens + outcome.tokens, self.passes + outcome.passes
+            self.seconds = now - start
+            yield outcome
+
+
+def _row(utterance: Utterance, reference: str, outcome: Outcome, heard: str) -> Row:
+    if outcome.transcript is None or outcome.error is not None:  # what is cut off is not scored
+        return Row(utterance, reference, error=outcome.error or "no transcript")
+    words, characters = count_errors(reference, heard), count_character_errors(reference, heard)
+    return Row(utterance, reference, outcome.transcript.text.strip(), heard, words, characters, outcome.audio_seconds)
+
+
+def write_rows(evaluation: Evaluation, path: Path) -> None:
+    """Write one JSON line per utterance, whole or not at all; InputError where the file cannot be written.
+
+    A line keeps what its line in the manifest carried (speaker, language ...), with `reference` in place of `text`;
+    the path of the sound is relative to the folder of `path` where it lies inside, as in manifests.
+    """
+    folder = path.parent.absolute()
+    try:
+        # A lone surrogate, which JSON can escape and UTF-8 cannot hold, becomes its escape again.
+        with (
+            written_aside(path) as aside,
+            aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out,
+        ):
+            for row in evaluation.rows:
+                out.write(json.dumps(_row_to_json(row, folder), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise unwritable(path, error, "choose another place with --output") from None
+
+
+def _row_to_json(row: Row, folder: Path) -> dict[str, Any]:
+    line = row.utterance.to_json(folder)
+    texts = {
+        "reference": line.pop("text"),
+        "hypothesis": row.hypothesis,
+        "normalized_reference": row.normalized_reference,
+        "normalized_hypothesis": row.normalized_hypothesis,
+    }
+    counts = {key: getattr(row.words, key, None) for key in COUNTS}
+    wer = row.words.rate if row.words else None
+    return {**line, **texts, "wer": wer, **counts, "audio_seconds": row.audio_seconds, "error": row.error}
+
+
+class Recall:
+    """Texts by the content of the sound and whatever else decides them: another file or option is another text.
+
+    `decided_by` is JSON: the options and the checkpoint's digest. Lines are appended as they come; one that was cut
+    off is heard again.
+    """
+
+    def __init__(self, path: Path, decided_by: dict[str, Any]) -> None:
+        self.path = path
+        self._decided_by = json.dumps(decided_by, sort_keys=True)
+        self._known: dict[str, dict[str, Any]] = {}
+        for entry in read_lines(path):
+            with contextlib.suppress(KeyError, TypeError):
+                self._known[entry["key"]] = {name: entry[name] for name in ("text", "language", "audio_seconds")}
+
+    def recognize(
+        self, recognize: Callable[[Iterable[Source]], Iterator[Outcome]], sources: Sequence[Source]
+    ) -> Iterator[Outcome]:
+        """Yield one outcome per source, in order; only what is not known goes through `recognize`."""
+        keys = [self._key(source) for source in sources]
+        unknown = [source for source, key in zip(sources, keys, strict=True) if key not in self._known]
+        heard = recognize(unknown)
+        for source, key in zip(sources, keys, strict=True):
+            entry = self._known.get(key)
+            yield _outcome(source, entry) if entry else self._kept(key, next(heard))
+
+    def forget(self) -> None:
+        """Remove what was kept: the output is written."""
+        self.path.unlink(missing_ok=True)
+
+    def _kept(self, key: str, outcome: Outcome) -> Outcome:
+        if outcome.transcript is not None and outcome.error is None and key:
+            entry = {"text": outcome.transcript.text, "language": outcome.transcript.language}
+            line = {"key": key, **entry, "audio_seconds": outcome.audio_seconds}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self.path, line)
+        return outcome
+
+    def _key(self, source: Source) -> str:
+        """Return what decides a text; empty for what cannot be read, which is tried each time."""
+        content = _content(source.path) if source.path != STDIN else ""
+        whole = f"{self._decided_by} {content} {source.offset} {source.duration} {source.channel}"
+        return hashlib.sha256(whole.encode()).hexdigest() if content else ""
+
+
+@functools.lru_cache(maxsize=16)  # the parts of a long recording come one after the other
+def _content(path: str) -> str:
+    """Return the fingerprint of a file, empty where there is none: a pipe can be read only once."""
+    with contextlib.suppress(OSError, ValueError):
+        return fingerprint(Path(path)) if os.path.isfile(path) else ""
+    return ""
+
+
+def _outcome(source: Source, entry: dict[str, Any]) -> Outcome:
+    from focusasr.transcription.result import Outcome, Transcript
+
+    return Outcome(source, Transcript(entry["text"], [], entry["language"]), None, entry["audio_seconds"])

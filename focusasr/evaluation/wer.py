@@ -1,0 +1,244 @@
+"""Word and character error rates: counted by jiwer, with a bootstrap interval and aligned differences."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from focusasr.evaluation.bootstrap import Interval, group_totals, middle, resample_totals
+from focusasr.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import jiwer
+
+
+NORMALIZERS = ("none", "basic", "english")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How one hypothesis differs from its reference, counted in words or in characters."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    hits: int
+
+    @property
+    def count(self) -> int:
+        """All errors: substitutions, deletions and insertions."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def words(self) -> int:
+        """Length of the reference, in words (or in characters, where those were counted)."""
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference word; with an empty reference the number of insertions, as jiwer 4 defines."""
+        return self.count / max(self.words, 1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Error rates of a set of utterances, as ratios (0.05 is 5 %), each with its 95 % interval, and the counts behind.
+
+    `ser` is the share of utterances with any error; the rates of substitutions, deletions and insertions are per
+    reference word. `unit` says whether utterances or speakers were drawn for the intervals, `drawn` how many there are;
+    the bounds are None where that is one.
+    """
+
+    wer: float
+    wer_low: float | None
+    wer_high: float | None
+    cer: float
+    cer_low: float | None
+    cer_high: float | None
+    ser: float
+    ser_low: float | None
+    ser_high: float | None
+    substitution_rate: float
+    substitution_rate_low: float | None
+    substitution_rate_high: float | None
+    deletion_rate: float
+    deletion_rate_low: float | None
+    deletion_rate_high: float | None
+    insertion_rate: float
+    insertion_rate_low: float | None
+    insertion_rate_high: float | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+    wrong: int
+    utterances: int
+    unit: str
+    drawn: int
+
+    def interval(self, rate: str) -> Interval:
+        """Return one of the rates with its bounds, such as `wer`."""
+        return Interval(*(getattr(self, name) for name in (rate, f"{rate}_low", f"{rate}_high")))
+
+
+@functools.cache
+def normalizer(name: str) -> Callable[[str], str]:
+    """Return the function that rewrites reference and hypothesis alike before they are compared.
+
+    none: white space only. basic: Whisper's basic normalizer, that is lower case, without punctuation and without
+    what stands in brackets; accents and vowel signs stay. english: Whisper's English normalizer, which also spells
+    alike, writes contractions out and numbers as digits: 'one two three' becomes the single word '123', so strings of
+    digits count as one word. All three return words parted by single spaces. InputError on another name.
+    """
+    if name == "none":
+        return _single_spaces
+    if name == "basic":
+        from whisper_normalizer.basic import BasicTextNormalizer
+
+        # Whisper's own default parts words at the vowel signs of Hindi, Thai and others.
+        rewrite = BasicTextNormalizer(preserve_marks=True)
+    elif name == "english":
+        from whisper_normalizer.english import EnglishTextNormalizer
+
+        rewrite = EnglishTextNormalizer()
+    else:
+        raise InputError(f"normalizer is {name!r}; wanted: {', '.join(NORMALIZERS)}")
+    return lambda text: _single_spaces(rewrite(text))
+
+
+def normalize(texts: Iterable[str], name: str) -> list[str]:
+    """Rewrite every text by the normalizer of that name."""
+    rewrite = normalizer(name)
+    return [rewrite(text) for text in texts]
+
+
+def _single_spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+def count_errors(reference: str, hypothesis: str) -> Errors:
+    """Count word errors; words are whatever white space parts."""
+    import jiwer
+
+    return _errors(jiwer.process_words(_single_spaces(reference), _single_spaces(hypothesis)))
+
+
+def count_character_errors(reference: str, hypothesis: str) -> Errors:
+    """Count character errors; a character is a Unicode code point, and the space between words is one."""
+    import jiwer
+
+    return _errors(jiwer.process_characters(_single_spaces(reference), _single_spaces(hypothesis)))
+
+
+def _errors(counted: jiwer.WordOutput | jiwer.CharacterOutput) -> Errors:
+    return Errors(counted.substitutions, counted.deletions, counted.insertions, counted.hits)
+
+
+def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic", seed: int = 0) -> Score:
+    """Score hypotheses against references, utterance by utterance; `summarize` says how the odd cases count.
+
+    ValueError where the two differ in number or are empty; InputError on an unknown normalizer.
+    """
+    pairs = list(zip(normalize(references, normalizer), normalize(hypotheses, normalizer), strict=True))
+    words = [count_errors(*pair) for pair in pairs]
+    characters = [count_character_errors(*pair) for pair in pairs]
+    return summarize(words, characters, seed)
+
+
+def summarize(
+    words: Sequence[Errors], characters: Sequence[Errors], seed: int = 0, groups: Sequence[str] | None = None
+) -> Score:
+    """Add up the errors of U utterances; ValueError where there are none.
+
+    As in jiwer 4, an utterance with an empty reference adds its insertions and no words, and where no reference has
+    a word the rate is the number of insertions. The interval is the middle 95 % of the rates of 1000 sets of U
+    utterances drawn with replacement (Bisani and Ney 2004), the same for the same seed in whatever order they come.
+    With `groups` (the speaker of each utterance) whole speakers are drawn. Sets without a word do not count. One
+    utterance, or one speaker, gives no interval; utterances all alike give one without width.
+    """
+    if not words:
+        raise ValueError("no utterances to score; wanted: at least 1")
+    import numpy as np
+
+    counts = np.array([_counts(*pair) for pair in zip(words, characters, strict=True)])
+    counted = group_totals(counts, groups)
+    whole, drawn = counts.sum(axis=0, keepdims=True), resample_totals(counted, seed)
+    figures: dict[str, float | None] = {}
+    for name, (above, below) in _RATES.items():
+        kept = drawn if not whole[0, below] else drawn[drawn[:, below] > 0]  # a draw without a word has no rate
+        value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, kept))
+        low, high = middle(rates)
+        figures |= {name: float(value[0]), f"{name}_low": low, f"{name}_high": high}
+    names = ("substitutions", "deletions", "insertions", "words", "wrong", "utterances")
+    totals = {name: int(whole[0, _COLUMNS.index(name)]) for name in names}
+    unit = "utterance" if groups is None else "speaker"
+    return Score(**figures, **totals, unit=unit, drawn=len(counted))  # type: ignore[arg-type]
+
+
+_COLUMNS = (
+    *("substitutions", "deletions", "insertions", "errors", "words", "wrong", "utterances"),
+    *("character errors", "characters"),
+)
+_RATES = {  # a rate is the first column divided by the second
+    name: (_COLUMNS.index(above), _COLUMNS.index(below))
+    for name, above, below in (
+        ("wer", "errors", "words"),
+        ("cer", "character errors", "characters"),
+        ("ser", "wrong", "utterances"),
+        ("substitution_rate", "substitutions", "words"),
+        ("deletion_rate", "deletions", "words"),
+        ("insertion_rate", "insertions", "words"),
+    )
+}
+
+
+def _counts(words: Errors, characters: Errors) -> tuple[int, ...]:
+    """Return the columns of one utterance."""
+    kinds = (words.substitutions, words.deletions, words.insertions)
+    return (*kinds, words.count, words.words, int(words.count > 0), 1, characters.count, characters.words)
+
+
+def align_words(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
+    """Set the words of both against each other: (reference, hypothesis, mark), the mark S, D, I or empty for a hit.
+
+    A word that the other side lacks faces the empty string.
+    """
+    import jiwer
+
+    aligned = jiwer.process_words(_single_spaces(reference), _single_spaces(hypothesis))
+    said, heard = aligned.references[0], aligned.hypotheses[0]
+    pairs = []
+    for chunk in aligned.alignments[0]:
+        left = said[chunk.ref_start_idx : chunk.ref_end_idx]
+        right = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        mark = "" if chunk.type == "equal" else chunk.type[0].upper()
+        sides = zip(left or [""] * len(right), right or [""] * len(left), strict=True)
+        pairs += [(word, other, mark) for word, other in sides]
+    return pairs
+
+
+def align_columns(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
+    """Return what `align_words` does, each padded to one terminal width; a missing word is as many stars as are wide.
+
+    The mark is blank for a hit.
+    """
+    return [_column(*triple) for triple in align_words(reference, hypothesis)]
+
+
+def _column(reference: str, hypothesis: str, mark: str) -> tuple[str, str, str]:
+    from rich.cells import cell_len
+
+    width = max(cell_len(reference), cell_len(hypothesis), 1)
+    cells = (reference or "*" * width, hypothesis or "*" * width, mark)
+    first, second, third = (cell + " " * (width - cell_len(cell)) for cell in cells)
+    return first, second, third
+
+
+def align(reference: str, hypothesis: str) -> str:
+    """Return REF and HYP lines, word under word, and under them a line of S, D and I where they differ."""
+    columns = align_columns(reference, hypothesis)
+    heads = ("REF:", "HYP:", "    ")
+    lines = [" ".join([head, *(column[index] for column in columns)]) for index, head in enumerate(heads)]
+    return "\n".join(line.rstrip() for line in lines if line.strip())

@@ -1,0 +1,1 @@
+"""The network, its inference engine, and its weights on disk."""

@@ -1,0 +1,218 @@
+"""Checkpoints: folders of config.json, model.safetensors, tokenizer.json, README.md and metrics.json.
+
+Nothing is unpickled. A folder is written aside and renamed; what is read is checked against the configuration
+before any weight is loaded. Whisper's checkpoints from elsewhere come by this door too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from focusasr import __version__
+from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig, WhisperConfig
+from focusasr.model.huggingface import download, load_hugging_face
+from focusasr.model.openai import load_openai
+from focusasr.model.transformer import Model
+from focusasr.model.weights import filled, safetensors_in
+from focusasr.model.whisper_weights import Pieces, check_generation
+from focusasr.runtime.cache import fingerprint, json_digest
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import read_json, read_text
+from focusasr.runtime.settings import read_settings, to_settings
+from focusasr.text.tokenizer import Tokenizer
+from focusasr.text.whisper_tokenizer import WhisperTokenizer
+
+FORMAT = 1
+WHISPER_SIZES = "tiny tiny.en base base.en small small.en medium medium.en large-v1 large-v2 large-v3 large-v3-turbo"
+WHISPER_NAMES = {name: name for name in WHISPER_SIZES.split()} | {"large": "large-v3", "turbo": "large-v3-turbo"}
+HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+PIECES = ("config.json", "model.safetensors", "tokenizer.json")
+FOR_READERS = {"README.md", "metrics.json"}  # of a checkpoint's files: they change no text
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recognizer as it lies in a folder."""
+
+    model: Model
+    tokenizer: Tokenizer
+    metrics: dict[str, Any]
+    card: str  # README.md
+    folder: Path | None = None
+
+    @property
+    def whisper(self) -> WhisperConfig | None:
+        """What a Whisper model says about its tokens and heads; None for a native model."""
+        return self.tokenizer.whisper if isinstance(self.tokenizer, WhisperTokenizer) else None
+
+
+def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
+    """Return where a checkpoint lies; InputError where there is none of this name.
+
+    None and "default" are the default one; a training run's folder stands for its best checkpoint; else a folder,
+    OpenAI's .pt file, or a name on the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own
+    names, such as tiny.en, stand for NAME.pt in `model_dir`, where there is one, and else for the hub's.
+    """
+    if name is None or name == "default":
+        inside = Path(__file__).parents[1] / "checkpoints" / DEFAULT_CHECKPOINT
+        beside = Path(__file__).parents[2] / "checkpoints" / DEFAULT_CHECKPOINT
+        folder = inside if inside.is_dir() else beside
+        if not folder.is_dir():
+            raise InputError(f"{beside}: the default checkpoint is missing; reinstall focusasr or give --model FOLDER")
+        return folder
+    folder = Path(name)
+    if os.path.isfile(folder / "best" / "config.json") and not os.path.exists(folder / "config.json"):
+        return folder / "best"
+    if os.path.isdir(folder) or os.path.isfile(folder):  # of a name that no file can have, they say no
+        return folder
+    if name in WHISPER_NAMES:
+        for file in (model_dir / f"{stem}.pt" for stem in (name, WHISPER_NAMES[name]) if model_dir is not None):
+            if file.is_file():
+                return file
+        hub = "large" if name == "large-v1" else WHISPER_NAMES[name]
+        return download(f"openai/whisper-{hub}", local_files_only, model_dir)
+    if HUB_NAME.fullmatch(name):
+        try:
+            return download(name, local_files_only, model_dir)
+        except InputError as error:
+            raise InputError(f"{error}{_near(name)}") from error
+    kind, stem = ("file", folder.stem) if folder.suffix == ".pt" else ("checkpoint folder", name)
+    raise InputError(
+        f"{name[:200]}: no such {kind}{_near(name, stem)}; give one that 'focusasr train' wrote, a Whisper's "
+        "folder or .pt, OpenAI's name such as tiny.en or turbo, the hub's such as openai/whisper-tiny.en, or default"
+    )
+
+
+def _near(name: str, stem: str | None = None) -> str:
+    """Return the hint for a name, or its stem, that is nearly one of those known, or of a checkpoint beside it."""
+    known = [*WHISPER_NAMES, *(f"openai/whisper-{size}" for size in WHISPER_SIZES.split()), "default"]
+    with contextlib.suppress(OSError, ValueError):  # of a name that no folder can have
+        for kind in ("config.json", "best/config.json"):
+            known += [str(folder) for folder in Path(name).parent.glob("*") if (folder / kind).is_file()]
+    near = [one for one in difflib.get_close_matches((stem or name)[:200], known, n=1) if one != name]
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def save_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    run: dict[str, Any] | None = None,
+    made_with: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the pieces into `folder`, an empty or new one; `run` and `made_with` are kept in config.json.
+
+    Weights are written as `dtype`; they are float32 again when loaded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = checkpoint.model
+    config = {
+        "format": FORMAT,
+        "focusasr": __version__,
+        "model": to_settings(model.config),
+        "text": to_settings(checkpoint.tokenizer.policy),
+        **({"whisper": to_settings(checkpoint.whisper)} if checkpoint.whisper else {}),
+        **({"run": run} if run else {}),
+        **({"made_with": made_with} if made_with else {}),
+    }
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "metrics.json", checkpoint.metrics)
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
+    (folder / "README.md").write_text(checkpoint.card, encoding="utf-8", errors="backslashreplace")
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
+
+
+def _write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name's bytes that are no text stay escapes
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint, native or Whisper's; InputError names the piece that is missing, broken or of another size."""
+    if is_whisper(folder):
+        return _from_elsewhere(folder, str(device))
+    if not any((folder / piece).is_file() for piece in PIECES):
+        seen = "has no config.json" if folder.is_dir() else "is no folder, and no .pt"
+        raise InputError(
+            f"{folder}: no checkpoint, it {seen}; give a folder that 'focusasr train' wrote, or a Whisper's"
+        )
+    for piece in PIECES:
+        if not (folder / piece).is_file():
+            raise InputError(f"{folder}: not a whole checkpoint, {piece} is missing; copy the folder again")
+    config = read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise InputError(
+            f"{folder / 'config.json'}: format is {config.get('format')!r}; this version reads {FORMAT}; "
+            "install a newer focusasr"
+        )
+    settings = read_settings(ModelConfig, _section(config, "model", folder), str(folder / "config.json"))
+    policy = read_settings(TextConfig, _section(config, "text", folder), str(folder / "config.json"))
+    tokenizer = _read_tokenizer(folder, policy, settings, config)
+    if tokenizer.size != settings.vocabulary:
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: {tokenizer.size} tokens, but the model has {settings.vocabulary}; "
+            "it belongs to another checkpoint"
+        )
+    path = folder / "model.safetensors"
+    with contextlib.ExitStack() as files:
+        model = filled(settings, dict(safetensors_in(path, str(device), files)), path)
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
+    return Checkpoint(model, tokenizer, metrics, card, folder)
+
+
+def _from_elsewhere(path: Path, device: str) -> Checkpoint:
+    model, tokenizer, card = load_whisper(path, device)
+    return Checkpoint(model, tokenizer, {}, card, path)
+
+
+def _read_tokenizer(folder: Path, policy: TextConfig, settings: ModelConfig, config: dict[str, Any]) -> Tokenizer:
+    text = read_text(folder / "tokenizer.json")
+    try:
+        if "whisper" not in config:
+            return Tokenizer.from_json(text, policy)
+        whisper = read_settings(WhisperConfig, _section(config, "whisper", folder), "config.json")
+        check_generation(whisper, settings, Path("config.json"))
+        return WhisperTokenizer.from_document(text, policy, whisper)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
+def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, dict):
+        raise InputError(f"{folder / 'config.json'}: section {name!r} is missing; copy the folder again")
+    return section
+
+
+def is_whisper(path: Path) -> bool:
+    """Return whether a file or folder is a Whisper checkpoint of another house: .pt, or config.json of that type."""
+    if path.is_file():
+        return path.suffix == ".pt"
+    return (path / "config.json").is_file() and "model_type" in read_json(path / "config.json")
+
+
+def load_whisper(path: Path, device: str = "cpu") -> Pieces:
+    """Read a Hugging Face folder or OpenAI's .pt; InputError names what is missing, broken or of another shape."""
+    return load_openai(path, device) if path.is_file() else load_hugging_face(path, device)
+
+
+def fingerprint_of_model(path: Path) -> str:
+    """Return the SHA-256 over a checkpoint: its file, or the files of its folder by name, but for those for readers."""
+    if path.is_file():
+        return fingerprint(path)
+    told_apart = (file for file in path.iterdir() if file.is_file() and file.name not in FOR_READERS)
+    files = sorted(file for file in told_apart if file.name[0] != ".")
+    return json_digest([[file.name, fingerprint(file)] for file in files])

@@ -1,0 +1,334 @@
+"""The engine of decoding: a model made ready to be used, with fused projections and caches that are written in place.
+
+Letters: B rows, U utterances (B = U · rows per utterance), L tokens, S encoder steps, D width, H heads, E head width.
+What it computes is what `model.Decoder` computes, its slow twin in the tests; only the order of sums may differ.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focusasr.audio.features import stack
+from focusasr.model.attention import (
+    AdaptiveSpanAttention,
+    HybridAttention,
+    KeysValues,
+    MultiheadAttention,
+    Rotation,
+    rotary,
+    rotate,
+)
+from focusasr.model.local_attention import log_mask
+from focusasr.model.quantization import ComputeType, choose_compute_type, converted, make_linear
+from focusasr.model.transformer import DecoderBlock, Memory, Model
+from focusasr.runtime.devices import one_thread
+
+FEW_PRODUCTS = 100_000_000  # of the widest layer in one pass: fewer go faster in one thread, measured on two cores
+FRAMES_AT_ONCE = 3000  # of sound on a CPU, where more in one batch only leave its caches
+
+
+class State:
+    """What the decoder knows of each row: how many tokens it read, their keys and values, the audio's.
+
+    `lengths` may be set back, row by row: what lies beyond is forgotten and written over.
+    """
+
+    def __init__(self, memory: list[KeysValues], mask: Tensor | None, spans: list[Tensor | None], group: int) -> None:
+        self.memory = memory  # per layer (U, H, S, E)
+        self.mask = mask  # (U, 1, 1, S), None where nothing is padding
+        self.spans = spans  # per layer span_scale (B, H) of a hybrid decoder
+        self.group = group  # rows per utterance
+        self.lengths = [0] * (memory[0][0].shape[0] * group)
+        self.caches: list[Tensor] = []  # per layer (2 or 4, B, H, capacity, E): keys, values, and the local branch's
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep `rows` in this order; some may be repeated.
+
+        Rows of one utterance that stand together, as many as every other utterance has, share its keys and values.
+        """
+        device = self.memory[0][0].device
+        owners = [row // self.group for row in rows]
+        runs = [(owner, len(list(run))) for owner, run in itertools.groupby(owners)]
+        alike = len({length for _, length in runs}) == 1 and len({owner for owner, _ in runs}) == len(runs)
+        owners = [owner for owner, _ in runs] if alike else owners
+        if owners != list(range(self.memory[0][0].shape[0])):
+            utterances = torch.tensor(owners, device=device)
+            self.memory = [(k[utterances], v[utterances]) for k, v in self.memory]
+            self.mask = None if self.mask is None else self.mask[utterances]
+        self.group = runs[0][1] if alike else 1
+        index = torch.tensor(list(rows), device=device)
+        self.spans = [None if span is None else span[index] for span in self.spans]
+        self.lengths = [self.lengths[row] for row in rows]
+        used = max(self.lengths)
+        for layer, cache in enumerate(self.caches):
+            chosen = cache[..., :used, :].index_select(1, index)
+            if len(rows) != cache.shape[1]:  # zeros, as a weight of 0 times what memory happens to hold may be NaN
+                self.caches[layer] = cache.new_zeros(cache.shape[0], len(rows), *cache.shape[2:])
+            self.caches[layer][..., :used, :] = chosen
+
+
+class _Place(NamedTuple):
+    """Where the tokens of one pass stand: `start` where all rows agree on it, else positions (B, L)."""
+
+    start: int | None
+    positions: Tensor  # (L,) or (B, L)
+    end: int  # keys up to here are looked at
+    distance: Tensor | None  # (1 or B, L, end), negative ahead; None where a single query is behind all keys
+    seen: Tensor | None  # (1 or B, 1, L, end), which keys the global branch may see; None where all
+    rotation: Rotation | None
+
+
+class _Layer:
+    """One decoder block: its weights fused, and what it does to x."""
+
+    def __init__(self, block: DecoderBlock, compute_type: ComputeType) -> None:
+        attention = block.attention
+        self.attention = attention
+        self.globe = cast(MultiheadAttention, attention.attn_global)
+        self.heads = self.globe.heads
+        self.qkv = _fused([self.globe.query, self.globe.key, self.globe.value], compute_type)
+        self.out = _fused([self.globe.out], compute_type)
+        self.local: AdaptiveSpanAttention | None = None
+        if isinstance(attention, HybridAttention):
+            self.local = attention.attn_local
+            self.local_qkv = _fused([self.local.query, self.local.key, self.local.value], compute_type)
+            self.projection = _fused([attention.projection], compute_type)
+        self.ln_cross = block.ln_cross
+        self.cross_query = _fused([block.cross.query], compute_type)
+        self.cross_out = _fused([block.cross.out], compute_type)
+        self.ln_mlp, inner, _, outer = block.mlp
+        self.inner, self.outer = _fused([inner], compute_type), _fused([outer], compute_type)
+
+    def __call__(self, x: Tensor, layer: int, state: State, place: _Place) -> Tensor:
+        x = x + self._look_back(x, state.caches[layer], state.spans[layer], place)
+        x = x + self._look_at_audio(layer_norm(x, self.ln_cross), state.memory[layer], state)
+        return x + self.outer(F.gelu(self.inner(layer_norm(x, self.ln_mlp))))
+
+    def _look_back(self, x: Tensor, cache: Tensor, span: Tensor | None, place: _Place) -> Tensor:
+        q, past = self._project(self.qkv, layer_norm(x, self.attention.ln_global), cache[:2], place)
+        globe = self.out(_merge(F.scaled_dot_product_attention(q, *past, attn_mask=place.seen)))
+        if self.local is None or span is None:
+            return globe
+        q, past = self._project(self.local_qkv, layer_norm(x, self.attention.ln_local), cache[2:], place)
+        q = q / self.local.temperature(span)[:, :, None, None].to(q.dtype)
+        bias = self._soft_window(span, place).to(q.dtype)
+        local = _merge(F.scaled_dot_product_attention(q, *past, attn_mask=bias))
+        return self.projection(torch.cat((local, globe), dim=-1))
+
+    def _project(self, qkv: nn.Module, x: Tensor, cache: Tensor, place: _Place) -> tuple[Tensor, KeysValues]:
+        """Project x (B, L, D) to queries (B, H, L, E), and to keys and values behind those of the past."""
+        split = qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, L, E)
+        q, k = rotate(split[:2], place.rotation)  # both in one go: single tokens cost calls, not sums
+        return q, _extend(cache, k, split[2], place)
+
+    def _soft_window(self, span: Tensor, place: _Place) -> Tensor:
+        assert self.local is not None
+        distance = place.distance
+        if distance is None:  # a single query behind all its keys
+            distance = _behind(place.end, span.device)
+        reach = torch.where(distance < 0, torch.inf, distance.float())[:, None]  # (1 or B, 1, L, end)
+        radius = self.local.radius(span.float())[:, :, None, None]
+        return log_mask(((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0))  # `soft_mask`, a distance per row
+
+    def _look_at_audio(self, x: Tensor, memory: KeysValues, state: State) -> Tensor:
+        q = self.cross_query(x)  # (B, L, D); rows of one utterance look at its keys together
+        grouped = q.view(len(memory[0]), -1, self.heads, q.shape[-1] // self.heads).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(grouped, *memory, attn_mask=state.mask)
+        return self.cross_out(_merge(mixed).view(q.shape))
+
+
+def _fused(layers: Sequence[nn.Module], compute_type: ComputeType) -> nn.Module:
+    """Return one layer that computes what several linear ones compute of the same input, side by side."""
+    linears = [cast(nn.Linear, layer) for layer in layers]
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    biases: list[Tensor] = [
+        weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
+        for linear, weight in zip(linears, weights, strict=True)
+    ]
+    return make_linear(torch.cat(weights), torch.cat(biases), compute_type)
+
+
+def _merge(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, H, L, E) -> (B, L, D)
+
+
+def _extend(cache: Tensor, k: Tensor, v: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
+    """Write keys and values (B, H, L, E) where they belong and return views of all up to the end of this pass."""
+    if place.start is not None:
+        cache[0, :, :, place.start : place.end] = k
+        cache[1, :, :, place.start : place.end] = v
+    else:
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        cache[0][rows, :, place.positions] = k.transpose(1, 2)
+        cache[1][rows, :, place.positions] = v.transpose(1, 2)
+    return cache[0, :, :, : place.end], cache[1, :, :, : place.end]
+
+
+def _behind(end: int, device: torch.device) -> Tensor:
+    """Return the distances (1, 1, end) of a single query, the last of `end`, to its keys."""
+    return torch.arange(end - 1, -1, -1, device=device)[None, None]
+
+
+def _seen(distance: Tensor | None, end: int, max_dist: int | None, device: torch.device) -> Tensor | None:
+    """Return which keys each query may see, (1 or B, 1, L, end); None where all."""
+    if distance is None and (max_dist is None or end <= max_dist + 1):
+        return None
+    distance = _behind(end, device) if distance is None else distance
+    seen = distance >= 0
+    return (seen if max_dist is None else seen & (distance <= max_dist))[:, None]
+
+
+def joined(parts: Sequence[Memory]) -> Memory:
+    """Return several batches of encoded sound as one."""
+    if len(parts) == 1:
+        return parts[0]
+    steps = max(part.states.shape[1] for part in parts)
+    states = torch.cat([F.pad(part.states, (0, 0, 0, steps - part.states.shape[1])) for part in parts])
+    lengths = torch.cat([part.lengths() for part in parts]).to(states.device)
+    mask = torch.arange(steps, device=states.device) < lengths[:, None]
+    spans = [torch.cat(layer) for layer in zip(*(part.spans for part in parts), strict=True)]
+    return Memory(states, None if bool(mask.all()) else mask, spans)
+
+
+class Engine:
+    """A model made ready: `encode` sound, `start` a text, `advance` it by tokens, and read the next ones' logits."""
+
+    def __init__(self, model: Model, compute_type: ComputeType = "float32") -> None:
+        weight = model.decoder.token_embedding.weight
+        self.compute_type = choose_compute_type(compute_type, weight.device, model.config)
+        integers = self.compute_type == "int8"
+        whole = model if integers else cast(Model, converted(model.eval(), self.compute_type))
+        self.config = model.config
+        self.device = weight.device
+        self.encoder = converted(model.encoder.eval(), "int8") if integers else whole.encoder
+        self.ctc_head = whole.ctc_head
+        decoder = whole.decoder
+        self.embedding = decoder.token_embedding.weight
+        self.positions = decoder.positional_embedding if self.config.positions == "absolute" else None
+        blocks = [cast(DecoderBlock, block) for block in decoder.blocks]
+        self.layers = [_Layer(block, self.compute_type) for block in blocks]
+        heard = [part for block in blocks for part in (block.cross.key, block.cross.value)]
+        self.listen = _fused(heard, self.compute_type)
+        self.ln = decoder.ln
+        self.head = make_linear(self.embedding, None, self.compute_type)
+        self.capacity = self.config.text_context + 1  # the last place takes what is written for rows that are full
+        self.turns: Rotation | None = None
+        if self.config.positions == "rotary":
+            steps = torch.arange(self.capacity, device=self.device)
+            self.turns = rotary(steps, self.config.width // self.config.heads, self.config.base)
+
+    @torch.inference_mode()
+    def encode(self, mels: Sequence[Tensor]) -> Memory:
+        """Encode spectrograms (F, M) as one batch."""
+        if self.device.type != "cpu":
+            return self._encode(mels)
+        parts: list[list[Tensor]] = []
+        frames = 0
+        for mel in mels:
+            frames += len(mel)
+            if not parts or frames > FRAMES_AT_ONCE:
+                parts.append([])
+                frames = len(mel)
+            parts[-1].append(mel)
+        return joined([self._encode(part) for part in parts])
+
+    def _encode(self, mels: Sequence[Tensor]) -> Memory:
+        mel, lengths = stack(mels)
+        with self.threads(mel.shape[0] * mel.shape[1]):
+            return self.encoder(mel.to(self.embedding.dtype), lengths)
+
+    def threads(self, frames: int) -> AbstractContextManager[None]:
+        """Return how so many frames of sound are computed: in one thread where they are few, as they go faster then."""
+        steps = frames // (self.config.strides[0] * self.config.strides[1])
+        return self._threads(steps * 4 * self.config.width**2)
+
+    def _threads(self, products: int) -> AbstractContextManager[None]:
+        return one_thread() if self.device.type == "cpu" and products < FEW_PRODUCTS else nullcontext()
+
+    @torch.inference_mode()
+    def ctc_log_probs(self, memory: Memory) -> Tensor:
+        """Return log probabilities (B, T, V) of the CTC head, in float32; ValueError where there is none."""
+        if self.ctc_head is None:
+            raise ValueError("this model has no CTC head")
+        return self.ctc_head(memory.states).float().log_softmax(dim=-1)
+
+    @torch.inference_mode()
+    def start(self, memory: Memory, group: int = 1) -> State:
+        """Return the state before the first token, with `group` rows per utterance."""
+        utterances, steps, width = memory.states.shape
+        split = self.listen(memory.states).view(utterances, steps, len(self.layers), 2, self.config.heads, -1)
+        keys_values = split.permute(2, 3, 0, 4, 1, 5).contiguous()  # (layers, 2, U, H, S, E)
+        mask = None if memory.mask is None else memory.mask[:, None, None, :]
+        mean = memory.mean().to(memory.states.dtype)
+        spans = [self._span(layer, mean, group) for layer in self.layers]
+        state = State([(k, v) for k, v in keys_values], mask, spans, group)
+        head_width = width // self.config.heads
+        for layer in self.layers:
+            branches = 2 if layer.local is None else 4
+            shape = (branches, utterances * group, self.config.heads, self.capacity, head_width)
+            state.caches.append(memory.states.new_zeros(shape))
+        return state
+
+    def _span(self, layer: _Layer, mean: Tensor, group: int) -> Tensor | None:
+        if layer.local is None:
+            return None
+        return cast(HybridAttention, layer.attention).span_pred(mean).repeat_interleave(group, dim=0)
+
+    @torch.inference_mode()
+    def advance(self, tokens: Tensor, state: State) -> Tensor:
+        """Read tokens (B, L) after those in `state`, which moves on; return logits (B, L, V) of the tokens to come.
+
+        Of a row that is full at `text_context` nothing sensible comes; ValueError where all rows are.
+        """
+        length = tokens.shape[1]
+        if min(state.lengths) + length > self.config.text_context:
+            end = min(state.lengths) + length
+            raise ValueError(f"{end} tokens exceed text_context {self.config.text_context}")
+        widest = max(4 * self.config.width, self.config.vocabulary)
+        with self._threads(tokens.numel() * self.config.width * widest):
+            return self._advance(tokens, state)
+
+    def _advance(self, tokens: Tensor, state: State) -> Tensor:
+        length = tokens.shape[1]
+        place = self._place(state.lengths, length)
+        x = F.embedding(tokens, self.embedding)
+        if self.positions is not None:
+            x = x + self.positions[place.positions.clamp(max=self.config.text_context - 1)]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index, state, place)
+        state.lengths = [before + length for before in state.lengths]
+        return self.head(layer_norm(x, self.ln))
+
+    def _place(self, lengths: list[int], new: int) -> _Place:
+        first, end = lengths[0], min(max(lengths) + new, self.capacity)
+        steps = torch.arange(new, device=self.device)
+        uniform = min(lengths) == max(lengths)
+        if uniform:
+            positions = steps + first
+        else:
+            positions = (torch.tensor(lengths, device=self.device)[:, None] + steps).clamp(max=self.capacity - 1)
+        distance = None
+        if new > 1 or not uniform:
+            distance = positions[..., None] - torch.arange(end, device=self.device)
+            distance = distance[None] if uniform else distance
+        rotation = None
+        if self.turns is not None:
+            if uniform:
+                cos, sin = (turn[first : first + new] for turn in self.turns)
+            else:
+                cos, sin = (turn[positions][:, None] for turn in self.turns)
+            rotation = cos, sin
+        seen = _seen(distance, end, self.config.max_dist, self.device)
+        return _Place(first if uniform else None, positions, end, distance, seen, rotation)
+
+
+def layer_norm(x: Tensor, norm: Any) -> Tensor:
+    """Apply an nn.LayerNorm without the cost of calling a module."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -1,0 +1,110 @@
+"""Compute types: in which numbers a model computes, and linear layers of 8 bit integers for the CPU."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from focusasr.config import ModelConfig
+from focusasr.runtime.errors import SettingError
+
+ComputeType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+STEPS = 63  # activations become -63 ... 63: with 8 bits a sum of two products would overflow on CPUs without VNNI
+SMALLEST = 1e-20  # peak of a row of zeros
+WIDE_ENOUGH = 320  # width from which 8 bit integers pay on a CPU; scripts/benchmarks/speed.py measures it
+
+
+class Linear(nn.Module):
+    """A linear layer for use only, its weights stored transposed, which single rows are multiplied faster with."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(weight.detach().T.contiguous(), persistent=False)  # (K, N)
+        self.bias = nn.Buffer(_bias(weight, bias), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn x (…, K) into (…, N)."""
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer of 8 bit weights, one scale per output, and 7 bit activations, one scale per row.
+
+    A row's scale is its own, so that what stands beside it in a batch changes nothing, and sums of integers are
+    exact in any order. CPU only. Dettmers et al. 2022, LLM.int8(), section 3.1, without the outliers.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        weight = weight.detach().float()
+        scales = weight.abs().amax(dim=1).clamp(min=SMALLEST).double() / 127
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self.bias = nn.Buffer(_bias(weight, bias), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn x (…, K) into (…, N)."""
+        rows = x.reshape(-1, x.shape[-1])
+        peak = torch.linalg.vector_norm(rows, torch.inf, 1, True).clamp_(min=SMALLEST)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows / peak, 1 / STEPS, STEPS + 1, self._packed
+        )
+        return torch.addcmul(self.bias, product, peak).view(*x.shape[:-1], -1)
+
+
+def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    return weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, compute_type: ComputeType) -> nn.Module:
+    """Return a layer that computes x @ weight.T + bias for weight (N, K) and bias (N,) or None."""
+    return (Int8Linear if compute_type == "int8" else Linear)(weight, bias)
+
+
+def choose_compute_type(wanted: ComputeType, device: torch.device, config: ModelConfig) -> ComputeType:
+    """Return what `auto` stands for on this device and for this shape; InputError where the device lacks a type."""
+    if wanted == "int8" and device.type != "cpu":
+        raise SettingError("compute_type", "int8", f"float16 or another on {device.type}: only the CPU has int8")
+    if wanted == "int8" and not has_products():
+        raise SettingError(
+            "compute_type", "int8", "auto or float32: PyTorch lacks 8 bit products for this CPU (fbgemm)"
+        )
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "float16"
+    wide = device.type == "cpu" and config.width >= WIDE_ENOUGH
+    return "int8" if wide and has_products() else "float32"
+
+
+def has_products() -> bool:
+    """Return whether PyTorch has the product of `Int8Linear` for this CPU, which its engine for ARM lacks."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def converted(module: nn.Module, compute_type: ComputeType) -> nn.Module:
+    """Return a module for use only that computes in `compute_type`; the given one stays as it is.
+
+    float32 gives the module itself. int8 replaces its linear layers and shares everything else.
+    """
+    if compute_type == "float32":
+        return module
+    if compute_type == "int8":
+        shared: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        result = copy.deepcopy(module, shared)
+        _replace_linears(result)
+        return result
+    return copy.deepcopy(module).to(torch.bfloat16 if compute_type == "bfloat16" else torch.float16)
+
+
+def _replace_linears(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Int8Linear(child.weight, child.bias))
+        else:
+            _replace_linears(child)

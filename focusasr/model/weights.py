@@ -1,0 +1,103 @@
+"""Weights in files, read without running code and without more memory than the file has bytes to show for."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from focusasr.config import ModelConfig
+from focusasr.model.transformer import Model
+from focusasr.runtime.errors import InputError
+
+# What a file of torch.save may name. Its reader would call more, such as bytearray, which takes any amount of memory.
+NAMED_IN_PICKLES = re.compile(
+    r"collections OrderedDict|torch (Size|[A-Z]\w{2,8}Storage)|torch\._utils _rebuild_(tensor_v2|parameter)"
+)
+
+
+class Weight(NamedTuple):
+    """A weight as it lies in a file: its shape, and how to read it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def safetensors_in(path: Path, device: str, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
+    """Yield names and weights of a file, which stays open in `files`; InputError where it is not whole."""
+    try:
+        file = files.enter_context(safe_open(path, framework="pt", device=device))
+        for name in file.keys():  # noqa: SIM118
+            shape = tuple(file.get_slice(name).get_shape())
+            yield name, Weight(shape, lambda name=name: file.get_tensor(name))  # type: ignore[misc]
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+
+
+def filled(settings: ModelConfig, weights: Mapping[str, Weight], where: Path) -> Model:
+    """Return the model of these settings with its weights in float32, for use.
+
+    InputError where names or shapes differ, and on weights that are no finite numbers.
+    """
+    layers = settings.encoder_layers + settings.decoder_layers
+    if layers > len(weights):  # even without weights, each layer takes memory and time to make
+        raise InputError(
+            f"{where}: holds {len(weights)} weights, the configuration wants {layers} layers; "
+            "the files belong to different checkpoints"
+        )
+    with torch.device("meta"):
+        model = Model(settings)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(wanted.keys() | weights.keys()):
+        found = weights[name].shape if name in weights else None
+        if wanted.get(name) != found:
+            raise InputError(
+                f"{where}: weight {name[:100]!r} has shape {found}, the configuration wants {wanted.get(name)}; "
+                "the files belong to different checkpoints"
+            )
+    model.load_state_dict({name: _in_float32(name, weights[name].read(), where) for name in wanted}, assign=True)
+    return model.eval()
+
+
+def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
+    if not value.is_floating_point():
+        raise InputError(f"{where}: weight {name} is {value.dtype}; wanted: floating point")
+    value = value.float()
+    lowest, highest = (float(bound) for bound in value.aminmax())  # of NaN, where there is one
+    if not math.isfinite(highest - lowest):
+        raise InputError(
+            f"{where}: weight {name} goes from {lowest} to {highest}; wanted: finite numbers; copy it again"
+        )
+    return value
+
+
+def read_torch(path: Path, device: str = "cpu") -> Any:
+    """Return what torch.save wrote: tensors, numbers, texts and tables of these.
+
+    ValueError, or what PyTorch raises, where the file is broken, names anything else or unpacks to more than it is.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        size = sum(record.file_size for record in records)
+        if size > path.stat().st_size:
+            raise ValueError(f"{size} bytes are packed into it")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                _check_pickle(archive.read(record))
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def _check_pickle(pickled: bytes) -> None:
+    """Refuse a pickle that names what PyTorch need not know to read tensors; nothing is called."""
+    for code, name, _ in pickletools.genops(pickled):
+        if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not NAMED_IN_PICKLES.fullmatch(str(name)):
+            raise ValueError(f"it names {str(name)[:80]}")

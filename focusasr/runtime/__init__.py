@@ -1,0 +1,1 @@
+"""What the process needs from its machine: files, console, signals, devices."""

@@ -1,0 +1,201 @@
+"""Devices: CUDA, MPS or CPU, recovery from full memory, and the processes of a distributed job."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from focusasr.runtime.console import say
+from focusasr.runtime.errors import InputError, SettingError
+
+if TYPE_CHECKING:
+    import torch
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+FULL_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+LOST_DEVICE = ("cuda error", "cudnn_status", "cublas_status", "hip error", "mps error", "device lost")
+
+ROUND = 32  # files per process between two gatherings: results come as the work goes on
+
+Thing = TypeVar("Thing")
+
+
+def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
+    """Return the device and the reason for it; UsageError where the wanted one is not there.
+
+    `wanted` is auto, cuda, cuda:N, mps or cpu.
+    """
+    import torch
+
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"CUDA is available: {torch.cuda.get_device_name()}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "no CUDA; MPS is available"
+        return torch.device("cpu"), f"neither CUDA nor MPS is available; {torch.get_num_threads()} CPU threads"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise SettingError("device", wanted, "auto, cuda, cuda:N, mps or cpu") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if not there.get(device.type, False) or (device.index or 0) >= count:
+        raise SettingError("device", wanted, "one that is on this machine, such as auto")
+    return device, "as asked"
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error says that memory was short, whichever library asked for it."""
+    signs = any(sign in str(error).lower() for sign in FULL_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
+
+
+def device_fails(device: torch.device, error: Exception) -> bool:
+    """Return whether the CPU can go on where this device cannot: its memory is short, or it is lost."""
+    lost = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LOST_DEVICE)
+    return device.type != "cpu" and (lost or lacks_memory(error))
+
+
+def in_parts(
+    work: Callable[[Sequence[Item]], list[Result]],
+    items: Sequence[Item],
+    device: torch.device,
+    halved: Callable[[int], object],
+) -> list[Result | None]:
+    """Return work(items), one result per item; where memory is short that of each half, and so on.
+
+    Halving is said, and `halved` is told how many items may be tried from now on. An item that does not fit the
+    memory alone gives None on a CPU; on another device the error is raised, as the CPU may have more.
+    """
+    try:
+        return list(work(items))
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error) or (len(items) == 1 and device.type != "cpu"):
+            raise
+    if len(items) == 1:
+        return [None]
+    if device.type == "cuda":  # the error is gone by now, and with it what the batch held
+        import torch
+
+        torch.cuda.empty_cache()
+    half = len(items) // 2
+    say(f"focusasr: {len(items)} segments at once do not fit the memory; going on with {half}")
+    halved(half)
+    return [*in_parts(work, items[:half], device, halved), *in_parts(work, items[half:], device, halved)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, and leave PyTorch as it was.
+
+    Small layers lose by more threads, many times over on a busy machine; and importing silero_vad sets one thread
+    for good.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def doubles(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64, where its device has that: of MPS, which has not, on the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def memory_gigabytes() -> float:
+    """Return the most memory in use so far: the GPU's where there is one, else this process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the job."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Return whether this is the one that prints and writes."""
+        return self.rank == 0
+
+    def share(self, things: Sequence[Thing]) -> Sequence[Thing]:
+        """Return this process's part: every `count`-th thing."""
+        return things[self.rank :: self.count]
+
+    def gather(self, mine: list[Result]) -> list[list[Result]]:
+        """Return what each process brought, by rank; every process must call it."""
+        if self.count == 1:
+            return [mine]
+        from accelerate.utils import gather_object
+
+        return gather_object([mine])
+
+    def in_order(
+        self, things: Sequence[Thing], work: Callable[[Sequence[Thing]], Iterator[Result]]
+    ) -> Iterator[Result]:
+        """Yield the result of every thing, in the order given, in every process; each works on its share."""
+        if self.count == 1:
+            yield from work(things)
+            return
+        for start in range(0, len(things), ROUND * self.count):
+            several = things[start : start + ROUND * self.count]
+            parts = self.gather(list(work(self.share(several))))
+            for index in range(len(several)):
+                yield parts[index % self.count][index // self.count]
+
+
+def join_processes(device: Any) -> tuple[Processes, Any]:
+    """Return this process among those of the job, and the device that is its own; alone, `device` as it is."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes(), device
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    return Processes(state.process_index, state.num_processes), device if device.type == "cpu" else state.device
+
+
+def leave_group(processes: Processes) -> None:
+    """End the connection to the other processes, once all are done."""
+    if processes.count > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
+
+
+@contextmanager
+def peers_watched(remedy: str) -> Iterator[None]:
+    """Turn the failure of a sister process into one line with a remedy, in place of the transport's own words."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error).lower()
+        if not any(sign in words for sign in ("gloo", "nccl", "connection closed by peer", "connection reset")):
+            raise
+        raise InputError(f"a sister process has ended, so this one ends too; {remedy}") from None
+
+
+def flat(parts: list[list[Result]]) -> list[Result]:
+    """Return the parts of all processes one after the other."""
+    return list(chain.from_iterable(parts))

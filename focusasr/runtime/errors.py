@@ -1,0 +1,68 @@
+"""Errors of the user, in one line: what is wrong, the value seen, the value wanted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection
+from typing import Any
+
+
+class InputError(ValueError):
+    """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
+
+
+class UsageError(InputError):
+    """Options that cannot be, alone or together: told in one line too, with another exit status."""
+
+
+class SettingError(InputError):
+    """A value that a setting cannot have, told in the words in which it was given: of a file or of the command line.
+
+    `wanted` may name other settings in braces; `others` has their values.
+    """
+
+    def __init__(self, name: str, value: Any, wanted: str, **others: Any) -> None:
+        self.name, self.value, self.wanted, self.others = name, value, wanted, others
+        super().__init__(self._text(()))
+
+    def told(self, where: str, typed: Collection[str], kind: type[InputError]) -> InputError:
+        """Return the error as UsageError where a setting in question was `typed`, else as `kind`, with its place."""
+        if any(name in typed for name in (self.name, *self.others)):
+            return UsageError(self._text(typed))
+        return kind(f"{where}: {self}")
+
+    def as_options(self) -> UsageError:
+        """Return the error with every setting as an option."""
+        return UsageError(self._text((self.name, *self.others)))
+
+    def _text(self, typed: Collection[str]) -> str:
+        said = {
+            name: as_typed(name, value) if name in typed else name if value is None else f"{name} ({shown(value)})"
+            for name, value in self.others.items()
+        }
+        wanted = self.wanted.format(**said) if said else self.wanted
+        own = as_typed(self.name, self.value) if self.name in typed else f"{self.name} is {shown(self.value)}"
+        return f"{own}; wanted: {wanted}"
+
+
+LONGEST_SHOWN = 200  # characters of a value in a message
+
+
+def as_typed(name: str, value: Any = None) -> str:
+    """Return a setting as it is typed for a command: --batch-size 0."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or isinstance(value, bool):
+        return flag if value is not False else f"--no-{flag[2:]}"
+    several = value if isinstance(value, (list, tuple)) else [value]
+    words = [f"{one:.15g}" if isinstance(one, float) else shlex.quote(str(one)) for one in several]
+    typed = " ".join([flag, *words])
+    return typed if len(typed) <= LONGEST_SHOWN else f"{typed[:LONGEST_SHOWN]}…"
+
+
+def shown(value: Any) -> str:
+    """Return a value as it goes into a message: as Python writes it, its beginning where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
+        return f"{type(value).__name__} too large to be shown"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

@@ -1,0 +1,142 @@
+"""What settings are made of: declared with a default and a help text, checked, read from TOML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import sys
+import types
+import typing
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from focusasr.runtime.errors import LONGEST_SHOWN, InputError, SettingError, shown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LONGEST_SECONDS = 1e9  # 31 years: an offset or duration above it is damage, and overflows where samples are counted
+LARGEST = sys.float_info.max  # a whole number above it, which JSON and TOML may hold, is none that can be counted with
+
+
+def setting(default: Any, help: str) -> Any:
+    """Declare one setting of a configuration: its default and what it is for, which is also its option's help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> None:
+    """Refuse a value that is not fine: SettingError with the name, the value seen and what is wanted."""
+    if not fine:
+        raise SettingError(name, value, wanted, **others)
+
+
+def require_use(config: Any, name: str, other: str, *values: str) -> None:
+    """Refuse a setting that was changed where another one, without any of the values, leaves it without effect."""
+    changed = getattr(config, name) != type(config).__dataclass_fields__[name].default
+    of_use = getattr(config, other) in values or not changed
+    wanted = f"{' or '.join(values)} in place of {{{other}}}, without which it does nothing"
+    require(of_use, name, getattr(config, name), wanted, **{other: getattr(config, other)})
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """Return the type of each setting of a configuration class."""
+    return _hints(kind)
+
+
+_hints = functools.cache(typing.get_type_hints)  # which evaluates every annotation anew
+
+
+def require_choices(config: Any) -> None:
+    """Refuse a configuration in which a setting with choices has another value."""
+    for name, hint in hints_of(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            choices = typing.get_args(hint)
+            require(getattr(config, name) in choices, name, getattr(config, name), " or ".join(map(repr, choices)))
+
+
+Config = TypeVar("Config")
+
+
+def read_settings(kind: type[Config], settings: dict[str, Any], where: str, typed: Collection[str] = ()) -> Config:
+    """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types.
+
+    `where` names the table that the values are of, apart from those that were `typed` as options.
+    """
+    if not isinstance(settings, dict):
+        raise InputError(f"{where}: expected a table of settings, got {shown(settings)}")
+    hints = hints_of(kind)
+    for name in settings:
+        if name not in hints:
+            near = difflib.get_close_matches(name[:LONGEST_SHOWN], hints, n=1)
+            raise InputError(
+                f"{where}: unknown setting {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    try:
+        return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
+    except SettingError as error:
+        raise error.told(where, typed, InputError) from None
+
+
+def read_options(kind: type[Config], given: dict[str, Any]) -> Config:
+    """Build a configuration from what was typed for a command; UsageError where it cannot be."""
+    return read_settings(kind, given, "options", hints_of(kind))
+
+
+IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+    list: "a list in brackets",
+    tuple: "a list in brackets",
+}
+
+
+def _fit(value: Any, hint: Any, name: str) -> Any:
+    """Return `value` as the type that `hint` says, or refuse it."""
+    if typing.get_origin(hint) is Literal:
+        return value
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        kinds = typing.get_args(hint)
+        require(len(value) == len(kinds), name, value, f"{len(kinds)} values")
+        return tuple(_fit(item, kind, name) for item, kind in zip(value, kinds, strict=True))
+    if typing.get_origin(hint) is list and isinstance(value, (list, tuple)):
+        return [_fit(item, typing.get_args(hint)[0], name) for item in value]
+    if hint is float and type(value) in (int, float):
+        require(abs(value) <= LARGEST, name, value, "a finite number")
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise SettingError(name, value, IN_WORDS[typing.get_origin(hint) or hint])
+
+
+def to_settings(config: Any) -> dict[str, Any]:
+    """Return a configuration's names and values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; InputError where it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file") from None
+    except (OSError, ValueError, RecursionError) as error:  # also of bytes, of numbers and brackets without end
+        raise InputError(f"{path}: not a TOML file ({error}); correct it") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value that JSON text holds; ValueError where it is none, also where brackets have no end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many brackets inside one another") from None

@@ -1,0 +1,121 @@
+"""Text to token ids and back: characters or BPE, learned from a manifest, saved in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
+
+from focusasr.config import TextConfig
+from focusasr.runtime.errors import InputError, SettingError
+from focusasr.text.normalize import apply_policy
+
+SPECIALS = ("<blank>", "<start>", "<end>", "<unknown>")
+WORD_BEGIN = "\u2581"  # stands for the space before a word, inside the tokens of BPE
+
+
+class Tokenizer:
+    """Token ids for text under one policy. `blank` is CTC's; `start` and `end` are the decoder's."""
+
+    def __init__(self, engine: Engine, policy: TextConfig) -> None:
+        ids = {name: engine.token_to_id(name) for name in SPECIALS}
+        lacking = [name for name, index in ids.items() if index is None]
+        if lacking:
+            raise InputError(f"tokenizer.json lacks the special token {lacking[0]!r}; use the checkpoint's own")
+        engine.encode_special_tokens = True  # a text that says "<end>" does not end
+        self.engine = engine
+        self.policy = policy
+        self.blank, self.start, self.end, self.unknown = (int(index) for index in ids.values() if index is not None)
+
+    @property
+    def size(self) -> int:
+        """Return the number of tokens, special ones included."""
+        return self.engine.get_vocab_size()
+
+    @property
+    def separator(self) -> list[int]:
+        """Return the tokens that join two encoded texts: a space, or nothing where tokens carry it (BPE)."""
+        space = self.engine.token_to_id(" ")
+        return [] if space is None else [space]
+
+    @property
+    def prompt(self) -> list[int]:
+        """Return the tokens that the decoder reads before the first one of a text."""
+        return [self.start]
+
+    def for_language(self, language: str | None) -> Tokenizer:
+        """Return the tokenizer for an utterance in this language: the same for all where the prompt names none."""
+        return self
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` after the policy, without start and end."""
+        return self.engine.encode(apply_policy(text, self.policy), add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`; special tokens vanish."""
+        return " ".join(self.engine.decode(list(tokens), skip_special_tokens=True).split())
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of tokenizer.json."""
+        return self.engine.to_str(pretty=True)
+
+    @classmethod
+    def from_json(cls, text: str, policy: TextConfig) -> Tokenizer:
+        """Read the text of tokenizer.json; InputError where it is none."""
+        try:
+            tokenizer = cls(Engine.from_str(text), policy)
+            check_ids(tokenizer.engine)
+            return tokenizer
+        except InputError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"tokenizer.json cannot be read ({reason}); copy the checkpoint again") from None
+
+
+def check_ids(engine: Engine) -> None:
+    """Refuse a tokenizer whose ids are not 0, 1, 2 ..., which are rows of the model's tables."""
+    ids = set(engine.get_vocab().values())
+    if ids != set(range(engine.get_vocab_size())):
+        raise InputError(
+            f"tokenizer.json has {engine.get_vocab_size()} tokens with ids up to {max(ids)}; copy it again"
+        )
+
+
+def train_tokenizer(texts: Iterable[str], policy: TextConfig) -> Tokenizer:
+    """Learn a tokenizer from texts; InputError where they hold no character after the policy."""
+    cleaned = [apply_policy(text, policy) for text in texts]
+    characters = sorted(set("".join(cleaned)))
+    if not characters:
+        raise InputError("no text after the text policy, nothing to learn a tokenizer from; give manifests with texts")
+    if policy.tokens == "characters":
+        return Tokenizer(_character_engine(sorted({" ", *characters})), policy)  # a space: texts may be joined
+    return Tokenizer(_bpe_engine(cleaned, characters, policy.vocabulary_size), policy)
+
+
+def _character_engine(characters: list[str]) -> Engine:
+    vocabulary = {token: index for index, token in enumerate([*SPECIALS, *characters])}
+    engine = Engine(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    engine.decoder = decoders.Fuse()
+    engine.add_special_tokens(list(SPECIALS))
+    return engine
+
+
+def _bpe_engine(texts: list[str], characters: list[str], vocabulary_size: int) -> Engine:
+    alphabet = sorted({WORD_BEGIN, *characters} - {" "})
+    smallest = len(SPECIALS) + len(alphabet)
+    if vocabulary_size < smallest:
+        raise SettingError("vocabulary_size", vocabulary_size, f"at least {smallest} for these texts")
+    engine = Engine(models.BPE(unk_token="<unknown>"))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(WORD_BEGIN)
+    engine.decoder = decoders.Metaspace(WORD_BEGIN)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    engine.train_from_iterator(texts, trainer)
+    return engine

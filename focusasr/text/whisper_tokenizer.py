@@ -1,0 +1,311 @@
+"""Whisper's tokenizer: byte-level BPE and special tokens, from a Hugging Face folder or from OpenAI's ranks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Engine
+
+from focusasr.config import TextConfig, WhisperConfig
+from focusasr.runtime.errors import InputError, SettingError
+from focusasr.text.normalize import apply_policy
+from focusasr.text.tokenizer import Tokenizer, check_ids
+
+# In the order of their tokens; large-v3 added the last.
+LANGUAGES = (
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
+    "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
+    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
+).split()
+Task = Literal["translate", "transcribe"]
+TASKS = get_args(Task)
+TIMESTAMPS = [f"<|{step // 50}.{step % 50 * 2:02}|>" for step in range(1501)]  # 0.00 to 30.00, 20 ms apart
+ENGLISH_RANKS = 50_256  # tokens that are pieces of text; multilingual vocabularies have one more
+OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>"}  # as in the first conversions
+
+Merge = tuple[str, str]
+
+LANGUAGE_NAMES = (
+    "english en, chinese zh, german de, spanish es, russian ru, korean ko, french fr, japanese ja, portuguese pt, "
+    "turkish tr, polish pl, catalan ca, dutch nl, arabic ar, swedish sv, italian it, indonesian id, hindi hi, finnish "
+    "fi, vietnamese vi, hebrew he, ukrainian uk, greek el, malay ms, czech cs, romanian ro, danish da, hungarian hu, "
+    "tamil ta, norwegian no, thai th, urdu ur, croatian hr, bulgarian bg, lithuanian lt, latin la, maori mi, "
+    "malayalam ml, welsh cy, slovak sk, telugu te, persian fa, latvian lv, bengali bn, serbian sr, azerbaijani az, "
+    "slovenian sl, kannada kn, estonian et, macedonian mk, breton br, basque eu, icelandic is, armenian hy, nepali "
+    "ne, mongolian mn, bosnian bs, kazakh kk, albanian sq, swahili sw, galician gl, marathi mr, punjabi pa, sinhala "
+    "si, khmer km, shona sn, yoruba yo, somali so, afrikaans af, occitan oc, georgian ka, belarusian be, tajik tg, "
+    "sindhi sd, gujarati gu, amharic am, yiddish yi, lao lo, uzbek uz, faroese fo, haitian creole ht, pashto ps, "
+    "turkmen tk, nynorsk nn, maltese mt, sanskrit sa, luxembourgish lb, myanmar my, tibetan bo, tagalog tl, malagasy "
+    "mg, assamese as, tatar tt, hawaiian haw, lingala ln, hausa ha, bashkir ba, javanese jw, sundanese su, cantonese "
+    "yue"
+)
+OTHER_LANGUAGE_NAMES = (
+    "burmese my, valencian ca, flemish nl, haitian ht, letzeburgesch lb, pushto ps, panjabi pa, moldavian ro, "
+    "moldovan ro, sinhalese si, castilian es, mandarin zh"
+)
+
+
+def special_tokens(languages: int) -> list[str]:
+    """Return Whisper's special tokens, in the order of their ids, for a vocabulary with so many languages."""
+    names = ("startoflm", "startofprev", "nospeech", "notimestamps")
+    middle = [f"<|{name}|>" for name in (*LANGUAGES[:languages], *TASKS, *names)]
+    return ["<|endoftext|>", "<|startoftranscript|>", *middle, *TIMESTAMPS]
+
+
+class WhisperTokenizer(Tokenizer):
+    """Token ids as Whisper has them, for one language and task, and what generation must know of them.
+
+    `start` and `end` are the decoder's. There is no token for CTC's blank and none for the unknown, which bytes
+    make needless: both names give `end`. InputError where a special token is missing.
+    """
+
+    def __init__(self, engine: Engine, policy: TextConfig, whisper: WhisperConfig) -> None:
+        engine.encode_special_tokens = True  # a text that says "<|endoftext|>" does not end
+        self.engine = engine
+        self.policy = policy
+        self.whisper = whisper
+        self.start = self.token("<|startoftranscript|>")
+        self.end = self.blank = self.unknown = self.token("<|endoftext|>")
+        self.transcribe, self.translate = self.token("<|transcribe|>"), self.token("<|translate|>")
+        self.sot_lm, self.sot_prev = self.token("<|startoflm|>"), self.token("<|startofprev|>")
+        self.no_speech, self.no_timestamps = self.token("<|nospeech|>"), self.token("<|notimestamps|>")
+        self.timestamp_begin = self.token("<|0.00|>")
+        ids = {code: engine.token_to_id(f"<|{code}|>") for code in LANGUAGES}
+        self.languages = {code: int(index) for code, index in ids.items() if index is not None}
+        if policy.language is not None and policy.language not in self.languages:
+            raise SettingError("language", policy.language, f"one of {' '.join(self.languages)}")
+
+    def token(self, name: str) -> int:
+        """Return the id of a special token such as "<|nospeech|>"."""
+        index = self.engine.token_to_id(name)
+        if index is None and name in OTHER_NAMES:
+            index = self.engine.token_to_id(OTHER_NAMES[name])
+        if index is None:
+            raise InputError(f"tokenizer.json lacks the special token {name!r}; use the tokenizer of a Whisper model")
+        return int(index)
+
+    @property
+    def separator(self) -> list[int]:
+        """Return the tokens that join two encoded texts: none, each begins with its own space."""
+        return []
+
+    @property
+    def sot_sequence(self) -> list[int]:
+        """Return the tokens that open a transcript: start and, in multilingual models, language and task.
+
+        Without a language in the policy it is English.
+        """
+        if not self.whisper.multilingual:
+            return [self.start]
+        language = self.languages[self.policy.language or "en"]
+        return [self.start, language, self.transcribe if self.whisper.task == "transcribe" else self.translate]
+
+    @property
+    def prompt(self) -> list[int]:
+        """Return what the decoder reads before the first token of a text without timestamps."""
+        return [*self.sot_sequence, self.no_timestamps]
+
+    def speaking(self, language: str | None = None, task: Task | None = None) -> WhisperTokenizer:
+        """Return the same tokenizer for another language or task; InputError where there is no token for it."""
+        policy = dataclasses.replace(self.policy, language=language or self.policy.language)
+        whisper = dataclasses.replace(self.whisper, task=task or self.whisper.task)
+        return WhisperTokenizer(self.engine, policy, whisper)
+
+    def for_language(self, language: str | None) -> WhisperTokenizer:
+        """Return the tokenizer for an utterance in this language, given by code, name or tag such as de-DE.
+
+        Where it is none that the model knows, or the model knows only English, that is this one.
+        """
+        if not self.whisper.multilingual or not language or language == self.policy.language:
+            return self
+        named = language.strip().lower()
+        code = LANGUAGE_CODES.get(named, re.split("[-_]", named)[0])
+        return self.speaking(code) if code in self.languages else self
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a transcript after the policy, with the space that Whisper's begin with."""
+        return self.encode_exactly(" " + apply_policy(text, self.policy)) if text.strip() else []
+
+    def encode_exactly(self, text: str) -> list[int]:
+        """Return the ids of `text` as it stands, as OpenAI's tokenizer does."""
+        return self.engine.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens` without the spaces around it; special tokens vanish."""
+        return self.decode_exactly(tokens).strip()
+
+    def decode_exactly(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens` with its spaces; special tokens and timestamps vanish."""
+        return self.engine.decode(list(tokens), skip_special_tokens=True)
+
+    def decode_with_specials(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens` with special tokens and timestamps written out, such as <|1.08|>."""
+        return self.engine.decode(list(tokens), skip_special_tokens=False)
+
+    def non_speech_tokens(self) -> list[int]:
+        """Return the tokens that OpenAI's `suppress_tokens="-1"` stands for: brackets, notes, dashes and the like.
+
+        A symbol counts bare and after a space where it is one token; of notes the first token counts, since all
+        miscellaneous symbols share it. A hyphen or apostrophe may stand inside a word, not before one.
+        """
+        signs = [
+            *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+            *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }}".split(),
+        ]
+        notes = [*"♩♪♫♬♭♮♯", "♪♪", "♪♪♪"]
+        found = {self.encode_exactly(" -")[0], self.encode_exactly(" '")[0]}
+        for sign in (*signs, *notes):
+            for written in (sign, " " + sign):
+                ids = self.encode_exactly(written)
+                if len(ids) == 1 or (sign in notes and len(sign) == 1):
+                    found.add(ids[0])
+        return sorted(found)
+
+    @classmethod
+    def from_document(
+        cls, text: str, policy: TextConfig, whisper: WhisperConfig, vocabulary: int | None = None
+    ) -> WhisperTokenizer:
+        """Read the text of tokenizer.json; `vocabulary` is the number of tokens that the weights have.
+
+        Timestamps that the first conversions left out are added. InputError where it is no Whisper tokenizer or
+        has another number of tokens.
+        """
+        try:
+            document = json.loads(text)
+            pieces, merges = document["model"]["vocab"], document["model"]["merges"]
+            specials = {str(added["content"]): int(added["id"]) for added in document["added_tokens"]}
+            pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+            return cls(build_engine(pieces, pairs, specials, vocabulary), policy, whisper)  # type: ignore[arg-type]
+        except InputError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(f"tokenizer.json cannot be read ({reason}); copy it again") from None
+
+
+def build_engine(
+    pieces: Mapping[str, int], merges: Sequence[Merge], specials: Mapping[str, int], vocabulary: int | None = None
+) -> Engine:
+    """Return the engine of byte-level BPE with special tokens at their ids; InputError where ids do not fit.
+
+    With `vocabulary`, missing timestamps are added at the end, and the whole must have so many tokens.
+    """
+    named = dict(specials)
+    if "<|notimestamps|>" in named and not named.keys() & set(TIMESTAMPS):
+        first = named["<|notimestamps|>"] + 1
+        named |= {name: first + step for step, name in enumerate(TIMESTAMPS)}
+    engine = Engine(models.BPE(dict(pieces), list(merges)))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    ordered = sorted(named, key=named.__getitem__)
+    engine.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ordered])
+    for name in ordered:
+        if engine.token_to_id(name) != named[name]:
+            raise InputError(
+                f"the special token {name!r} should have id {named[name]}, and would get {engine.token_to_id(name)}; "
+                "tokenizer and vocabulary belong to different models"
+            )
+    check_ids(engine)
+    if vocabulary is not None and engine.get_vocab_size() != vocabulary:
+        raise InputError(
+            f"the tokenizer has {engine.get_vocab_size()} tokens, the weights {vocabulary}; "
+            "they belong to different models"
+        )
+    return engine
+
+
+def engine_from_ranks(text: str, vocabulary: int) -> Engine:
+    """Return the engine for OpenAI's ranks (a line each: base64 of the bytes, rank); InputError where they are none.
+
+    The number of languages follows from the size of the vocabulary.
+    """
+    try:
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, text.splitlines())}
+    except (ValueError, binascii.Error) as error:
+        raise InputError(f"not a file of ranks ({error}); install openai-whisper again") from None
+    languages = vocabulary - len(ranks) - len(special_tokens(0))
+    if not 0 < languages <= len(LANGUAGES):
+        raise InputError(f"the weights have {vocabulary} tokens, which {len(ranks)} ranks do not lead to")
+    letters = byte_letters()
+    pieces = {_spelled(token, letters): rank for token, rank in ranks.items()}
+    merges = [
+        (_spelled(left, letters), _spelled(right, letters))
+        for token in sorted(ranks, key=ranks.__getitem__)
+        if len(token) > 1
+        for left, right in [split_by_rank(token, ranks)]
+    ]
+    specials = {name: len(ranks) + place for place, name in enumerate(special_tokens(languages))}
+    return build_engine(pieces, merges, specials, vocabulary)
+
+
+def split_by_rank(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """Return the two tokens that the merge which makes `token` joins: what all merges of lower rank leave of it."""
+    parts = [token[place : place + 1] for place in range(len(token))]
+    while len(parts) > 2:
+        joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
+        place = min(range(len(joined)), key=joined.__getitem__)
+        if joined[place] >= ranks[token]:
+            raise InputError(f"the ranks make no way to the token {token!r}; install openai-whisper again")
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts[0], parts[1]
+
+
+def byte_letters() -> list[str]:
+    """Return the letter that stands for each byte in byte-level BPE (GPT-2): itself where it can be seen.
+
+    The others, in order, get the letters from U+0100 on.
+    """
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters, spare = [], 0x100
+    for byte in range(256):
+        letters.append(chr(byte) if byte in seen else chr(spare))
+        spare += byte not in seen
+    return letters
+
+
+def _spelled(token: bytes, letters: Sequence[str]) -> str:
+    return "".join(letters[byte] for byte in token)
+
+
+def read_merges(text: str) -> list[Merge]:
+    """Return the pairs of a merges.txt, whose first line may be a comment."""
+    lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) for line in lines]
+    if any(len(pair) != 2 for pair in pairs):
+        raise InputError("merges.txt has lines that are not two tokens; copy it again")
+    return pairs  # type: ignore[return-value]
+
+
+def document_from_parts(pieces: Mapping[str, int], merges: Sequence[Merge], added: Mapping[str, int]) -> str:
+    """Return the text of a tokenizer.json for vocab.json, merges.txt and added_tokens.json."""
+    model: dict[str, Any] = {"vocab": dict(pieces), "merges": [" ".join(pair) for pair in merges]}
+    return json.dumps({"model": model, "added_tokens": [{"content": name, "id": id} for name, id in added.items()]})
+
+
+def _table(text: str) -> dict[str, str]:
+    pairs = [entry.rpartition(" ") for entry in text.split(", ")]
+    return {name: code for name, _, code in pairs}
+
+
+LANGUAGE_CODES = _table(LANGUAGE_NAMES) | _table(OTHER_LANGUAGE_NAMES)  # name → code
+
+
+def language_code(given: str) -> str:
+    """Return the code of a language given by code or English name, in any case; SettingError with the nearest name."""
+    wanted = given.strip().lower()
+    if wanted in LANGUAGE_CODES.values():
+        return wanted
+    if wanted not in LANGUAGE_CODES:
+        near = difflib.get_close_matches(wanted, LANGUAGE_CODES, n=1)
+        hint = f"; did you mean {near[0].title()}?" if near else ""
+        raise SettingError("language", given, f"a code such as en or a name such as English{hint}")
+    return LANGUAGE_CODES[wanted]

@@ -1,0 +1,316 @@
+"""Training data: how utterances are joined, batched by length and turned into tensors.
+
+The order of everything follows from (seed, epoch) alone, so that a resumed run sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from focusasr.audio.features import frame_count
+from focusasr.audio.load import load
+from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.model.losses import IGNORED
+from focusasr.runtime.console import say
+from focusasr.runtime.errors import InputError
+from focusasr.training.augment import (
+    NO_MASKS,
+    Masks,
+    Sounds,
+    augment_waveform,
+    change_speed,
+    draw_masks,
+    noise_alone,
+    stack_masks,
+)
+from focusasr.training.dataset import Corpus
+
+LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
+BRIEF_NOISE, BRIEF_SECONDS = 0.3, (0.05, 0.5)  # the share of noise alone that is as brief as a word, and how brief
+MEAN_SILENCE_SECONDS = LARGEST_GAP_SECONDS / 2  # between two; around all of them it is as much
+
+
+# What one item joins, (corpus, utterance) pairs, and its seconds, with MEAN_SILENCE_SECONDS for each.
+Group = tuple[tuple[tuple[int, int], ...], float]
+
+
+class Item(NamedTuple):
+    """One training example: (corpus, utterance) pairs that are joined, its own seed, and its place in the plan."""
+
+    parts: tuple[tuple[int, int], ...]
+    seconds: float
+    seed: tuple[int, int, int]
+    position: tuple[int, int]  # epoch, batch
+
+
+class Plan(Sampler[list[Item]]):
+    """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch.
+
+    No item made by joining is longer than `join_seconds` or `max_seconds`, or has more tokens than `text_context` has
+    room for. Every item counts for at least `shortest_seconds`, the window where items are padded to one.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        config: TrainConfig,
+        text_context: int,
+        first: int = 0,
+        shortest_seconds: float = 1.0,
+    ) -> None:
+        self.corpora = corpora
+        self.shortest_seconds = shortest_seconds
+        self.config = config
+        self.text_context = text_context
+        self.first = first  # batches to pass over, which an earlier run has seen
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        passed = 0
+        for epoch in itertools.count():
+            batches = self.epoch(epoch)
+            yield from batches[max(0, self.first - passed) :]
+            passed += len(batches)
+
+    def epoch(self, epoch: int) -> list[list[Item]]:
+        """Return the batches of one epoch, the same for the same seed."""
+        draw = np.random.default_rng([self.config.seed, epoch])
+        groups = [group for index in range(len(self.corpora)) for group in self._groups(index, draw)]
+        lengths = np.array([seconds for _, seconds in groups])
+        order = np.argsort(lengths * draw.uniform(0.95, 1.05, len(lengths)), kind="stable")
+        batches = self._fill([groups[index] for index in order])
+        batches = [batches[index] for index in draw.permutation(len(batches))]
+        items, count = [], 0
+        for place, batch in enumerate(batches):
+            items.append(
+                [
+                    Item(group[0], group[1], (self.config.seed, epoch, count + n), (epoch, place))
+                    for n, group in enumerate(batch)
+                ]
+            )
+            count += len(batch)
+        return items
+
+    def _groups(self, index: int, draw: np.random.Generator) -> list[Group]:
+        """Return the items of one corpus: single utterances, and runs of them joined up to a drawn length."""
+        corpus = self.corpora[index]
+        groups: list[Group] = []
+        parts: tuple[tuple[int, int], ...] = ()
+        seconds, written, goal = 0.0, 0, 0.0
+        longest = min(self.config.join_seconds, self.config.max_seconds)
+        for choice in _choices(corpus, draw):
+            length = (corpus.utterances[choice].duration or 0.0) + MEAN_SILENCE_SECONDS
+            letters = len(corpus.tokens[choice]) + 1  # with the separator or the start
+            too_long = seconds + length > longest or written + letters > self.text_context
+            stranger = bool(parts) and corpus.prompts[choice] != corpus.prompts[parts[0][1]]  # in another language
+            if parts and (seconds >= goal or too_long or stranger):
+                groups.append((parts, seconds))
+                parts, seconds, written = (), 0.0, 0
+            if not parts:
+                goal = draw.uniform(0, longest) if draw.random() < self.config.join else 0.0
+            parts, seconds = (*parts, (index, choice)), seconds + length
+            written += letters
+        return [*groups, (parts, seconds)]
+
+    def _fill(self, groups: list[Group]) -> list[list[Group]]:
+        """Cut a row of items into batches, none with more than `batch_seconds`, padding included."""
+        batches: list[list[Group]] = [[]]
+        longest = 0.0
+        for group in groups:
+            longest = max(longest, group[1], self.shortest_seconds)
+            if batches[-1] and (len(batches[-1]) + 1) * longest > self.config.batch_seconds:
+                batches.append([])
+                longest = max(group[1], self.shortest_seconds)
+            batches[-1].append(group)
+        return batches
+
+
+def _choices(corpus: Corpus, draw: np.random.Generator) -> list[int]:
+    """Return the utterances of one epoch, each `weight` times; of a weight's fraction a drawn part, at least one."""
+    size = len(corpus.utterances)
+    whole, rest = divmod(corpus.weight, 1.0)
+    copies = [draw.permutation(size) for _ in range(int(whole))]
+    part = draw.permutation(size)[: max(round(rest * size), 0 if whole else 1)]
+    return np.concatenate([*copies, part]).tolist()
+
+
+class Batch(NamedTuple):
+    """Tensors for one step, of B utterances.
+
+    Waveforms (B, N) padded with zeros, how many samples of each are its own (B,), its masks, its frames (B,) as they
+    will be; decoder input and targets (B, L).
+    """
+
+    waveforms: Tensor
+    samples: Tensor
+    masks: Masks
+    lengths: Tensor
+    tokens: Tensor
+    targets: Tensor
+    items: list[Item]  # what each row is
+    broken: list[str]  # what could not be read
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Return the epoch and the batch's place in it."""
+        return self.items[0].position
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of audio, padding not counted; 0 where no recording could be read."""
+        return float(self.samples.sum()) / SAMPLE_RATE_HZ
+
+    @property
+    def padded_frames(self) -> int:
+        """Return the frames of audio, padding counted: what memory follows."""
+        return len(self.lengths) * self.longest
+
+    @property
+    def longest(self) -> int:
+        """Return the frames of the longest row."""
+        return int(self.lengths.max())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; copies to a GPU, from the loader's pinned memory, do not stop the host."""
+        moved = functools.partial(Tensor.to, device=device, non_blocking=device.type == "cuda")
+        return Batch(
+            moved(self.waveforms), moved(self.samples), Masks(*map(moved, self.masks)), moved(self.lengths),
+            moved(self.tokens), moved(self.targets), self.items, self.broken,
+        )  # fmt: skip
+
+    def rows(self, first: int, last: int) -> Batch:
+        """Return the rows from `first` to before `last` as a batch of their own, no wider than they need."""
+        samples, targets = self.samples[first:last], self.targets[first:last]
+        masks = Masks(*(part[first:last] for part in self.masks))
+        width = int((targets != IGNORED).any(dim=0).nonzero().max()) + 1  # behind a prompt, whose targets are IGNORED
+        return Batch(
+            self.waveforms[first:last, : int(samples.max())], samples, masks, self.lengths[first:last],
+            self.tokens[first:last, :width], targets[:, :width], self.items[first:last], [],
+        )  # fmt: skip
+
+
+class Example(NamedTuple):
+    """One item's waveform (N,) and masks, its frames, the prompt, the text's tokens, the item, what was not read."""
+
+    waveform: Tensor
+    masks: Masks
+    frames: int
+    prompt: list[int]
+    tokens: list[int]
+    item: Item
+    broken: list[str]
+
+
+class Examples(Dataset):
+    """Items to waveforms and tokens, augmented by the item's own seed; they will be padded to `window_samples`."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        config: TrainConfig,
+        mel_bands: int,
+        separator: list[int],
+        sounds: Sounds = Sounds(),  # noqa: B008
+        window_samples: int | None = None,
+    ) -> None:
+        self.window_samples = window_samples
+        self.corpora = corpora
+        self.config = config
+        self.mel_bands = mel_bands
+        self.sounds = sounds
+        self.separator = separator  # the tokens between joined texts
+
+    def __getitem__(self, item: Item) -> Example:
+        """Return one example, read and augmented."""
+        draw = np.random.default_rng(item.seed)
+        clean = item.position[0] < self.config.clean_epochs
+        pieces: list[np.ndarray] = []
+        tokens: list[int] = []
+        broken: list[str] = []
+        for corpus, index in item.parts:
+            utterance = self.corpora[corpus].utterances[index]
+            try:
+                waveform = load(utterance.source)
+            except InputError as error:
+                broken.append(str(error))
+                continue
+            pieces.append(waveform if clean else change_speed(waveform, self.config, draw))
+            tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
+        clean = clean or not pieces  # where nothing could be read, no sound is made up
+        waveform = join(pieces, draw, around=0.0 if clean else 0.5)
+        plain, said = waveform, tokens
+        try:
+            if draw.random() < self.config.silence:
+                brief = draw.random() < BRIEF_NOISE
+                samples = int(draw.uniform(*BRIEF_SECONDS) * SAMPLE_RATE_HZ) if brief else len(waveform)
+                waveform, tokens = noise_alone(min(samples, len(waveform)), draw, self.sounds.noises), []
+            if not clean:
+                waveform = augment_waveform(waveform, self.config, draw, self.sounds)
+        except InputError as error:  # of a recorded noise or room, whose header was fine
+            broken.append(str(error))
+            waveform, tokens = plain, said
+        frames = frame_count(len(waveform), self.window_samples)
+        masks = NO_MASKS if clean else draw_masks(frames, self.mel_bands, self.config, draw)
+        first, index = item.parts[0]
+        prompt = self.corpora[first].prompts[index]
+        return Example(torch.from_numpy(waveform), masks, frames, prompt, tokens, item, broken)
+
+
+def join(pieces: Sequence[np.ndarray], draw: np.random.Generator, around: float = 0.0) -> np.ndarray:
+    """Return the waveforms one after the other, with drawn silences up to 0.4 s between them.
+
+    In the share `around` of the cases a silence also comes before them, and behind them: recordings begin and end with
+    silence or without, and a model that met only one kind stumbles over the other.
+    """
+    parts = [_silence(draw, around)]
+    for index, piece in enumerate(pieces):
+        parts += [piece, _silence(draw, 1.0 if index < len(pieces) - 1 else around)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _silence(draw: np.random.Generator, share: float) -> np.ndarray:
+    """Return digital silence of a drawn length, in this share of the cases, else nothing."""
+    seconds = draw.uniform(0, LARGEST_GAP_SECONDS)
+    return np.zeros(int(seconds * SAMPLE_RATE_HZ) if draw.random() < share else 0, np.float32)
+
+
+def collate(examples: Sequence[Example], end: int) -> Batch:
+    """Pad examples to one batch; decoder input begins with a prompt, which is no target, and targets end with `end`."""
+    inputs = [torch.tensor([*example.prompt, *example.tokens]) for example in examples]
+    targets = [torch.tensor([IGNORED] * (len(e.prompt) - 1) + [*e.tokens, end]) for e in examples]
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    return Batch(
+        pad([example.waveform for example in examples]),
+        torch.tensor([len(example.waveform) for example in examples]),
+        stack_masks([example.masks for example in examples]),
+        torch.tensor([example.frames for example in examples]),
+        pad(inputs, padding_value=end),
+        pad(targets, padding_value=IGNORED),
+        [example.item for example in examples],
+        [line for example in examples for line in example.broken],
+    )
+
+
+def with_possible_workers(settings: TrainConfig) -> TrainConfig:
+    """Return settings without workers where the machine has no shared memory to speak with them."""
+    if settings.workers:
+        try:
+            torch.multiprocessing.get_context("spawn").Lock()
+        except OSError as error:
+            say(f"focusasr: no shared memory ({error.strerror}); audio is read in the training process, --workers 0")
+            return dataclasses.replace(settings, workers=0)
+    return settings
+
+
+def begin_worker(_worker: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which ends its workers

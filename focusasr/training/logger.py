@@ -1,0 +1,312 @@
+"""The metrics, curves and samples that a training run shows and keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from focusasr.config import TrainConfig
+from focusasr.evaluation.bootstrap import Interval
+from focusasr.evaluation.wer import Score, align
+from focusasr.runtime.devices import memory_gigabytes
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import ensure_writable, written_aside
+
+LINE_SECONDS = 600.0  # between lines on how far a run is, off a terminal
+STEPS_PER_ROW = 20  # of metrics.jsonl
+MOST_BROKEN_SHOWN = 10
+SAMPLES = 8  # dev utterances whose texts are kept at each evaluation, the same each time
+SAMPLES_SHOWN = 2
+
+Series = dict[str, dict[int, float]]  # name → step → value
+
+
+class TrainingLog:
+    """Shows a run on stderr and keeps its figures in the output folder."""
+
+    def __init__(self, output: Path, config: TrainConfig, console: Console, main: bool = True) -> None:
+        self.output = output
+        self.console = console
+        self.main = main  # of several processes, one shows and keeps
+        with self._writing():
+            output.mkdir(parents=True, exist_ok=True)
+            self.board = _board(output / "tensorboard") if main else None
+        self.broken_seen: set[str] = set()
+        self.steps, self.told = config.steps, 0.0
+        self.begun: tuple[int, float] | None = None  # the step before the clock began to run, and when that was
+        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(None), TaskProgressColumn())
+        left = TextColumn("time left")
+        self.progress = Progress(*columns, left, TimeRemainingColumn(), console=console, expand=True)
+        self.task = self.progress.add_task("training", total=config.steps)
+        self.lines = Text()
+        self.live: Live | None = None
+        if main and console.is_terminal:
+            picture = Group(self.progress, self.lines)
+            self.live = Live(picture, console=console, transient=True, redirect_stdout=False, refresh_per_second=2)
+        self.dev_wer = "no dev WER yet"
+
+    def __enter__(self) -> TrainingLog:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+        if self.board:
+            with contextlib.suppress(OSError):
+                self.board.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.output}: cannot be written to ({error.strerror}); the last checkpoint there is whole; "
+                "make room or allow writing there, or give another --output-dir"
+            ) from None
+
+    def go_on(self, step: int) -> None:
+        """Forget the rows and samples after `step`, from which a run goes on: they will come again."""
+        path = self.output / "metrics.jsonl"
+        if self.main and path.exists():
+            with self._writing(), written_aside(path) as aside, aside.open("w", encoding="utf-8") as rows:
+                for row in read_rows(path):
+                    if row["step"] <= step:
+                        rows.write(json.dumps(row) + "\n")
+        path = self.output / "samples.txt"
+        if self.main and path.exists():
+            texts = re.split(r"^(?=step \d+, )", path.read_text(encoding="utf-8", errors="replace"), flags=re.M)
+            numbers = [re.match(r"step (\d+), ", text) for text in texts]
+            kept = [text for text, told in zip(texts, numbers, strict=True) if not told or int(told[1]) <= step]
+            with self._writing(), written_aside(path) as aside:
+                aside.write_text("".join(kept), encoding="utf-8")
+        if self.board and step:
+            self.board.close()
+            self.board = _board(self.output / "tensorboard", step + 1)
+
+    def say(self, line: str) -> None:
+        """Print one line on stderr."""
+        if self.main:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def broken(self, lines: Sequence[str]) -> None:
+        """Name audio that could not be read, each once, the first ten in full."""
+        for line in lines:
+            if line not in self.broken_seen:
+                self.broken_seen.add(line)
+                if len(self.broken_seen) <= MOST_BROKEN_SHOWN:
+                    self.say(f"left out: {line}")
+
+    def step(self, position: Any, figures: dict[str, float], rate: float) -> None:
+        """Show one optimizer step."""
+        if self.live:
+            self.progress.update(self.task, completed=position.step)
+            self.lines.plain = "\n".join(self.dashboard(position, figures, rate))
+        else:
+            self._say_pace(position.step)
+        if position.step % STEPS_PER_ROW == 0:
+            row = {name: figures[name] for name in ("total", "ctc", "attention", "span")}
+            row |= {"learning_rate": rate, "audio_seconds_per_second": position.speed, "epoch": position.epoch}
+            row |= {"padding_share": position.padding, "waiting_share": position.waiting}
+            self._keep(position.step, "train", row)
+
+    def _say_pace(self, step: int) -> None:
+        """Say after the first steps, and then now and then, how far the run is, where no bar shows it."""
+        now = time.monotonic()
+        first, began = self.begun = self.begun or (step - 1, now)
+        made = step - 1 - first  # since the clock runs
+        if made == STEPS_PER_ROW or (made > STEPS_PER_ROW and now - self.told > LINE_SECONDS):
+            self.told, pace = now, (now - began) / made
+            hours = pace * (self.steps - step) / 3600
+            left = f"{hours:.1f} h" if hours >= 1.5 else f"{60 * hours:.0f} min"
+            self.say(f"step {step} of {self.steps}: {pace:.2g} s a step, {left} left")
+
+    def dashboard(self, position: Any, figures: dict[str, float], rate: float) -> list[str]:
+        """Return what stands under the bar, in lines of at most 80 columns."""
+        parts = f"loss {figures['total']:.4g} (ctc {figures['ctc']:.4g}, attention {figures['attention']:.4g})"
+        skipped = f"  {position.skipped_steps} skipped" if position.skipped_steps else ""
+        return [
+            f"epoch {position.epoch}  {parts}  rate {rate:.1e}{skipped}",
+            f"{self.dev_wer}  {position.speed:.0f} h/h  {_percent(position.padding)} padding  "
+            f"{_percent(position.waiting)} waiting  {memory_gigabytes():.1f} GB",
+        ]
+
+    def evaluation(self, position: Any, scores: dict[str, Score], overall: float | None, better: bool) -> None:
+        """Show and keep one evaluation; `overall` is None where there is no dev set."""
+        if overall is not None:
+            row = {"wer": overall}
+            for name, score in scores.items():
+                row |= {f"{name} wer": score.wer, f"{name} cer": score.cer}
+            self._keep(position.step, "dev", row)
+            self.dev_wer = f"dev WER {100 * overall:.1f} %{_interval(list(scores.values()), overall)}"
+        parts = [f"{name} {100 * s.wer:.1f}{s.interval('wer').bounds(_hundredfold, '-')}" for name, s in scores.items()]
+        heard = f"{position.seconds / 60:.1f} min, {position.audio_seconds / 3600:.1f} h heard"
+        if position.skipped_steps:
+            heard += f", {position.skipped_steps} steps skipped"
+        wer = ", ".join(parts) or "no dev set"
+        self.say(f"step {position.step}, epoch {position.epoch}, {heard}: WER % {wer}{' *' if better else ''}")
+        self.say(
+            f"  {position.speed:.0f} h/h, {_percent(position.padding)} padding, "
+            f"{_percent(position.waiting)} waiting for data, {memory_gigabytes():.1f} GB"
+        )
+
+    def focus(self, step: int, layers: Sequence[dict[str, float]]) -> None:
+        """Keep the mean span and temperature of each hybrid layer."""
+        if layers:
+            row = {f"layer {n} {name}": value for n, layer in enumerate(layers, 1) for name, value in layer.items()}
+            self._keep(step, "focus", row)
+
+    def samples(self, step: int, name: str, references: Sequence[str], hypotheses: Sequence[str]) -> None:
+        """Show and keep a few texts of a dev set, what was said over what was heard."""
+        if not self.main or not references:
+            return
+        chosen = sorted({index * len(references) // SAMPLES for index in range(SAMPLES)})
+        texts = [align(references[index], hypotheses[index]) for index in chosen]
+        with self._writing(), (self.output / "samples.txt").open("a", encoding="utf-8") as out:
+            out.write(f"step {step}, {name}\n\n" + "\n\n".join(texts) + "\n\n")
+        if self.board:
+            self.board.add_text(name, "\n".join(f"    {line}" for text in texts for line in text.split("\n")), step)
+        for text in texts[:SAMPLES_SHOWN]:
+            for line in text.split("\n")[:2]:
+                self.say(f"  {line[:74]}…" if len(line) > 75 else f"  {line}")
+
+    def draw(self) -> None:
+        """Draw the curves anew."""
+        if self.main and (self.output / "metrics.jsonl").exists():
+            with self._writing():
+                if self.board:
+                    self.board.flush()
+                draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+
+    def _keep(self, step: int, kind: str, row: dict[str, float]) -> None:
+        if self.board is None:
+            return
+        known = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
+        with self._writing():
+            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as rows:
+                rows.write(json.dumps({"step": step, "kind": kind, **known}) + "\n")
+            for name, value in row.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _board(folder: Path, first: int | None = None) -> Any:
+    """Return TensorBoard's writer; InputError where nothing can be written, which its thread would only print.
+
+    What stands there from the step `first` on counts no more.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    ensure_writable(folder, "allow writing there, or give another --output-dir")
+    return SummaryWriter(str(folder), purge_step=first)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _interval(scores: list[Score], overall: float) -> str:
+    """Return the interval of the mean of several WERs, from those of each; the sets are independent."""
+    below = [s.wer - s.wer_low for s in scores if s.wer_low is not None]
+    above = [s.wer_high - s.wer for s in scores if s.wer_high is not None]
+    if len(below) < len(scores):  # a set of one recording has none, and so its spread is not known
+        return ""
+    low, high = overall - math.hypot(*below) / len(scores), overall + math.hypot(*above) / len(scores)
+    return Interval(overall, low, high).bounds(_hundredfold, "-")
+
+
+def _hundredfold(ratio: float) -> str:
+    return f"{100 * ratio:.1f}"
+
+
+def read_rows(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a metrics.jsonl; a line that a killed run left half written is passed over."""
+    if not metrics.exists():
+        return
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            yield row
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Draw what metrics.jsonl holds: losses, dev WER, and per hybrid layer the mean span and temperature."""
+    pyplot = _pyplot()
+    panels: list[Series] = [{}, {}, {}, {}]
+    for row in read_rows(metrics):
+        step, kind = row.pop("step"), row.pop("kind")
+        for name, value in row.items():
+            place = _panel(kind, name)
+            if place is not None and value is not None:
+                panels[place].setdefault(name.removesuffix(" span_ms").removesuffix(" temperature"), {})[step] = value
+    if len(panels[1]) == 2:  # one dev set is its own mean
+        del panels[1]["wer"]
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True)
+    titles = ("training loss", "dev WER, %", "mean span, ± ms", "mean temperature")
+    for place, (series, title, plot) in enumerate(zip(panels, titles, axes.flat, strict=True)):
+        scale = 100 if place == 1 else 1
+        for name, points in series.items():
+            values = [scale * value for value in points.values()]
+            plot.plot(list(points), values, marker="." if place else None, label=name.replace("$", r"\$"))
+        plot.set(ylabel=title)
+        plot.grid(alpha=0.3)
+        if series:
+            plot.legend(fontsize=8)
+    axes[0, 1].set(ylim=(0, 100))
+    for plot in axes[1]:
+        plot.set(xlabel="optimizer step")
+    _save(figure, picture)
+
+
+def _panel(kind: str, name: str) -> int | None:
+    """Return which of the four pictures a figure belongs to."""
+    if kind == "train":
+        return 0 if name in ("total", "ctc", "attention") else None
+    if kind == "dev":
+        return 1 if name.endswith("wer") else None
+    return 2 if name.endswith("span_ms") else 3
+
+
+def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: float, picture: Path) -> None:
+    """Draw smoothed losses against learning rates, and the suggested one."""
+    pyplot = _pyplot()
+    figure, plot = pyplot.subplots(figsize=(7, 4))
+    plot.plot(rates, losses)
+    plot.axvline(suggested, color="tab:red", linestyle="--", label=f"suggested: {suggested:.1e}")
+    plot.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
+    plot.grid(alpha=0.3, which="both")
+    plot.legend()
+    _save(figure, picture)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, picture: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    with written_aside(picture) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,253 @@
+"""One training run: its settings and manifests, and where its model comes from (versions, commit, fingerprints)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusasr import __version__
+from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
+from focusasr.runtime.cache import fingerprint
+from focusasr.runtime.console import counted
+from focusasr.runtime.errors import InputError, as_typed, shown
+from focusasr.runtime.files import real_path, restore
+from focusasr.runtime.settings import hints_of, read_settings, to_settings
+
+if TYPE_CHECKING:
+    from focusasr.training.dataset import Corpus
+
+
+BEGINNING = ("init_from", "train_only", "freeze")  # of [train]: what learns, and from where, stays as it was begun
+TABLES = {"data": DataConfig, "text": TextConfig, "model": ModelConfig, "train": TrainConfig}
+
+PACKAGES = ("torch", "torchaudio", "accelerate", "numpy", "soxr", "soundfile", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: manifests (PATH or PATH=WEIGHT), where the result goes, and every setting."""
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    output: Path
+    model: ModelConfig = ModelConfig()
+    text: TextConfig = TextConfig()
+    settings: TrainConfig = TrainConfig()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is kept in the checkpoint of how it was made."""
+        return {"data": {"train": list(self.train), "dev": list(self.dev)}, "train": to_settings(self.settings)}
+
+
+def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str, typed: Collection[str] = ()) -> Run:
+    """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
+
+    `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
+    InputError names unknown tables and settings; what is wrong with a setting that was `typed` is said of its option.
+    """
+    unknown = settings.keys() - TABLES.keys()
+    if unknown:
+        raise InputError(f"{where}: unknown table [{shown(min(unknown))[1:-1]}]; wanted: {', '.join(TABLES)}")
+    for table, kind in TABLES.items():
+        for name in _table(settings.get(table)):
+            if name not in hints_of(kind) and (homes := homes_of(name) - {table}):
+                raise InputError(f"{where} [{table}]: unknown setting {shown(name)}; it belongs below [{min(homes)}]")
+    data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
+    model = settings.get("model", {})
+    if not isinstance(model, dict):
+        raise InputError(f"{where} [model]: expected a table of settings, got {shown(model)}")
+    model = dict(model)
+    preset = model.pop("preset", "small")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise InputError(f"{where} [model]: preset is {shown(preset)}; wanted: {', '.join(PRESETS)}")
+    return Run(
+        train=tuple(_anchored(option, folder) for option in data.train),
+        dev=tuple(_anchored(option, folder) for option in data.dev),
+        output=output,
+        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]", typed),
+        text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]", typed),
+        settings=_with_folders(
+            read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]", typed), folder
+        ),
+    )
+
+
+def check_place(output: Path, resume: bool) -> None:
+    """Refuse a folder with nothing to resume, or, for a new one, with results; what was killed is mended."""
+    for name in ("best", "last"):
+        restore(output / name)
+    there = (output / "last").exists()
+    if there and not resume:
+        raise InputError(f"{output}: holds a training run already; give --resume, or another --output-dir")
+    if not there and (output / "model.safetensors").exists():
+        raise InputError(f"{output}: is a checkpoint, not the folder of a run; give another --output-dir")
+    if resume and not there:
+        raise InputError(f"{output}: nothing to resume here; leave --resume out, or name the run with --output-dir")
+
+
+def homes_of(name: str) -> set[str]:
+    """Return the tables that have a setting of this name."""
+    return {table for table, kind in TABLES.items() if name in hints_of(kind) or (table, name) == ("model", "preset")}
+
+
+def table_of(name: str) -> str:
+    """Return the table that a setting stands in."""
+    return min(homes_of(name), default="model")
+
+
+def changes(begun: dict[str, Any], run: Run) -> list[str]:
+    """Return lines that say which settings and manifests are other than those in `begun`, a checkpoint's config.json.
+
+    They count from there on. InputError where what cannot change is other: the model, its text, and what learns.
+    """
+    now = json.loads(json.dumps({**run.to_json(), "model": to_settings(run.model), "text": to_settings(run.text)}))
+    before = {**_table(begun.get("run")), "model": begun.get("model"), "text": begun.get("text")}
+    other = {
+        (table, name): (_table(before.get(table))[name], value)
+        for table, values in now.items()
+        for name, value in values.items()
+        if not _same(name, _table(before.get(table)).get(name, value), value)
+    }
+    fixed = [key for key in other if key[1] in BEGINNING or (key[0] in ("model", "text") and key[1] != "dropout")]
+    if fixed:
+        was, wanted = (" ".join(f"{as_typed(name)} {_said(other[t, name][i])}" for t, name in fixed) for i in (0, 1))
+        weights = f" (--init-from {run.output / 'last'})" if all(table == "train" for table, _ in fixed) else ""
+        raise InputError(
+            f"{run.output}: was begun with {was}, which cannot become {wanted}; give what it was begun with, or train "
+            f"into another --output-dir{weights}"
+        )
+    names = {key: "training manifests" if key == ("data", "train") else as_typed(key[1]) for key in other}
+    told = [f"{names[key]} {_changed(was, value)}" for key, (was, value) in other.items()]
+    return [f"other than before, and counts from here on: {', '.join(told)}"] if told else []
+
+
+def _same(name: str, was: Any, now: Any) -> bool:
+    """Tell whether a setting is what it was; a checkpoint to begin with may be named from here or from the root."""
+    if name == "init_from" and isinstance(was, str) and isinstance(now, str):
+        return was == now or (os.path.exists(was) and real_path(was) == real_path(now))
+    return bool(was == now)
+
+
+def measured_before(begun: dict[str, Any]) -> list[str]:
+    """Return the dev manifests of a checkpoint's config.json."""
+    return list(_table(_table(begun.get("run")).get("data")).get("dev") or [])
+
+
+def finished(run: Run, step: int) -> str:
+    """Return the line for a run that has nothing left to do, and how to go on all the same."""
+    steps, patience = run.settings.steps, run.settings.patience
+    why, more = f"all {steps} steps are made", f"--steps N above {max(step, steps)}"
+    if step < steps:
+        why, more = (
+            f"{counted(patience, 'evaluation')} brought no better dev WER",
+            f"--patience N above {patience} (0: never stop)",
+        )
+    return (
+        f"done already at step {step}: {why}; {more} goes on, --init-from {run.output / 'best'} with another "
+        "--output-dir begins a new run with these weights"
+    )
+
+
+def with_plain_paths(kept: Any) -> Any:
+    """Return what a checkpoint's config.json holds, its absolute paths as `_anchored` writes them."""
+    if isinstance(kept, dict):
+        return {name: with_plain_paths(value) for name, value in kept.items()}
+    if isinstance(kept, list):
+        return [with_plain_paths(value) for value in kept]
+    return _anchored(kept, Path()) if isinstance(kept, str) and os.path.isabs(kept) and os.pardir in kept else kept
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _said(value: Any) -> str:
+    """Return a value as it is typed for an option."""
+    return "none" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _changed(was: Any, value: Any) -> str:
+    """Return what became of a setting; of a list only what came and what went."""
+    if not (isinstance(was, list) and isinstance(value, list)):
+        return f"{_said(value)} (was {_said(was)})"
+    new, gone = [one for one in value if one not in was], [one for one in was if one not in value]
+    parts = [f"{word} {_said(some)}" for word, some in (("with", new), ("without", gone)) if some]
+    return " and ".join(parts) or "in another order"
+
+
+def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:
+    """Make the folders of noises and rooms absolute."""
+    noise, room = (place and _anchored(place, folder) for place in (settings.noise_folder, settings.room_folder))
+    return dataclasses.replace(settings, noise_folder=noise, room_folder=room)
+
+
+def _anchored(option: str, folder: Path) -> str:
+    """Return a path from `folder` as an absolute one, without its `..` where that leads to the same place."""
+    path = str((folder / option).absolute())
+    plain = os.path.normpath(path)
+    return plain if real_path(plain) == real_path(path) else path
+
+
+def made_with(corpora: Sequence[Corpus], dev: Sequence[str]) -> dict[str, Any]:
+    """Return versions, the commit where the program runs from a git clone, and what was trained and measured on."""
+    from focusasr.training.dataset import parse_manifest_option
+
+    data = [
+        {
+            "manifest": corpus.name,
+            "sha256": fingerprint(Path(corpus.name)),
+            "weight": corpus.weight,
+            "utterances": len(corpus.utterances),
+            "hours": round(corpus.seconds / 3600, 4),
+        }
+        for corpus in corpora
+    ]
+    measured = [parse_manifest_option(option)[0] for option in dev]
+    return {
+        "versions": {"focusasr": __version__, "python": platform.python_version(), **_versions()},
+        "commit": commit(Path(__file__).parents[1]),
+        "data": data,
+        "dev": [{"manifest": str(path), "sha256": fingerprint(path)} for path in measured],
+    }
+
+
+def changed(before: dict[str, Any], now: dict[str, Any], kind: str) -> list[str]:
+    """Return the manifests of a kind ("data" or "dev") whose fingerprint differs between what runs were `made_with`."""
+    known = {row["manifest"]: row["sha256"] for row in before.get(kind, [])}
+    return [row["manifest"] for row in now[kind] if known.get(row["manifest"], row["sha256"]) != row["sha256"]]
+
+
+def commit(folder: Path) -> str | None:
+    """Return the commit that `folder` stands at, with "+changes" where files differ from it; None outside of git.
+
+    A repository that merely lies around an installed package, such as its user's, is none.
+    """
+    try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        head = _git(folder, "rev-parse", "HEAD")
+        return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,387 @@
+"""Training: manifests to a checkpoint folder, by a joint CTC/attention loss; what a run does from step to step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.evaluation.wer import Score
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.transformer import Model
+from focusasr.model.weights import read_torch
+from focusasr.runtime.devices import flat
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import read_json, written_aside
+from focusasr.runtime.process import promise, shielded
+from focusasr.runtime.settings import read_settings
+from focusasr.text.tokenizer import train_tokenizer
+from focusasr.training.augment import read_sounds
+from focusasr.training.batching import Batch, Examples, Item, Plan, begin_worker, collate, with_possible_workers
+from focusasr.training.dataset import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
+from focusasr.training.finetune import learn_only, remarks, warm_model, warm_tokenizer, within_window
+from focusasr.training.logger import TrainingLog
+from focusasr.training.run import (
+    Run,
+    changed,
+    changes,
+    check_place,
+    finished,
+    made_with,
+    measured_before,
+    with_plain_paths,
+)
+from focusasr.training.step import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
+from focusasr.training.validation import few_mels, focus, measure, model_card, overall_wer, read_dev_sets
+
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
+MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
+SAVE_SECONDS = 600.0  # a run that is killed between two evaluations loses no more
+USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
+
+
+@dataclass
+class Position:
+    """Where a run stands: optimizer steps done, batches read, and the best dev score so far."""
+
+    step: int = 0
+    batches: int = 0  # that all processes together have read
+    epoch: int = 0  # in which the last step began
+    best_wer: float | None = None
+    evaluations_since_best: int = 0
+    seconds: float = 0.0  # of training, evaluation included
+    audio_seconds: float = 0.0  # that the model has heard
+    bad_steps: int = 0  # skipped in a row, for want of a loss to trust
+    skipped_steps: int = 0  # in all
+    padded_seconds: float = 0.0  # of audio, padding counted
+    waiting_seconds: float = 0.0  # of training, for data
+    usual_loss: float | None = None  # of attention, a moving mean
+    due: bool = False  # an evaluation that failed: it comes first when the run goes on
+
+    @property
+    def speed(self) -> float:
+        """Return the seconds of audio heard per second, evaluation included."""
+        return self.audio_seconds / max(self.seconds, 1e-9)
+
+    @property
+    def padding(self) -> float:
+        """Return the share of padding in what was computed."""
+        return max(0.0, 1 - self.audio_seconds / self.padded_seconds) if self.padded_seconds else 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Return the share of the time that was spent waiting for data."""
+        return self.waiting_seconds / max(self.seconds, 1e-9)
+
+
+class Trainer:
+    """A run in progress: everything that changes from step to step."""
+
+    def __init__(self, run: Run, device: torch.device, resume: bool = False, source: Checkpoint | None = None) -> None:
+        last = run.output / "last"
+        check_place(run.output, resume)
+        torch.manual_seed(run.settings.seed)
+        self.accelerator = start_accelerator(run.settings, device)
+        before = load_checkpoint(last) if resume else None
+        if source and not before:
+            self.tokenizer = warm_tokenizer(source, run.text)
+        else:
+            self.tokenizer = before.tokenizer if before else train_tokenizer(read_texts(run.train), run.text)
+        model_config = dataclasses.replace(run.model, vocabulary=self.tokenizer.size)
+        self.run = dataclasses.replace(
+            run, model=model_config, settings=with_possible_workers(within_window(run.settings, model_config))
+        )
+        begun = with_plain_paths(read_json(last / "config.json")) if resume else {}
+        self.changes = changes(begun, self.run) if resume else []
+        self.findings = Findings()
+        self.corpora = self._read_corpora()
+        self.sounds = read_sounds(run.settings)
+        self.dev_sets = read_dev_sets(run.dev)
+        doubt_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
+        self.made_with = made_with(self.corpora, run.dev)
+        self.position = Position()
+        self.scores, self.saved = dict[str, Score](), time.monotonic()  # of the last evaluation; when it was kept
+        model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
+        learn_only(model, run.settings)
+        self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
+        if before:
+            with contextlib.suppress(TypeError, AttributeError):  # of another version's: only shown
+                self.scores = {name: Score(**one) for name, one in before.metrics.get("dev", {}).items()}
+            self._load_state(last / "trainer" / "state.pt")
+            self._promise()
+            made_before = begun.get("made_with") or {}
+            other_dev = changed(made_before, self.made_with, "dev")
+            if other_dev or measured_before(begun) != list(self.run.dev):
+                self.position.best_wer, self.position.evaluations_since_best = None, 0  # were of another measure
+            for manifest in changed(made_before, self.made_with, "data") + other_dev:
+                self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
+
+    def _read_corpora(self) -> list[Corpus]:
+        read = functools.partial(
+            read_corpus, tokenizer=self.tokenizer, model=self.run.model,
+            max_seconds=self.run.settings.max_seconds, found=self.findings,
+        )  # fmt: skip
+        corpora = [read(option) for option in self.run.train]
+        for corpus in corpora:
+            if not corpus.utterances:
+                reasons = "; ".join(self.findings.lines()) or "it has no lines"
+                raise InputError(f"{corpus.name}: no utterance can be used: {reasons}")
+        return corpora
+
+    def summary(self) -> list[str]:
+        """Return lines that say what will be trained on what."""
+        model = self.run.model
+        shape = f"width {model.width}, {model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers"
+        millions = self.stepper.best_model.parameter_count() / 1e6
+        lines = [f"{millions:.1f} M weights: {model.attention} attention, {shape}, {model.vocabulary} tokens"]
+        for corpus in self.corpora:
+            hours = corpus.seconds / 3600
+            lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
+        lines += self.changes + remarks(self.run.settings, model, self.tokenizer, bool(self.dev_sets))
+        batches = self._plan().epoch(0)
+        held = sum(item.seconds for batch in batches for item in batch)
+        padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
+        lines.append(
+            f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * max(0.0, 1 - held / padded):.0f} % padding"
+        )
+        count = self.stepper.processes.count
+        if count > 1 or self.run.settings.accumulate > 1:
+            batches_each = self.run.settings.accumulate
+            lines.append(f"each step: {count} processes x {batches_each} batches, as one batch of all of them")
+        return lines + self.findings.lines()
+
+    def loader(self) -> DataLoader:
+        """Return the batches from the present position on, read and augmented by worker processes."""
+        settings = self.run.settings
+        heard, between = self.run.model, self.tokenizer.separator
+        examples = Examples(self.corpora, settings, heard.mel_bands, between, self.sounds, heard.window_samples)
+        workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
+        return DataLoader(
+            examples,
+            batch_sampler=BatchSamplerShard(
+                self._plan(self.position.batches),
+                self.accelerator.num_processes,
+                self.accelerator.process_index,
+                even_batches=False,
+            ),
+            collate_fn=functools.partial(collate, end=self.tokenizer.end),
+            num_workers=settings.workers,
+            generator=torch.Generator().manual_seed(settings.seed),
+            worker_init_fn=begin_worker,
+            pin_memory=self.accelerator.device.type == "cuda",
+            **workers,
+        )
+
+    @contextlib.contextmanager
+    def batches(self) -> Iterator[Iterator[Batch]]:
+        """Yield the loader's batches; its workers end with the block."""
+        with shielded() if self.run.settings.workers else contextlib.nullcontext():
+            batches: Any = iter(self.loader())
+        try:
+            yield batches
+        finally:
+            if self.run.settings.workers:
+                with contextlib.suppress(RuntimeError):  # of a worker that Ctrl-C ended first
+                    batches._shutdown_workers()  # else they live while anything, such as a traceback, holds `batches`
+
+    def _plan(self, first: int = 0) -> Plan:
+        room = self.run.model.text_context - len(self.tokenizer.prompt) + 1
+        window = self.run.model.window_samples
+        shortest = window / SAMPLE_RATE_HZ if window else 1.0
+        return Plan(self.corpora, self.run.settings, room, first, shortest)
+
+    def fit(self, log: TrainingLog) -> None:
+        """Train until the last step, evaluating and saving on the way."""
+        settings = self.run.settings
+        if self.accelerator.is_main_process:
+            self._write_findings()
+        first = self.position.step
+        log.go_on(self.position.step)
+        if self.position.due:
+            self._evaluate(log)
+        with self.batches() as batches:
+            while self.position.step < settings.steps and not self._out_of_patience():
+                began = time.perf_counter()
+                figures = self._step(batches, log)
+                self.position.seconds += time.perf_counter() - began
+                log.step(self.position, figures, self.stepper.optimizer.param_groups[0]["lr"])
+                if self.position.step % settings.evaluate_every == 0 or self.position.step == settings.steps:
+                    self._evaluate(log)
+                elif time.monotonic() - self.saved > SAVE_SECONDS and not self.position.bad_steps:
+                    self._save(self.scores, better=False)
+        if self.position.step == first:
+            log.say(finished(self.run, first))
+
+    def _write_findings(self) -> None:
+        path = self.run.output / "findings.jsonl"
+        if self.findings.lines() or path.exists():
+            try:
+                self.findings.write(path)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written ({error.strerror}); make room there") from None
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.run.settings.patience <= self.position.evaluations_since_best
+
+    def _step(self, batches: Iterator[Batch], log: TrainingLog) -> dict[str, float]:
+        """Make one optimizer step from `accumulate` batches of every process; return its losses by name."""
+        position, settings = self.position, self.run.settings
+        began = time.perf_counter()
+        group = [next(batches) for _ in range(settings.accumulate)]
+        position.waiting_seconds += time.perf_counter() - began
+        for batch in group:
+            log.broken(batch.broken)
+        self.stepper.set_rate(learning_rate(position.step, settings))
+        measured = self.stepper.measure(group, position.batches)
+        for note in measured.notes:
+            log.say(f"step {position.step + 1}: {note}")
+        position.batches += settings.accumulate * self.accelerator.num_processes
+        position.epoch = group[0].position[0]
+        position.audio_seconds += measured.figures["seconds"]
+        position.padded_seconds += measured.figures["padded_seconds"]
+        self._apply(measured, log)
+        return measured.figures
+
+    def _apply(self, measured: Measured, log: TrainingLog) -> None:
+        """Take the step, or skip and count it where its loss cannot be trusted; InputError after too many in a row."""
+        position = self.position
+        position.step += 1
+        trouble = self._trouble(measured)
+        if trouble is None:
+            self.stepper.take()
+            position.bad_steps = 0
+            usual = position.usual_loss
+            loss = measured.figures["attention"]
+            position.usual_loss = loss if usual is None else usual + (loss - usual) / USUAL_STEPS
+            return
+        self.stepper.skip()
+        position.bad_steps += 1
+        position.skipped_steps += 1
+        named = self._offenders(measured)
+        log.say(f"step {position.step}: skipped, {trouble}; worst: {named}")
+        if position.bad_steps >= MOST_BAD_STEPS:
+            raise InputError(
+                f"step {position.step}: {MOST_BAD_STEPS} steps in a row skipped ({trouble}), the last with {named}; "
+                "look at these utterances, or lower --learning-rate, then --resume from the last checkpoint"
+            )
+
+    def _trouble(self, measured: Measured) -> str | None:
+        """Return why a step's loss cannot be trusted, or None; the same in every process.
+
+        An explosion is looked for in the attention loss, per token: CTC's grows with the length of silences, rightly.
+        """
+        loss, usual, most = measured.figures["attention"], self.position.usual_loss, self.run.settings.explosion
+        if not measured.figures["seconds"]:
+            return "none of its recordings can be read"
+        if not math.isfinite(measured.figures["total"]):
+            return f"its loss is {measured.figures['total']}"
+        if not measured.finite:
+            return "its gradient is not finite"
+        if most and usual is not None and loss > most * usual:
+            return f"its attention loss is {loss:.3g} where {usual:.3g} is usual"
+        return None
+
+    def _offenders(self, measured: Measured) -> str:
+        """Name the utterances of a step with the highest losses, not finite ones first, over all processes."""
+        mine = [(loss, self._place(item)) for loss, item in measured.rows]
+        rows = flat(self.stepper.processes.gather(mine))
+        rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0], reverse=True)
+        bad = [row for row in rows if not math.isfinite(row[0])] or rows
+        return ", ".join(f"{place} (loss {loss:.3g})" for loss, place in bad[:MOST_NAMED])
+
+    def _place(self, item: Item) -> str:
+        return " + ".join(place_of(self.corpora[corpus].utterances[index]) for corpus, index in item.parts)
+
+    def _evaluate(self, log: TrainingLog) -> None:
+        began = time.perf_counter()
+        model, position = self.stepper.best_model, self.position
+        try:
+            measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
+        except InputError:
+            position.due = True
+            self._save(self.scores, better=False)
+            raise
+        position.due = False
+        for measured in measures.values():
+            log.broken(measured.broken)
+        log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # of the training audio of all
+        scores = {name: measured.score for name, measured in measures.items()}
+        overall, best = overall_wer(scores), position.best_wer
+        better = overall is None or best is None or overall < best
+        position.best_wer = overall if better else best
+        position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
+        position.seconds += time.perf_counter() - began
+        log.evaluation(position, scores, overall, better)
+        for name, measured in measures.items():
+            log.samples(position.step, name, measured.references, measured.hypotheses)
+        if self.accelerator.is_main_process:
+            for dev in self.dev_sets[:1]:
+                log.focus(position.step, focus(model, few_mels(dev, model.config)))
+        self._save(scores, better)
+        if self.accelerator.is_main_process:
+            log.draw()
+        model.train()
+
+    def _save(self, scores: dict[str, Score], better: bool) -> None:
+        """Write best/, where it is better, and then last/: killed between them, the run comes to this point again."""
+        self.scores, self.saved = scores, time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        dev = {name: dataclasses.asdict(score) for name, score in scores.items()}
+        metrics = {"position": dataclasses.asdict(self.position), "dev": dev}
+        model = self.stepper.best_model
+        card = model_card(self.run.output.name, model, self.run.to_json(), scores)
+        whole = Checkpoint(model, self.tokenizer, metrics, card)
+        for name in ("best", "last") if better else ("last",):
+            with self._written(name) as aside:
+                save_checkpoint(aside, whole, self.run.to_json(), self.made_with)
+                if name == "last":
+                    (aside / "trainer").mkdir()
+                    torch.save(self._state(), aside / "trainer" / "state.pt")
+        self._promise()
+
+    def _promise(self) -> None:
+        promise(f"the checkpoint of step {self.position.step} is whole; the same command with --resume goes on from it")
+
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[Path]:
+        folder = self.run.output / name
+        try:
+            with written_aside(folder) as aside:
+                yield aside
+        except UNWRITABLE as error:
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:150]
+            kept = (self.run.output / "last").exists()
+            then = (
+                "the one before is whole; make room there, then --resume" if kept else "make room there, and begin anew"
+            )
+            step = self.position.step
+            raise InputError(f"{folder}: the checkpoint of step {step} cannot be written ({reason}); {then}") from None
+
+    def _state(self) -> dict[str, Any]:
+        """Return what exact resuming needs, in types that load without unpickling code.
+
+        Chance needs nothing: what is drawn follows from the seed and the position.
+        """
+        return {**self.stepper.state(), "position": dataclasses.asdict(self.position)}
+
+    def _load_state(self, path: Path) -> None:
+        try:
+            state = read_torch(path)
+            self.stepper.load_state(state)
+            self.position = read_settings(Position, state["position"], "position")
+        except Exception as error:  # of PyTorch's reader and its optimizer, which have many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None

@@ -1,0 +1,222 @@
+"""From files to transcripts: streamed, cut at pauses, decoded in batches, yielded in the order given."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from focusasr.audio.features import FRAMES_PER_SECOND, log_mel
+from focusasr.audio.integrity import CutOff
+from focusasr.audio.load import stream
+from focusasr.audio.segmentation import Piece, cut
+from focusasr.audio.source import Source
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.decoding.ctc_alignment import Word, load_aligner
+from focusasr.decoding.ctc_attention import Hypothesis, decode
+from focusasr.model.attention import with_knobs
+from focusasr.model.checkpoint import Checkpoint
+from focusasr.model.engine import Engine
+from focusasr.runtime.devices import in_parts
+from focusasr.runtime.errors import InputError, UsageError
+from focusasr.runtime.libraries import LibraryError
+from focusasr.transcription.result import Outcome, Segment, Transcript
+from focusasr.transcription.resume import Heard, Notes
+
+BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
+HELD_SECONDS = 240.0  # but no more sound than this, which bounds memory
+CPU_BATCH_SECONDS = 80.0  # padded sound in a batch: a CPU gains nothing from more, and its memory grows with it
+
+
+@dataclass
+class _Job:
+    """One source under way: what was read, its pieces' texts so far, and whether all pieces are known."""
+
+    source: Source
+    heard: Heard
+    samples: int = 0
+    error: InputError | LibraryError | None = None
+    waiting: int = 0  # pieces not decoded yet
+    complete: bool = False
+    segments: list[Segment] = field(default_factory=list)
+    tokens: int = 0
+    passes: int = 0
+
+
+class Recognizer:
+    """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size.
+
+    For `subtitles` it finds out when words are said, where it can, as its segments are too long to be read at once.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig, subtitles: bool = False
+    ) -> None:
+        if config.word_timestamps and checkpoint.model.ctc_head is None:
+            raise UsageError(
+                "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
+                "or train with --ctc"
+            )
+        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
+        self.tokenizer = checkpoint.tokenizer
+        self.device = device
+        self.config = config
+        self._timing = config.word_timestamps or (subtitles and checkpoint.model.ctc_head is not None)
+        self._timing_error: LibraryError | None = None
+        if self._timing:
+            try:
+                load_aligner()
+            except LibraryError as error:  # texts without the times of their words, and an error each
+                self._timing, self._timing_error = False, error
+        window = checkpoint.model.config.window_samples
+        self.batch_size = config.batch_size  # smaller once so many did not fit the memory
+        self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
+
+    def transcribe(
+        self,
+        sources: Iterable[Source],
+        progress: Callable[[float], None] = lambda seconds: None,
+        notes: Notes | None = None,
+    ) -> Iterator[Outcome]:
+        """Yield one outcome per source, in order; `progress` is told the seconds of audio of each decoded batch.
+
+        A source that cannot be read gives an outcome with an error, and the others go on. Pieces that `notes` knows of
+        a source are not decoded again.
+        """
+        jobs: list[_Job] = []
+        pieces = self._pieces((_Job(source, notes(source) if notes else Heard()) for source in sources), jobs, progress)
+        while True:
+            held = self._hold(pieces)
+            last = not held
+            while held:
+                batch = self._batch(held)
+                self._decode(batch)
+                progress(sum(len(piece.waveform) for _, piece in batch) / SAMPLE_RATE_HZ)
+            while jobs and jobs[0].complete and not jobs[0].waiting:
+                yield self._outcome(jobs.pop(0))
+            if last:
+                return
+
+    def _hold(self, pieces: Iterator[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+        """Take the next pieces, as many as may be held at once, and return them, the longest first."""
+        held, samples = [], 0
+        for job, piece in islice(pieces, self.batch_size * BATCHES_AHEAD):
+            held.append((job, piece))
+            samples += len(piece.waveform)
+            if samples >= HELD_SECONDS * SAMPLE_RATE_HZ:
+                break
+        return sorted(held, key=lambda pair: -len(pair[1].waveform))
+
+    def _batch(self, held: list[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+        """Take the shortest pieces off `held`, as many as make a batch."""
+        limit = CPU_BATCH_SECONDS * SAMPLE_RATE_HZ if self.device.type == "cpu" else math.inf
+        batch = [held.pop()]
+        while held and len(batch) < self.batch_size and (len(batch) + 1) * len(held[-1][1].waveform) <= limit:
+            batch.append(held.pop())
+        return batch
+
+    def _pieces(
+        self, coming: Iterable[_Job], jobs: list[_Job], progress: Callable[[float], None]
+    ) -> Iterator[tuple[_Job, Piece]]:
+        """Yield what is to be decoded of each job, which goes onto `jobs` first."""
+        for job in coming:
+            jobs.append(job)
+            try:
+                for piece in cut(_counted(job), self.segment_seconds, self.config.vad_threshold):
+                    known = job.heard.piece(piece)
+                    if known is None:
+                        job.waiting += 1
+                        yield job, piece
+                    else:
+                        job.segments += known
+                        progress(len(piece.waveform) / SAMPLE_RATE_HZ)
+            except (InputError, LibraryError) as error:
+                job.error = error
+            job.complete = True
+
+    def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
+        for job, _ in held:
+            job.waiting -= 1
+        answers = in_parts(self._answers, [piece for _, piece in held], self.device, self._halve)
+        for (job, piece), answer in zip(held, answers, strict=True):
+            if answer is None:
+                seen = "a segment does not fit the memory; lower --max-segment-seconds or --joint-beam-size"
+                job.error = InputError(f"{job.source.name}: {seen}")
+                continue
+            job.passes += answer.passes
+            job.tokens += len(answer.tokens) + 1 if answer.passes else 0
+            segment = self._segment(piece, answer)
+            segments = [segment] if segment.text else []
+            job.segments += segments
+            job.heard.note_piece(piece, segments)
+
+    def _answers(self, pieces: Sequence[Piece]) -> list[Hypothesis]:
+        bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
+        mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for piece in pieces]
+        return decode(self.engine, mels, self.tokenizer, replace(self.config, word_timestamps=self._timing))
+
+    def _halve(self, size: int) -> None:
+        self.batch_size = min(self.batch_size, size)
+
+    def _segment(self, piece: Piece, answer: Hypothesis) -> Segment:
+        text = self.tokenizer.decode(answer.tokens)
+        encoded = text.encode("utf-8")
+        words = _words(answer.words, piece) if self._timing else None
+        return Segment(
+            id=0,
+            seek=round(piece.start_seconds * FRAMES_PER_SECOND),
+            start=round(piece.start_seconds, 3),
+            end=round(piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ, 3),
+            text=text,
+            tokens=answer.tokens,
+            temperature=0.0,
+            avg_logprob=answer.avg_logprob,
+            compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
+            no_speech_prob=answer.no_speech_prob,
+            words=words if self.config.word_timestamps else None,
+            subtitle_words=words,
+        )
+
+    def _outcome(self, job: _Job) -> Outcome:
+        ordered = sorted(job.segments, key=lambda segment: segment.start)
+        numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
+        text = " ".join(segment.text for segment in numbered)
+        transcript = Transcript(text, numbered, self.tokenizer.policy.language)
+        seconds = job.samples / SAMPLE_RATE_HZ
+        outcome = Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
+        error = job.error or self._timing_error
+        return outcome.but(error) if error else outcome
+
+
+def _words(words: list[Word] | None, piece: Piece) -> list[dict[str, Any]]:
+    """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it.
+
+    None reaches into the silence that a short piece is heard with.
+    """
+    seconds = len(piece.waveform) / SAMPLE_RATE_HZ
+    return [
+        {
+            "word": f" {word.text}",
+            "start": round(piece.start_seconds + min(word.start, seconds), 3),
+            "end": round(piece.start_seconds + min(word.end, seconds), 3),
+            "probability": word.probability,
+        }
+        for word in words or []
+    ]
+
+
+def _counted(job: _Job) -> Iterator[np.ndarray]:
+    """Yield the source's blocks and count their samples; where it is cut off, that is noted and what there is given."""
+
+    def note(error: CutOff) -> None:
+        job.error = job.error or error
+
+    for block in stream(job.source, cut_off=note):
+        job.samples += len(block)
+        yield block

@@ -1,0 +1,79 @@
+"""Segments, transcripts and outcomes."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from focusasr.audio.integrity import CutOff
+from focusasr.audio.source import Source
+from focusasr.runtime.libraries import LibraryError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording and its text, with Whisper's names.
+
+    `start` and `end` are seconds, `seek` a mel frame (10 ms). `words`, where word times were asked for, is a list of
+    {word, start, end, probability}; `subtitle_words` are such words for subtitles alone, of segments that are too long
+    to be one.
+    """
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    words: list[dict[str, Any]] | None = None
+    subtitle_words: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The text of one recording, whole and in segments."""
+
+    text: str
+    segments: list[Segment]
+    language: str | None
+
+    @property
+    def avg_logprob(self) -> float:
+        """Return the mean log probability of a token and of each segment's end; 0 where there is no text."""
+        weights = [len(segment.tokens) + 1 for segment in self.segments]
+        total = sum(weight * one.avg_logprob for weight, one in zip(weights, self.segments, strict=True))
+        return total / max(1, sum(weights))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one source: its transcript, or why there is none, or both where it is cut off.
+
+    `trace` is the traceback of the error, for --debug.
+    """
+
+    source: Source
+    transcript: Transcript | None
+    error: str | None
+    audio_seconds: float
+    tokens: int = 0  # that the decoder wrote, ends included, and passes that it took; 0 where nobody counted
+    passes: int = 0
+    trace: str = ""
+
+    def but(self, error: Exception) -> Outcome:
+        """Return what became of the source if this went wrong; of one that is cut off, what was heard is kept."""
+        kept = self.transcript if isinstance(error, (CutOff, LibraryError)) and self.audio_seconds else None
+        trace = "".join(traceback.format_exception(error))
+        return replace(self, transcript=kept, error=str(error), trace=trace)
+
+
+def as_segments(known: Iterable[dict[str, Any]]) -> list[Segment]:
+    """Return segments from what `dataclasses.asdict` made of them."""
+
+    return [Segment(**segment) for segment in known]

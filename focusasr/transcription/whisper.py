@@ -1,0 +1,321 @@
+"""Long recordings as openai/whisper reads them: window after window, each from where the one before found an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, Spectrogram
+from focusasr.audio.integrity import CutOff
+from focusasr.audio.load import stream
+from focusasr.audio.segmentation import cut, joined
+from focusasr.audio.source import Source
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.decoding.dtw_alignment import align_words
+from focusasr.decoding.whisper_decoder import Answer, WindowReader, is_silence
+from focusasr.model.attention import with_knobs
+from focusasr.model.checkpoint import Checkpoint
+from focusasr.model.engine import Engine
+from focusasr.model.transformer import Memory
+from focusasr.runtime.devices import lacks_memory
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.libraries import LibraryError
+from focusasr.text.whisper_tokenizer import WhisperTokenizer
+from focusasr.transcription.result import Outcome, Segment, Transcript, as_segments
+from focusasr.transcription.resume import Heard, Notes
+from focusasr.transcription.word_timestamps import (
+    Bounds,
+    Kept,
+    last_word_end,
+    seek_after_words,
+    with_words,
+    without_inventions,
+)
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # where the model does not say
+FRAMES_PER_TIMESTAMP = 2
+SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
+RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
+
+
+class Window(NamedTuple):
+    """Which frames are read: `frames` of them from `seek` on."""
+
+    seek: int
+    frames: int
+
+    @property
+    def start(self) -> float:
+        """Return the time of the first frame, in seconds."""
+        return self.seek / FRAMES_PER_SECOND
+
+    @property
+    def seconds(self) -> float:
+        """Return the length in seconds."""
+        return self.frames / FRAMES_PER_SECOND
+
+
+class Stretch(NamedTuple):
+    """What a window gave: its segments, the frame to go on from, and whether its last word is known to end there."""
+
+    segments: list[Segment]
+    next_seek: int
+    closed: bool
+
+
+class Step(NamedTuple):
+    """What a window adds to the script, the frame to go on from, and whether the next window knows no text before."""
+
+    segments: list[Segment]
+    next_seek: int
+    forget: bool = False
+
+    @classmethod
+    def known(cls, noted: list[Any]) -> Step:
+        """Return what `noted` came from."""
+        segments, next_seek, forget = noted
+        return cls(as_segments(segments), next_seek, forget)
+
+    def noted(self) -> list[Any]:
+        """Return what goes into a note."""
+        return [[asdict(segment) for segment in self.segments], self.next_seek, self.forget]
+
+
+@dataclass
+class Script:
+    """What was written so far of one recording, and what of it the next window may know."""
+
+    initial: list[int]  # tokens of the initial prompt
+    room: int  # tokens of the prompt
+    tokens: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    known_from: int = 0  # tokens before are no prompt any more; counted with the initial prompt
+    last_speech: float = 0.0
+
+    def before(self, carry: bool) -> list[int]:
+        """Return the tokens that come before the next window."""
+        if not carry:
+            return [*self.initial, *self.tokens][self.known_from :]
+        kept = self.room - len(self.initial)
+        return [*self.initial, *self.tokens[max(0, self.known_from - len(self.initial)) :][-kept:]]
+
+    def add(self, segments: list[Segment]) -> None:
+        """Go on with a window's segments; those without text or length keep their place only."""
+        for segment in segments:
+            if segment.start == segment.end or not segment.text.strip():
+                segment = replace(segment, text="", tokens=[], words=[])
+            self.segments.append(replace(segment, id=len(self.segments)))
+            self.tokens += segment.tokens
+
+    def forget(self) -> None:
+        """Let the next window know nothing of the text so far."""
+        self.known_from = len(self.initial) + len(self.tokens)
+
+
+def split(window: Window, answer: Answer, tokenizer: WhisperTokenizer) -> Stretch:
+    """Cut a window's text where two timestamps meet, and return where to go on.
+
+    A text that ends with a single timestamp is complete, and so is one without pairs: the next window follows this
+    one. Else what comes after the last pair is read again, from there on.
+    """
+    tokens = answer.tokens
+    times = [token >= tokenizer.timestamp_begin for token in tokens]
+    closed = times[-2:] == [False, True]
+    cuts = [place for place in range(1, len(tokens)) if times[place - 1] and times[place]]
+    if not cuts:
+        seconds = window.seconds
+        last = next((token for token in reversed(tokens) if token >= tokenizer.timestamp_begin), None)
+        if last is not None and last != tokenizer.timestamp_begin:
+            seconds = (last - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
+        whole = _segment(window, answer, tokenizer, tokens, (window.start, window.start + seconds))
+        return Stretch([whole], window.seek + window.frames, closed)
+    if closed:
+        cuts.append(len(tokens))
+    segments = []
+    for first, last in zip([0, *cuts], cuts, strict=False):
+        piece = tokens[first:last]
+        start, end = (
+            window.start + (token - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
+            for token in (piece[0], piece[-1])
+        )
+        segments.append(_segment(window, answer, tokenizer, piece, (start, end)))
+    if closed:
+        return Stretch(segments, window.seek + window.frames, closed)
+    last_time = tokens[cuts[-1] - 1] - tokenizer.timestamp_begin
+    return Stretch(segments, window.seek + last_time * FRAMES_PER_TIMESTAMP, closed)
+
+
+def _segment(
+    window: Window, answer: Answer, tokenizer: WhisperTokenizer, tokens: list[int], span: tuple[float, float]
+) -> Segment:
+    return Segment(
+        id=0,
+        seek=window.seek,
+        start=span[0],
+        end=span[1],
+        text=tokenizer.decode_exactly([token for token in tokens if token < tokenizer.end]),
+        tokens=tokens,
+        temperature=answer.temperature,
+        avg_logprob=answer.avg_logprob,
+        compression_ratio=answer.compression_ratio,
+        no_speech_prob=answer.no_speech_prob,
+    )
+
+
+def clips(seconds: list[float], frames: int) -> list[tuple[int, int]]:
+    """Return the stretches to read as frames (from, to): pairs of times, the last one up to the recording's end."""
+    points = [round(second * FRAMES_PER_SECOND) for second in seconds] or [0]
+    if len(points) % 2:
+        points.append(frames)
+    return [(start, min(end, frames)) for start, end in zip(points[::2], points[1::2], strict=True)]
+
+
+class WhisperRecognizer:
+    """A Whisper model that transcribes recordings one after the other, as openai/whisper does."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        config: DecodingConfig,
+        search: SearchConfig,
+        longform: LongformConfig,
+    ) -> None:
+        assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
+        search.fit(checkpoint.model.config.vocabulary)
+        self.aligner = checkpoint.model.decoder if config.word_timestamps else None
+        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
+        self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
+        self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
+        self.device, self.config, self.search, self.longform = device, config, search, longform
+        self.batch_size = config.batch_size  # smaller once so many did not fit the memory
+
+    def transcribe(
+        self,
+        sources: Iterable[Source],
+        progress: Callable[[float], None] = lambda seconds: None,
+        notes: Notes | None = None,
+    ) -> Iterator[Outcome]:
+        """Yield one outcome per source, in order; `progress` is told the seconds of audio that were read.
+
+        A source that cannot be read gives an outcome with an error, and the others go on. Windows that `notes` knows of
+        a source are not decoded again.
+        """
+        for source in sources:
+            outcome, cuts = Outcome(source, None, None, 0.0), list[CutOff]()
+            try:
+                heard = notes(source) if notes else Heard()
+                transcript, seconds = self._recognized(source, progress, heard, cuts.append)
+                outcome = replace(outcome, transcript=transcript, audio_seconds=seconds)
+                yield outcome.but(cuts[0]) if cuts else outcome
+            except (InputError, LibraryError) as error:
+                yield outcome.but(error)
+            except (MemoryError, RuntimeError) as error:
+                if self.device.type != "cpu" or not lacks_memory(error):
+                    raise
+                yield outcome.but(MemoryError(f"{source.name}: the memory is full; lower --beam-size or --best-of"))
+
+    def _recognized(
+        self, source: Source, progress: Callable[[float], None], heard: Heard, cut_off: Callable[[CutOff], object]
+    ) -> tuple[Transcript, float]:
+        """Return what is said in a recording, and its length in seconds."""
+        sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
+        stretches = self._clips(stream(source, cut_off=cut_off), sound.frames)
+        first = stretches[0] if stretches and self.longform.vad_filter and not any(self.longform.clips or ()) else None
+        begin, frames = (first[0], min(self.window_frames, first[1] - first[0])) if first else (0, self.window_frames)
+        reader = self._reader(lambda: self.engine.encode([sound.window(begin, frames)]))
+        script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
+        if any(self.longform.clips or ()) and not any(start < end for start, end in stretches):
+            asked, seconds = self.longform.clip_timestamps, sound.samples / SAMPLE_RATE_HZ
+            raise InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
+        for clip, (start, end) in enumerate(stretches):
+            seek = start
+            while seek < end:
+                window = Window(seek, min(self.window_frames, end - seek))
+                if known := heard.get(f"{clip}:{seek}"):  # clips may overlap
+                    step = Step.known(known)
+                else:
+                    step = self._read(reader, sound, window, script)
+                    heard.note(f"{clip}:{seek}", step.noted())
+                self._go_on(script, step)
+                seek = step.next_seek
+                progress((min(seek, end) - window.seek) / FRAMES_PER_SECOND)
+        text = reader.text(script.tokens)
+        transcript = Transcript(text, script.segments, reader.tokenizer.policy.language)
+        return transcript, sound.samples / SAMPLE_RATE_HZ
+
+    def _clips(self, blocks: Iterator[np.ndarray], frames: int) -> list[tuple[int, int]]:
+        """Return what is read, as frames (from, to): what was asked for, or where speech is heard."""
+        asked = self.longform.clips or []
+        if any(asked) or not self.longform.vad_filter:  # what the user names goes before what is heard
+            return clips(asked, frames)
+        longest = self.window_frames / FRAMES_PER_SECOND
+        pieces = joined(cut(blocks, longest, self.config.vad_threshold, whole=False), longest)
+        spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
+        return clips([second for span in spans for second in span], frames) if spans else []
+
+    def _initial(self, reader: WindowReader) -> list[int]:
+        prompt = self.longform.initial_prompt
+        return reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
+
+    def _reader(self, first: Callable[[], Memory]) -> WindowReader:
+        """Return a reader for the language that was asked for, or for the one that the first window is in."""
+        tokenizer = self.tokenizer
+        reader = WindowReader(self.engine, tokenizer, self.search, self.longform)
+        if tokenizer.policy.language is None:
+            (language,) = reader.languages(first())
+            reader.tokenizer = tokenizer.speaking(language)
+        return reader
+
+    def _go_on(self, script: Script, step: Step) -> None:
+        """Add a window's text to the script."""
+        if self.config.word_timestamps:
+            script.last_speech = last_word_end(step.segments) or script.last_speech
+        script.add(step.segments)
+        if step.forget:
+            script.forget()
+
+    def _read(self, reader: WindowReader, sound: Spectrogram, window: Window, script: Script) -> Step:
+        """Return a window's text and the frame at which the next one begins."""
+        memory = self.engine.encode([sound.window(window.seek, window.frames)])
+        prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
+        (answer,) = reader.answers(memory, [prompt])
+        if is_silence(answer, self.search):
+            return Step([], window.seek + window.frames)
+        stretch = split(window, answer, reader.tokenizer)
+        segments, next_seek = stretch.segments, stretch.next_seek
+        if self.config.word_timestamps:
+            kept = self._with_words(reader, memory, Bounds(*window, self.window_frames, sound.frames), stretch, script)
+            if kept.segments is None:
+                return Step([], kept.next_seek)
+            segments, next_seek = kept.segments, kept.next_seek
+        forget = not self.longform.condition_on_previous_text or answer.temperature > RESET_TEMPERATURE
+        return Step(segments, next_seek, forget)
+
+    def _with_words(
+        self, reader: WindowReader, memory: Memory, bounds: Bounds, stretch: Stretch, script: Script
+    ) -> Kept:
+        """Return a window's segments with their words, without those that look invented where that is asked for."""
+        segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
+        threshold = self.longform.hallucination_silence_threshold
+        seek = stretch.next_seek
+        if not stretch.closed:
+            seek = seek_after_words(segments, bounds, seek, threshold)
+        kept = Kept(segments, seek)
+        return kept if threshold is None else without_inventions(segments, bounds, kept, script.last_speech, threshold)
+
+    def _timed(
+        self, reader: WindowReader, memory: Memory, frames: int, segments: list[Segment], last_speech: float
+    ) -> list[Segment]:
+        """Return segments of one window with the times of their words."""
+        tokenizer = reader.tokenizer
+        texts = [[token for token in segment.tokens if token < tokenizer.end] for segment in segments]
+        assert self.aligner is not None
+        steps = max(1, frames // FRAMES_PER_TIMESTAMP)
+        words = align_words(self.aligner, memory, [token for text in texts for token in text], steps, tokenizer)
+        return with_words(segments, texts, words, last_speech, self.longform) if segments else []

@@ -1,0 +1,117 @@
+"""Long recordings in batches, as faster-whisper reads them: pieces of speech of up to 30 s, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
+from focusasr.audio.integrity import CutOff
+from focusasr.audio.load import stream, to_samples
+from focusasr.audio.segmentation import Piece, cut, joined
+from focusasr.audio.source import Source
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.decoding.whisper_decoder import Answer, WindowReader, is_silence
+from focusasr.runtime.devices import in_parts
+from focusasr.transcription.result import Segment, Transcript
+from focusasr.transcription.resume import Heard
+from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, WhisperRecognizer, Window, split
+
+
+class BatchedWhisperRecognizer(WhisperRecognizer):
+    """A Whisper model that decodes many pieces at once; no piece knows the text before it.
+
+    Unlike faster-whisper, pieces keep their timestamps, a text that fails is tried again, warmer, and the text of a
+    piece does not depend on the batch it is in.
+    """
+
+    def _recognized(
+        self, source: Source, progress: Callable[[float], None], heard: Heard, cut_off: Callable[[CutOff], object]
+    ) -> tuple[Transcript, float]:
+        samples = 0
+
+        def blocks() -> Iterator[np.ndarray]:
+            nonlocal samples
+            for block in stream(source, cut_off=cut_off):
+                samples += len(block)
+                yield block
+
+        longest = self.window_frames / FRAMES_PER_SECOND
+        pieces = joined(cut(blocks(), longest, self.config.vad_threshold, whole=False), longest)
+        batch = head = list(islice(pieces, self.batch_size))
+        reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
+        segments: list[Segment] = []
+        while reader and batch:
+            segments += self._found(reader, batch, heard)
+            progress(sum(len(piece.waveform) for piece in batch) / SAMPLE_RATE_HZ)
+            batch = list(islice(pieces, self.batch_size))
+        numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
+        text = "".join(segment.text for segment in numbered)
+        language = (reader or self).tokenizer.policy.language
+        return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
+
+    def _found(self, reader: WindowReader, batch: list[Piece], heard: Heard) -> list[Segment]:
+        """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
+        known = [heard.piece(piece) for piece in batch]
+        fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
+        parts = in_parts(lambda some: self._decoded(reader, some), fresh, self.device, self._halve) if fresh else []
+        for piece, segments in zip(fresh, parts, strict=True):
+            if segments is None:
+                raise MemoryError
+            heard.note_piece(piece, segments)
+        decoded = iter(parts)
+        return [one for segments in known for one in (next(decoded) if segments is None else segments) or []]
+
+    def _halve(self, size: int) -> None:
+        self.batch_size = min(self.batch_size, size)
+
+    def _decoded(self, reader: WindowReader, pieces: Sequence[Piece]) -> list[list[Segment]]:
+        """Return the segments of each piece of one batch."""
+        memory = self.engine.encode([self._mel(piece) for piece in pieces])
+        answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
+        result: list[list[Segment]] = []
+        left: dict[int, Piece] = {}
+        for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
+            if is_silence(answer, self.search):
+                result.append([])
+                continue
+            segments, again = self._segments(reader, piece, answer)
+            if again:
+                left[row] = again
+            if self.config.word_timestamps:
+                alone = memory.select(torch.tensor([row], device=self.device))
+                frames = len(piece.waveform) // HOP_SAMPLES
+                segments = self._timed(reader, alone, frames, segments, piece.start_seconds)
+            result.append(segments)
+        for row, segments in zip(left, self._decoded(reader, list(left.values())) if left else (), strict=True):
+            result[row] += segments
+        return result
+
+    def _mel(self, piece: Piece) -> torch.Tensor:
+        mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
+        return torch.nn.functional.pad(mel, (0, 0, 0, self.window_frames - len(mel)))
+
+    def _segments(self, reader: WindowReader, piece: Piece, answer: Answer) -> tuple[list[Segment], Piece | None]:
+        """Return a piece's segments, and what is behind its last pair of timestamps, which is to be read again.
+
+        Of less than a second, the text that is there already is a segment.
+        """
+        tokenizer = reader.tokenizer
+        frames = max(1, len(piece.waveform) // HOP_SAMPLES)
+        window = Window(to_samples(piece.start_seconds, SAMPLE_RATE_HZ) // HOP_SAMPLES, frames)
+        stretch = split(window, answer, tokenizer)
+        segments, end, again = stretch.segments, window.start + window.seconds, None
+        rest = answer.tokens[sum(len(segment.tokens) for segment in segments) :]
+        done, left = stretch.next_seek - window.seek, window.seek + frames - stretch.next_seek
+        if min(done, left) >= FRAMES_PER_SECOND:
+            again = Piece(piece.start_seconds + done / FRAMES_PER_SECOND, piece.waveform[done * HOP_SAMPLES :])
+        elif rest:  # which begins with a timestamp
+            (last,) = split(window, answer._replace(tokens=rest), tokenizer).segments
+            begin = window.start + (rest[0] - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
+            segments = [*segments, replace(last, start=begin, end=end)]
+        inside = [replace(segment, end=min(segment.end, end)) for segment in segments]
+        return [segment for segment in inside if segment.text.strip() and segment.start < segment.end], again

@@ -1,0 +1,236 @@
+"""Word times in the segments of Whisper models, and hallucinations in silence left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from focusasr.audio.features import FRAMES_PER_SECOND
+from focusasr.decoding.dtw_alignment import TimedWord
+from focusasr.transcription.result import Segment
+from focusasr.whisper_config import LongformConfig
+
+SENTENCE_ENDS = ".。!！?？"
+LONGEST_MEDIAN_SECONDS = 0.7
+MARKS = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"
+SHORT_SECONDS, LONG_SECONDS, UNLIKELY = 0.133, 2.0, 0.15
+
+Word = dict[str, Any]
+
+EDGE_SECONDS = 2.0  # so near to a window's edge counts as silence beyond it
+
+
+class Pace(NamedTuple):
+    """How long the words of a window are, in seconds: the median, and what is too long."""
+
+    median: float
+    longest: float
+
+
+def pace_of(words: Sequence[TimedWord]) -> Pace:
+    """Return the pace of words, those without length left out."""
+    durations = [word.end - word.start for word in words if word.end != word.start]
+    median = min(LONGEST_MEDIAN_SECONDS, float(np.median(durations)) if durations else 0.0)
+    return Pace(median, 2 * median)
+
+
+def shorten_at_ends(words: list[TimedWord], pace: Pace) -> None:
+    """Cut, in place, words at the end of a sentence or after one that last too long: they hold a pause."""
+    if pace.median == 0 and not any(word.end != word.start for word in words):
+        return
+    for before, word in pairwise(words):
+        if word.end - word.start > pace.longest:
+            if word.word in SENTENCE_ENDS:
+                word.end = word.start + pace.longest
+            elif before.word in SENTENCE_ENDS:
+                word.start = word.end - pace.longest
+
+
+def join_marks(words: list[TimedWord], before: str, after: str) -> None:
+    """Join, in place, marks to the word behind them or before them; what was joined is left without text or tokens."""
+    following = len(words) - 1
+    for place in range(len(words) - 2, -1, -1):
+        mark = words[place]
+        if mark.word.startswith(" ") and mark.word.strip() in before:
+            _join(mark, words[following], words[following])
+        else:
+            following = place
+    previous = 0
+    for place in range(1, len(words)):
+        mark = words[place]
+        if not words[previous].word.endswith(" ") and mark.word in after:
+            _join(words[previous], mark, words[previous])
+        else:
+            previous = place
+
+
+def _join(first: TimedWord, second: TimedWord, kept: TimedWord) -> None:
+    word, tokens = first.word + second.word, first.tokens + second.tokens
+    for one in (first, second):
+        one.word, one.tokens = "", []
+    kept.word, kept.tokens = word, tokens
+
+
+def with_words(
+    segments: list[Segment], texts: list[list[int]], words: list[TimedWord], last_speech: float, config: LongformConfig
+) -> list[Segment]:
+    """Return the segments of a window with their words; `texts` are their text tokens, `words` those of all.
+
+    `last_speech` is when, in seconds, the last word before the window ended.
+    """
+    pace = pace_of(words)
+    shorten_at_ends(words, pace)
+    join_marks(words, config.prepend_punctuations, config.append_punctuations)
+    offset = segments[0].seek / FRAMES_PER_SECOND
+    waiting = iter(words)
+    result = []
+    for segment, text in zip(segments, texts, strict=True):
+        own = _taken(waiting, len(text), offset)
+        if own:
+            segment = _edged(segment, own, pace, last_speech)
+            last_speech = segment.end
+        result.append(replace(segment, words=own))
+    return result
+
+
+def _taken(words: Iterator[TimedWord], tokens: int, offset: float) -> list[Word]:
+    """Take words with so many tokens and return them as they are written, times rounded to 10 ms."""
+    taken: list[Word] = []
+    while tokens > 0 and (word := next(words, None)) is not None:
+        tokens -= len(word.tokens)
+        if word.word:
+            start, end = (round(float(offset + time), 2) for time in (word.start, word.end))
+            taken.append({"word": word.word, "start": start, "end": end, "probability": float(word.probability)})
+    return taken
+
+
+def _edged(segment: Segment, words: list[Word], pace: Pace, last_speech: float) -> Segment:
+    """Return the segment with edges at its words; words at an edge that are too long are cut, in place."""
+    first, last = words[0], words[-1]
+    second = words[1] if len(words) > 1 else None
+    slow = first["end"] - first["start"] > pace.longest
+    slow_pair = second is not None and second["end"] - first["start"] > 2 * pace.longest
+    if first["end"] - last_speech > 4 * pace.median and (slow or slow_pair):  # the first words after a pause
+        if second is not None and second["end"] - second["start"] > pace.longest:
+            first["end"] = second["start"] = max(second["end"] / 2, second["end"] - pace.longest)
+        first["start"] = max(0, first["end"] - pace.longest)
+    start, end = segment.start, segment.end
+    if start < first["end"] and start - 0.5 > first["start"]:
+        first["start"] = max(0, min(first["end"] - pace.median, start))
+    else:
+        start = first["start"]
+    if end > last["start"] and end + 0.5 < last["end"]:
+        last["end"] = max(last["start"] + pace.median, end)
+    else:
+        end = last["end"]
+    return replace(segment, start=start, end=end)
+
+
+def last_word_end(segments: Sequence[Segment]) -> float | None:
+    """Return when the last word ends, or the last segment where there is no word; None without segments."""
+    words = (word for segment in reversed(segments) for word in reversed(segment.words or []))
+    last = next(words, None)
+    if last is not None:
+        return last["end"]
+    return segments[-1].end if segments else None
+
+
+def looks_invented(segment: Segment | None) -> bool:
+    """Return whether the first words of a segment are very unlikely, very short or very long, most of them."""
+    if segment is None or not segment.words:
+        return False
+    words = [word for word in segment.words if word["word"] not in MARKS][:8]
+    score = sum(_oddity(word) for word in words)
+    return score >= 3 or score + 0.01 >= len(words)
+
+
+def _oddity(word: Word) -> float:
+    seconds = word["end"] - word["start"]
+    unlikely = 1.0 if word["probability"] < UNLIKELY else 0.0
+    return unlikely + max(0.0, SHORT_SECONDS - seconds) * 15 + max(0.0, seconds - LONG_SECONDS)
+
+
+class Bounds(NamedTuple):
+    """A window in frames and in seconds, and the recording's length."""
+
+    seek: int
+    frames: int
+    full_frames: int  # of a whole window
+    content_frames: int
+
+    @property
+    def start(self) -> float:
+        """Return the time of the first frame, in seconds."""
+        return self.seek / FRAMES_PER_SECOND
+
+    @property
+    def full_end(self) -> float:
+        """Return the time at which a whole window would end."""
+        return (self.seek + self.full_frames) / FRAMES_PER_SECOND
+
+
+class Kept(NamedTuple):
+    """The segments that stay, and the frame to go on from; None where nothing stays and it is read again."""
+
+    segments: list[Segment] | None
+    next_seek: int
+
+
+def without_inventions(
+    segments: list[Segment], bounds: Bounds, kept: Kept, last_speech: float, threshold: float
+) -> Kept:
+    """Return what stays of a window's segments, and where to go on.
+
+    A window that begins with invented words after a silence above `threshold` seconds is read again from their
+    start; invented words between silences are dropped with all after them. `kept` is what would stay otherwise.
+    """
+    first = next((segment for segment in segments if segment.words), None)
+    if first is not None and looks_invented(first) and first.start - bounds.start > threshold:
+        return Kept(None, bounds.seek + round((first.start - bounds.start) * FRAMES_PER_SECOND))
+    speech_end = last_speech
+    for place, segment in enumerate(segments):
+        if not segment.words:
+            continue
+        if looks_invented(segment) and _is_alone(segments, place, bounds, speech_end, threshold):
+            seek = round(max(bounds.start + 1, segment.start) * FRAMES_PER_SECOND)
+            if bounds.content_frames / FRAMES_PER_SECOND - segment.end < threshold:
+                seek = bounds.content_frames
+            return Kept(segments[:place], seek)
+        speech_end = segment.end
+    return kept
+
+
+def _is_alone(segments: Sequence[Segment], place: int, bounds: Bounds, speech_end: float, threshold: float) -> bool:
+    """Return whether there is silence, an edge or another invention on both sides of a segment."""
+    segment = segments[place]
+    following = next((other for other in segments[place + 1 :] if other.words), None)
+    window_end = bounds.start + bounds.frames / FRAMES_PER_SECOND
+    next_start = following.words[0]["start"] if following is not None and following.words else window_end
+    before = (
+        segment.start - speech_end > threshold
+        or segment.start < threshold
+        or segment.start - bounds.start < EDGE_SECONDS
+    )
+    after = (
+        next_start - segment.end > threshold
+        or looks_invented(following)
+        or bounds.full_end - segment.end < EDGE_SECONDS
+    )
+    return before and after
+
+
+def seek_after_words(segments: Sequence[Segment], bounds: Bounds, next_seek: int, threshold: float | None) -> int:
+    """Return the frame to go on from where a window's end was not closed: behind its last word.
+
+    With a `threshold`, only where more seconds of a whole window remain; else behind the window.
+    """
+    end = last_word_end(segments)
+    if end is None or end <= bounds.start:
+        return next_seek
+    if threshold is not None and bounds.full_end - end <= threshold:
+        return bounds.seek + bounds.frames
+    return round(end * FRAMES_PER_SECOND)

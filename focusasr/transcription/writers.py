@@ -1,0 +1,216 @@
+"""The files that a transcript becomes: txt, vtt, srt, tsv and json as openai/whisper writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import unwritable, written_aside
+from focusasr.transcription.result import Segment, Transcript
+from focusasr.transcription.subtitles import LINE_WIDTH, Clock, Cue, cues, phrases
+from focusasr.whisper_config import OutputConfig
+
+if TYPE_CHECKING:
+    from focusasr.audio.source import Source
+
+
+LONGEST_NAME = 240  # bytes of a file's name, suffix apart
+
+
+def to_json_dict(transcript: Transcript) -> dict[str, Any]:
+    """Return Whisper's object {text, segments, language}; a segment has `words` only where there are some to tell."""
+    result = dataclasses.asdict(transcript)
+    for segment in result["segments"]:
+        del segment["subtitle_words"]
+        if segment["words"] is None:
+            del segment["words"]
+    return result
+
+
+def render_txt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
+    """One segment per line."""
+    return "".join(f"{_line(segment)}\n" for segment in transcript.segments)
+
+
+def render_vtt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
+    """WebVTT: [HH:]MM:SS.mmm, hours only where needed."""
+    cues = _cues(transcript, config, clock)
+    return "WEBVTT\n\n" + "".join(f"{cue.start} --> {cue.end}\n{cue.text}\n\n" for cue in cues)
+
+
+def render_srt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
+    """SubRip: numbered from 1, HH:MM:SS,mmm."""
+    cues = enumerate(_cues(transcript, config, _srt_time), start=1)
+    return "".join(f"{number}\n{cue.start} --> {cue.end}\n{cue.text}\n\n" for number, cue in cues)
+
+
+def render_tsv(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
+    """A table of start, end (whole milliseconds) and text."""
+    rows = [("start", "end", "text")]
+    for segment in transcript.segments:
+        start, end = (str(_milliseconds(seconds)) for seconds in (segment.start, segment.end))
+        rows.append((start, end, _line(segment).replace("\t", " ")))
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def render_json(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
+    """Pure ASCII, one line without an end as Whisper's or `pretty_json`; ValueError on a number that JSON lacks."""
+    return json.dumps(to_json_dict(transcript), allow_nan=False, indent=2 if config.pretty_json else None)
+
+
+_RENDERERS: dict[str, Callable[[Transcript, OutputConfig], str]] = {
+    "txt": render_txt,
+    "vtt": render_vtt,
+    "srt": render_srt,
+    "tsv": render_tsv,
+    "json": render_json,
+}
+FORMATS = tuple(_RENDERERS)
+ANOTHER = "choose another folder with --output-dir"
+
+
+def render(transcript: Transcript, suffix: str, config: OutputConfig = OutputConfig()) -> str:
+    """Return the content of a file of that format; InputError on an unknown one."""
+    if suffix not in _RENDERERS:
+        raise InputError(f"output format is {suffix!r}; wanted: {', '.join(FORMATS)}")
+    return _RENDERERS[suffix](transcript, config)
+
+
+def write(
+    transcript: Transcript, path_without_suffix: Path, formats: Iterable[str], config: OutputConfig = OutputConfig()
+) -> list[Path]:
+    """Write one file per format, UTF-8, each whole or not at all; return their paths.
+
+    Everything is rendered before anything is written. InputError on an unknown format and where a file cannot be
+    written; files that were there are replaced.
+    """
+    formats = list(formats)
+    contents = [render(transcript, suffix, config).encode("utf-8") for suffix in formats]
+    paths = output_paths(path_without_suffix, formats)
+    for path, content in zip(paths, contents, strict=True):
+        try:
+            with written_aside(path) as aside:
+                aside.write_bytes(content)
+        except OSError as error:
+            raise unwritable(path, error, ANOTHER) from None
+    return paths
+
+
+def output_paths(path_without_suffix: Path, formats: Iterable[str]) -> list[Path]:
+    """Return the files of a transcript, one per format."""
+    return [path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}") for suffix in formats]
+
+
+def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
+    """Return for each source where its outputs go, suffix apart: no two alike, not even where case does not count.
+
+    The name is the file's own without suffix. Files that would share it keep their suffix (`a.wav`, `a.mp3`), then
+    get the folders they lie in (`x-a.wav`, `y-a.wav`) as far up as they need. One file given twice is numbered.
+    What is too long for a file system is cut. Standard input is `stdin`.
+    """
+    ladders = [_names(source.path) for source in sources]
+    steps = [0] * len(ladders)
+    while True:
+        sharing = defaultdict(list)
+        for index, (names, step) in enumerate(zip(ladders, steps, strict=True)):
+            sharing[_folded(names[step])].append(index)
+        clashes = [group for group in sharing.values() if len({ladders[index][-1] for index in group}) > 1]
+        rising = [index for group in clashes for index in group if steps[index] + 1 < len(ladders[index])]
+        if not rising:
+            break
+        for index in rising:
+            steps[index] += 1
+    names = [ladder[step] for ladder, step in zip(ladders, steps, strict=True)]
+    return [output_dir / name for name in _numbered(names)]
+
+
+def _names(path: str) -> list[str]:
+    """Return the names that outputs of a file may have, from the shortest to the whole path in one word."""
+    if path == "-":
+        return ["stdin"]
+    whole = Path(os.path.abspath(path))
+    parts = [*whole.parts[1:]] or [whole.name]
+    shortest = whole.name if whole.stem in (".", "..") else whole.stem  # of "..wav": a folder, and no name in it
+    return [_cut(name) for name in (shortest, *("-".join(parts[start:]) for start in reversed(range(len(parts)))))]
+
+
+def _cut(name: str) -> str:
+    """Return a name that leaves room for a number and a suffix in the 255 bytes that file systems take."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONGEST_NAME else encoded[:LONGEST_NAME].decode("utf-8", "ignore")
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Append -2, -3 ... to names that came before."""
+    taken = {_folded(name) for name in names}
+    used: set[str] = set()
+    result = []
+    for name in names:
+        fresh, number = name, 2
+        while _folded(fresh) in used or (fresh != name and _folded(fresh) in taken):
+            fresh, number = f"{name}-{number}", number + 1
+        used.add(_folded(fresh))
+        result.append(fresh)
+    return result
+
+
+def _folded(name: str) -> str:
+    """Return what file systems that ignore case and composition compare."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _line(segment: Segment) -> str:
+    """Return the segment's text on one line: a line break inside would end a row, a blank line a cue."""
+    return " ".join(segment.text.strip().splitlines())
+
+
+def _cues(transcript: Transcript, config: OutputConfig, clock: Clock) -> Iterator[Cue]:
+    """Yield the cues of a transcript: of its words where it has their times, else of its segments.
+
+    Segments that are too long to be read are parted where no line is asked for.
+    """
+    segments = transcript.segments
+    if any(segment.subtitle_words for segment in segments) and not config.shapes_lines:
+        parts = [part for one in segments for part in phrases(one.subtitle_words or _as_word(one))]
+        yield from cues(parts, replace(config, max_line_width=LINE_WIDTH), parts[0][0]["start"], clock)
+        return
+    timed = [segment.words for segment in segments]
+    if segments and (any(timed) or None not in timed):
+        words = [_as_word(segment) if segment.words is None else segment.words for segment in segments]
+        first = next((word["start"] for line in words for word in line), segments[0].start)
+        yield from cues(words, config, first, clock)
+        return
+    for segment in segments:
+        yield Cue(clock(segment.start), clock(segment.end), _line(segment).replace("-->", "->"))
+
+
+def _as_word(segment: Segment) -> list[dict[str, Any]]:
+    return [{"word": segment.text, "start": segment.start, "end": segment.end}]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def clock(seconds: float) -> str:
+    """Return a time as MM:SS.mmm, with HH: before it from an hour on."""
+    return _clock(seconds).removeprefix("00:")
+
+
+def _srt_time(seconds: float) -> str:
+    return _clock(seconds).replace(".", ",")
+
+
+def _clock(seconds: float) -> str:
+    whole, milliseconds = divmod(_milliseconds(seconds), 1000)
+    minutes, seconds_left = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes_left:02d}:{seconds_left:02d}.{milliseconds:03d}"

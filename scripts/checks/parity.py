@@ -1,0 +1,309 @@
+"""What focusasr computes against what the packages compute that people know: a table of the largest differences.
+
+Run `.venv/bin/python scripts/checks/parity.py`; it needs the extra `peers` (transformers, openai-whisper). Weights are
+random, of the shapes of Whisper's own models, written and read as files. Each comparison is a function that yields
+rows; tests/test_parity.py holds every row against its bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from focusasr.audio.features import log_mel
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.engine import Engine
+from focusasr.text.whisper_tokenizer import WhisperTokenizer
+
+PEERS = ("whisper", "transformers")
+WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
+SHAPES = {  # mel bands, width, heads, encoder layers, decoder layers, vocabulary
+    "tiny": (80, 384, 6, 4, 4, 51_865),
+    "tiny.en": (80, 384, 6, 4, 4, 51_864),
+    "128 bands, shallow decoder": (128, 128, 2, 3, 1, 51_866),
+}
+TEXTS = [
+    " Hello there, how's it going? I'll be 25 on May 3rd.",
+    "  two  spaces,\ttabs\nand lines \n\n",
+    " Größe, Äpfel, ÇA VA? Où ça, œuvre",
+    " Привет, как дела? Ё-моё!",
+    "你好，世界。今天天气很好",
+    "こんにちは世界 カタカナ",
+    "안녕하세요 세계",
+    " مرحبا بالعالم، كيف حالك؟",
+    " नमस्ते दुनिया कैसे हो",
+    " สวัสดีชาวโลก",
+    "🎉 👩‍👩‍👧 ♪ la la ♪ <|notimestamps|> <|en|>",
+    "e\u0301 \u00e9 \ufb01 \u200b\u2060 \U0001d54f",
+    "",
+]
+
+
+class Row(NamedTuple):
+    """One comparison: what, against what, the largest difference seen, and the largest allowed."""
+
+    what: str
+    against: str
+    difference: float
+    allowed: float
+
+
+class Sound(NamedTuple):
+    """What both sides read: mel (1, F, M) in our order, and tokens (1, L)."""
+
+    mel: Tensor
+    tokens: Tensor
+
+
+class Answers(NamedTuple):
+    """Encoder output, the logits of all tokens at once, of one after the other, and so by the engine."""
+
+    states: Tensor
+    logits: Tensor
+    cached: Tensor
+    engine: Tensor
+
+
+def largest(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference; infinite where the shapes differ."""
+    return float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+
+
+def sounds() -> dict[str, Tensor]:
+    """Return made sounds (N,): noise, a chord over noise, a few clicks, silence."""
+    torch.manual_seed(0)
+    times = torch.arange(5 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    chord = sum(torch.sin(2 * torch.pi * hz * times) for hz in (220.0, 554.37, 1318.5, 3520.0))
+    clicks = torch.zeros(len(times))
+    clicks[::4001] = 1.0
+    noise = torch.randn(len(times))
+    chord = 0.1 * chord + 0.001 * noise
+    return {"noise": 0.1 * noise, "chord": chord, "clicks": clicks, "silence": torch.zeros(len(times))}
+
+
+def openai_model(shape: str) -> Any:
+    """Return openai-whisper's model with random weights."""
+    from whisper.model import ModelDimensions, Whisper
+
+    bands, width, heads, encoder_layers, decoder_layers, vocabulary = SHAPES[shape]
+    torch.manual_seed(0)
+    dims = ModelDimensions(bands, 1500, width, heads, encoder_layers, vocabulary, 448, width, heads, decoder_layers)
+    model = Whisper(dims).eval()
+    torch.nn.init.normal_(model.decoder.positional_embedding, std=0.02)  # which the package leaves as it comes
+    torch.nn.init.normal_(model.decoder.token_embedding.weight, std=width**-0.5)  # logits of a trained model's size
+    return model
+
+
+def write_openai(model: Any, path: Path) -> Path:
+    """Write the model as OpenAI's own files are."""
+    torch.save({"dims": dataclasses.asdict(model.dims), "model_state_dict": model.state_dict()}, path)
+    return path
+
+
+def hugging_face_model(shape: str) -> Any:
+    """Return transformers' model with random weights, ten times its own deviation, so that layers matter."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    bands, width, heads, encoder_layers, decoder_layers, vocabulary = SHAPES[shape]
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=vocabulary, num_mel_bins=bands, d_model=width, encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers, encoder_attention_heads=heads, decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width, init_std=0.05,
+    )  # fmt: skip
+    return WhisperForConditionalGeneration(config).eval()
+
+
+def write_hugging_face(model: Any, folder: Path, tokenizer: WhisperTokenizer, shard: str = "60MB") -> Path:
+    """Write the model in shards, with the tokenizer as vocab.json and merges.txt."""
+    model.save_pretrained(folder, max_shard_size=shard)
+    write_vocabulary(folder, tokenizer)
+    return folder
+
+
+def write_vocabulary(folder: Path, tokenizer: WhisperTokenizer) -> None:
+    """Write vocab.json, merges.txt and added_tokens.json, as older repositories have them."""
+    document = json.loads(tokenizer.to_json())
+    folder.mkdir(exist_ok=True)
+    added = {entry["content"]: entry["id"] for entry in document["added_tokens"]}
+    pieces = {piece: id for piece, id in document["model"]["vocab"].items() if piece not in added}
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(pieces))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+
+
+def something_heard(shape: str) -> Sound:
+    """Return half a minute of noise as features, and tokens."""
+    torch.manual_seed(1)
+    bands, vocabulary = SHAPES[shape][0], SHAPES[shape][-1]
+    mel = log_mel(0.1 * torch.randn(WINDOW_SAMPLES), bands)[None]
+    return Sound(mel, torch.randint(vocabulary, (1, 8)))
+
+
+@torch.inference_mode()
+def our_answers(checkpoint: Checkpoint, sound: Sound) -> Answers:
+    """Return what the model answers, and the engine's logits token by token, which are what users get."""
+    model = checkpoint.model
+    memory = model.encode(sound.mel, torch.tensor([sound.mel.shape[1]]))
+    whole, _ = model.decoder(sound.tokens, model.decoder.start(memory))
+    state, single = model.decoder.start(memory), []
+    for token in sound.tokens.T:
+        logits, state = model.decoder(token[:, None], state)
+        single.append(logits)
+    engine = Engine(model)
+    under_way = engine.start(memory)
+    fused = [engine.advance(token[:, None], under_way) for token in sound.tokens.T]
+    return Answers(memory.states, whole, torch.cat(single, dim=1), torch.cat(fused, dim=1))
+
+
+@torch.inference_mode()
+def openai_answers(model: Any, sound: Sound) -> Answers:
+    """Return the same of openai-whisper's model."""
+    states = model.encoder(sound.mel.transpose(1, 2))
+    whole = model.decoder(sound.tokens, states)
+    cache, hooks = model.install_kv_cache_hooks()
+    single = [model.decoder(token[:, None], states, kv_cache=cache) for token in sound.tokens.T]
+    for hook in hooks:
+        hook.remove()
+    cached = torch.cat(single, dim=1)
+    return Answers(states, whole, cached, cached)
+
+
+@torch.inference_mode()
+def hugging_face_answers(model: Any, sound: Sound) -> Answers:
+    """Return the same of transformers' model."""
+    whole = model(sound.mel.transpose(1, 2), decoder_input_ids=sound.tokens)
+    states = whole.encoder_last_hidden_state
+    past, single = None, []
+    for token in sound.tokens.T:
+        step = model(encoder_outputs=(states,), decoder_input_ids=token[:, None], past_key_values=past, use_cache=True)
+        past = step.past_key_values
+        single.append(step.logits)
+    cached = torch.cat(single, dim=1)
+    return Answers(states, whole.logits, cached, cached)
+
+
+def compare_models(folder: Path) -> Iterator[Row]:
+    """Compare encoder output and decoder logits, at once and token by token, with both packages in every shape."""
+    for shape in SHAPES:
+        yield from compare_shape(shape, folder)
+
+
+def compare_shape(shape: str, folder: Path) -> Iterator[Row]:
+    """Compare one shape: OpenAI's file with openai-whisper, a folder in shards with transformers."""
+    sound, name = something_heard(shape), shape.replace(" ", "-").replace(",", "")
+    names = ("encoder output", "decoder logits", "logits token by token", "the engine's logits")
+    openai = openai_model(shape)
+    checkpoint = load_checkpoint(write_openai(openai, folder / f"{name}.pt"))
+    answers = zip(names, our_answers(checkpoint, sound), openai_answers(openai, sound), strict=True)
+    yield from (Row(f"{what}, {shape}", "openai-whisper", largest(a, b), 1e-4) for what, a, b in answers)
+    del openai
+    face = hugging_face_model(shape)
+    assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
+    loaded = load_checkpoint(write_hugging_face(face, folder / name, checkpoint.tokenizer))
+    answers = zip(names, our_answers(loaded, sound), hugging_face_answers(face, sound), strict=True)
+    yield from (Row(f"{what}, {shape}", "transformers", largest(a, b), 1e-4) for what, a, b in answers)
+
+
+def compare_features(_folder: Path) -> Iterator[Row]:
+    """Compare log-mel spectrograms of half a minute in 80 and 128 bands."""
+    from transformers import WhisperFeatureExtractor
+    from whisper.audio import log_mel_spectrogram, pad_or_trim
+
+    for bands in (80, 128):
+        extractor = WhisperFeatureExtractor(feature_size=bands)
+        for name, wave in sounds().items():
+            ours = log_mel(wave, bands, WINDOW_SAMPLES)
+            openai = log_mel_spectrogram(pad_or_trim(wave), bands).T
+            yield Row(f"log-mel, {bands} bands, {name}", "openai-whisper", largest(ours, openai), 1e-4)
+            face = extractor(wave.numpy(), sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features[0].T
+            yield Row(f"log-mel, {bands} bands, {name}", "transformers", largest(ours, face), 1e-4)
+
+
+def vocabularies() -> dict[int, WhisperTokenizer]:
+    """Return our tokenizers for the three vocabularies, built from the ranks in openai-whisper."""
+    from focusasr.config import TextConfig, WhisperConfig
+    from focusasr.model.openai import find_ranks
+    from focusasr.text.whisper_tokenizer import engine_from_ranks
+
+    policy, made = TextConfig("keep", "keep", "bpe"), {}
+    for vocabulary in (51_864, 51_865, 51_866):
+        multilingual = vocabulary > 51_864
+        ranks = find_ranks(Path(), multilingual).read_text()
+        config = WhisperConfig(multilingual=multilingual)
+        made[vocabulary] = WhisperTokenizer(engine_from_ranks(ranks, vocabulary), policy, config)
+    return made
+
+
+def compare_tokenizers(folder: Path) -> Iterator[Row]:
+    """Compare ids and texts of many scripts, special ids and the ids that are suppressed; differences are counted."""
+    from transformers import WhisperTokenizer as Theirs
+    from whisper.tokenizer import get_tokenizer
+
+    for vocabulary, ours in vocabularies().items():
+        languages = 100 if vocabulary > 51_865 else 99
+        openai = get_tokenizer(ours.whisper.multilingual, num_languages=languages)
+        ids = sum(ours.encode_exactly(text) != openai.encoding.encode_ordinary(text) for text in TEXTS)
+        texts = sum(ours.decode_exactly(ours.encode_exactly(text)) != text for text in TEXTS)
+        yield Row(f"token ids of {len(TEXTS)} texts, {vocabulary} tokens", "openai-whisper", ids, 0)
+        yield Row(f"the same texts back, {vocabulary} tokens", "the texts", texts, 0)
+        specials = sum(ours.token(name) != id for name, id in openai.special_tokens.items())
+        yield Row(f"{len(openai.special_tokens)} special ids, {vocabulary} tokens", "openai-whisper", specials, 0)
+        suppressed = len(set(ours.non_speech_tokens()) ^ set(openai.non_speech_tokens))
+        yield Row(f"non-speech tokens, {vocabulary} tokens", "openai-whisper", suppressed, 0)
+        write_vocabulary(folder / str(vocabulary), ours)
+        face = Theirs.from_pretrained(folder / str(vocabulary))
+        plain = [text for text in TEXTS if "<|" not in text]
+        ids = sum(ours.encode_exactly(text) != face.encode(text, add_special_tokens=False) for text in plain)
+        yield Row(f"token ids of {len(plain)} texts, {vocabulary} tokens", "transformers", ids, 0)
+        specials = sum(face.convert_tokens_to_ids(name) != id for name, id in openai.special_tokens.items())
+        yield Row(f"{len(openai.special_tokens)} special ids, {vocabulary} tokens", "transformers", specials, 0)
+
+
+def compare_habits(folder: Path) -> Iterator[Row]:
+    """Compare texts, long recordings, word times and output files: none may differ."""
+    from parity_habits import compare_habits as lines
+
+    yield from (Row(what, against, differing, 0) for what, against, differing in lines(folder))
+
+
+COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [
+    compare_features, compare_tokenizers, compare_models, compare_habits,
+]  # fmt: skip
+
+
+def main() -> None:
+    """Print the table; exit status 1 where a difference is larger than allowed."""
+    lacking = [name for name in PEERS if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise SystemExit(f"{' and '.join(lacking)} not installed; pip install -e '.[peers]'")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    table = Table("what", "against", "largest difference", "allowed", box=None, pad_edge=False)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        for compare in COMPARISONS:
+            for row in compare(Path(folder)):
+                table.add_row(row.what, row.against, f"{row.difference:.2g}", f"{row.allowed:g}")
+                wrong += row.difference > row.allowed
+    Console(width=120).print(table)
+    raise SystemExit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The streamed spectrogram against openai/whisper's of the whole recording."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import whisper
+
+from focusasr.audio.features import WINDOW_FRAMES, Spectrogram
+from focusasr.audio.integrity import AudioError
+from focusasr.audio.load import load
+from focusasr.audio.source import Source
+from tests.helpers.whisper_pairs import chirps
+
+CPU = torch.device("cpu")
+
+
+def write(seconds: float, name: str = "sound.wav") -> Source:
+    wave = chirps(seconds).numpy()
+    wave[: len(wave) // 2] *= 0.01  # the loudest point lies in the second half
+    soundfile.write(name, wave, 16_000, subtype="FLOAT")
+    return Source(name)
+
+
+@pytest.mark.parametrize("seconds", [0.005, 0.0126, 0.5, 9.999, 30.0, 47.3])
+def test_every_window_is_that_of_whisper(seconds: float) -> None:
+    source = write(seconds)
+    expected = whisper.log_mel_spectrogram(load(source), padding=480_000)
+    sound = Spectrogram(source, 80, CPU)
+    assert sound.frames == expected.shape[1] - 3000
+    assert sound.samples == round(seconds * 16_000)
+    for start in (0, 7, sound.frames // 2, 3, sound.frames):
+        frames = min(WINDOW_FRAMES, sound.frames - start)
+        wanted = whisper.pad_or_trim(expected[:, start : start + frames], 3000).T
+        assert torch.allclose(sound.window(start, frames), wanted, atol=2e-5)
+    assert torch.allclose(sound.window(0, WINDOW_FRAMES), expected[:, :3000].T, atol=2e-5)
+
+
+def test_a_recording_without_samples_has_no_frames() -> None:
+    soundfile.write("empty.wav", np.zeros(0, np.float32), 16_000)
+    sound = Spectrogram(Source("empty.wav"), 80, CPU)
+    assert (sound.frames, sound.samples) == (0, 0)
+
+
+def test_what_cannot_be_read_is_refused_before_the_first_window() -> None:
+    with pytest.raises(AudioError, match=r"absent\.wav"):
+        Spectrogram(Source("absent.wav"), 80, CPU)
+
+
+def test_memory_does_not_grow_with_the_recording() -> None:
+    sound = Spectrogram(write(200.0), 80, CPU)
+    for start in range(0, sound.frames, 2900):
+        sound.window(start, min(WINDOW_FRAMES, sound.frames - start))
+        assert len(sound._held) <= WINDOW_FRAMES + 2 * 1000

@@ -1,0 +1,160 @@
+"""Wrong values of options and of a TOML file's settings, each refused in one line as it was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from focusasr.data.quality import KINDS
+from focusasr.runtime.errors import InputError, SettingError, UsageError, as_typed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["transcribe", "x.wav", "--threads", "-1"], "--threads -1; wanted: a whole number, at least 0, at most 1024"),
+        (["evaluate", "m", "--threads", "2000"], "--threads 2000; wanted: a whole number, at least 0, at most 1024"),
+        (["transcribe", "x.wav", "--batch_size", "0"], "--batch-size 0; wanted: 1 to 1000000"),
+        (["transcribe", "x.wav", "--batch-size", "9" * 20], f"--batch-size {'9' * 20}; wanted: 1 to 1000000"),
+        (
+            ["transcribe", "x.wav", "--span-scale", "1e-45"],
+            "--span-scale 1e-45; wanted: 1e-9 to 1e9; 1 is as learned",
+        ),
+        (["transcribe", "x.wav", "--temperature", "nan"], "--temperature nan; wanted: a finite number"),
+        (["transcribe", "x.wav", "--task", "sing"], "--task sing; wanted: transcribe, translate"),
+        (["transcribe", "x.wav", "--device", "tpu"], "--device tpu; wanted: auto, cuda, cuda:N, mps or cpu"),
+        (
+            ["transcribe", "x.wav", "--fp16=maybe"],
+            "--fp16 maybe; wanted: True or False, or nothing behind it",
+        ),
+        (["transcribe", "x.wav", "-m"], "-m: a value is missing behind it; see focusasr transcribe --help"),
+        (
+            ["transcribe", "x.wav", "--languag", "en"],
+            "no such option: --languag; did you mean --language? See focusasr transcribe --help",
+        ),
+        (
+            ["preprocess", "x", "-o", "y", "--split-seconds", "20"],
+            "--split-seconds 20; wanted: --align-with beside it, with a checkpoint folder or default",
+        ),
+        (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; wanted: --split beside it, such as 90/5/5"),
+        (["preprocess", "x", "-o", "y", "--max-seconds", "0"], "--max-seconds 0; wanted: at least --min-seconds 0.1"),
+        (
+            ["preprocess", "x", "-o", "y", "--align-with", "a"],
+            "--align-with a; wanted: --split-seconds beside it, such as 20",
+        ),
+        (
+            ["preprocess", "x", "-o", "y", "--min-rate", "5", "--max-rate", "2"],
+            "--max-rate 2; wanted: at least --min-rate 5",
+        ),
+        (["preprocess", "x", "-o", "y", "--drop", "odd sound"], "--drop 'odd sound'; wanted: " + ", ".join(KINDS)),
+        (["transcribe", "x.wav", "-f", "srtt"], "--output-format srtt; wanted: txt, vtt, srt, tsv, json or all"),
+        (
+            ["transcribe", "x.wav", "--out", "y"],
+            "no such option: --out; did you mean --output-dir? See focusasr transcribe --help",
+        ),
+        (["transcribe", "x.wav", "-v"], "no such option: -v; see focusasr transcribe --help"),
+        (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; wanted: 2 whole numbers behind it"),
+        (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; wanted: float32, float16"),
+        (
+            ["train", "m", "--find-batch", "--find-lr"],
+            "--find-batch and --find-lr go one after the other; give one of them",
+        ),
+        (
+            ["preprocess", "x", "-o", "y", "--lufs", "-16"],
+            "--lufs -16; wanted: ebu in place of --loudness keep, without which it does nothing",
+        ),
+        (
+            ["train", "m.jsonl", "--vocabulary-size", "99"],
+            "--vocabulary-size 99; wanted: bpe in place of --tokens characters, without which it does nothing",
+        ),
+        (["train", "m.jsonl", "--heads", "5"], "--width 224; wanted: a multiple of 10, twice --heads 5"),
+        (
+            ["train", "m.jsonl", "--init-from", "default", "--preset", "tiny"],
+            "--preset tiny; wanted: the size in the checkpoint to start from; leave it out",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_as_it_is_typed(run, arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert (result.status, result.out, result.err) == (2, "", f"focusasr: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("toml", "options", "status", "said"),
+    [
+        ("[train]\nsteps = 0", [], 2, "run.toml [train]: steps is 0; wanted: at least 1"),
+        ("[train]\nsteps = 0", ["--steps", "-1"], 2, "--steps -1; wanted: at least 1"),
+        ("[model]\nheads = 5", [], 2, "run.toml [model]: width is 224; wanted: a multiple of 10, twice heads (5)"),
+        ("[model]\nheads = 5", ["--width", "20.5"], 2, "--width 20.5; wanted: a whole number"),
+        ("[model]\nheads = 5", ["--width", "24"], 2, "--width 24; wanted: a multiple of 10, twice heads (5)"),
+        ("[model]\nheads = 4", ["--heads", "5"], 2, "width is 224; wanted: a multiple of 10, twice --heads 5"),
+        (
+            '[train]\ninit_from = "default"\n[model]\nheads = 2',
+            [],
+            2,
+            "run.toml [model]: heads is 2; wanted: 4, as in the checkpoint to start from; leave it out",
+        ),
+        (
+            '[train]\ninit_from = "default"',
+            ["--case", "upper"],
+            2,
+            "--case upper; wanted: 'lower', as in the checkpoint to start from; leave it out",
+        ),
+        (
+            '[train]\ninit_from = "default"',
+            ["--tokens", "bpe"],
+            2,
+            "--tokens bpe; wanted: 'characters', as in the checkpoint to start from; leave it out",
+        ),
+    ],
+)
+def test_of_a_file_its_table_and_of_an_option_its_name(
+    run, toml: str, options: list[str], status: int, said: str
+) -> None:
+    Path("run.toml").write_text(toml)
+    result = run("train", "m.jsonl", "--config", "run.toml", *options)
+    assert (result.status, result.out, result.err) == (status, "", f"focusasr: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "typed"),
+    [(0.1, "0.1"), (20.0, "20"), ("it's", "'it'\"'\"'s'"), (["a", "b c"], "a 'b c'"), ((2, 2), "2 2")],
+)
+def test_values_as_they_are_typed(value: object, typed: str) -> None:
+    assert as_typed("a_name", value) == f"--a-name {typed}"
+    assert (as_typed("a_name", True), as_typed("a_name", False)) == ("--a-name", "--no-a-name")
+    assert len(as_typed("a_name", "x" * 1000)) < 220
+
+
+def test_an_error_far_inside_is_told_as_an_option_too() -> None:
+    error = SettingError("batch_size", 0, "at least {other_thing}", other_thing=3)
+    assert str(error) == "batch_size is 0; wanted: at least other_thing (3)"
+    assert str(error.as_options()) == "--batch-size 0; wanted: at least --other-thing 3"
+    assert isinstance(error.as_options(), UsageError) and not isinstance(error.told("a", {"b"}, InputError), UsageError)
+
+
+def test_help_marks_what_only_whisper_models_heed(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    native, *whisper = run("transcribe", "--help").out.split("Whisper models only:\n")
+    assert len(whisper) == 2
+    for name in ("--joint-beam-size", "--word-timestamps", "--max-line-width", "--output-dir"):
+        assert f"{name} " in native
+    for name in ("--beam-size", "--temperature", "--task", "--language", "--initial-prompt", "--batched"):
+        assert f"  {name} " in "".join(whisper) and f"  {name} " not in native
+    assert "how many times --beam-size texts" in " ".join(whisper[0].split())  # not beam_size
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("steps = 5", "[train]"),
+        ('train = "a.jsonl"', "[data]"),
+        ('preset = "tiny"', "[model]"),
+        ("x = 1", "settings: data"),
+    ],
+)
+def test_a_setting_outside_of_tables_is_told_its_table(run, line: str, place: str) -> None:
+    Path("run.toml").write_text(f"{line}\n[text]\ncase = 'lower'\n")
+    result = run("train", "m.jsonl", "--config", "run.toml")
+    assert result.status == 2 and place in result.err and result.err.count("\n") == 1

@@ -1,0 +1,102 @@
+"""When a window's text is believed, tried again, or taken for silence; and what the decoder reads first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from focusasr.decoding.whisper_decoder import Answer, WindowReader, compression_ratio, has_failed, is_silence
+from focusasr.model.checkpoint import load_checkpoint
+from focusasr.model.engine import Engine
+from focusasr.whisper_config import LongformConfig, SearchConfig
+from tests.helpers.tiny_whisper import as_whisper, write_whisper
+
+
+def answer(avg_logprob: float = -0.5, ratio: float = 1.5, no_speech: float = 0.1) -> Answer:
+    return Answer([], "", 0.0, avg_logprob, ratio, no_speech)
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "failed", "silent"),
+    [
+        (answer(), {}, False, False),
+        (answer(ratio=2.5), {}, True, False),
+        (answer(avg_logprob=-1.1), {}, True, False),
+        (answer(avg_logprob=-1.1, no_speech=0.7), {}, False, True),
+        (answer(ratio=2.5, avg_logprob=-1.1, no_speech=0.7), {}, False, True),
+        (answer(no_speech=0.7), {}, False, False),
+        (answer(ratio=2.5), {"compression_ratio_threshold": None}, False, False),
+        (answer(avg_logprob=-1.1, no_speech=0.7), {"no_speech_threshold": None}, True, False),
+        (answer(avg_logprob=-1.1, no_speech=0.7), {"logprob_threshold": None}, False, True),
+    ],
+)
+def test_texts_are_judged_as_in_whisper(
+    given: Answer, settings: dict[str, float | None], failed: bool, silent: bool
+) -> None:
+    config = SearchConfig(**settings)  # type: ignore[arg-type]
+    assert (has_failed(given, config), is_silence(given, config)) == (failed, silent)
+
+
+def test_a_loop_compresses_well() -> None:
+    assert compression_ratio("la " * 60) > 2.4 > compression_ratio("Nobody says the same thing twice, or does one?")
+
+
+def reader(folder: Path, search: SearchConfig | None = None, **longform: object) -> WindowReader:
+    checkpoint = load_checkpoint(write_whisper(folder / "tiny"))
+    settings = LongformConfig(**longform)  # type: ignore[arg-type]
+    tokenizer = as_whisper(checkpoint.tokenizer).speaking("en")
+    return WindowReader(Engine(checkpoint.model), tokenizer, search or SearchConfig(beam_size=2), settings)
+
+
+def test_a_failed_window_is_tried_again_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three windows the second loops twice; each try is warmer, and the others are left alone."""
+    windows = reader(tmp_path)
+    memory = windows.engine.encode(list(torch.randn(3, 200, 20)))
+    tried: list[tuple[float, list[float]]] = []
+
+    def fake(memory, prompt, rules, temperature):
+        sums = memory.states.sum(dim=(1, 2)).tolist()
+        tried.append((temperature, sums))
+        looping = len(sums) == 3 or len(tried) == 2
+        return [answer(ratio=9.0 if looping and place == len(sums) // 2 else 1.0) for place in range(len(sums))]
+
+    monkeypatch.setattr(windows, "_tried", fake)
+    answers = windows.answers(memory, [windows.prompt()] * 3)
+    assert [temperature for temperature, _ in tried] == pytest.approx([0.0, 0.2, 0.4])
+    assert tried[1][1] == tried[2][1] == [tried[0][1][1]]
+    assert [one.compression_ratio for one in answers] == [1.0, 1.0, 1.0]
+
+
+def test_the_prompt_holds_expected_words_the_text_before_and_the_prefix(tmp_path: Path) -> None:
+    plain = reader(tmp_path)
+    tokenizer = plain.tokenizer
+    start = tokenizer.sot_sequence
+    assert plain.prompt() == start
+    assert plain.prompt(timestamps=False) == [*start, tokenizer.no_timestamps]
+    most = plain.context // 2 - 1
+    assert plain.prompt(list(range(100))) == [tokenizer.sot_prev, *range(100 - most, 100), *start]
+    cat = tokenizer.encode_exactly(" cat")
+    expecting = reader(tmp_path, hotwords="cat")
+    assert expecting.prompt([5, 6]) == [tokenizer.sot_prev, *cat, 5, 6, *start]
+    assert reader(tmp_path, hotwords="cat", prefix="cat").prompt([5]) == [tokenizer.sot_prev, 5, *start, *cat]
+
+
+def test_a_long_prefix_leaves_room_to_write(tmp_path: Path) -> None:
+    plain = reader(tmp_path)
+    windows = reader(tmp_path, prefix="cat " * plain.context)
+    prompt = windows.prompt(list(range(100)))
+    assert prompt[0] == plain.tokenizer.sot_prev and prompt[1 : prompt.index(plain.tokenizer.start)][-1] == 99
+    assert 0 < plain.context - len(prompt) >= plain.context // 4
+    assert len(windows.answers(windows.engine.encode([torch.randn(200, 20)]), [prompt])) == 1
+
+
+def test_repetition_rules_are_heeded(tmp_path: Path) -> None:
+    """Random weights love one token: without repeats of one token no text has it twice."""
+    for size, most in ((0, 20), (1, 1)):
+        search = SearchConfig(beam_size=None, no_repeat_ngram_size=size, temperature_increment_on_fallback=None)
+        windows = reader(tmp_path, search)
+        (text,) = windows.answers(windows.engine.encode([torch.randn(200, 20)]), [windows.prompt()], timestamps=False)
+        counts = [text.tokens.count(token) for token in set(text.tokens)]
+        assert max(counts) > 1 if size == 0 else max(counts) == most

@@ -1,0 +1,168 @@
+"""Texts without a model: every form that they come in finds its utterance, and what does not fit is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from focusasr.data.manifest import Utterance
+from focusasr.evaluation.hypotheses import read_hypotheses, read_references
+from focusasr.runtime.errors import InputError
+
+SET = [
+    Utterance(Path("/sound/a.wav"), "one", extra={"id": "utt-1"}),
+    Utterance(Path("/sound/b.wav"), "two"),
+    Utterance(Path("/sound/b.wav"), "three", offset=1.5),
+]
+
+
+def wrote(name: str, *lines: object) -> Path:
+    path = Path(name)
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_plain_lines_go_in_order_and_an_empty_line_is_an_empty_text():
+    assert read_hypotheses(wrote("h.txt", "uno", "", "tre"), SET) == ["uno", "", "tre"]
+    with pytest.raises(InputError, match=r"h.txt: 2 lines for 3 utterances"):
+        read_hypotheses(wrote("h.txt", "uno", "due"), SET)
+
+
+def test_what_transcribe_prints_finds_its_files_in_any_order():
+    path = wrote("h.txt", "/sound/b.wav\tdue", "/sound/a.wav\tuno")
+    assert read_hypotheses(path, SET) == ["uno", "due", None]
+    assert read_hypotheses(wrote("h.txt", "/sound/b.wav", "/sound/a.wav\tuno"), SET) == ["uno", "", None]
+    with pytest.raises(InputError, match=r"h.txt, line 2: no tab"):
+        read_hypotheses(wrote("h.txt", "/sound/b.wav\tdue", "/sound/a.wav uno"), SET)
+    with pytest.raises(InputError, match=r"h.csv: commas .* write PATH<TAB>TEXT lines or JSON Lines"):
+        read_hypotheses(wrote("h.csv", "path,text", "/sound/b.wav,due"), SET)
+    relative = [Utterance(Path("clips/a.wav").absolute(), "one")]
+    assert read_hypotheses(wrote("h.tsv", "clips/a.wav\tuno"), relative) == ["uno"]
+
+
+def test_json_lines_are_found_by_path_offset_and_id():
+    rows = [
+        {"id": "utt-1", "pred_text": "uno", "text": "the reference"},
+        {"audio_filepath": "/sound/b.wav", "offset": 1.5, "hypothesis": "tre", "reference": "three"},
+        {"audio_filepath": "/sound/b.wav", "hypothesis": None},
+    ]
+    assert read_hypotheses(wrote("h.jsonl", *rows), SET) == ["uno", None, "tre"]
+
+
+def test_parts_that_begin_together_are_told_apart_by_their_duration():
+    parts = [Utterance(Path("/sound/b.wav"), "two", 0.0, seconds) for seconds in (1.0, 2.0)]
+    rows = [
+        {"audio_filepath": "/sound/b.wav", "duration": s, "text": text} for s, text in ((2.0, "both"), (1.0, "first"))
+    ]
+    assert read_hypotheses(wrote("h.jsonl", *rows), parts) == ["first", "both"]
+    with pytest.raises(InputError, match=r"lines 1 and 3: two texts for /sound/b.wav"):
+        read_hypotheses(wrote("h.jsonl", *rows, {**rows[0], "text": "other"}), parts)
+    near = [{**row, "duration": row["duration"] + 0.012} for row in rows]
+    assert read_hypotheses(wrote("h.jsonl", *near), parts) == ["first", "both"], "as another tool rounds them"
+    far = [{**row, "duration": row["duration"] + 0.4} for row in rows]
+    assert read_hypotheses(wrote("h.jsonl", *far), parts) == [None, None]
+    assert read_hypotheses(wrote("h.jsonl", *({**row, "text": "same"} for row in far)), parts) == ["same", "same"]
+    assert read_references(wrote("h.jsonl", rows[0]))[0].duration == 2.0
+
+
+@pytest.mark.parametrize("duration", ["3.0", "x", None, float("nan"), [1]], ids=str)
+def test_a_duration_that_is_none_tells_nothing_apart(duration: Any):
+    row = {"audio_filepath": "/sound/b.wav", "offset": "", "duration": duration, "text": "due"}
+    assert read_hypotheses(wrote("h.jsonl", row), [Utterance(Path("/sound/b.wav"), "two", 0.0, 3.0)]) == ["due"]
+    with pytest.raises(InputError, match=r"h.jsonl, line 1: offset must be seconds, got 'x'"):
+        read_hypotheses(wrote("h.jsonl", {**row, "offset": "x"}), SET)
+
+
+def test_a_recording_is_found_under_another_suffix_where_nothing_else_is(capsys):
+    prepared = [Utterance(Path(f"/data/audio/{name}.flac"), "x") for name in ("u1", "u2", "u3")]
+    rows = ["recordings/u1.wav\tuno", "recordings/u2.wav\tdue", "other/u3.wav\ttre", "more/u3.wav\tdrei"]
+    assert read_hypotheses(wrote("h.tsv", *rows), prepared) == ["uno", "due", None], "two are called u3"
+    said = "focusasr: h.tsv: found by names without their suffix, such as recordings/u1.wav for /data/audio/u1.flac\n"
+    assert capsys.readouterr().err == said
+    several = [*prepared, Utterance(Path("/data/deep/u1.flac"), "y")]
+    assert read_hypotheses(wrote("h.tsv", *rows), several) == [None, "due", None, None], "u1 is two"
+    for other in (["/test/u1.flac\tuno", "/test/u2.flac\tdue"], ["(u1.x)\tuno", "u2.1\tdue"]):
+        with pytest.raises(InputError, match="is it of another set"):
+            read_hypotheses(wrote("h.tsv", *other), prepared)
+
+
+def test_paths_are_read_from_the_folder_of_the_file():
+    Path("run").mkdir()
+    path = wrote("run/h.jsonl", {"audio_filepath": "x.wav", "text": "hi"})
+    assert read_hypotheses(path, [Utterance(Path("run/x.wav").absolute(), "")]) == ["hi"]
+
+
+def test_kaldi_and_sclite_files_name_their_ids():
+    assert read_hypotheses(wrote("text", "utt-1 uno  uno", "b due"), SET) == ["uno  uno", "due", None]
+    assert read_hypotheses(wrote("h.trn", ";; comment", "uno (utt-1)", "(b)"), SET) == ["uno", "", None]
+    with pytest.raises(InputError, match=r"h.trn, line 1: no id in brackets"):
+        read_hypotheses(wrote("h.trn", "uno"), SET)
+
+
+def test_another_set_and_two_texts_are_refused():
+    with pytest.raises(InputError, match=r"such as /sound/a.wav; is it of another set"):
+        read_hypotheses(wrote("h.tsv", "c.wav\tx"), SET)
+    with pytest.raises(InputError, match="h: is a folder; name a file in it"):
+        Path("h").mkdir()
+        read_hypotheses(Path("h"), SET)
+    with pytest.raises(InputError, match=r"lines 1 and 2: two texts for a.wav"):
+        read_hypotheses(wrote("h.tsv", "a.wav\tx", "a.wav\ty"), SET)
+    assert read_hypotheses(wrote("h.tsv", "a.wav\tx", "a.wav\tx"), SET)[0] == "x"
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"audio_filepath": "a.wav"}', '{"text": 3}', '{"text": "", "offset": "x"}']
+)
+def test_a_line_that_is_no_hypothesis_is_named(line):
+    with pytest.raises(InputError, match=r"h.jsonl, line 2"):
+        read_hypotheses(wrote("h.jsonl", {"text": "fine"}, line), SET)
+
+
+def test_references_without_sound_are_called_by_id_or_line():
+    plain = read_references(wrote("r.txt", "one two", "three"))
+    assert [(str(one.audio), one.text) for one in plain] == [("r.txt:1", "one two"), ("r.txt:2", "three")]
+    (keyed,) = read_references(wrote("text", "utt-9 nine"))
+    assert (str(keyed.audio), keyed.text, keyed.extra) == ("utt-9", "nine", {"id": "utt-9"})
+    (row,) = read_references(wrote("r.jsonl", {"id": "k", "reference": "r", "hypothesis": "h", "speaker": "ann"}))
+    assert (row.text, row.extra) == ("r", {"id": "k", "speaker": "ann"})
+    with pytest.raises(InputError, match="no references"):
+        read_references(wrote("none.txt"))
+
+
+def test_lines_find_their_utterance_by_any_path_and_never_by_a_shared_name(tmp_path: Path) -> None:
+    (tmp_path / "h").mkdir()
+    audios = [tmp_path / "h" / ".." / name for name in ("x/1.wav", "x/2.wav", "y/1.wav")]
+    utterances = [Utterance(audio, "", extra={"id": place}) for place, audio in enumerate(audios)]
+    path = tmp_path / "h" / "hyp.tsv"
+    path.write_text("../x/1.wav\tred\n../x/2.wav\tgreen\n")
+    assert read_hypotheses(path, utterances) == ["red", "green", None]
+    path.write_text("1.wav\tred\n2.wav\tgreen\n")
+    assert read_hypotheses(path, utterances) == [None, "green", None]
+    numbered = tmp_path / "ids.jsonl"
+    numbered.write_text('{"id": 0, "text": "red"}\n{"id": 2, "text": "blue"}\n')
+    assert read_hypotheses(numbered, utterances) == ["red", None, "blue"]
+
+
+def test_plain_lines_that_begin_with_ids_are_kaldis_under_any_name(capsys):
+    references = read_references(wrote("text", "utt1 one two", "utt2 three"))
+    assert read_hypotheses(wrote("10.txt", "utt2 three", "utt1 one  too"), references) == ["one  too", "three"]
+    assert "10.txt: lines begin with ids, utt2 and so on" in capsys.readouterr().err
+    assert read_hypotheses(wrote("10.txt", "utt1 one", "utt3 three"), references) == ["utt1 one", "utt3 three"]
+    assert not capsys.readouterr().err
+    plain = read_references(wrote("r.txt", "utt1 one two", "utt2 three"))
+    assert read_hypotheses(wrote("h.txt", "utt1 one", "utt2 three"), plain) == ["utt1 one", "utt2 three"]
+    assert "h.txt: lines begin as the references', utt1 and so on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "texts"), [("yes no stop", "yes|no|stop"), ("0 1 2", "2|0|1"), ("hi you we", "hi a|you b|we c")]
+)
+def test_plain_words_that_are_ids_too_stay_words(ids: str, texts: str, capsys):
+    said = texts.split("|")
+    references = [
+        Utterance(Path(f"{key}.wav"), text, extra={"id": key}) for key, text in zip(ids.split(), said, strict=True)
+    ]
+    assert read_hypotheses(wrote("h.txt", *said), references) == said and not capsys.readouterr().err

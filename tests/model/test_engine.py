@@ -1,0 +1,196 @@
+"""The engine against its slow twin, the decoder of `model`: whole, token by token, rows at different places."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from focusasr.audio.features import stack
+from focusasr.model.engine import Engine, State
+from focusasr.model.quantization import Int8Linear, Linear, choose_compute_type
+from focusasr.model.transformer import Memory, Model
+from focusasr.runtime.errors import InputError
+from tests.helpers.toy_speech import letters_tokenizer, mels, tiny_model
+
+TOKENIZER = letters_tokenizer()
+SOUNDS = mels(["abcabcab", "h", "fed cab"])
+SHAPES = [
+    {},
+    {"positions": "absolute", "attention": "global", "ctc": False},
+    {"decoder_attention": "hybrid"},
+    {"max_dist": 2},
+    {"decoder_attention": "hybrid", "max_dist": 3, "temperature": "formula", "sharpen_longer": False},
+]
+
+
+def both(seed: int = 0, **settings: object) -> tuple[Model, Engine, Memory]:
+    model = tiny_model(TOKENIZER, seed, decoder_layers=2, **settings)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2.0)
+    return model, Engine(model), model.encode(*stack(SOUNDS))
+
+
+def random_tokens(rows: int, length: int) -> Tensor:
+    return torch.randint(0, TOKENIZER.size, (rows, length), generator=torch.Generator().manual_seed(7))
+
+
+def slow(model: Model, memory: Memory, tokens: Tensor) -> Tensor:
+    """Return the logits (B, L, V) of whole texts."""
+    return model.decoder(tokens, model.decoder.start(memory))[0]
+
+
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+@torch.inference_mode()
+def test_in_passes_of_any_length_it_computes_what_the_decoder_computes(settings: dict) -> None:
+    model, engine, memory = both(**settings)
+    torch.testing.assert_close(engine.encode(SOUNDS).states, memory.states)
+    tokens = random_tokens(3, 12)
+    wanted = slow(model, memory, tokens)
+    for cuts in ([12], [1] * 12, [1, 4, 1, 6], [7, 5]):
+        state = engine.start(memory)
+        parts = [engine.advance(part, state) for part in tokens.split(cuts, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_sound_is_encoded_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, engine, memory = both()
+    for frames in (1, 100, 200):
+        monkeypatch.setattr("focusasr.model.engine.FRAMES_AT_ONCE", frames)
+        found = engine.encode(SOUNDS)
+        assert memory.mask is not None and found.mask is not None and torch.equal(found.mask, memory.mask)
+        torch.testing.assert_close(found.states[memory.mask], memory.states[memory.mask], atol=1e-5, rtol=1e-5)
+        for one, other in zip(found.spans, memory.spans, strict=True):
+            torch.testing.assert_close(one, other)
+    monkeypatch.setattr("focusasr.model.engine.FRAMES_AT_ONCE", 1)
+    alike = engine.encode([SOUNDS[0], SOUNDS[0]])
+    assert alike.mask is None
+    torch.testing.assert_close(alike.states[1], model.encode(*stack(SOUNDS[:1])).states[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+@torch.inference_mode()
+def test_rows_may_stand_at_different_places_and_be_set_back(settings: dict) -> None:
+    model, engine, memory = both(**settings)
+    tokens = random_tokens(3, 14)
+    wanted = slow(model, memory, tokens)
+    state = engine.start(memory)
+    engine.advance(torch.cat((tokens[:, :6], tokens[:, :3]), dim=1), state)  # the last three are wrong
+    state.lengths = [6, 2, 4]
+    for length in (1, 3, 1):
+        at = torch.tensor(state.lengths)[:, None] + torch.arange(length)
+        logits = engine.advance(tokens.gather(1, at), state)
+        torch.testing.assert_close(logits, wanted.gather(1, at[..., None].expand(logits.shape)), atol=1e-5, rtol=1e-5)
+    assert state.lengths == [11, 7, 9]
+
+
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+@torch.inference_mode()
+def test_rows_are_selected_repeated_and_grouped(settings: dict) -> None:
+    model, engine, memory = both(**settings)
+    tokens = random_tokens(6, 9)
+    doubled = Memory(
+        memory.states.repeat_interleave(2, 0), None if memory.mask is None else memory.mask.repeat_interleave(2, 0), []
+    )
+    wanted = slow(model, doubled, tokens)
+    state = engine.start(memory, group=2)
+    engine.advance(tokens[:, :5], state)
+    order = [5, 4, 0, 0]  # the third utterance's two rows, changed about, then the first's first, twice
+    state.select(order)
+    rest = tokens[[5, 4, 0, 0], 5:]
+    torch.testing.assert_close(engine.advance(rest, state), wanted[[5, 4, 0, 0], 5:], atol=1e-5, rtol=1e-5)
+    assert (state.group, len(state.memory[0][0])) == (2, 2)
+    state.select([1, 2])
+    assert (state.group, len(state.lengths), len(state.memory[0][0])) == (1, 2, 2)
+    state.lengths = [8, 8]
+    torch.testing.assert_close(engine.advance(tokens[[4, 0], 8:], state), wanted[[4, 0], 8:], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_utterances_may_have_unequal_numbers_of_rows() -> None:
+    model, engine, memory = both()
+    tokens = random_tokens(3, 7)
+    owners = [0, 2, 0, 2, 2, 1]
+    wanted = slow(model, memory, tokens)[owners]
+    state = engine.start(memory)
+    engine.advance(tokens[:, :4], state)
+    state.select(owners)
+    torch.testing.assert_close(engine.advance(tokens[owners, 4:], state), wanted[:, 4:], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_row_that_is_full_does_not_stop_the_others() -> None:
+    model, engine, memory = both(text_context=8)
+    tokens = random_tokens(3, 8)
+    wanted = slow(model, memory, tokens)
+    state = engine.start(memory)
+    engine.advance(tokens, state)
+    state.lengths = [8, 3, 6]
+    logits = engine.advance(torch.stack([tokens[0, :4], tokens[1, 3:7], tokens[2, 4:]]), state)
+    torch.testing.assert_close(logits[1], wanted[1, 3:7], atol=1e-5, rtol=1e-5)
+    state.lengths = [8, 8, 8]
+    with pytest.raises(ValueError, match="9 tokens exceed text_context 8"):
+        engine.advance(tokens[:, :1], state)
+
+
+def copies_a_cache(state: State) -> list[int]:
+    return [cache.data_ptr() for cache in state.caches]
+
+
+@torch.inference_mode()
+def test_caches_are_written_in_place() -> None:
+    _, engine, memory = both()
+    state = engine.start(memory)
+    before = copies_a_cache(state)
+    for _ in range(20):
+        engine.advance(random_tokens(3, 1), state)
+    assert copies_a_cache(state) == before
+
+
+@torch.inference_mode()
+def test_linear_layers_compute_what_torch_computes() -> None:
+    torch.manual_seed(1)
+    x, weight, bias = torch.randn(4, 5, 64), torch.randn(48, 64) / 8, torch.randn(48)
+    wanted = torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(Linear(weight, bias)(x), wanted)
+    torch.testing.assert_close(Linear(weight, None)(x) + bias, wanted)
+    error = Int8Linear(weight, bias)(x) - wanted
+    assert 0 < error.norm() / wanted.norm() < 0.03
+
+
+@torch.inference_mode()
+def test_integers_give_a_row_the_same_result_whatever_stands_beside_it() -> None:
+    torch.manual_seed(2)
+    layer = Int8Linear(torch.randn(48, 64), torch.randn(48))
+    x = torch.randn(5, 64) * torch.tensor([1e-3, 1.0, 300.0, 0.0, 2.0])[:, None]
+    together = layer(x)
+    assert torch.isfinite(together).all()
+    for row in range(5):
+        assert torch.equal(layer(x[row]), together[row])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("compute_type", ["int8", "bfloat16", "float16"])
+def test_other_compute_types_stay_near(compute_type: str) -> None:
+    model, _, memory = both(decoder_attention="hybrid")
+    other = Engine(model, compute_type)  # type: ignore[arg-type]
+    tokens = random_tokens(3, 10)
+    heard = other.encode(SOUNDS)
+    logits = other.advance(tokens, other.start(heard)).float()
+    wanted = slow(model, memory, tokens)
+    assert 0 < (logits - wanted).norm() / wanted.norm() < 0.1
+    assert model.decoder.token_embedding.weight.dtype == torch.float32, "the model that was given has changed"
+
+
+def test_integers_are_the_cpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_model(TOKENIZER).config
+    with pytest.raises(InputError, match="int8"):
+        choose_compute_type("int8", torch.device("cuda"), config)
+    monkeypatch.setattr("focusasr.model.quantization.has_products", lambda: False)  # as on ARM
+    with pytest.raises(InputError, match="wanted: auto or float32: PyTorch lacks 8 bit products for this CPU"):
+        choose_compute_type("int8", torch.device("cpu"), config)
+    assert choose_compute_type("auto", torch.device("cuda"), config) == "float16"
+    assert choose_compute_type("auto", torch.device("cpu"), config) == "float32"

@@ -1,0 +1,189 @@
+"""Batches of pieces: times stay true, no text depends on its neighbors, silence gives none."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from focusasr.audio.segmentation import Piece, joined
+from focusasr.audio.source import Source
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.decoding.whisper_decoder import Answer, WindowReader
+from focusasr.model.checkpoint import Checkpoint
+from focusasr.model.transformer import Memory
+from focusasr.runtime.errors import InputError
+from focusasr.transcription.result import Segment, Transcript
+from focusasr.transcription.whisper import WhisperRecognizer
+from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
+from focusasr.whisper_config import LongformConfig, SearchConfig
+from tests.helpers.whisper_pairs import chirps, ours, peer_model
+
+
+@cache
+def checkpoint() -> Checkpoint:
+    return ours(peer_model(3))
+
+
+@pytest.fixture(autouse=True)
+def loudness_is_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every loud frame for speech: the detector knows that chirps are none."""
+    monkeypatch.setattr(
+        "focusasr.audio.segmentation.detector",
+        lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05,
+    )
+
+
+def recognize(source: Source, **settings: object) -> Transcript:
+    config = DecodingConfig(**settings)  # type: ignore[arg-type]
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    recognizer = BatchedWhisperRecognizer(checkpoint(), torch.device("cpu"), config, search, LongformConfig())
+    (outcome,) = recognizer.transcribe([source])
+    assert outcome.error is None and outcome.transcript is not None
+    return outcome.transcript
+
+
+def test_pieces_keep_their_times_and_their_text_in_any_batch() -> None:
+    silence = np.zeros(12 * SAMPLE_RATE_HZ, np.float32)
+    parts = [chirps(9.0, seed).numpy() for seed in range(3)]
+    soundfile.write("talk.wav", np.concatenate([silence, *(x for part in parts for x in (part, silence))]), 16_000)
+    together = recognize(Source("talk.wav"), batch_size=3)
+    assert together.segments and together.text == "".join(segment.text for segment in together.segments)
+    assert [segment.id for segment in together.segments] == list(range(len(together.segments)))
+    spoken = {round(segment.start // 21) for segment in together.segments}
+    assert len(spoken) > 1
+    for segment in together.segments:
+        assert 11.5 <= segment.start < segment.end <= 74
+    timed = recognize(Source("talk.wav"), word_timestamps=True).segments
+    assert [segment.text for segment in timed] == [segment.text for segment in together.segments]
+    words = [word for segment in timed for word in segment.words or []]
+    assert "".join(word["word"] for word in words).replace("\ufffd", "") == together.text.replace("\ufffd", "")
+    assert all(11.5 <= word["start"] <= word["end"] <= 75 for word in words)
+    alone = recognize(Source("talk.wav"), batch_size=1)
+    assert [(s.start, s.end, s.text, s.tokens) for s in alone.segments] == [
+        (s.start, s.end, s.text, s.tokens) for s in together.segments
+    ]
+
+
+def test_what_follows_the_last_pair_of_times_is_read_again_or_kept() -> None:
+    """From a second on it is a piece of its own, as the long form reads on from there; else its text is a segment."""
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    longform = LongformConfig(language="en")
+    recognizer = BatchedWhisperRecognizer(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+    reader = recognizer._reader(lambda: None)  # type: ignore[arg-type,return-value]
+    tokenizer = reader.tokenizer
+    wave = chirps(10.0).numpy()
+
+    def found(*written: str | float) -> tuple[list[tuple[float, float, str]], Piece | None]:
+        """Return the segments of a piece at 100 s for a text with times in it."""
+        tokens: list[int] = []
+        for part in written:
+            text = isinstance(part, str)
+            tokens += tokenizer.encode_exactly(part) if text else [tokenizer.timestamp_begin + round(50 * part)]
+        segments, again = recognizer._segments(reader, Piece(100.0, wave), Answer(tokens, "", 0.0, 0.0, 1.0, 0.0))
+        return [(round(one.start, 2), round(one.end, 2), one.text) for one in segments], again
+
+    assert found(0.0, " the cat", 9.5) == ([(100.0, 109.5, " the cat")], None)
+    assert found(0.0, " the cat") == ([(100.0, 110.0, " the cat")], None)
+    for rest in ((2.0,), (2.0, " hat"), (2.2, " hat")):
+        segments, again = found(0.0, " the cat", 2.0, *rest)
+        assert segments == [(100.0, 102.0, " the cat")] and again is not None
+        assert again.start_seconds == 102.0 and np.array_equal(again.waveform, wave[2 * SAMPLE_RATE_HZ :])
+    assert found(0.0, " the cat", 9.2, 9.4, " hat") == ([(100.0, 109.2, " the cat"), (109.4, 110.0, " hat")], None)
+    assert found(0.0, " the cat", 9.2, 9.2) == ([(100.0, 109.2, " the cat")], None)
+
+
+def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that hears two seconds at a time is asked until the piece is through, each piece for itself."""
+    for name, seconds in (("a", 9.0), ("b", 5.0)):
+        soundfile.write(f"{name}.wav", chirps(seconds).numpy(), SAMPLE_RATE_HZ)
+    lengths: list[list[float]] = []
+
+    def answers(self: WindowReader, memory: Memory, prompts: list[list[int]], timestamps: bool = True) -> list[Answer]:
+        begin, tokenizer = self.tokenizer.timestamp_begin, self.tokenizer
+        told = [begin, *tokenizer.encode_exactly(" word"), begin + 100, begin + 100]
+        return [Answer(told, "word", 0.0, 0.0, 1.0, 0.0)] * len(prompts)
+
+    honest = BatchedWhisperRecognizer._decoded
+
+    def decoded(self: BatchedWhisperRecognizer, reader: WindowReader, pieces: list[Piece]) -> list[list[Segment]]:
+        lengths.append([len(piece.waveform) / SAMPLE_RATE_HZ for piece in pieces])
+        return honest(self, reader, pieces)
+
+    monkeypatch.setattr(WindowReader, "answers", answers)
+    monkeypatch.setattr(BatchedWhisperRecognizer, "_decoded", decoded)
+    monkeypatch.setattr(WhisperRecognizer, "_reader", lambda self, first: WindowReader(
+        self.engine, self.tokenizer.speaking("en"), self.search, self.longform
+    ))  # fmt: skip
+    transcript = recognize(Source("a.wav"))
+    assert [(round(s.start, 2), round(s.end, 2), s.text) for s in transcript.segments] == [
+        (2.0 * n, 2.0 * n + 2, " word") for n in range(4)
+    ] + [(8.0, 9.0, " word")]
+    assert lengths == [[9.0], [7.0], [5.0], [3.0], [1.0]]
+
+
+def test_silence_gives_no_text() -> None:
+    soundfile.write("silence.wav", np.zeros(50 * SAMPLE_RATE_HZ), 16_000)
+    assert recognize(Source("silence.wav")) == Transcript("", [], None)
+
+
+def test_neighbors_join_while_they_fit() -> None:
+    second = np.ones(SAMPLE_RATE_HZ, np.float32)
+    pieces = [Piece(start, second) for start in (1.0, 4.0, 9.5, 30.0)]
+    first, last = joined(pieces, 10.0)
+    assert (first.start_seconds, len(first.waveform)) == (1.0, round(9.5 * SAMPLE_RATE_HZ))
+    assert (last.start_seconds, len(last.waveform)) == (30.0, SAMPLE_RATE_HZ)
+    assert first.waveform.sum() == 3 * SAMPLE_RATE_HZ
+    assert first.waveform[3 * SAMPLE_RATE_HZ] == 1.0 and first.waveform[3 * SAMPLE_RATE_HZ - 1] == 0.0
+
+
+@pytest.mark.parametrize("kind", [BatchedWhisperRecognizer, WhisperRecognizer])
+@pytest.mark.parametrize("vad_filter", [False, True])
+def test_a_recording_that_is_cut_off_is_read_up_to_there(kind: type[WhisperRecognizer], vad_filter: bool) -> None:
+    for name, seconds in (("whole", 20.0), ("nine", 9.0)):
+        soundfile.write(f"{name}.wav", chirps(20.0).numpy()[: round(seconds * SAMPLE_RATE_HZ)], SAMPLE_RATE_HZ)
+    Path("cut.wav").write_bytes(Path("whole.wav").read_bytes()[: Path("nine.wav").stat().st_size])
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    longform = LongformConfig(vad_filter=vad_filter)
+    recognizer = kind(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+    cut, nine = recognizer.transcribe([Source("cut.wav"), Source("nine.wav")])
+    assert cut.transcript and cut.transcript.text and cut.transcript == nine.transcript
+    assert (cut.audio_seconds, nine.error) == (9.0, None)
+    assert cut.error == "cut.wav: stops decoding after 9.0 s, cut off or damaged; get a whole copy"
+    assert "CutOff" in cut.trace and not nine.trace
+
+
+def test_clips_go_before_the_pause_finder_and_are_refused_in_batches() -> None:
+    soundfile.write("talk.wav", np.concatenate([chirps(9.0, 0).numpy(), chirps(9.0, 1).numpy()]), SAMPLE_RATE_HZ)
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    texts = []
+    for vad_filter, asked in ((False, "9,12"), (True, "9,12"), (True, "0")):
+        longform = LongformConfig(vad_filter=vad_filter, clip_timestamps=asked, language="en")
+        recognizer = WhisperRecognizer(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+        (outcome,) = recognizer.transcribe([Source("talk.wav")])
+        assert outcome.transcript
+        texts.append(outcome.transcript.text)
+    assert "" != texts[0] == texts[1] != texts[2]
+    with pytest.raises(InputError, match="clip_timestamps is '9,12'; wanted: 0, the whole recording, with batched"):
+        LongformConfig(batched=True, clip_timestamps="9,12")
+
+
+def test_a_recording_of_one_frame_has_no_negative_times() -> None:
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    recognizer = WhisperRecognizer(
+        checkpoint(), torch.device("cpu"), DecodingConfig(word_timestamps=True), search, LongformConfig()
+    )
+    times = []
+    for seed in range(4):
+        soundfile.write("frame.wav", hiss(200, seed), SAMPLE_RATE_HZ)
+        (outcome,) = recognizer.transcribe([Source("frame.wav")])
+        times += [segment.start for segment in outcome.transcript.segments] if outcome.transcript else []
+    assert times and min(times) >= 0
+
+
+def hiss(samples: int, seed: int) -> np.ndarray:
+    return 0.05 * np.random.default_rng(seed).standard_normal(samples)
