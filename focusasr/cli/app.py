@@ -19,7 +19,7 @@ from focusasr.cli.transcribe import transcribe
 from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import FULL
 from focusasr.runtime.libraries import explain
-from focusasr.runtime.process import CLOSED_PIPE, INTERRUPTED, debugging, leave, open_streams, what_is_safe
+from focusasr.runtime.process import CLOSED_PIPE, INTERRUPTED, debugging, exit_now, open_streams, what_is_safe
 
 app = typer.Typer(
     add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -42,7 +42,7 @@ def program() -> None:
     if not isinstance(status, int):  # a message, as sys.exit takes one
         print(status, file=sys.stderr)
         status = 1
-    leave(status)
+    exit_now(status)
 
 
 def main() -> None:

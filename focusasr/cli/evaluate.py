@@ -13,10 +13,10 @@ import typer
 from focusasr.cli.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
 from focusasr.cli.outcomes import shared_work, tell_remarks, told
 from focusasr.config import DecodingConfig, EvaluationConfig
-from focusasr.runtime.console import note, progress_bar, say
-from focusasr.runtime.errors import UsageError, as_typed
+from focusasr.runtime.console import note, progress_bar, warn
+from focusasr.runtime.errors import UsageError, as_option
 from focusasr.runtime.files import ensure_file_writable, is_stream, unwritable
-from focusasr.runtime.process import promise
+from focusasr.runtime.process import on_interrupt_message
 from focusasr.runtime.settings import read_options
 from focusasr.transcription.recognizer import Loaded, ModelChoice, load_recognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -73,7 +73,7 @@ def evaluate(
         loaded = load_recognizer(choice, given)
         tell_remarks(loaded)
         recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several remember nothing
-        promise(_kept(recall, output, loaded.processes.count))
+        on_interrupt_message(_kept(recall, output, loaded.processes.count))
         with shared_work(loaded.processes):
             evaluation = _recognize(loaded, utterances, config, recall)
         if not loaded.processes.main:
@@ -99,7 +99,7 @@ def _check_unheard(model: str | None, given: dict[type, dict[str, Any]]) -> None
     for_a_model = [("model", model)] if model else []
     for_a_model += [pair for kind, values in given.items() if kind is not EvaluationConfig for pair in values.items()]
     for name, value in for_a_model[:1]:
-        raise UsageError(f"{as_typed(name, value)}: is for a model, and --hypotheses asks none; give one of them")
+        raise UsageError(f"{as_option(name, value)}: is for a model, and --hypotheses asks none; give one of them")
 
 
 def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
@@ -109,7 +109,7 @@ def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
     texts = read_hypotheses(path, utterances)
     missing = [one for one, text in zip(utterances, texts, strict=True) if text is None]
     for first in missing[:1]:
-        say(f"focusasr: {path}: no text for {len(missing)} of {len(utterances)} utterances, such as {first.audio}")
+        warn(f"focusasr: {path}: no text for {len(missing)} of {len(utterances)} utterances, such as {first.audio}")
     return texts
 
 
@@ -139,9 +139,9 @@ def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
     if without_sound and not utterances:
         return read_references(path), []
     for line in bad_lines[:MOST_TOLD]:
-        say(f"focusasr: {line}")
+        warn(f"focusasr: {line}")
     if len(bad_lines) > MOST_TOLD:
-        say(f"focusasr: {path}: {len(bad_lines)} lines cannot be used, those above and more of them")
+        warn(f"focusasr: {path}: {len(bad_lines)} lines cannot be used, those above and more of them")
     return utterances, bad_lines
 
 
@@ -198,5 +198,5 @@ def _too_many_errors(evaluation: Evaluation, config: EvaluationConfig) -> bool:
     if limit is None or (score is not None and score.wer <= limit):
         return False
     seen = f"WER {100 * score.wer:.2f} %" if score else "no WER"
-    say(f"focusasr: {seen}; --fail-above allows {100 * limit:.2f} %")
+    warn(f"focusasr: {seen}; --fail-above allows {100 * limit:.2f} %")
     return True

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from focusasr.runtime.errors import UsageError, as_typed
+from focusasr.runtime.errors import UsageError, as_option
 from focusasr.runtime.settings import IN_WORDS, hints_of
 
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
@@ -140,7 +140,7 @@ def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> I
         if not word and waiting and waiting[0].lower() in ("true", "false"):
             word = waiting.popleft()
         if word and word.lower() not in ("true", "false"):
-            raise UsageError(f"{as_typed(name[2:], word)}; wanted: True or False, or nothing behind it")
+            raise UsageError(f"{as_option(name[2:], word)}; wanted: True or False, or nothing behind it")
         if switch := pair[word.lower() == "false"]:
             yield switch
 
@@ -211,7 +211,7 @@ def _fits(value: Any, kind: type, name: str) -> bool:
 
 def _with_options(help: str) -> str:
     """Return a help text with the settings that it names as options."""
-    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: as_typed(found[0]), help)
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: as_option(found[0]), help)
 
 
 def _shown(default: Any) -> str:

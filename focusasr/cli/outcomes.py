@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from focusasr.runtime.console import counted, say
+from focusasr.runtime.console import pluralize, warn
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.runtime.process import debugging
@@ -24,18 +24,18 @@ LEAST_LOGPROB = -0.5  # of 384 dev recordings that the default model can read al
 @contextmanager
 def shared_work(processes: Processes) -> Iterator[None]:
     """Say in one line when a sister process has ended, and leave the job of several in good order."""
-    from focusasr.runtime.devices import leave_group, peers_watched
+    from focusasr.runtime.devices import close_process_group, translate_peer_errors
 
-    with peers_watched("see its own message, and start the job again"):
+    with translate_peer_errors("see its own message, and start the job again"):
         yield
-    leave_group(processes)
+    close_process_group(processes)
 
 
 def tell_remarks(loaded: Loaded, repeated: Sequence[Source] = (), barren: Sequence[InputError] = ()) -> None:
     """Say on stderr what of the settings cannot be honored, and of the files is left out, once for all processes."""
     again = [f"each file is heard once; left out what is given again, such as {one.name}" for one in repeated[:1]]
     for remark in [*loaded.remarks, *again, *map(str, barren)] if loaded.processes.main else ():
-        say(f"focusasr: {remark}")
+        warn(f"focusasr: {remark}")
 
 
 def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterator[Outcome]:
@@ -45,8 +45,8 @@ def told(outcomes: Iterable[Outcome], tell: Any, processes: Processes) -> Iterat
         tell(1, 0.0)
         if outcome.error not in (None, before) and processes.main:  # a library that fails, fails for all
             if debugging():
-                say(outcome.trace.rstrip())
-            say(f"focusasr: {outcome.error}")
+                warn(outcome.trace.rstrip())
+            warn(f"focusasr: {outcome.error}")
             before = outcome.error
         yield outcome
 
@@ -65,16 +65,16 @@ def doubts_told(outcomes: Iterable[Outcome], is_whisper: bool) -> Iterator[Outco
             try:
                 if has_speech(outcome.source):
                     empty = "has speech, but the model finds no words in it; try another --model"
-                    say(f"focusasr: {outcome.source.name}: {empty}")
+                    warn(f"focusasr: {outcome.source.name}: {empty}")
             except LibraryError as error:
-                say(f"focusasr: {error}")
+                warn(f"focusasr: {error}")
                 broken = True
         if heard and not is_whisper and heard.avg_logprob < LEAST_LOGPROB:
             doubtful += 1
             if doubtful == 1:
                 doubt = f"this text is in doubt (mean log probability {heard.avg_logprob:.2f})"
                 known = "'focusasr info' tells what the model knows; or try another --model"
-                say(f"focusasr: {outcome.source.name}: {doubt}; {known}")
+                warn(f"focusasr: {outcome.source.name}: {doubt}; {known}")
         yield outcome
     if doubtful > 1:
-        say(f"focusasr: {counted(doubtful - 1, 'other text')} {'is' if doubtful == 2 else 'are'} in doubt too")
+        warn(f"focusasr: {pluralize(doubtful - 1, 'other text')} {'is' if doubtful == 2 else 'are'} in doubt too")

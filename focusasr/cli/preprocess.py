@@ -9,9 +9,9 @@ import typer
 
 from focusasr.cli.options import with_settings
 from focusasr.config import PreprocessConfig
-from focusasr.runtime.console import file_bar, say
+from focusasr.runtime.console import file_bar, warn
 from focusasr.runtime.files import ensure_writable
-from focusasr.runtime.process import promise
+from focusasr.runtime.process import on_interrupt_message
 from focusasr.runtime.settings import read_options
 
 
@@ -35,13 +35,13 @@ def preprocess(
     with file_bar("preprocessing") as tell:
 
         def told(done: int, total: int) -> None:
-            promise(f"{done} of {total} utterances are done; the same command goes on with the others")
+            on_interrupt_message(f"{done} of {total} utterances are done; the same command goes on with the others")
             tell(done, total)
 
         report = room.preprocess(inputs, output_dir, config, told)
     page = report.manifest.with_name("report.html")
     write_preparation_page(page, report.facts, report.utterances, report.found)
-    say(report.summary())
+    warn(report.summary())
     print(report.manifest)
     if report.failed or not report.kept:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from focusasr.evaluation.analysis import Breakdown, Slice, percentile
 from focusasr.evaluation.bootstrap import Comparison, Interval
 from focusasr.evaluation.evaluate import Evaluation, Row
 from focusasr.evaluation.wer import Errors, Score, align_columns
-from focusasr.runtime.console import counted
+from focusasr.runtime.console import pluralize
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,13 +66,13 @@ def figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if score is None:
         yield "WER", "none: every file failed"
     elif not score.words:
-        yield "WER", f"none: no reference has a word; {counted(score.insertions, 'word')} heard"
+        yield "WER", f"none: no reference has a word; {pluralize(score.insertions, 'word')} heard"
     else:
         yield from _rates(score)
     count = f"{len(evaluation.rows) - failed}"
     yield "utterances", f"{count}; {failed} more failed and are in no rate" if failed else count
     if pace is not None and pace.reused:
-        yield "reused", f"{counted(pace.reused, 'utterance')} heard by a run that was cut short"
+        yield "reused", f"{pluralize(pace.reused, 'utterance')} heard by a run that was cut short"
     if score is not None and pace is not None and pace.latencies:
         speed = pace.audio_seconds / max(pace.seconds, 1e-9)
         yield "speed", f"{speed:.1f} s of audio per second ({pace.audio_seconds:.1f} s in {pace.seconds:.1f} s)"
@@ -107,7 +107,7 @@ def beside(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
     """Yield what was heard in silence, and the other system's rate."""
     silence = breakdown.silence
     if silence is not None:
-        heard = f"{counted(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
+        heard = f"{pluralize(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
         rate = silence.words_per_minute
         yield "silence", f"{heard}: {per_minute(rate)}" if rate else heard
     if breakdown.comparison is not None:
@@ -138,7 +138,7 @@ def drawn_over(score: Score) -> str:
     """Say what the bootstrap drew."""
     if score.drawn == 1:
         return f"none: one {score.unit} gives no interval"
-    return f"95 %, bootstrap over {counted(score.drawn, score.unit)}"
+    return f"95 %, bootstrap over {pluralize(score.drawn, score.unit)}"
 
 
 def _print_slices(parts: list[Slice], console: Console) -> None:
@@ -172,7 +172,7 @@ def with_bounds(rate: Interval) -> str:
 def _print_difference(row: Row, errors: Errors, console: Console) -> None:
     """Print one utterance's path and errors, then REF, HYP and S/D/I lines folded to the console's width."""
     at = f" at {row.utterance.offset:g} s" if row.utterance.offset else ""
-    counts = f"{counted(errors.count, 'error')} in {counted(errors.words, 'word')}"
+    counts = f"{pluralize(errors.count, 'error')} in {pluralize(errors.words, 'word')}"
     console.print(Text(f"{row.utterance.audio}{at}: {counts}", "bold"), soft_wrap=True)
     columns = align_columns(row.normalized_reference, row.normalized_hypothesis or "")
     for block in _folded(columns, console.width - len("REF: ")):

@@ -13,7 +13,7 @@ import typer
 from focusasr.cli.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.config import PRESETS, ModelConfig, TextConfig, TrainConfig
 from focusasr.runtime.console import stderr
-from focusasr.runtime.errors import InputError, SettingError, UsageError, shown
+from focusasr.runtime.errors import InputError, SettingError, UsageError, quote
 from focusasr.runtime.files import ensure_writable
 from focusasr.runtime.settings import hints_of, read_toml, require_use
 from focusasr.training.run import TABLES, Run, homes_of, read_run, table_of
@@ -129,7 +129,7 @@ def said_as_given(
 
 def carry_out(trial: Trial, device: Any, reason: str) -> None:
     """Train, or find a batch or a learning rate; the result goes to stdout."""
-    from focusasr.runtime.devices import leave_group, peers_watched
+    from focusasr.runtime.devices import close_process_group, translate_peer_errors
     from focusasr.training import tuner
     from focusasr.training.logger import TrainingLog
     from focusasr.training.trainer import Trainer
@@ -137,7 +137,7 @@ def carry_out(trial: Trial, device: Any, reason: str) -> None:
     run = trial.run
     if not (trial.resume or trial.source):  # which have their tokens
         require_use(run.text, "vocabulary_size", "tokens", "bpe")
-    with peers_watched("start the run again with --resume"):
+    with translate_peer_errors("start the run again with --resume"):
         trainer = Trainer(run, device, trial.resume, trial.source)
         processes = trainer.stepper.processes
         result: Any = run.output / "best"
@@ -150,7 +150,7 @@ def carry_out(trial: Trial, device: Any, reason: str) -> None:
                 result = f"{tune(trainer, log):g}"
             else:
                 trainer.fit(log)
-        leave_group(processes)
+        close_process_group(processes)
     if processes.main:
         print(result)
     if log.broken_seen or trainer.findings.unreadable():
@@ -168,7 +168,7 @@ def collected(
     }
     for name, value in tables.items():
         if not isinstance(value, dict):
-            said = f"{config or resumed_from}: {shown(name)} is {shown(value)}; wanted: {_place_of(name)}"
+            said = f"{config or resumed_from}: {quote(name)} is {quote(value)}; wanted: {_place_of(name)}"
             raise UsageError(said) if config else InputError(said)
     tables["data"] = {**tables.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
     return tables

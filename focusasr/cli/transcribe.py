@@ -21,10 +21,10 @@ from focusasr.cli.options import (
 )
 from focusasr.cli.outcomes import doubts_told, shared_work, tell_remarks, told
 from focusasr.config import DecodingConfig
-from focusasr.runtime.console import counted, note, progress_bar, say
+from focusasr.runtime.console import note, pluralize, progress_bar, warn
 from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import ensure_writable, real_path
-from focusasr.runtime.process import Closed, promise
+from focusasr.runtime.process import Closed, on_interrupt_message
 from focusasr.runtime.settings import read_options
 from focusasr.transcription.recognizer import Loaded, ModelChoice, load_recognizer
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
@@ -141,7 +141,7 @@ def deliver(
 def _leave_with(failed: int, count: int) -> None:
     """End with status 1 where files failed, and say how many of several."""
     if failed and count > 1:
-        say(f"focusasr: {failed} of {count} files failed")
+        warn(f"focusasr: {failed} of {count} files failed")
     if failed:
         raise typer.Exit(1)
 
@@ -189,7 +189,7 @@ def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterato
     written = 0
     while True:
         then = "goes on, in the middle of a file too" if skipping else "begins anew"
-        promise(f"{written} of {total} texts are written, each whole; the same command {then}")
+        on_interrupt_message(f"{written} of {total} texts are written, each whole; the same command {then}")
         if (outcome := next(outcomes, None)) is None:
             return
         yield outcome
@@ -253,13 +253,13 @@ class Writing:
         left = [pair for pair in pairs if not (again and again.finished(pair[0], output_paths(pair[1], formats)))]
         processes.gather([])  # nobody writes before all have looked
         if len(left) < len(pairs) and processes.main:
-            say(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
+            warn(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
         if left:
             ensure_writable(folder, ANOTHER)
         there = [path for _, stem in left for path in output_paths(stem, formats) if again and again.wrote(path)]
         if there and processes.main:
-            anew = f"{counted(len(there), 'file')} written anew, such as {there[0]}"
-            say(f"focusasr: {anew}: changed since, or of another sound, model or options")
+            anew = f"{pluralize(len(there), 'file')} written anew, such as {there[0]}"
+            warn(f"focusasr: {anew}: changed since, or of another sound, model or options")
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:
@@ -275,5 +275,5 @@ class Writing:
             written += len(paths)
             if self.again and outcome.error is None:
                 self.again.add(outcome.source, paths)
-        note(f"focusasr: {counted(written, 'file')} written to {self.folder.absolute()}")
+        note(f"focusasr: {pluralize(written, 'file')} written to {self.folder.absolute()}")
         return failed

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from focusasr.audio.source import AUDIO_SUFFIXES, Source, find_sources
 from focusasr.data.manifest import Utterance
-from focusasr.runtime.errors import InputError, shown
+from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import LONGEST_SECONDS
 
 SPLIT = re.compile("train|dev|valid|test", re.IGNORECASE)  # in the names of folders and files that are splits
@@ -95,7 +95,7 @@ def to_seconds(cell: object, key: str, where: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number <= LONGEST_SECONDS:
-        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {shown(cell)}")
+        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {quote(cell)}")
     return number
 
 

@@ -37,7 +37,7 @@ from focusasr.data.kaldi import is_kaldi, read_kaldi
 from focusasr.data.lhotse import is_lhotse, read_lhotse
 from focusasr.data.manifest import KEYS, Utterance, numbered_lines, parse_line
 from focusasr.data.subtitle_files import SUBTITLE_SUFFIXES, read_subtitles, subtitles_of
-from focusasr.runtime.console import counted
+from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import parse_json
 
@@ -95,7 +95,7 @@ def _missing(path: Path) -> str:
     if not recordings:
         return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any; give their folder"
     return (
-        f"{counted(recordings, 'recording')}, but no texts beside them (NAME.txt, .lab, .json, .srt, .vtt) and no "
+        f"{pluralize(recordings, 'recording')}, but no texts beside them (NAME.txt, .lab, .json, .srt, .vtt) and no "
         "table or manifest that names them; add texts, or say what a table's --audio-column and --text-column are"
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from focusasr.data.corpus import SPLIT, Found, Readings, Reject, locate, name_in_corpus, to_seconds
 from focusasr.data.manifest import OWN_KEYS, Utterance
-from focusasr.runtime.errors import InputError, shown
+from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -130,7 +130,7 @@ def _found(
     """Return the utterance of a supervision; `cut` is start and length of what its times count from."""
     folder, where = place
     if not isinstance(supervision, dict):
-        return Reject("broken row", f"{where}: expected a supervision, got {shown(supervision)}")
+        return Reject("broken row", f"{where}: expected a supervision, got {quote(supervision)}")
     text = str(supervision.get("text") or "")
     try:
         audio = _file(recording, folder, where)

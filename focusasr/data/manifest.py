@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.audio.source import Source
-from focusasr.runtime.errors import InputError, UsageError, shown
+from focusasr.runtime.errors import InputError, UsageError, quote
 from focusasr.runtime.files import written_aside
 from focusasr.runtime.settings import LONGEST_SECONDS, parse_json
 
@@ -129,11 +129,11 @@ def parse_line(
     extra = dict(row)
     audio = extra.pop(audio_key, None)
     if not isinstance(audio, str) or not _can_name(audio):
-        raise InputError(f"{where}: {audio_key} must name a file, got {shown(audio)}")
+        raise InputError(f"{where}: {audio_key} must name a file, got {quote(audio)}")
     untold = text_key not in extra
     text = extra.pop(text_key, "")
     if not isinstance(text, str) or not _is_unicode(text):
-        raise InputError(f"{where}: {text_key} must be a string of whole characters, got {shown(text)}")
+        raise InputError(f"{where}: {text_key} must be a string of whole characters, got {quote(text)}")
     for key in KEYS:
         if key in extra:
             extra[f"source_{key}"] = extra.pop(key)
@@ -161,7 +161,7 @@ def _seconds(value: Any, key: str, where: str) -> float | None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= LONGEST_SECONDS:
-        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {shown(value)}")
+        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {quote(value)}")
     return float(value)
 
 

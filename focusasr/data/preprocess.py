@@ -25,7 +25,7 @@ from focusasr.data.manifest import Utterance
 from focusasr.data.preprocess_report import RESULTS, Report, Results, check_choices, split_members, write_results
 from focusasr.data.quality import Kept
 from focusasr.data.splits import Prepared, check_keys
-from focusasr.runtime.cache import Journal, file_state
+from focusasr.runtime.cache import JsonLinesCache, file_state
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import fitting, real_path, sweep, unwritable, written_aside
 from focusasr.text.normalize import apply_policy
@@ -83,7 +83,7 @@ def preprocess(
     inputs, folder = list(inputs), Path(output_dir).resolve()
     readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
     check_keys([one.utterance for one in readings if isinstance(one, Found)], config.by or [])  # before any work
-    journal, prepared = Journal(folder, ".preprocess.jsonl"), Prepared(folder)
+    journal, prepared = JsonLinesCache(folder, ".preprocess.jsonl"), Prepared(folder)
     prepared.check(inputs if any(output.is_file() for output in journal.outputs()) else None, config)
     if config.split_seconds is not None:
         from focusasr.data.ctc_segmentation import Splitter
@@ -110,7 +110,7 @@ def preprocess(
 
 
 def _plan(
-    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: Journal
+    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
 ) -> list[_Job | Reject]:
     """Give each utterance a file of its own that keeps its place in the corpus; the one that it had, if it had one."""
     names = _names_before(readings, folder, config, journal)
@@ -127,7 +127,7 @@ def _plan(
 
 
 def _names_before(
-    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: Journal
+    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
 ) -> dict[int, str]:
     """Return the names, by the reading's place, of files that earlier runs made: no newcomer gets one meanwhile."""
     before: dict[str, list[str]] = defaultdict(list)  # of one part with several texts a, a-2, a-3
@@ -191,7 +191,7 @@ def _keep_inputs(
     inputs: list[str | Path],
     plan: list[_Job | Reject],
     prepared: Prepared,
-    journal: Journal,
+    journal: JsonLinesCache,
     config: PreprocessConfig,
 ) -> None:
     """Refuse an output folder where results would overwrite what they are made from, or what others made."""
@@ -213,7 +213,7 @@ def _keep_inputs(
 class _Run:
     """One pass over a plan; `outcomes` are what was measured, or rejects, in the plan's order."""
 
-    def __init__(self, plan: list[_Job | Reject], journal: Journal, config: PreprocessConfig) -> None:
+    def __init__(self, plan: list[_Job | Reject], journal: JsonLinesCache, config: PreprocessConfig) -> None:
         self.plan, self.journal, self.config = plan, journal, config
         self.outcomes: dict[int, Measured | Reject] = {}
         self.reused = 0

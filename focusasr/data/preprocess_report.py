@@ -16,7 +16,7 @@ from focusasr.data.corpus import Reject
 from focusasr.data.manifest import Utterance, write_manifest
 from focusasr.data.quality import KINDS, Finding, Kept, check, counts
 from focusasr.data.splits import NAMES, Prepared, divide, parse_shares
-from focusasr.runtime.console import counted
+from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import SettingError
 from focusasr.runtime.files import written_aside
 from focusasr.runtime.settings import to_settings
@@ -52,7 +52,7 @@ class Report:
         """Return lines for people: what was kept, and rejects and findings with counts by kind."""
         before = f", {self.reused} of them finished before" if self.reused else ""
         length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
-        lines = [f"{counted(self.kept, 'utterance')}, {length}{before}"]
+        lines = [f"{pluralize(self.kept, 'utterance')}, {length}{before}"]
         if self.splits:
             told = ", ".join(f"{name}.jsonl {count}" for name, count in self.splits.items())
             lines.append(f"splits: {told}")
@@ -62,7 +62,7 @@ class Report:
         lines += [f"  {count} {kind}, as {self.examples[kind]}" for kind, count in self.rejects.items()]
         if self.findings:
             page = self.manifest.with_name("report.html")
-            found = counted(sum(self.findings.values()), "finding")
+            found = pluralize(sum(self.findings.values()), "finding")
             lines.append(f"{page}: {found} in what was kept (--drop KIND leaves them out)")
         lines += [f"  {count} {kind}, as {self.examples[f'found {kind}']}" for kind, count in self.findings.items()]
         return "\n".join(lines)

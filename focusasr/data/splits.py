@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from focusasr.audio.source import Source
 from focusasr.config import PreprocessConfig, TextConfig
 from focusasr.data.manifest import Utterance
-from focusasr.runtime.console import counted
+from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.files import append_line, read_lines, real_path
 from focusasr.text.normalize import apply_policy
@@ -255,7 +255,7 @@ class Prepared:
                     examples.setdefault((str(home), split), utterance)
         for (home, split), count in moved.items():
             such = f"such as {examples[home, split].audio.name}"
-            self.remarks.append(f"moved from {home} to {split}: {counted(count, 'utterance')}, {such}; train anew")
+            self.remarks.append(f"moved from {home} to {split}: {pluralize(count, 'utterance')}, {such}; train anew")
         for name in set(self._written).difference(names):
             (self.folder / name).unlink(missing_ok=True)
         if news or sorted(names) != self._written:
@@ -265,7 +265,7 @@ class Prepared:
         """Remark on outputs of earlier runs that are in no manifest now."""
         there = [output for output in outputs if output not in self._sources and output.is_file()]
         if there:
-            files = f"{counted(len(there), 'file')} of earlier runs"
+            files = f"{pluralize(len(there), 'file')} of earlier runs"
             self.remarks.append(f"{files} in no manifest now, such as {there[0]}; delete what nobody needs")
 
 

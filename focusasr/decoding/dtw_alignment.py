@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusasr.model.transformer import Decoder, Memory
-from focusasr.runtime.devices import doubles
+from focusasr.runtime.devices import to_float64
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 MEDIAN_STEPS = 7
@@ -49,7 +49,7 @@ def align_words(
     probabilities = spoken.gather(1, torch.tensor(text, device=spoken.device)[:, None])[:, 0].tolist()
     heads = torch.stack([scores[layer][0, head] for layer, head in tokenizer.whisper.alignment_heads])  # (H, L, S)
     matrix = smoothed(heads[:, :, :steps].float())[len(opening) : -1]
-    rows, columns = warp(-doubles(matrix).cpu().numpy())
+    rows, columns = warp(-to_float64(matrix).cpu().numpy())
     words, groups = split_words([*text, tokenizer.end], tokenizer)
     if len(groups) <= 1:
         return []

@@ -16,7 +16,7 @@ from focusasr.config import DecodingConfig
 from focusasr.decoding.speculative import Read
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import Memory
-from focusasr.runtime.devices import doubles
+from focusasr.runtime.devices import to_float64
 from focusasr.text.tokenizer import Tokenizer
 
 MOST_CANDIDATES = 40  # of each hypothesis, the decoder's likeliest; small vocabularies are searched whole
@@ -47,7 +47,7 @@ class PrefixScorer:
 
     def __init__(self, log_probs: Tensor, lengths: Tensor, blank: int) -> None:
         steps = log_probs.shape[1]
-        log_probs = doubles(log_probs)
+        log_probs = to_float64(log_probs)
         inside = torch.arange(steps, device=log_probs.device) < lengths.to(log_probs.device)[:, None]
         beyond = torch.full_like(log_probs[0, 0], NEVER)
         beyond[blank] = 0.0
@@ -123,7 +123,7 @@ def joint_search(
     finished: list[tuple[float, list[int], float]] = [(-float("inf"), [], -float("inf"))] * len(limits)
     tokens = torch.full((len(limits) * size, 1), tokenizer.start, device=engine.device)
     for length in range(max(limits) + 1):
-        decoder = doubles(engine.advance(tokens, state)[:, -1]).log_softmax(dim=-1).unflatten(0, (-1, size))
+        decoder = to_float64(engine.advance(tokens, state)[:, -1]).log_softmax(dim=-1).unflatten(0, (-1, size))
         _finish(beam, finished, scorer, decoder[..., tokenizer.end], config.ctc_weight)
         full = torch.tensor([length >= limit for limit in limits], device=decoder.device)
         beam, parents = _grow(beam, scorer, decoder, tokenizer, config.ctc_weight, full)

@@ -30,7 +30,7 @@ from focusasr.model.attention import (
 )
 from focusasr.model.local_attention import soft_mask
 from focusasr.model.transformer import EncoderBlock, Model
-from focusasr.runtime.devices import doubles
+from focusasr.runtime.devices import to_float64
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.files import printable
 
@@ -205,8 +205,8 @@ def entropy(weights: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
 
     Uniform is 1 / n over the n keys that a query may see (visible); where all queries see one key, it is 1.
     """
-    bits = torch.special.entr(doubles(weights)).sum(dim=-1).mean(dim=-1) / math.log(2)
-    uniform = doubles(visible.sum(dim=-1)).log2().mean(dim=-1).expand_as(bits)
+    bits = torch.special.entr(to_float64(weights)).sum(dim=-1).mean(dim=-1) / math.log(2)
+    uniform = to_float64(visible.sum(dim=-1)).log2().mean(dim=-1).expand_as(bits)
     return bits, torch.where(uniform > 0, bits / uniform, 1.0)
 
 

@@ -22,8 +22,8 @@ from typing import Any
 from focusasr.audio.source import AUDIO_SUFFIXES
 from focusasr.data.csv_tables import read_lines
 from focusasr.data.manifest import Utterance, channel_of
-from focusasr.runtime.console import counted, say
-from focusasr.runtime.errors import InputError, shown
+from focusasr.runtime.console import pluralize, warn
+from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.files import real_path
 from focusasr.runtime.settings import LARGEST, parse_json
 
@@ -81,14 +81,14 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     lines = _with_ids(_lines(path, TEXT_KEYS), path, utterances)
     if not any(line.names for line in lines):
         if len(lines) != len(utterances):
-            counts = f"{counted(len(lines), 'line')} for {counted(len(utterances), 'utterance')}"
+            counts = f"{pluralize(len(lines), 'line')} for {pluralize(len(utterances), 'utterance')}"
             raise InputError(f"{path}: {counts}; wanted: one line each, in order, or lines that name their utterance")
         return [line.text for line in lines]
     index, unclear = _by_name(path, lines), _unclear(utterances)
     found = [_lines_of(one, index, unclear, path) for one in utterances]
     if not any(found) and any(again := _converted(lines, utterances)):
         one, line = next((one, line) for one, line in zip(utterances, again, strict=True) if line)
-        say(f"focusasr: {path}: found by names without their suffix, such as {line.names[0]} for {one.audio}")
+        warn(f"focusasr: {path}: found by names without their suffix, such as {line.names[0]} for {one.audio}")
         return [line.text if line else None for line in again]
     if not any(found):
         wanted = utterances[0].audio if utterances else "an utterance"
@@ -107,10 +107,12 @@ def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) ->
         return lines
     ids = {str(one.extra["id"]) for one in utterances if "id" in one.extra}
     if first <= ids and not first <= own:
-        say(f"focusasr: {path}: lines begin with ids, {heads[0][0]} and so on, which are not taken for words")
+        warn(f"focusasr: {path}: lines begin with ids, {heads[0][0]} and so on, which are not taken for words")
         return [Line(line.number, words, (key,)) for line, (key, words) in zip(lines, heads, strict=True)]
     if len(lines) > 1 and first == own and all(re.search(r"[\d_-]", head) for head in first):
-        say(f"focusasr: {path}: lines begin as the references', {heads[0][0]} and so on; if with ids, name both 'text'")
+        warn(
+            f"focusasr: {path}: lines begin as the references', {heads[0][0]} and so on; if with ids, name both 'text'"
+        )
     return lines
 
 
@@ -269,7 +271,7 @@ def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator
         named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name) not in (None, ""))
         offset, duration = _seconds(row.get("offset") or 0.0), _seconds(row.get("duration"))
         if offset is None:
-            raise InputError(f"{where}: offset must be seconds, got {shown(row['offset'])}")
+            raise InputError(f"{where}: offset must be seconds, got {quote(row['offset'])}")
         dropped = {"audio_filepath", "offset", "duration", *TEXT_KEYS, *REFERENCE_KEYS}
         extra = {name: value for name, value in row.items() if name not in dropped}
         yield Line(number, row[key], named, offset, duration, extra)

@@ -26,7 +26,7 @@ from focusasr.model.whisper_weights import (
     whisper_policy,
     whisper_settings,
 )
-from focusasr.runtime.errors import InputError, shown
+from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.files import read_json, read_text
 from focusasr.runtime.settings import read_settings
 from focusasr.text.whisper_tokenizer import (
@@ -129,7 +129,7 @@ def _check_front_end(folder: Path, config: Mapping[str, Any]) -> None:
     for name, value in ours.items():
         if theirs.get(name, value) != value:
             raise InputError(
-                f"{folder / 'preprocessor_config.json'}: {name} is {shown(theirs[name])}; wanted: {shown(value)}"
+                f"{folder / 'preprocessor_config.json'}: {name} is {quote(theirs[name])}; wanted: {quote(value)}"
             )
 
 

@@ -15,7 +15,7 @@ from focusasr.runtime.files import append_line, read_lines
 BLOCK_BYTES = 1 << 20
 
 
-class Journal:
+class JsonLinesCache:
     """The finished outputs below a folder: what each was made from, and what its making told.
 
     An output counts as finished while its file has the size that it had, and what it would be made from is the same.

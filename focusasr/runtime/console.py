@@ -29,7 +29,7 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-def say(line: str) -> None:
+def warn(line: str) -> None:
     """Print one line on stderr, above the bar where there is one."""
     print(line, file=sys.stderr, flush=True)
 
@@ -37,7 +37,7 @@ def say(line: str) -> None:
 def note(*lines: str) -> None:
     """Print lines on stderr where somebody looks on: what is written where, which a script knows."""
     for line in lines if shows() else ():
-        say(line)
+        warn(line)
 
 
 def shown_on_stderr() -> dict[str, Any]:
@@ -121,6 +121,6 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[[float, float, Seq
         yield show
 
 
-def counted(number: int, thing: str) -> str:
+def pluralize(number: int, thing: str) -> str:
     """Return a number and its thing, in the plural where it is not one."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from focusasr.runtime.console import say
+from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, SettingError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ FULL_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "c
 LOST_DEVICE = ("cuda error", "cudnn_status", "cublas_status", "hip error", "mps error", "device lost")
 
 ROUND = 32  # files per process between two gatherings: results come as the work goes on
-
-Thing = TypeVar("Thing")
 
 
 def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
@@ -51,7 +49,7 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     return device, "as asked"
 
 
-def lacks_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that memory was short, whichever library asked for it."""
     signs = any(sign in str(error).lower() for sign in FULL_MEMORY)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
@@ -60,10 +58,10 @@ def lacks_memory(error: Exception) -> bool:
 def device_fails(device: torch.device, error: Exception) -> bool:
     """Return whether the CPU can go on where this device cannot: its memory is short, or it is lost."""
     lost = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LOST_DEVICE)
-    return device.type != "cpu" and (lost or lacks_memory(error))
+    return device.type != "cpu" and (lost or is_out_of_memory(error))
 
 
-def in_parts(
+def run_in_halves(
     work: Callable[[Sequence[Item]], list[Result]],
     items: Sequence[Item],
     device: torch.device,
@@ -77,7 +75,7 @@ def in_parts(
     try:
         return list(work(items))
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error) or (len(items) == 1 and device.type != "cpu"):
+        if not is_out_of_memory(error) or (len(items) == 1 and device.type != "cpu"):
             raise
     if len(items) == 1:
         return [None]
@@ -86,9 +84,9 @@ def in_parts(
 
         torch.cuda.empty_cache()
     half = len(items) // 2
-    say(f"focusasr: {len(items)} segments at once do not fit the memory; going on with {half}")
+    warn(f"focusasr: {len(items)} segments at once do not fit the memory; going on with {half}")
     halved(half)
-    return [*in_parts(work, items[:half], device, halved), *in_parts(work, items[half:], device, halved)]
+    return [*run_in_halves(work, items[:half], device, halved), *run_in_halves(work, items[half:], device, halved)]
 
 
 @contextmanager
@@ -108,7 +106,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def doubles(tensor: torch.Tensor) -> torch.Tensor:
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor in float64, where its device has that: of MPS, which has not, on the CPU."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
@@ -139,9 +137,9 @@ class Processes:
         """Return whether this is the one that prints and writes."""
         return self.rank == 0
 
-    def share(self, things: Sequence[Thing]) -> Sequence[Thing]:
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this process's part: every `count`-th thing."""
-        return things[self.rank :: self.count]
+        return items[self.rank :: self.count]
 
     def gather(self, mine: list[Result]) -> list[list[Result]]:
         """Return what each process brought, by rank; every process must call it."""
@@ -151,15 +149,13 @@ class Processes:
 
         return gather_object([mine])
 
-    def in_order(
-        self, things: Sequence[Thing], work: Callable[[Sequence[Thing]], Iterator[Result]]
-    ) -> Iterator[Result]:
+    def in_order(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Iterator[Result]]) -> Iterator[Result]:
         """Yield the result of every thing, in the order given, in every process; each works on its share."""
         if self.count == 1:
-            yield from work(things)
+            yield from work(items)
             return
-        for start in range(0, len(things), ROUND * self.count):
-            several = things[start : start + ROUND * self.count]
+        for start in range(0, len(items), ROUND * self.count):
+            several = items[start : start + ROUND * self.count]
             parts = self.gather(list(work(self.share(several))))
             for index in range(len(several)):
                 yield parts[index % self.count][index // self.count]
@@ -175,7 +171,7 @@ def join_processes(device: Any) -> tuple[Processes, Any]:
     return Processes(state.process_index, state.num_processes), device if device.type == "cpu" else state.device
 
 
-def leave_group(processes: Processes) -> None:
+def close_process_group(processes: Processes) -> None:
     """End the connection to the other processes, once all are done."""
     if processes.count > 1:
         from accelerate import PartialState
@@ -185,7 +181,7 @@ def leave_group(processes: Processes) -> None:
 
 
 @contextmanager
-def peers_watched(remedy: str) -> Iterator[None]:
+def translate_peer_errors(remedy: str) -> Iterator[None]:
     """Turn the failure of a sister process into one line with a remedy, in place of the transport's own words."""
     try:
         yield

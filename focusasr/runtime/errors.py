@@ -37,18 +37,18 @@ class SettingError(InputError):
 
     def _text(self, typed: Collection[str]) -> str:
         said = {
-            name: as_typed(name, value) if name in typed else name if value is None else f"{name} ({shown(value)})"
+            name: as_option(name, value) if name in typed else name if value is None else f"{name} ({quote(value)})"
             for name, value in self.others.items()
         }
         wanted = self.wanted.format(**said) if said else self.wanted
-        own = as_typed(self.name, self.value) if self.name in typed else f"{self.name} is {shown(self.value)}"
+        own = as_option(self.name, self.value) if self.name in typed else f"{self.name} is {quote(self.value)}"
         return f"{own}; wanted: {wanted}"
 
 
 LONGEST_SHOWN = 200  # characters of a value in a message
 
 
-def as_typed(name: str, value: Any = None) -> str:
+def as_option(name: str, value: Any = None) -> str:
     """Return a setting as it is typed for a command: --batch-size 0."""
     flag = f"--{name.replace('_', '-')}"
     if value is None or isinstance(value, bool):
@@ -59,7 +59,7 @@ def as_typed(name: str, value: Any = None) -> str:
     return typed if len(typed) <= LONGEST_SHOWN else f"{typed[:LONGEST_SHOWN]}…"
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """Return a value as it goes into a message: as Python writes it, its beginning where that is long."""
     try:
         text = repr(value)

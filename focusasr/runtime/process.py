@@ -28,7 +28,7 @@ from focusasr.runtime.files import discard_asides
 CLOSED_PIPE = 141  # as the shell has it: 128 + SIGPIPE
 
 INTERRUPTED = 128 + signal.SIGINT  # the status, as the shell has it
-LONGEST_SECONDS = 1.5  # for leaving in good order
+LONGEST_EXIT_SECONDS = 1.5  # for leaving in good order
 
 _promises = ["what is written is whole; give the same command again"]
 
@@ -84,7 +84,7 @@ def loading() -> Iterator[None]:
             gc.enable()
 
 
-def leave(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
     """End this process: what was promised for its end is done, but PyTorch is not taken apart.
 
     That would touch another 130 MB of its libraries, and takes tenths of a second.
@@ -100,7 +100,7 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def promise(safe: str) -> None:
+def on_interrupt_message(safe: str) -> None:
     """Set what is said on Ctrl-C from now on: what is safe and how to go on."""
     _promises[:] = [safe]
 
@@ -128,7 +128,7 @@ def answer_interrupts() -> None:
 
 
 @contextlib.contextmanager
-def shielded() -> Iterator[None]:
+def block_sigint() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: it is their parent's, which ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -147,14 +147,14 @@ def _pause(*_: object) -> None:
     """Hold the main thread still while the process ends: it would complain of children and files that are gone."""
     while True:
         with contextlib.suppress(BaseException):  # another signal's word, such as PyTorch's of its workers' end
-            time.sleep(LONGEST_SECONDS)
+            time.sleep(LONGEST_EXIT_SECONDS)
 
 
 def _watch(reader: socket.socket, writer: socket.socket, answered: Collection[int]) -> None:
     while (number := reader.recv(1)[0]) not in answered:
         pass
     status = 128 + number  # as the shell has it
-    threading.Timer(LONGEST_SECONDS, _leave, (status,)).start()  # whatever the main thread holds locked
+    threading.Timer(LONGEST_EXIT_SECONDS, _leave, (status,)).start()  # whatever the main thread holds locked
     _kill_children()
     discard_asides()
     with contextlib.suppress(Exception):

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from focusasr.runtime.errors import LONGEST_SHOWN, InputError, SettingError, shown
+from focusasr.runtime.errors import LONGEST_SHOWN, InputError, SettingError, quote
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,13 +68,13 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str, type
     `where` names the table that the values are of, apart from those that were `typed` as options.
     """
     if not isinstance(settings, dict):
-        raise InputError(f"{where}: expected a table of settings, got {shown(settings)}")
+        raise InputError(f"{where}: expected a table of settings, got {quote(settings)}")
     hints = hints_of(kind)
     for name in settings:
         if name not in hints:
             near = difflib.get_close_matches(name[:LONGEST_SHOWN], hints, n=1)
             raise InputError(
-                f"{where}: unknown setting {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"{where}: unknown setting {quote(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
     try:
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})

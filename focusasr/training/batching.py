@@ -21,7 +21,7 @@ from focusasr.audio.features import frame_count
 from focusasr.audio.load import load
 from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
 from focusasr.model.losses import IGNORED
-from focusasr.runtime.console import say
+from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError
 from focusasr.training.augment import (
     NO_MASKS,
@@ -306,7 +306,7 @@ def with_possible_workers(settings: TrainConfig) -> TrainConfig:
         try:
             torch.multiprocessing.get_context("spawn").Lock()
         except OSError as error:
-            say(f"focusasr: no shared memory ({error.strerror}); audio is read in the training process, --workers 0")
+            warn(f"focusasr: no shared memory ({error.strerror}); audio is read in the training process, --workers 0")
             return dataclasses.replace(settings, workers=0)
     return settings
 

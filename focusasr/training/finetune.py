@@ -13,7 +13,7 @@ from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig, TrainConfig
 from focusasr.model.attention import GlobalAttention, HybridAttention
 from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.model.transformer import Model
-from focusasr.runtime.errors import SettingError, shown
+from focusasr.runtime.errors import SettingError, quote
 from focusasr.runtime.settings import require, to_settings
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
@@ -56,13 +56,13 @@ def settings_from(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any
             continue  # an unknown name, which is told where the run is read
         same = name in there and there[name] == (tuple(value) if isinstance(value, list) else value)
         if not same and name not in FREE and (hybrid or name not in FOCUS):
-            found = f"{shown(there[name])}, as" if name in there else "the size"
+            found = f"{quote(there[name])}, as" if name in there else "the size"
             raise SettingError(name, value, f"{found} in the checkpoint to start from; leave it out")
     policy = to_settings(source.tokenizer.policy)
     fixed = ("tokens", "vocabulary_size") if isinstance(source.tokenizer, WhisperTokenizer) else OF_TOKENS
     for name, value in settings.get("text", {}).items():
         if name in fixed and value != policy[name]:
-            raise SettingError(name, value, f"{shown(policy[name])}, as in the checkpoint to start from; leave it out")
+            raise SettingError(name, value, f"{quote(policy[name])}, as in the checkpoint to start from; leave it out")
     text = {**policy, **settings.get("text", {})}
     return {**settings, "model": {**there, **given}, "text": text}
 

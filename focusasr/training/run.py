@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from focusasr import __version__
 from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
 from focusasr.runtime.cache import fingerprint
-from focusasr.runtime.console import counted
-from focusasr.runtime.errors import InputError, as_typed, shown
+from focusasr.runtime.console import pluralize
+from focusasr.runtime.errors import InputError, as_option, quote
 from focusasr.runtime.files import real_path, restore
 from focusasr.runtime.settings import hints_of, read_settings, to_settings
 
@@ -55,19 +55,19 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str, t
     """
     unknown = settings.keys() - TABLES.keys()
     if unknown:
-        raise InputError(f"{where}: unknown table [{shown(min(unknown))[1:-1]}]; wanted: {', '.join(TABLES)}")
+        raise InputError(f"{where}: unknown table [{quote(min(unknown))[1:-1]}]; wanted: {', '.join(TABLES)}")
     for table, kind in TABLES.items():
         for name in _table(settings.get(table)):
             if name not in hints_of(kind) and (homes := homes_of(name) - {table}):
-                raise InputError(f"{where} [{table}]: unknown setting {shown(name)}; it belongs below [{min(homes)}]")
+                raise InputError(f"{where} [{table}]: unknown setting {quote(name)}; it belongs below [{min(homes)}]")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
     model = settings.get("model", {})
     if not isinstance(model, dict):
-        raise InputError(f"{where} [model]: expected a table of settings, got {shown(model)}")
+        raise InputError(f"{where} [model]: expected a table of settings, got {quote(model)}")
     model = dict(model)
     preset = model.pop("preset", "small")
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise InputError(f"{where} [model]: preset is {shown(preset)}; wanted: {', '.join(PRESETS)}")
+        raise InputError(f"{where} [model]: preset is {quote(preset)}; wanted: {', '.join(PRESETS)}")
     return Run(
         train=tuple(_anchored(option, folder) for option in data.train),
         dev=tuple(_anchored(option, folder) for option in data.dev),
@@ -118,13 +118,13 @@ def changes(begun: dict[str, Any], run: Run) -> list[str]:
     }
     fixed = [key for key in other if key[1] in BEGINNING or (key[0] in ("model", "text") and key[1] != "dropout")]
     if fixed:
-        was, wanted = (" ".join(f"{as_typed(name)} {_said(other[t, name][i])}" for t, name in fixed) for i in (0, 1))
+        was, wanted = (" ".join(f"{as_option(name)} {_said(other[t, name][i])}" for t, name in fixed) for i in (0, 1))
         weights = f" (--init-from {run.output / 'last'})" if all(table == "train" for table, _ in fixed) else ""
         raise InputError(
             f"{run.output}: was begun with {was}, which cannot become {wanted}; give what it was begun with, or train "
             f"into another --output-dir{weights}"
         )
-    names = {key: "training manifests" if key == ("data", "train") else as_typed(key[1]) for key in other}
+    names = {key: "training manifests" if key == ("data", "train") else as_option(key[1]) for key in other}
     told = [f"{names[key]} {_changed(was, value)}" for key, (was, value) in other.items()]
     return [f"other than before, and counts from here on: {', '.join(told)}"] if told else []
 
@@ -147,7 +147,7 @@ def finished(run: Run, step: int) -> str:
     why, more = f"all {steps} steps are made", f"--steps N above {max(step, steps)}"
     if step < steps:
         why, more = (
-            f"{counted(patience, 'evaluation')} brought no better dev WER",
+            f"{pluralize(patience, 'evaluation')} brought no better dev WER",
             f"--patience N above {patience} (0: never stop)",
         )
     return (

@@ -22,7 +22,7 @@ from focusasr.audio.features import log_mels
 from focusasr.config import TrainConfig
 from focusasr.model.losses import IGNORED, LossWeights, Size, joint_loss
 from focusasr.model.transformer import Model
-from focusasr.runtime.devices import Processes, lacks_memory
+from focusasr.runtime.devices import Processes, is_out_of_memory
 from focusasr.runtime.errors import SettingError
 from focusasr.training.augment import apply_masks
 from focusasr.training.batching import Batch, Item
@@ -142,7 +142,7 @@ class Stepper:
                 results.append(self._backward(piece, whole))
             return pieces, results, None
         except (MemoryError, RuntimeError) as error:
-            if not lacks_memory(error):
+            if not is_out_of_memory(error):
                 raise
         self.optimizer.zero_grad(set_to_none=True)  # what the other pieces gave is computed again: exact, and rare
         if torch.cuda.is_available():

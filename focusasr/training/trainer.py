@@ -25,7 +25,7 @@ from focusasr.model.weights import read_torch
 from focusasr.runtime.devices import flat
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json, written_aside
-from focusasr.runtime.process import promise, shielded
+from focusasr.runtime.process import block_sigint, on_interrupt_message
 from focusasr.runtime.settings import read_settings
 from focusasr.text.tokenizer import train_tokenizer
 from focusasr.training.augment import read_sounds
@@ -187,7 +187,7 @@ class Trainer:
     @contextlib.contextmanager
     def batches(self) -> Iterator[Iterator[Batch]]:
         """Yield the loader's batches; its workers end with the block."""
-        with shielded() if self.run.settings.workers else contextlib.nullcontext():
+        with block_sigint() if self.run.settings.workers else contextlib.nullcontext():
             batches: Any = iter(self.loader())
         try:
             yield batches
@@ -353,7 +353,9 @@ class Trainer:
         self._promise()
 
     def _promise(self) -> None:
-        promise(f"the checkpoint of step {self.position.step} is whole; the same command with --resume goes on from it")
+        on_interrupt_message(
+            f"the checkpoint of step {self.position.step} is whole; the same command with --resume goes on from it"
+        )
 
     @contextlib.contextmanager
     def _written(self, name: str) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from focusasr.decoding.ctc_attention import Hypothesis, decode
 from focusasr.model.attention import with_knobs
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine
-from focusasr.runtime.devices import in_parts
+from focusasr.runtime.devices import run_in_halves
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.transcription.result import Outcome, Segment, Transcript
@@ -143,7 +143,7 @@ class Recognizer:
     def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
         for job, _ in held:
             job.waiting -= 1
-        answers = in_parts(self._answers, [piece for _, piece in held], self.device, self._halve)
+        answers = run_in_halves(self._answers, [piece for _, piece in held], self.device, self._halve)
         for (job, piece), answer in zip(held, answers, strict=True):
             if answer is None:
                 seen = "a segment does not fit the memory; lower --max-segment-seconds or --joint-beam-size"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
-from focusasr.runtime.console import say
+from focusasr.runtime.console import warn
 from focusasr.runtime.devices import Processes, join_processes
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.process import loading
@@ -104,7 +104,7 @@ def steadfast(
     except (MemoryError, RuntimeError) as error:
         if not device_fails(recognizer.device, error):
             raise
-        say(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); going on with the CPU")
+        warn(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); going on with the CPU")
         yield from on_cpu().transcribe(itertools.chain(left, coming), progress, notes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.audio.source import Source
-from focusasr.runtime.cache import Journal, fingerprint, json_digest
+from focusasr.runtime.cache import JsonLinesCache, fingerprint, json_digest
 from focusasr.runtime.files import append_line, read_lines
 from focusasr.transcription.result import as_segments
 
@@ -30,7 +30,7 @@ class Again:
     def __init__(self, folder: Path, made_with: dict[str, Any]) -> None:
         self._folder = folder
         self._made_with = made_with
-        self._journal = Journal(folder, JOURNAL)
+        self._journal = JsonLinesCache(folder, JOURNAL)
         self._seen: dict[Source, dict[str, Any] | None] = {}
         self._half_heard: dict[str, list[str]] = defaultdict(list)  # by source, of earlier runs; looked for once
         for path in folder.glob(".*.heard"):

@@ -21,7 +21,7 @@ from focusasr.model.attention import with_knobs
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import Memory
-from focusasr.runtime.devices import lacks_memory
+from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
@@ -216,7 +216,7 @@ class WhisperRecognizer:
             except (InputError, LibraryError) as error:
                 yield outcome.but(error)
             except (MemoryError, RuntimeError) as error:
-                if self.device.type != "cpu" or not lacks_memory(error):
+                if self.device.type != "cpu" or not is_out_of_memory(error):
                     raise
                 yield outcome.but(MemoryError(f"{source.name}: the memory is full; lower --beam-size or --best-of"))
 

@@ -16,7 +16,7 @@ from focusasr.audio.segmentation import Piece, cut, joined
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.decoding.whisper_decoder import Answer, WindowReader, is_silence
-from focusasr.runtime.devices import in_parts
+from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import Heard
 from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, WhisperRecognizer, Window, split
@@ -58,7 +58,9 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
         known = [heard.piece(piece) for piece in batch]
         fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
-        parts = in_parts(lambda some: self._decoded(reader, some), fresh, self.device, self._halve) if fresh else []
+        parts = (
+            run_in_halves(lambda some: self._decoded(reader, some), fresh, self.device, self._halve) if fresh else []
+        )
         for piece, segments in zip(fresh, parts, strict=True):
             if segments is None:
                 raise MemoryError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from focusasr.data.quality import KINDS
-from focusasr.runtime.errors import InputError, SettingError, UsageError, as_typed
+from focusasr.runtime.errors import InputError, SettingError, UsageError, as_option
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_of_a_file_its_table_and_of_an_option_its_name(
     [(0.1, "0.1"), (20.0, "20"), ("it's", "'it'\"'\"'s'"), (["a", "b c"], "a 'b c'"), ((2, 2), "2 2")],
 )
 def test_values_as_they_are_typed(value: object, typed: str) -> None:
-    assert as_typed("a_name", value) == f"--a-name {typed}"
-    assert (as_typed("a_name", True), as_typed("a_name", False)) == ("--a-name", "--no-a-name")
-    assert len(as_typed("a_name", "x" * 1000)) < 220
+    assert as_option("a_name", value) == f"--a-name {typed}"
+    assert (as_option("a_name", True), as_option("a_name", False)) == ("--a-name", "--no-a-name")
+    assert len(as_option("a_name", "x" * 1000)) < 220
 
 
 def test_an_error_far_inside_is_told_as_an_option_too() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.runtime.devices import Processes, flat, peers_watched
+from focusasr.runtime.devices import Processes, flat, translate_peer_errors
 from focusasr.runtime.errors import InputError
 from tests.helpers.toy_speech import TINY, write_song_book
 
@@ -98,9 +98,9 @@ def test_results_of_several_processes_come_in_order(monkeypatch: pytest.MonkeyPa
 
 def test_a_lost_sister_is_told_in_a_line() -> None:
     says = "a sister process has ended, so this one ends too; try again"
-    with pytest.raises(InputError, match=says), peers_watched("try again"):
+    with pytest.raises(InputError, match=says), translate_peer_errors("try again"):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer [127.0.0.1]:1")
-    with pytest.raises(RuntimeError, match="shapes"), peers_watched("try again"):
+    with pytest.raises(RuntimeError, match="shapes"), translate_peer_errors("try again"):
         raise RuntimeError("shapes do not fit")
 
 

@@ -15,7 +15,7 @@ from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.ctc_attention import decode
 from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
-from focusasr.runtime.devices import device_fails, in_parts, lacks_memory
+from focusasr.runtime.devices import device_fails, is_out_of_memory, run_in_halves
 from focusasr.transcription import native, whisper_batched
 from focusasr.transcription.native import Recognizer
 from focusasr.transcription.recognizer import steadfast
@@ -34,8 +34,8 @@ def texts(outcomes: Iterable[Outcome]) -> list[str | None]:
 
 def test_what_says_that_memory_is_short() -> None:
     errors = [FULL, MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")]
-    assert all(lacks_memory(error) for error in errors)
-    assert not any(lacks_memory(error) for error in (RuntimeError("shapes differ"), ValueError("out of memory")))
+    assert all(is_out_of_memory(error) for error in errors)
+    assert not any(is_out_of_memory(error) for error in (RuntimeError("shapes differ"), ValueError("out of memory")))
     lost = RuntimeError("CUDA error: an illegal memory access was encountered")
     assert device_fails(GPU, lost) and not device_fails(CPU, lost) and not device_fails(CPU, FULL)
     assert device_fails(GPU, errors[2]) and not device_fails(GPU, RuntimeError("shapes differ"))
@@ -51,13 +51,13 @@ def test_halves_of_halves_in_order(capsys: pytest.CaptureFixture[str]) -> None:
         return [item * 10 for item in items]
 
     halved: list[int] = []
-    assert in_parts(work, range(8), CPU, halved.append) == [0, 10, 20, 30, 40, 50, None, 70]
+    assert run_in_halves(work, range(8), CPU, halved.append) == [0, 10, 20, 30, 40, 50, None, 70]
     assert tried == [8, 4, 2, 2, 4, 2, 2, 1, 1] and halved == [4, 2, 2, 1]
     assert "focusasr: 8 segments at once do not fit the memory; going on with 4\n" in capsys.readouterr().err
     with pytest.raises(MemoryError):
-        in_parts(work, [6], GPU, halved.append)
+        run_in_halves(work, [6], GPU, halved.append)
     with pytest.raises(ZeroDivisionError):
-        in_parts(lambda items: [1 // 0 for _ in items], [1, 2], CPU, halved.append)
+        run_in_halves(lambda items: [1 // 0 for _ in items], [1, 2], CPU, halved.append)
 
 
 @pytest.fixture

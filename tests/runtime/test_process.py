@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from focusasr.runtime.process import shielded
+from focusasr.runtime.process import block_sigint
 
 DEFAULT = "what is written is whole; give the same command again"
 START = """
 import signal, sys, time
 from pathlib import Path
 from focusasr.runtime.files import written_aside
-from focusasr.runtime.process import answer_interrupts, promise
+from focusasr.runtime.process import answer_interrupts, on_interrupt_message
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 answer_interrupts()
 def ready():
@@ -56,7 +56,7 @@ def test_it_is_answered_anywhere(place: str) -> None:
 
 
 def test_what_batch_systems_send_is_answered_likewise() -> None:
-    promised = 'promise("step 7 is whole")\n'
+    promised = 'on_interrupt_message("step 7 is whole")\n'
     status, said, _ = interrupted(promised + BUSY["where exceptions are swallowed"], signal.SIGTERM)
     assert (status, said) == (143, "focusasr: interrupted; step 7 is whole\n")
     ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nanswer_interrupts()\n"  # as behind nohup and &
@@ -72,7 +72,7 @@ def lives(pid: int) -> bool:
 
 def test_it_takes_along_what_was_being_written_and_the_children(tmp_path: Path) -> None:
     status, said, _ = interrupted(f"""
-promise("2 of 3 things are done")
+on_interrupt_message("2 of 3 things are done")
 import subprocess
 with written_aside(Path({str(tmp_path / "text.txt")!r})) as aside:
     aside.write_text("half")
@@ -108,8 +108,8 @@ def test_what_is_ignored_stays_so() -> None:
 
 def test_the_shield_holds_when_multiprocessing_starts_its_helper() -> None:
     code = (
-        "import multiprocessing, signal; from focusasr.runtime.process import shielded\n"
-        "with shielded():\n    lock = multiprocessing.get_context('spawn').Lock()\n"
+        "import multiprocessing, signal; from focusasr.runtime.process import block_sigint\n"
+        "with block_sigint():\n    lock = multiprocessing.get_context('spawn').Lock()\n"
         "    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
         "print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     )
@@ -119,7 +119,7 @@ def test_the_shield_holds_when_multiprocessing_starts_its_helper() -> None:
 
 def test_children_that_are_shielded_hear_nothing_of_it() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('on')"
-    with shielded():
+    with block_sigint():
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (0, "on\n", "")
     with pytest.raises(KeyboardInterrupt):  # and here it is heard again

@@ -77,8 +77,8 @@ def test_no_garbage_is_collected_while_loading() -> None:
 
 def test_leaving_fast_loses_nothing() -> None:
     """What was printed arrives, what was registered for the end runs, and the status is kept."""
-    code = "import atexit; from focusasr.runtime.process import leave; atexit.register(print, 'end'); "
-    code += "print('text'); leave(3)"
+    code = "import atexit; from focusasr.runtime.process import exit_now; atexit.register(print, 'end'); "
+    code += "print('text'); exit_now(3)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (3, "text\nend\n", "")
 
