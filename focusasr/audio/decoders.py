@@ -47,7 +47,7 @@ class Sound(Protocol):
 
 
 @contextmanager
-def opened(file: BinaryIO, name: str) -> Iterator[Sound]:
+def open_audio(file: BinaryIO, name: str) -> Iterator[Sound]:
     """Open the recording in a file that can be sought; `name` is what errors call it.
 
     AudioError where it is empty, not sound, cut off before its sound, or has a sample rate that cannot be.
@@ -64,7 +64,7 @@ def opened(file: BinaryIO, name: str) -> Iterator[Sound]:
             raise _damaged(name, 0.0) from None
         raise
     if missing:
-        sound = _Begun(sound, name)
+        sound = _TruncatedAudio(sound, name)
     try:
         if not LOWEST_RATE_HZ <= sound.rate_hz <= HIGHEST_RATE_HZ:
             wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
@@ -80,7 +80,7 @@ def _bytes_only(file: BinaryIO) -> Any:
     return SimpleNamespace(read=file.read, readinto=file.readinto, seek=file.seek, tell=file.tell)  # type: ignore[attr-defined]
 
 
-class _Begun:
+class _TruncatedAudio:
     """The beginning of a recording, whose end is missing."""
 
     def __init__(self, sound: Sound, name: str) -> None:

@@ -130,7 +130,7 @@ def stack(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(list(mels), batch_first=True), lengths
 
 
-class Spectrogram:
+class LogMelStream:
     """The frames of one recording; `frames` is their number, a last piece shorter than a hop not counted.
 
     AudioError, before any frame, where the recording cannot be read; `cut_off` is that of `audio.stream`.

@@ -17,7 +17,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from focusasr.audio.decoders import Sound, opened
+from focusasr.audio.decoders import Sound, open_audio
 from focusasr.audio.integrity import AudioError, CutOff
 from focusasr.audio.source import STDIN, Source
 from focusasr.config import SAMPLE_RATE_HZ
@@ -51,7 +51,7 @@ def stream(
     `cut_off`, which is told why, a recording that is cut off ends where it can be heard no further.
     """
     samples = to_samples(block_seconds, SAMPLE_RATE_HZ)
-    return in_blocks(_resampled(_as_source(source), SAMPLE_RATE_HZ, cut_off), samples)
+    return rechunk(_resampled(_as_source(source), SAMPLE_RATE_HZ, cut_off), samples)
 
 
 def probe_seconds(path: Source | str | Path) -> float | None:
@@ -60,7 +60,7 @@ def probe_seconds(path: Source | str | Path) -> float | None:
     if not os.path.isfile(source.path):
         return None
     try:
-        with _file(source) as file, opened(file, source.name) as sound:
+        with _file(source) as file, open_audio(file, source.name) as sound:
             return sound.seconds
     except AudioError:
         return None
@@ -85,7 +85,7 @@ def to_samples(seconds: float, sample_rate_hz: int) -> int:
     return round(seconds * sample_rate_hz)
 
 
-def in_blocks(pieces: Iterable[np.ndarray], block_samples: int) -> Iterator[np.ndarray]:
+def rechunk(pieces: Iterable[np.ndarray], block_samples: int) -> Iterator[np.ndarray]:
     """Yield the same samples in blocks of one size, the last one shorter and never empty."""
     held: list[np.ndarray] = []
     missing = block_samples
@@ -105,7 +105,7 @@ def _as_source(source: Source | str | Path) -> Source:
 
 def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object] = refuse) -> Iterator[np.ndarray]:
     """Yield what a source asks for at the wanted rate, mono, each sample checked."""
-    with _file(source) as file, opened(file, source.name) as sound:
+    with _file(source) as file, open_audio(file, source.name) as sound:
         blocks = _up_to_cut(_span(sound, source), cut_off)
         if sound.rate_hz == rate_hz:
             yield from blocks

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from focusasr.audio.load import in_blocks, to_samples
+from focusasr.audio.load import rechunk, to_samples
 from focusasr.audio.vad import FRAME_SAMPLES, FRAMES_PER_SECOND, Detector, detector, whole_frames
 from focusasr.config import SAMPLE_RATE_HZ
 
@@ -21,16 +21,16 @@ PAUSE_FRAMES = 3  # about 0.1 s: the shortest pause worth a cut
 
 
 @dataclass(frozen=True)
-class Piece:
+class AudioSegment:
     """A stretch of a recording: where it starts, exact to the sample, and its samples (N,) float32 at 16 kHz."""
 
     start_seconds: float
     waveform: np.ndarray
 
 
-def cut(
+def split_at_pauses(
     blocks: Iterable[np.ndarray], max_seconds: float = 20.0, vad_threshold: float = 0.5, whole: bool = True
-) -> Iterator[Piece]:
+) -> Iterator[AudioSegment]:
     """Yield the pieces of a recording that comes as blocks (n,) float32 at 16 kHz; lazily, in bounded memory.
 
     A recording of at most `max_seconds` (1 or more) is one piece, if it may stay `whole`; one of 0 samples is none.
@@ -50,13 +50,13 @@ def cut(
     if samples > limit_samples or (samples and not whole):
         yield from _cut_long(itertools.chain(head, blocks), limit_samples // FRAME_SAMPLES, detector(vad_threshold))
     elif samples:
-        yield Piece(0.0, np.concatenate(head))
+        yield AudioSegment(0.0, np.concatenate(head))
 
 
-def joined(pieces: Iterable[Piece], max_seconds: float) -> Iterator[Piece]:
+def merge_segments(pieces: Iterable[AudioSegment], max_seconds: float) -> Iterator[AudioSegment]:
     """Join neighbors while they fit into `max_seconds`, with silence between them, so that times stay true."""
     limit_samples = to_samples(max_seconds, SAMPLE_RATE_HZ)
-    held: Piece | None = None
+    held: AudioSegment | None = None
     for piece in pieces:
         if held is not None:
             gap = to_samples(piece.start_seconds - held.start_seconds, SAMPLE_RATE_HZ) - len(held.waveform)
@@ -70,10 +70,10 @@ def joined(pieces: Iterable[Piece], max_seconds: float) -> Iterator[Piece]:
         yield held
 
 
-def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Iterator[Piece]:
+def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Iterator[AudioSegment]:
     """Hold sound until `_decide` knows the next piece, yield it, forget everything up to its end; `limit` in frames."""
     waveform, speech, origin = np.zeros(0, np.float32), np.zeros(0, bool), 0
-    groups = in_blocks(blocks, GROUP_FRAMES * FRAME_SAMPLES)
+    groups = rechunk(blocks, GROUP_FRAMES * FRAME_SAMPLES)
     ended = False
     while not ended:
         group = next(groups, None)
@@ -85,7 +85,7 @@ def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Ite
             if span.stop > span.start:
                 at = span.start * FRAME_SAMPLES
                 piece = waveform[at : span.stop * FRAME_SAMPLES].copy()
-                yield Piece((origin + at) / SAMPLE_RATE_HZ, piece)
+                yield AudioSegment((origin + at) / SAMPLE_RATE_HZ, piece)
             waveform, speech = waveform[span.stop * FRAME_SAMPLES :], speech[span.stop :]
             origin += span.stop * FRAME_SAMPLES
 

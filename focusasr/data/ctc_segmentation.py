@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from focusasr.audio.features import log_mel, stack
-from focusasr.audio.load import in_blocks, load, probe_seconds, stream
-from focusasr.audio.segmentation import Piece, cut
+from focusasr.audio.load import load, probe_seconds, rechunk, stream
+from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.data.corpus import Found, Reject
 from focusasr.decoding.ctc_alignment import Span, align
@@ -131,7 +131,7 @@ def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seco
     model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
     window = model.config.window_samples
     longest = min(max_seconds, window / SAMPLE_RATE_HZ) if window else max_seconds
-    pieces = list(cut(in_blocks([waveform], BLOCK_SAMPLES), longest))
+    pieces = list(split_at_pauses(rechunk([waveform], BLOCK_SAMPLES), longest))
     words = text.split()
     tokens, owners = _tokens(words, tokenizer)
     emissions = []
@@ -159,7 +159,7 @@ def _tokens(words: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], list
 
 
 def _divided(
-    pieces: Sequence[Piece], ends: np.ndarray, words: Sequence[str], spans: Sequence[tuple[int | None, Span]]
+    pieces: Sequence[AudioSegment], ends: np.ndarray, words: Sequence[str], spans: Sequence[tuple[int | None, Span]]
 ) -> list[Part]:
     """Return the pieces with their words; a word without a token goes with the one before it, or the first."""
     homes = np.full(len(words), -1)

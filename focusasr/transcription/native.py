@@ -15,7 +15,7 @@ import torch
 from focusasr.audio.features import FRAMES_PER_SECOND, log_mel
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream
-from focusasr.audio.segmentation import Piece, cut
+from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.ctc_alignment import Word, load_aligner
@@ -103,7 +103,7 @@ class Recognizer:
             if last:
                 return
 
-    def _hold(self, pieces: Iterator[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+    def _hold(self, pieces: Iterator[tuple[_Job, AudioSegment]]) -> list[tuple[_Job, AudioSegment]]:
         """Take the next pieces, as many as may be held at once, and return them, the longest first."""
         held, samples = [], 0
         for job, piece in islice(pieces, self.batch_size * BATCHES_AHEAD):
@@ -113,7 +113,7 @@ class Recognizer:
                 break
         return sorted(held, key=lambda pair: -len(pair[1].waveform))
 
-    def _batch(self, held: list[tuple[_Job, Piece]]) -> list[tuple[_Job, Piece]]:
+    def _batch(self, held: list[tuple[_Job, AudioSegment]]) -> list[tuple[_Job, AudioSegment]]:
         """Take the shortest pieces off `held`, as many as make a batch."""
         limit = CPU_BATCH_SECONDS * SAMPLE_RATE_HZ if self.device.type == "cpu" else math.inf
         batch = [held.pop()]
@@ -123,12 +123,12 @@ class Recognizer:
 
     def _pieces(
         self, coming: Iterable[_Job], jobs: list[_Job], progress: Callable[[float], None]
-    ) -> Iterator[tuple[_Job, Piece]]:
+    ) -> Iterator[tuple[_Job, AudioSegment]]:
         """Yield what is to be decoded of each job, which goes onto `jobs` first."""
         for job in coming:
             jobs.append(job)
             try:
-                for piece in cut(_counted(job), self.segment_seconds, self.config.vad_threshold):
+                for piece in split_at_pauses(_counted(job), self.segment_seconds, self.config.vad_threshold):
                     known = job.heard.piece(piece)
                     if known is None:
                         job.waiting += 1
@@ -140,7 +140,7 @@ class Recognizer:
                 job.error = error
             job.complete = True
 
-    def _decode(self, held: list[tuple[_Job, Piece]]) -> None:
+    def _decode(self, held: list[tuple[_Job, AudioSegment]]) -> None:
         for job, _ in held:
             job.waiting -= 1
         answers = run_in_halves(self._answers, [piece for _, piece in held], self.device, self._halve)
@@ -156,7 +156,7 @@ class Recognizer:
             job.segments += segments
             job.heard.note_piece(piece, segments)
 
-    def _answers(self, pieces: Sequence[Piece]) -> list[Hypothesis]:
+    def _answers(self, pieces: Sequence[AudioSegment]) -> list[Hypothesis]:
         bands, window = self.engine.config.mel_bands, self.engine.config.window_samples
         mels = [log_mel(torch.from_numpy(piece.waveform).to(self.device), bands, window) for piece in pieces]
         return decode(self.engine, mels, self.tokenizer, replace(self.config, word_timestamps=self._timing))
@@ -164,7 +164,7 @@ class Recognizer:
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)
 
-    def _segment(self, piece: Piece, answer: Hypothesis) -> Segment:
+    def _segment(self, piece: AudioSegment, answer: Hypothesis) -> Segment:
         text = self.tokenizer.decode(answer.tokens)
         encoded = text.encode("utf-8")
         words = _words(answer.words, piece) if self._timing else None
@@ -194,7 +194,7 @@ class Recognizer:
         return outcome.but(error) if error else outcome
 
 
-def _words(words: list[Word] | None, piece: Piece) -> list[dict[str, Any]]:
+def _words(words: list[Word] | None, piece: AudioSegment) -> list[dict[str, Any]]:
     """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it.
 
     None reaches into the silence that a short piece is heard with.

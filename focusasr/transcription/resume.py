@@ -14,7 +14,7 @@ from focusasr.runtime.files import append_line, read_lines
 from focusasr.transcription.result import as_segments
 
 if TYPE_CHECKING:
-    from focusasr.audio.segmentation import Piece
+    from focusasr.audio.segmentation import AudioSegment
     from focusasr.transcription.result import Segment
 
 
@@ -104,12 +104,12 @@ class Heard:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             append_line(self._path, [place, answer])
 
-    def piece(self, piece: Piece) -> list[Segment] | None:
+    def piece(self, piece: AudioSegment) -> list[Segment] | None:
         """Return the segments that were noted for a piece, None where it was not decoded yet."""
         known = self.get(_place(piece))
         return None if known is None else as_segments(known)
 
-    def note_piece(self, piece: Piece, segments: Iterable[Segment]) -> None:
+    def note_piece(self, piece: AudioSegment, segments: Iterable[Segment]) -> None:
         """Note the segments of a piece."""
         if self._path is not None:  # most runs note nothing
             self.note(_place(piece), [asdict(segment) for segment in segments])
@@ -118,5 +118,5 @@ class Heard:
 Notes = Callable[["Source"], Heard]
 
 
-def _place(piece: Piece) -> str:
+def _place(piece: AudioSegment) -> str:
     return f"{piece.start_seconds}+{len(piece.waveform)}"

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, Spectrogram
+from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, LogMelStream
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream
-from focusasr.audio.segmentation import cut, joined
+from focusasr.audio.segmentation import merge_segments, split_at_pauses
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.dtw_alignment import align_words
@@ -224,7 +224,7 @@ class WhisperRecognizer:
         self, source: Source, progress: Callable[[float], None], heard: Heard, cut_off: Callable[[CutOff], object]
     ) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
-        sound = Spectrogram(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
+        sound = LogMelStream(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
         stretches = self._clips(stream(source, cut_off=cut_off), sound.frames)
         first = stretches[0] if stretches and self.longform.vad_filter and not any(self.longform.clips or ()) else None
         begin, frames = (first[0], min(self.window_frames, first[1] - first[0])) if first else (0, self.window_frames)
@@ -255,7 +255,7 @@ class WhisperRecognizer:
         if any(asked) or not self.longform.vad_filter:  # what the user names goes before what is heard
             return clips(asked, frames)
         longest = self.window_frames / FRAMES_PER_SECOND
-        pieces = joined(cut(blocks, longest, self.config.vad_threshold, whole=False), longest)
+        pieces = merge_segments(split_at_pauses(blocks, longest, self.config.vad_threshold, whole=False), longest)
         spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
         return clips([second for span in spans for second in span], frames) if spans else []
 
@@ -280,7 +280,7 @@ class WhisperRecognizer:
         if step.forget:
             script.forget()
 
-    def _read(self, reader: WindowReader, sound: Spectrogram, window: Window, script: Script) -> Step:
+    def _read(self, reader: WindowReader, sound: LogMelStream, window: Window, script: Script) -> Step:
         """Return a window's text and the frame at which the next one begins."""
         memory = self.engine.encode([sound.window(window.seek, window.frames)])
         prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))

@@ -12,7 +12,7 @@ import torch
 from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream, to_samples
-from focusasr.audio.segmentation import Piece, cut, joined
+from focusasr.audio.segmentation import AudioSegment, merge_segments, split_at_pauses
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.decoding.whisper_decoder import Answer, WindowReader, is_silence
@@ -41,7 +41,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
                 yield block
 
         longest = self.window_frames / FRAMES_PER_SECOND
-        pieces = joined(cut(blocks(), longest, self.config.vad_threshold, whole=False), longest)
+        pieces = merge_segments(split_at_pauses(blocks(), longest, self.config.vad_threshold, whole=False), longest)
         batch = head = list(islice(pieces, self.batch_size))
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
@@ -54,7 +54,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         language = (reader or self).tokenizer.policy.language
         return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
 
-    def _found(self, reader: WindowReader, batch: list[Piece], heard: Heard) -> list[Segment]:
+    def _found(self, reader: WindowReader, batch: list[AudioSegment], heard: Heard) -> list[Segment]:
         """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
         known = [heard.piece(piece) for piece in batch]
         fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
@@ -71,12 +71,12 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)
 
-    def _decoded(self, reader: WindowReader, pieces: Sequence[Piece]) -> list[list[Segment]]:
+    def _decoded(self, reader: WindowReader, pieces: Sequence[AudioSegment]) -> list[list[Segment]]:
         """Return the segments of each piece of one batch."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
         answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
         result: list[list[Segment]] = []
-        left: dict[int, Piece] = {}
+        left: dict[int, AudioSegment] = {}
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
             if is_silence(answer, self.search):
                 result.append([])
@@ -93,11 +93,13 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
             result[row] += segments
         return result
 
-    def _mel(self, piece: Piece) -> torch.Tensor:
+    def _mel(self, piece: AudioSegment) -> torch.Tensor:
         mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
         return torch.nn.functional.pad(mel, (0, 0, 0, self.window_frames - len(mel)))
 
-    def _segments(self, reader: WindowReader, piece: Piece, answer: Answer) -> tuple[list[Segment], Piece | None]:
+    def _segments(
+        self, reader: WindowReader, piece: AudioSegment, answer: Answer
+    ) -> tuple[list[Segment], AudioSegment | None]:
         """Return a piece's segments, and what is behind its last pair of timestamps, which is to be read again.
 
         Of less than a second, the text that is there already is a segment.
@@ -110,7 +112,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         rest = answer.tokens[sum(len(segment.tokens) for segment in segments) :]
         done, left = stretch.next_seek - window.seek, window.seek + frames - stretch.next_seek
         if min(done, left) >= FRAMES_PER_SECOND:
-            again = Piece(piece.start_seconds + done / FRAMES_PER_SECOND, piece.waveform[done * HOP_SAMPLES :])
+            again = AudioSegment(piece.start_seconds + done / FRAMES_PER_SECOND, piece.waveform[done * HOP_SAMPLES :])
         elif rest:  # which begins with a timestamp
             (last,) = split(window, answer._replace(tokens=rest), tokenizer).segments
             begin = window.start + (rest[0] - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP

@@ -8,7 +8,7 @@ import soundfile
 import torch
 import whisper
 
-from focusasr.audio.features import WINDOW_FRAMES, Spectrogram
+from focusasr.audio.features import WINDOW_FRAMES, LogMelStream
 from focusasr.audio.integrity import AudioError
 from focusasr.audio.load import load
 from focusasr.audio.source import Source
@@ -28,7 +28,7 @@ def write(seconds: float, name: str = "sound.wav") -> Source:
 def test_every_window_is_that_of_whisper(seconds: float) -> None:
     source = write(seconds)
     expected = whisper.log_mel_spectrogram(load(source), padding=480_000)
-    sound = Spectrogram(source, 80, CPU)
+    sound = LogMelStream(source, 80, CPU)
     assert sound.frames == expected.shape[1] - 3000
     assert sound.samples == round(seconds * 16_000)
     for start in (0, 7, sound.frames // 2, 3, sound.frames):
@@ -40,17 +40,17 @@ def test_every_window_is_that_of_whisper(seconds: float) -> None:
 
 def test_a_recording_without_samples_has_no_frames() -> None:
     soundfile.write("empty.wav", np.zeros(0, np.float32), 16_000)
-    sound = Spectrogram(Source("empty.wav"), 80, CPU)
+    sound = LogMelStream(Source("empty.wav"), 80, CPU)
     assert (sound.frames, sound.samples) == (0, 0)
 
 
 def test_what_cannot_be_read_is_refused_before_the_first_window() -> None:
     with pytest.raises(AudioError, match=r"absent\.wav"):
-        Spectrogram(Source("absent.wav"), 80, CPU)
+        LogMelStream(Source("absent.wav"), 80, CPU)
 
 
 def test_memory_does_not_grow_with_the_recording() -> None:
-    sound = Spectrogram(write(200.0), 80, CPU)
+    sound = LogMelStream(write(200.0), 80, CPU)
     for start in range(0, sound.frames, 2900):
         sound.window(start, min(WINDOW_FRAMES, sound.frames - start))
         assert len(sound._held) <= WINDOW_FRAMES + 2 * 1000

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from focusasr.audio import segmentation
 from focusasr.audio.load import load, stream
-from focusasr.audio.segmentation import Piece, cut
+from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.audio.vad import FRAME_SAMPLES, EnergyDetector, SileroDetector
 
 RATE_HZ = 16_000
@@ -32,14 +32,14 @@ def in_pieces_of(waveform: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (waveform[start : start + size] for start in range(0, len(waveform), size))
 
 
-def spans(pieces: list[Piece]) -> list[tuple[int, int]]:
+def spans(pieces: list[AudioSegment]) -> list[tuple[int, int]]:
     """Return each piece's first sample and the one behind its last."""
     starts = [round(piece.start_seconds * RATE_HZ) for piece in pieces]
     assert all(piece.start_seconds == start / RATE_HZ for start, piece in zip(starts, pieces, strict=True))
     return [(start, start + len(piece.waveform)) for start, piece in zip(starts, pieces, strict=True)]
 
 
-def check(pieces: list[Piece], waveform: np.ndarray, max_seconds: float) -> np.ndarray:
+def check(pieces: list[AudioSegment], waveform: np.ndarray, max_seconds: float) -> np.ndarray:
     """Check what holds for all pieces; return which samples are in one."""
     kept = np.zeros(len(waveform), bool)
     for (start, stop), piece in zip(spans(pieces), pieces, strict=True):
@@ -76,30 +76,30 @@ def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], np.ndarray]
 def test_a_short_recording_is_one_whole_piece_without_detector(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     monkeypatch.delattr(segmentation, "detector")
     waveform = noise(samples / RATE_HZ)
-    (piece,) = cut(in_pieces_of(waveform, 7000))
+    (piece,) = split_at_pauses(in_pieces_of(waveform, 7000))
     assert piece.start_seconds == 0 and np.array_equal(piece.waveform, waveform)
 
 
 @pytest.mark.parametrize("blocks", [[], [np.zeros(0, np.float32)]])
 def test_no_samples_are_no_piece(blocks: list[np.ndarray]) -> None:
-    assert list(cut(blocks)) == []
+    assert list(split_at_pauses(blocks)) == []
 
 
 def test_one_sample_too_many_is_cut(by_energy: None) -> None:
     waveform = noise(20 + 1 / RATE_HZ)
-    pieces = list(cut([waveform]))
+    pieces = list(split_at_pauses([waveform]))
     assert len(pieces) == 2 and check(pieces, waveform, 20).all()
 
 
 def test_a_full_window_may_end_with_half_a_frame(by_energy: None) -> None:
     for samples in range(80 * FRAME_SAMPLES, 81 * FRAME_SAMPLES + 2, 100):  # the window ends with frame 80
         waveform = np.concatenate([np.zeros(RATE_HZ, np.float32), noise(samples / RATE_HZ - 1)])
-        assert check(list(cut([waveform], 2)), waveform, 2)[RATE_HZ:].all()
+        assert check(list(split_at_pauses([waveform], 2)), waveform, 2)[RATE_HZ:].all()
 
 
 def test_a_limit_below_a_second_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_seconds is 0\.5; wanted: 1 or more"):
-        next(cut([noise(3)], 0.5))
+        next(split_at_pauses([noise(3)], 0.5))
 
 
 # Where the cuts fall
@@ -115,7 +115,7 @@ def test_cuts_lie_in_pauses(by_energy: None) -> None:
         if pause == 0.6:
             long_pauses.append(at - len(parts[-1]) // 2)
     waveform = np.concatenate(parts)
-    pieces = list(cut([waveform], 12))
+    pieces = list(split_at_pauses([waveform], 12))
     assert check(pieces, waveform, 12)[waveform != 0].all()
     ends = [stop for _, stop in spans(pieces)]
     np.testing.assert_allclose(ends[:-1], long_pauses[:-1], atol=2 * FRAME_SAMPLES)
@@ -126,14 +126,14 @@ def test_without_a_pause_the_cut_is_at_the_quietest_point(by_energy: None) -> No
     waveform[: 16_000 * 2] *= 0.2  # quieter still, but too early
     quiet = slice(round(17.5 * RATE_HZ), round(17.8 * RATE_HZ))
     waveform[quiet] *= 0.6
-    pieces = list(cut([waveform]))
+    pieces = list(split_at_pauses([waveform]))
     assert check(pieces, waveform, 20).all()
     assert quiet.start < spans(pieces)[0][1] < quiet.stop
 
 
 def test_a_steady_tone_is_cut_though_nothing_tells_where(by_energy: None) -> None:
     waveform = (0.3 * np.sin(np.arange(50 * RATE_HZ) * 0.2)).astype(np.float32)
-    pieces = list(cut([waveform]))
+    pieces = list(split_at_pauses([waveform]))
     kept = check(pieces, waveform, 20)
     assert len(pieces) >= 2 and kept[: 35 * RATE_HZ].all()  # after that it is background to the energy detector
 
@@ -141,7 +141,7 @@ def test_a_steady_tone_is_cut_though_nothing_tells_where(by_energy: None) -> Non
 def test_long_silence_is_left_out_up_to_the_padding(by_energy: None) -> None:
     burst, silence = noise(2), np.zeros(30 * RATE_HZ, np.float32)
     waveform = np.concatenate([silence, burst, silence, burst, silence])
-    pieces = list(cut([waveform]))
+    pieces = list(split_at_pauses([waveform]))
     assert check(pieces, waveform, 20)[waveform != 0].all()
     assert len(pieces) == 2 and all(2 < len(piece.waveform) / RATE_HZ < 2.9 for piece in pieces)
 
@@ -149,7 +149,7 @@ def test_long_silence_is_left_out_up_to_the_padding(by_energy: None) -> None:
 @pytest.mark.parametrize("level", [0.0, 0.05])
 def test_nothing_but_silence_or_noise_is_no_piece(level: float) -> None:
     pytest.importorskip("silero_vad")
-    assert list(cut([noise(60, level)])) == []
+    assert list(split_at_pauses([noise(60, level)])) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,7 +170,7 @@ def test_any_pattern_of_speech_is_kept_in_order_within_the_limit(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation, "detector", lambda threshold: heard)
-        pieces = list(cut(in_pieces_of(waveform, block), 2.0))
+        pieces = list(split_at_pauses(in_pieces_of(waveform, block), 2.0))
     kept = check(pieces, waveform, 2.0)
     assert kept[waveform > 0].all()
     if len(waveform) > 2 * RATE_HZ:
@@ -186,7 +186,7 @@ def test_any_pattern_of_speech_is_kept_in_order_within_the_limit(
 def test_the_result_does_not_depend_on_the_blocks(by_energy: None, size: int) -> None:
     gaps = np.repeat(np.random.default_rng(1).uniform(size=80) < 0.7, RATE_HZ // 2)
     waveform = noise(40) * gaps + noise(40, 1e-3, 1)
-    wanted, found = list(cut([waveform])), list(cut(in_pieces_of(waveform, size)))
+    wanted, found = list(split_at_pauses([waveform])), list(split_at_pauses(in_pieces_of(waveform, size)))
     assert spans(found) == spans(wanted)
     check(found, waveform, 20)
 
@@ -195,7 +195,9 @@ def test_the_result_does_not_depend_on_the_blocks(by_energy: None, size: int) ->
 def test_speech_is_judged_alike_in_any_blocks(say: Callable[[str], np.ndarray], size: int) -> None:
     line = say("Call me at five five five, one two three four, before noon. " * 6)
     waveform = np.concatenate([line, np.zeros(40_000, np.float32), line])
-    assert spans(list(cut(in_pieces_of(waveform, size), 10))) == spans(list(cut([waveform], 10)))
+    assert spans(list(split_at_pauses(in_pieces_of(waveform, size), 10))) == spans(
+        list(split_at_pauses([waveform], 10))
+    )
 
 
 def test_pieces_come_before_the_recording_has_ended(by_energy: None) -> None:
@@ -207,7 +209,7 @@ def test_pieces_come_before_the_recording_has_ended(by_energy: None) -> None:
             heard += 1
             yield noise(0.7, seed=heard) if heard % 5 else np.zeros(RATE_HZ // 2, np.float32)
 
-    pieces = cut(endless(), 20)
+    pieces = split_at_pauses(endless(), 20)
     latest = 0.0
     for _ in range(5):
         piece = next(pieces)
@@ -221,7 +223,7 @@ def test_endless_silence_is_not_held(by_energy: None) -> None:
 
     blocks = (np.zeros(RATE_HZ, np.float32) for _ in range(1200))
     tracemalloc.start()
-    assert list(cut(blocks)) == []
+    assert list(split_at_pauses(blocks)) == []
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 6e6  # 20 s are 1.3 MB, the whole is 77 MB
@@ -235,7 +237,7 @@ def test_speech_is_kept_and_silence_is_not(say: Callable[[str], np.ndarray]) -> 
     lines = [say(text) for text in ("My name is spelled A, N, N, A.", "Seven o'clock.", "Stop the music, please.")]
     silence = noise(12, 1e-4)
     waveform = np.concatenate([silence, *(np.concatenate([line, silence]) for line in lines)])
-    pieces = list(cut([waveform]))
+    pieces = list(split_at_pauses([waveform]))
     kept = check(pieces, waveform, 20)
     assert len(pieces) == 3 and kept.mean() < 0.4
     assert np.square(waveform[~kept]).sum() < 1e-3 * np.square(waveform).sum()
@@ -261,7 +263,7 @@ def test_soft_speech_is_kept_as_loud_speech_is(say: Callable[[str], np.ndarray],
     pytest.importorskip("silero_vad")
     line = say("My name is spelled A, N, N, A.")
     waveform = np.concatenate([line, np.zeros(6 * RATE_HZ, np.float32)] * 3)
-    soft, loud = (spans(list(cut([waveform * np.float32(factor)]))) for factor in (level, 1.0))
+    soft, loud = (spans(list(split_at_pauses([waveform * np.float32(factor)]))) for factor in (level, 1.0))
     assert len(soft) == len(loud) == 3
     np.testing.assert_allclose(soft, loud, atol=0.2 * RATE_HZ)
 
@@ -277,7 +279,7 @@ def test_a_higher_threshold_hears_less(say: Callable[[str], np.ndarray]) -> None
 def test_without_silero_loudness_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     waveform = np.concatenate([noise(5, 1e-3), noise(3, 0.1), noise(20, 1e-3)])
-    pieces = list(cut([waveform]))
+    pieces = list(split_at_pauses([waveform]))
     assert check(pieces, waveform, 20)[5 * RATE_HZ : 8 * RATE_HZ].all()
     assert sum(len(piece.waveform) for piece in pieces) < 6 * RATE_HZ
 
@@ -297,8 +299,8 @@ def test_the_detector_leaves_the_number_of_threads_alone() -> None:
 import torch
 torch.set_num_threads(2)
 import numpy as np
-from focusasr.audio.segmentation import cut
-list(cut([np.zeros(21 * 16000, np.float32)]))
+from focusasr.audio.segmentation import split_at_pauses
+list(split_at_pauses([np.zeros(21 * 16000, np.float32)]))
 print(torch.get_num_threads())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -311,7 +313,7 @@ def test_real_long_recordings_are_cut_where_it_is_quiet(real_data: Path, manifes
     line = json.loads((real_data / manifest).read_text(encoding="utf-8").splitlines()[0])
     path = (real_data / manifest).parent / line["audio_filepath"]
     waveform = load(path)
-    pieces = list(cut(stream(path)))
+    pieces = list(split_at_pauses(stream(path)))
     kept = check(pieces, waveform, 20)
     assert np.square(waveform[~kept]).sum() < 0.01 * np.square(waveform).sum()
     ends = [np.square(piece.waveform[-FRAME_SAMPLES:]).mean() for piece in pieces]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from focusasr.audio.features import log_mel
 from focusasr.audio.load import load
-from focusasr.audio.segmentation import Piece
+from focusasr.audio.segmentation import AudioSegment
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, TextConfig
 from focusasr.data.manifest import read_manifest
@@ -194,7 +194,7 @@ def test_word_times_of_a_joined_recording(sample: Path, max_segment_seconds: flo
 def test_a_closely_cut_word_has_steps_to_spell_it_and_ends_with_its_sound() -> None:
     """A "six" of 0.15 s had three steps, and its best path was empty; its silence behind is no part of the word."""
     recognizer = timed_recognizer()
-    piece = Piece(2.0, np.zeros(round(0.15 * SAMPLE_RATE_HZ), np.float32))
+    piece = AudioSegment(2.0, np.zeros(round(0.15 * SAMPLE_RATE_HZ), np.float32))
     bands = recognizer.engine.config.mel_bands
     memory = recognizer.engine.encode([log_mel(torch.from_numpy(piece.waveform), bands)])
     assert int(memory.lengths()) == 10

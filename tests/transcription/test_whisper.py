@@ -12,7 +12,7 @@ import soundfile
 import torch
 import whisper
 
-from focusasr.audio.features import Spectrogram
+from focusasr.audio.features import LogMelStream
 from focusasr.audio.load import load
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
@@ -101,13 +101,13 @@ def test_the_language_is_that_of_the_first_speech_that_is_read(
     loud = lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05  # noqa: E731
     monkeypatch.setattr("focusasr.audio.segmentation.detector", loud)
     soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(40 * 16_000), load(recording)]), 16_000)
-    honest = Spectrogram.window
+    honest = LogMelStream.window
     for vad_filter, clips, begin in ((True, "0", 3950), (False, "0", 0), (True, "50,60", 0)):
         settings = LongformConfig(vad_filter=vad_filter, clip_timestamps=clips)
         reader = WhisperRecognizer(checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(**GREEDY), settings)
         seen: list[int] = []
         monkeypatch.setattr(
-            Spectrogram,
+            LogMelStream,
             "window",
             lambda *given, seen=seen: seen.append(given[1]) or honest(*given),  # of language first
         )

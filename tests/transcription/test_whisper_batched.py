@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from focusasr.audio.segmentation import Piece, joined
+from focusasr.audio.segmentation import AudioSegment, merge_segments
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.whisper_decoder import Answer, WindowReader
@@ -78,13 +78,15 @@ def test_what_follows_the_last_pair_of_times_is_read_again_or_kept() -> None:
     tokenizer = reader.tokenizer
     wave = chirps(10.0).numpy()
 
-    def found(*written: str | float) -> tuple[list[tuple[float, float, str]], Piece | None]:
+    def found(*written: str | float) -> tuple[list[tuple[float, float, str]], AudioSegment | None]:
         """Return the segments of a piece at 100 s for a text with times in it."""
         tokens: list[int] = []
         for part in written:
             text = isinstance(part, str)
             tokens += tokenizer.encode_exactly(part) if text else [tokenizer.timestamp_begin + round(50 * part)]
-        segments, again = recognizer._segments(reader, Piece(100.0, wave), Answer(tokens, "", 0.0, 0.0, 1.0, 0.0))
+        segments, again = recognizer._segments(
+            reader, AudioSegment(100.0, wave), Answer(tokens, "", 0.0, 0.0, 1.0, 0.0)
+        )
         return [(round(one.start, 2), round(one.end, 2), one.text) for one in segments], again
 
     assert found(0.0, " the cat", 9.5) == ([(100.0, 109.5, " the cat")], None)
@@ -110,7 +112,9 @@ def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.Monke
 
     honest = BatchedWhisperRecognizer._decoded
 
-    def decoded(self: BatchedWhisperRecognizer, reader: WindowReader, pieces: list[Piece]) -> list[list[Segment]]:
+    def decoded(
+        self: BatchedWhisperRecognizer, reader: WindowReader, pieces: list[AudioSegment]
+    ) -> list[list[Segment]]:
         lengths.append([len(piece.waveform) / SAMPLE_RATE_HZ for piece in pieces])
         return honest(self, reader, pieces)
 
@@ -133,8 +137,8 @@ def test_silence_gives_no_text() -> None:
 
 def test_neighbors_join_while_they_fit() -> None:
     second = np.ones(SAMPLE_RATE_HZ, np.float32)
-    pieces = [Piece(start, second) for start in (1.0, 4.0, 9.5, 30.0)]
-    first, last = joined(pieces, 10.0)
+    pieces = [AudioSegment(start, second) for start in (1.0, 4.0, 9.5, 30.0)]
+    first, last = merge_segments(pieces, 10.0)
     assert (first.start_seconds, len(first.waveform)) == (1.0, round(9.5 * SAMPLE_RATE_HZ))
     assert (last.start_seconds, len(last.waveform)) == (30.0, SAMPLE_RATE_HZ)
     assert first.waveform.sum() == 3 * SAMPLE_RATE_HZ
