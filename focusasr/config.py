@@ -328,7 +328,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class KnobsConfig:
+class AttentionScaling:
     """The knobs of focused attention, turned when a checkpoint is used: 1 is as it was learned."""
 
     span_scale: float = setting(1.0, "hybrid models: multiplies the learned spans, up to the largest; 1: as learned")
@@ -340,7 +340,7 @@ class KnobsConfig:
 
 
 @dataclass(frozen=True)
-class InspectionConfig(KnobsConfig):
+class InspectionConfig(AttentionScaling):
     """Which part of a recording is looked at; attention pictures grow with its square."""
 
     offset: float = setting(0.0, "where in the recording to begin, in seconds")
@@ -353,7 +353,7 @@ class InspectionConfig(KnobsConfig):
 
 
 @dataclass(frozen=True)
-class DecodingConfig(KnobsConfig):
+class DecodingConfig(AttentionScaling):
     """How text is found for sound. The result does not depend on `batch_size`."""
 
     batch_size: int = setting(16, "segments decoded together")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from focusasr.decoding.logit_filters import Rule, apply_rules
-from focusasr.model.transformer import Memory
+from focusasr.model.transformer import EncoderOutput
 
 State = TypeVar("State")
 
@@ -25,7 +25,7 @@ class StepDecoder(Protocol[State]):
     A state may be used up by the call that it is given to: go on with the one that comes back.
     """
 
-    def start(self, memory: Memory) -> State:
+    def start(self, memory: EncoderOutput) -> State:
         """Return the state before the first token, with one row per utterance."""
 
     def advance(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:

@@ -16,7 +16,7 @@ from focusasr.decoding.joint_beam_search import joint, joint_search
 from focusasr.decoding.speculative import Read, greedy
 from focusasr.model.engine import Engine
 from focusasr.model.losses import IGNORED, ctc_losses
-from focusasr.model.transformer import Memory
+from focusasr.model.transformer import EncoderOutput
 from focusasr.text.tokenizer import Tokenizer
 
 
@@ -74,7 +74,7 @@ def _decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config
 class _Spoken(NamedTuple):
     """Utterances in which CTC hears something: memory, CTC's log probabilities (B, T, V) and its best paths' texts."""
 
-    memory: Memory
+    memory: EncoderOutput
     log_probs: Tensor
     drafts: list[list[int]]
 
@@ -151,13 +151,13 @@ def ctc_greedy(log_probs: Tensor, lengths: Tensor, blank: int) -> list[list[int]
     return texts
 
 
-def _no_speech(log_probs: Tensor, memory: Memory, blank: int) -> Tensor:
+def _no_speech(log_probs: Tensor, memory: EncoderOutput, blank: int) -> Tensor:
     """Return P(empty text) under CTC, (B,): every step blank."""
     blanks = log_probs[..., blank]
     return (blanks if memory.mask is None else blanks.masked_fill(~memory.mask, 0.0)).sum(dim=1).exp()
 
 
-def ctc_score(log_probs: Tensor, memory: Memory, texts: list[list[int]], blank: int) -> Tensor:
+def ctc_score(log_probs: Tensor, memory: EncoderOutput, texts: list[list[int]], blank: int) -> Tensor:
     """Return log P(text | audio) of the CTC head for each text, (B,); -inf where the audio is too short for it."""
     targets = pad_sequence([torch.tensor(text, dtype=torch.long) for text in texts], True, IGNORED)
     if targets.shape[1] == 0:

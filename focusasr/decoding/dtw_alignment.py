@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focusasr.model.transformer import Decoder, Memory
+from focusasr.model.transformer import Decoder, EncoderOutput
 from focusasr.runtime.devices import to_float64
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
@@ -36,7 +36,7 @@ class TimedWord:
 
 @torch.inference_mode()
 def align_words(
-    decoder: Decoder, memory: Memory, text: Sequence[int], steps: int, tokenizer: WhisperTokenizer
+    decoder: Decoder, memory: EncoderOutput, text: Sequence[int], steps: int, tokenizer: WhisperTokenizer
 ) -> list[TimedWord]:
     """Return the words of a window's text tokens with their times; `memory` is that window's, `steps` long in sound."""
     if not text:
@@ -44,7 +44,9 @@ def align_words(
     opening = tokenizer.sot_sequence
     memory = memory._replace(states=memory.states.to(decoder.token_embedding.weight.dtype))
     tokens = [*opening, tokenizer.no_timestamps, *text, tokenizer.end]
-    logits, scores = decoder.listening(torch.tensor([tokens], device=memory.states.device), decoder.start(memory))
+    logits, scores = decoder.cross_attention_scores(
+        torch.tensor([tokens], device=memory.states.device), decoder.start(memory)
+    )
     spoken = logits[0, len(opening) : len(opening) + len(text), : tokenizer.end].float().softmax(dim=-1)
     probabilities = spoken.gather(1, torch.tensor(text, device=spoken.device)[:, None])[:, 0].tolist()
     heads = torch.stack([scores[layer][0, head] for layer, head in tokenizer.whisper.alignment_heads])  # (H, L, S)

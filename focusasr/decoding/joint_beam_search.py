@@ -15,7 +15,7 @@ from torch import Tensor
 from focusasr.config import DecodingConfig
 from focusasr.decoding.speculative import Read
 from focusasr.model.engine import Engine
-from focusasr.model.transformer import Memory
+from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.devices import to_float64
 from focusasr.text.tokenizer import Tokenizer
 
@@ -109,7 +109,7 @@ class _Beam(NamedTuple):
 
 @torch.inference_mode()
 def joint_search(
-    engine: Engine, memory: Memory, log_probs: Tensor, tokenizer: Tokenizer, config: DecodingConfig
+    engine: Engine, memory: EncoderOutput, log_probs: Tensor, tokenizer: Tokenizer, config: DecodingConfig
 ) -> list[Read]:
     """Return the best text found for each utterance of memory, with its log probability under the decoder.
 

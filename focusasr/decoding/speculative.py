@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from focusasr.model.engine import Engine, State
-from focusasr.model.transformer import Memory
+from focusasr.model.engine import DecodingState, Engine
+from focusasr.model.transformer import EncoderOutput
 from focusasr.text.tokenizer import Tokenizer
 
 LOOK_FOR = (1, -1, 2, -2, 3)  # where in the draft, from the refused token, the decoder's own token is looked for
@@ -86,7 +86,7 @@ class _Row:
 @torch.inference_mode()
 def greedy(
     engine: Engine,
-    memory: Memory,
+    memory: EncoderOutput,
     tokenizer: Tokenizer,
     drafts: Sequence[Sequence[int]],
     most_passes: int | None = None,
@@ -114,7 +114,7 @@ def greedy(
             here = [here[index] for index in active]
 
 
-def _pass(engine: Engine, state: State, rows: list[_Row], edges: tuple[int, int], first: bool) -> None:
+def _pass(engine: Engine, state: DecodingState, rows: list[_Row], edges: tuple[int, int], first: bool) -> None:
     """Check the guesses of all rows in one pass of the decoder; `edges` are the token before a text and the end."""
     start, end = edges
     guesses = [[] if row.done else row.guess() for row in rows]

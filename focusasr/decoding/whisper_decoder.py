@@ -11,8 +11,8 @@ from torch import Tensor
 
 from focusasr.decoding.beam_search import Goal, Search, Text, read, search
 from focusasr.decoding.logit_filters import NoRepeatNgram, RepetitionPenalty, Rule, Suppress, Timestamps
-from focusasr.model.engine import Engine, State
-from focusasr.model.transformer import Memory
+from focusasr.model.engine import DecodingState, Engine
+from focusasr.model.transformer import EncoderOutput
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -57,15 +57,15 @@ class EngineDecoder:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def start(self, memory: Memory) -> State:
+    def start(self, memory: EncoderOutput) -> DecodingState:
         """Return the state before the first token, with one row per utterance."""
         return self._engine.start(memory)
 
-    def advance(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, tokens: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
         """Read tokens (R, L) and return logits (R, L, V)."""
         return self._engine.advance(tokens, state), state
 
-    def select(self, state: State, rows: Tensor) -> State:
+    def select(self, state: DecodingState, rows: Tensor) -> DecodingState:
         """Keep `rows` (R,)."""
         state.select(rows.tolist())
         return state
@@ -81,7 +81,7 @@ class WindowReader:
         self.decoder = EngineDecoder(engine)
         self.context = engine.config.text_context
 
-    def languages(self, memory: Memory) -> list[str]:
+    def languages(self, memory: EncoderOutput) -> list[str]:
         """Return the likeliest language of each window."""
         codes = self.tokenizer.languages
         prompt = torch.full((len(memory.states), 1), self.tokenizer.start, device=memory.states.device)
@@ -132,7 +132,7 @@ class WindowReader:
         return sorted(ids | openers | {tokenizer.no_speech})
 
     @torch.inference_mode()
-    def answers(self, memory: Memory, prompts: Sequence[Sequence[int]], timestamps: bool = True) -> list[Answer]:
+    def answers(self, memory: EncoderOutput, prompts: Sequence[Sequence[int]], timestamps: bool = True) -> list[Answer]:
         """Return the text of each window; prompts have one length. Those that fail are tried again, warmer."""
         rules = self.rules(timestamps)
         answers: dict[int, Answer] = {}
@@ -148,7 +148,7 @@ class WindowReader:
             memory = memory.select(torch.tensor(failed, device=memory.states.device))
         return [answers[row] for row in range(len(prompts))]
 
-    def _tried(self, memory: Memory, prompt: Tensor, rules: Sequence[Rule], temperature: float) -> list[Answer]:
+    def _tried(self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[Rule], temperature: float) -> list[Answer]:
         """Return what one temperature gives for each window."""
         tokenizer, config = self.tokenizer, self.config
         at = prompt[0].tolist().index(tokenizer.start) + 1

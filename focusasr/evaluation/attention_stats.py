@@ -26,7 +26,7 @@ from focusasr.model.attention import (
     MultiheadAttention,
     Rotation,
     rotate,
-    with_knobs,
+    with_attention_scaling,
 )
 from focusasr.model.local_attention import soft_mask
 from focusasr.model.transformer import EncoderBlock, Model
@@ -131,7 +131,7 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
     chosen = layers or (1, (count + 1) // 2, count)
     settings = model.config
     figures, kept = [], {}
-    for number, view in enumerate(layer_views(with_knobs(model, config), mel), start=1):
+    for number, view in enumerate(layer_views(with_attention_scaling(model, config), mel), start=1):
         figures.append(layer_figures(number, view, settings.step_seconds))
         if number in chosen:
             kept[number] = view

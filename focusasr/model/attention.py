@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focusasr.config import KnobsConfig, ModelConfig
+from focusasr.config import AttentionScaling, ModelConfig
 from focusasr.model.local_attention import Window, require_steps, windowed_attention
 from focusasr.runtime.errors import SettingError
 
@@ -148,8 +148,9 @@ class AdaptiveSpanAttention(nn.Module):
 
     radius r = ramp + (max_span - ramp) · span_scale. Temperature τ = 1 + temp_scale · (1 - span_scale) where
     `sharpen_longer`, else τ = 0.5 + temp_scale · span_scale; `temperature="learned"` multiplies it per head by
-    a bounded factor that starts at 1. Two knobs, 1 unless `with_knobs` turned them, multiply what was learned:
-    one the span_scale that gives the radius, up to 1, the other the temperature, which keeps to the learned span.
+    a bounded factor that starts at 1. Two factors, 1 unless `with_attention_scaling` sets them, multiply what
+    was learned: one the span_scale that gives the radius, up to 1, the other the temperature, which keeps to the
+    learned span.
     """
 
     def __init__(self, config: ModelConfig, causal: bool = False) -> None:
@@ -213,8 +214,8 @@ class GlobalAttention(nn.Module):
         rotation: Rotation | None = None,
     ) -> Attended:
         """Attend from x (B, T, D); `xa` is for the hybrid form and changes nothing here."""
-        out, globe = self.attn_global(self.ln_global(x), mask, cache.globe if cache else None, rotation)
-        return Attended(out, Cache(globe))
+        out, global_kv = self.attn_global(self.ln_global(x), mask, cache.globe if cache else None, rotation)
+        return Attended(out, Cache(global_kv))
 
 
 class HybridAttention(nn.Module):
@@ -249,15 +250,15 @@ class HybridAttention(nn.Module):
         """
         if self.causal and xa is None:
             raise ValueError("causal hybrid attention needs xa, the audio's mean (B, 1, D), for its span")
-        globe, globe_kv = self.attn_global(self.ln_global(x), mask, cache.globe if cache else None, rotation)
-        span_scale = self.span_pred(globe, mask) if xa is None else self.span_pred(xa)
+        global_out, globe_kv = self.attn_global(self.ln_global(x), mask, cache.globe if cache else None, rotation)
+        span_scale = self.span_pred(global_out, mask) if xa is None else self.span_pred(xa)
         past = cache.local if cache else None
         local, local_kv = self.attn_local(self.ln_local(x), span_scale, mask, past, rotation)
-        out = self.projection(torch.cat((local, globe), dim=-1))
+        out = self.projection(torch.cat((local, global_out), dim=-1))
         return Attended(out, Cache(globe_kv, local_kv), span_scale)
 
 
-def with_knobs(model: Module, knobs: KnobsConfig) -> Module:
+def with_attention_scaling(model: Module, knobs: AttentionScaling) -> Module:
     """Return `model` with every learned span and temperature multiplied, for use, not for training.
 
     The weights are shared and `model` stays as it is. SettingError where a knob is turned and nothing has spans.

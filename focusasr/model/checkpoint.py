@@ -23,8 +23,8 @@ from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig, Whisper
 from focusasr.model.huggingface import download, load_hugging_face
 from focusasr.model.openai import load_openai
 from focusasr.model.transformer import Model
-from focusasr.model.weights import filled, safetensors_in
-from focusasr.model.whisper_weights import Pieces, check_generation
+from focusasr.model.weights import build_model, safetensors_in
+from focusasr.model.whisper_weights import ImportedCheckpoint, check_generation
 from focusasr.runtime.cache import fingerprint, json_digest
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json, read_text
@@ -167,7 +167,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         )
     path = folder / "model.safetensors"
     with contextlib.ExitStack() as files:
-        model = filled(settings, dict(safetensors_in(path, str(device), files)), path)
+        model = build_model(settings, dict(safetensors_in(path, str(device), files)), path)
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
     return Checkpoint(model, tokenizer, metrics, card, folder)
@@ -204,7 +204,7 @@ def is_whisper(path: Path) -> bool:
     return (path / "config.json").is_file() and "model_type" in read_json(path / "config.json")
 
 
-def load_whisper(path: Path, device: str = "cpu") -> Pieces:
+def load_whisper(path: Path, device: str = "cpu") -> ImportedCheckpoint:
     """Read a Hugging Face folder or OpenAI's .pt; InputError names what is missing, broken or of another shape."""
     return load_openai(path, device) if path.is_file() else load_hugging_face(path, device)
 

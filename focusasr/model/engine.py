@@ -27,14 +27,14 @@ from focusasr.model.attention import (
 )
 from focusasr.model.local_attention import log_mask
 from focusasr.model.quantization import ComputeType, choose_compute_type, converted, make_linear
-from focusasr.model.transformer import DecoderBlock, Memory, Model
+from focusasr.model.transformer import DecoderBlock, EncoderOutput, Model
 from focusasr.runtime.devices import one_thread
 
 FEW_PRODUCTS = 100_000_000  # of the widest layer in one pass: fewer go faster in one thread, measured on two cores
 FRAMES_AT_ONCE = 3000  # of sound on a CPU, where more in one batch only leave its caches
 
 
-class State:
+class DecodingState:
     """What the decoder knows of each row: how many tokens it read, their keys and values, the audio's.
 
     `lengths` may be set back, row by row: what lies beyond is forgotten and written over.
@@ -74,7 +74,7 @@ class State:
             self.caches[layer][..., :used, :] = chosen
 
 
-class _Place(NamedTuple):
+class _PassPositions(NamedTuple):
     """Where the tokens of one pass stand: `start` where all rows agree on it, else positions (B, L)."""
 
     start: int | None
@@ -106,29 +106,29 @@ class _Layer:
         self.ln_mlp, inner, _, outer = block.mlp
         self.inner, self.outer = _fused([inner], compute_type), _fused([outer], compute_type)
 
-    def __call__(self, x: Tensor, layer: int, state: State, place: _Place) -> Tensor:
-        x = x + self._look_back(x, state.caches[layer], state.spans[layer], place)
-        x = x + self._look_at_audio(layer_norm(x, self.ln_cross), state.memory[layer], state)
+    def __call__(self, x: Tensor, layer: int, state: DecodingState, place: _PassPositions) -> Tensor:
+        x = x + self._self_attend(x, state.caches[layer], state.spans[layer], place)
+        x = x + self._cross_attend(layer_norm(x, self.ln_cross), state.memory[layer], state)
         return x + self.outer(F.gelu(self.inner(layer_norm(x, self.ln_mlp))))
 
-    def _look_back(self, x: Tensor, cache: Tensor, span: Tensor | None, place: _Place) -> Tensor:
+    def _self_attend(self, x: Tensor, cache: Tensor, span: Tensor | None, place: _PassPositions) -> Tensor:
         q, past = self._project(self.qkv, layer_norm(x, self.attention.ln_global), cache[:2], place)
-        globe = self.out(_merge(F.scaled_dot_product_attention(q, *past, attn_mask=place.seen)))
+        global_out = self.out(_merge(F.scaled_dot_product_attention(q, *past, attn_mask=place.seen)))
         if self.local is None or span is None:
-            return globe
+            return global_out
         q, past = self._project(self.local_qkv, layer_norm(x, self.attention.ln_local), cache[2:], place)
         q = q / self.local.temperature(span)[:, :, None, None].to(q.dtype)
         bias = self._soft_window(span, place).to(q.dtype)
         local = _merge(F.scaled_dot_product_attention(q, *past, attn_mask=bias))
-        return self.projection(torch.cat((local, globe), dim=-1))
+        return self.projection(torch.cat((local, global_out), dim=-1))
 
-    def _project(self, qkv: nn.Module, x: Tensor, cache: Tensor, place: _Place) -> tuple[Tensor, KeysValues]:
+    def _project(self, qkv: nn.Module, x: Tensor, cache: Tensor, place: _PassPositions) -> tuple[Tensor, KeysValues]:
         """Project x (B, L, D) to queries (B, H, L, E), and to keys and values behind those of the past."""
         split = qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, L, E)
         q, k = rotate(split[:2], place.rotation)  # both in one go: single tokens cost calls, not sums
         return q, _extend(cache, k, split[2], place)
 
-    def _soft_window(self, span: Tensor, place: _Place) -> Tensor:
+    def _soft_window(self, span: Tensor, place: _PassPositions) -> Tensor:
         assert self.local is not None
         distance = place.distance
         if distance is None:  # a single query behind all its keys
@@ -137,7 +137,7 @@ class _Layer:
         radius = self.local.radius(span.float())[:, :, None, None]
         return log_mask(((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0))  # `soft_mask`, a distance per row
 
-    def _look_at_audio(self, x: Tensor, memory: KeysValues, state: State) -> Tensor:
+    def _cross_attend(self, x: Tensor, memory: KeysValues, state: DecodingState) -> Tensor:
         q = self.cross_query(x)  # (B, L, D); rows of one utterance look at its keys together
         grouped = q.view(len(memory[0]), -1, self.heads, q.shape[-1] // self.heads).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(grouped, *memory, attn_mask=state.mask)
@@ -159,7 +159,7 @@ def _merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, L, E) -> (B, L, D)
 
 
-def _extend(cache: Tensor, k: Tensor, v: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
+def _extend(cache: Tensor, k: Tensor, v: Tensor, place: _PassPositions) -> tuple[Tensor, Tensor]:
     """Write keys and values (B, H, L, E) where they belong and return views of all up to the end of this pass."""
     if place.start is not None:
         cache[0, :, :, place.start : place.end] = k
@@ -185,7 +185,7 @@ def _seen(distance: Tensor | None, end: int, max_dist: int | None, device: torch
     return (seen if max_dist is None else seen & (distance <= max_dist))[:, None]
 
 
-def joined(parts: Sequence[Memory]) -> Memory:
+def joined(parts: Sequence[EncoderOutput]) -> EncoderOutput:
     """Return several batches of encoded sound as one."""
     if len(parts) == 1:
         return parts[0]
@@ -194,7 +194,7 @@ def joined(parts: Sequence[Memory]) -> Memory:
     lengths = torch.cat([part.lengths() for part in parts]).to(states.device)
     mask = torch.arange(steps, device=states.device) < lengths[:, None]
     spans = [torch.cat(layer) for layer in zip(*(part.spans for part in parts), strict=True)]
-    return Memory(states, None if bool(mask.all()) else mask, spans)
+    return EncoderOutput(states, None if bool(mask.all()) else mask, spans)
 
 
 class Engine:
@@ -215,17 +215,17 @@ class Engine:
         blocks = [cast(DecoderBlock, block) for block in decoder.blocks]
         self.layers = [_Layer(block, self.compute_type) for block in blocks]
         heard = [part for block in blocks for part in (block.cross.key, block.cross.value)]
-        self.listen = _fused(heard, self.compute_type)
+        self.cross_kv = _fused(heard, self.compute_type)
         self.ln = decoder.ln
         self.head = make_linear(self.embedding, None, self.compute_type)
         self.capacity = self.config.text_context + 1  # the last place takes what is written for rows that are full
-        self.turns: Rotation | None = None
+        self.rotations: Rotation | None = None
         if self.config.positions == "rotary":
             steps = torch.arange(self.capacity, device=self.device)
-            self.turns = rotary(steps, self.config.width // self.config.heads, self.config.base)
+            self.rotations = rotary(steps, self.config.width // self.config.heads, self.config.base)
 
     @torch.inference_mode()
-    def encode(self, mels: Sequence[Tensor]) -> Memory:
+    def encode(self, mels: Sequence[Tensor]) -> EncoderOutput:
         """Encode spectrograms (F, M) as one batch."""
         if self.device.type != "cpu":
             return self._encode(mels)
@@ -239,7 +239,7 @@ class Engine:
             parts[-1].append(mel)
         return joined([self._encode(part) for part in parts])
 
-    def _encode(self, mels: Sequence[Tensor]) -> Memory:
+    def _encode(self, mels: Sequence[Tensor]) -> EncoderOutput:
         mel, lengths = stack(mels)
         with self.threads(mel.shape[0] * mel.shape[1]):
             return self.encoder(mel.to(self.embedding.dtype), lengths)
@@ -253,22 +253,22 @@ class Engine:
         return one_thread() if self.device.type == "cpu" and products < FEW_PRODUCTS else nullcontext()
 
     @torch.inference_mode()
-    def ctc_log_probs(self, memory: Memory) -> Tensor:
+    def ctc_log_probs(self, memory: EncoderOutput) -> Tensor:
         """Return log probabilities (B, T, V) of the CTC head, in float32; ValueError where there is none."""
         if self.ctc_head is None:
             raise ValueError("this model has no CTC head")
         return self.ctc_head(memory.states).float().log_softmax(dim=-1)
 
     @torch.inference_mode()
-    def start(self, memory: Memory, group: int = 1) -> State:
+    def start(self, memory: EncoderOutput, group: int = 1) -> DecodingState:
         """Return the state before the first token, with `group` rows per utterance."""
         utterances, steps, width = memory.states.shape
-        split = self.listen(memory.states).view(utterances, steps, len(self.layers), 2, self.config.heads, -1)
+        split = self.cross_kv(memory.states).view(utterances, steps, len(self.layers), 2, self.config.heads, -1)
         keys_values = split.permute(2, 3, 0, 4, 1, 5).contiguous()  # (layers, 2, U, H, S, E)
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
         mean = memory.mean().to(memory.states.dtype)
         spans = [self._span(layer, mean, group) for layer in self.layers]
-        state = State([(k, v) for k, v in keys_values], mask, spans, group)
+        state = DecodingState([(k, v) for k, v in keys_values], mask, spans, group)
         head_width = width // self.config.heads
         for layer in self.layers:
             branches = 2 if layer.local is None else 4
@@ -282,7 +282,7 @@ class Engine:
         return cast(HybridAttention, layer.attention).span_pred(mean).repeat_interleave(group, dim=0)
 
     @torch.inference_mode()
-    def advance(self, tokens: Tensor, state: State) -> Tensor:
+    def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
         """Read tokens (B, L) after those in `state`, which moves on; return logits (B, L, V) of the tokens to come.
 
         Of a row that is full at `text_context` nothing sensible comes; ValueError where all rows are.
@@ -295,7 +295,7 @@ class Engine:
         with self._threads(tokens.numel() * self.config.width * widest):
             return self._advance(tokens, state)
 
-    def _advance(self, tokens: Tensor, state: State) -> Tensor:
+    def _advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
         length = tokens.shape[1]
         place = self._place(state.lengths, length)
         x = F.embedding(tokens, self.embedding)
@@ -306,7 +306,7 @@ class Engine:
         state.lengths = [before + length for before in state.lengths]
         return self.head(layer_norm(x, self.ln))
 
-    def _place(self, lengths: list[int], new: int) -> _Place:
+    def _place(self, lengths: list[int], new: int) -> _PassPositions:
         first, end = lengths[0], min(max(lengths) + new, self.capacity)
         steps = torch.arange(new, device=self.device)
         uniform = min(lengths) == max(lengths)
@@ -319,14 +319,14 @@ class Engine:
             distance = positions[..., None] - torch.arange(end, device=self.device)
             distance = distance[None] if uniform else distance
         rotation = None
-        if self.turns is not None:
+        if self.rotations is not None:
             if uniform:
-                cos, sin = (turn[first : first + new] for turn in self.turns)
+                cos, sin = (turn[first : first + new] for turn in self.rotations)
             else:
-                cos, sin = (turn[positions][:, None] for turn in self.turns)
+                cos, sin = (turn[positions][:, None] for turn in self.rotations)
             rotation = cos, sin
         seen = _seen(distance, end, self.config.max_dist, self.device)
-        return _Place(first if uniform else None, positions, end, distance, seen, rotation)
+        return _PassPositions(first if uniform else None, positions, end, distance, seen, rotation)
 
 
 def layer_norm(x: Tensor, norm: Any) -> Tensor:

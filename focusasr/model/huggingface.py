@@ -13,15 +13,15 @@ import torch
 
 from focusasr.audio.features import FFT_SAMPLES, HOP_SAMPLES
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, WhisperConfig
-from focusasr.model.weights import Weight, filled, safetensors_in
+from focusasr.model.weights import Weight, build_model, safetensors_in
 from focusasr.model.whisper_weights import (
     ENGLISH_VOCABULARY,
     HUGGING_FACE_PARTS,
     HUGGING_FACE_REST,
-    Pieces,
+    ImportedCheckpoint,
     check_generation,
-    later_heads,
-    translated,
+    default_alignment_heads,
+    rename_weight,
     whisper_card,
     whisper_policy,
     whisper_settings,
@@ -72,7 +72,7 @@ def download(name: str, local_files_only: bool = False, cache: Path | None = Non
         ) from error
 
 
-def load_hugging_face(folder: Path, device: str) -> Pieces:
+def load_hugging_face(folder: Path, device: str) -> ImportedCheckpoint:
     config = read_json(folder / "config.json")
     if config.get("model_type") != "whisper":
         raise InputError(f"{folder}: model_type is {config.get('model_type')!r}; wanted: 'whisper'")
@@ -82,7 +82,7 @@ def load_hugging_face(folder: Path, device: str) -> Pieces:
         named = dict(_safetensors(folder, device, files))
         weights: dict[str, Weight] = {}
         for name, weight in named.items():
-            ours = translated(name, HUGGING_FACE_PARTS, HUGGING_FACE_REST)
+            ours = rename_weight(name, HUGGING_FACE_PARTS, HUGGING_FACE_REST)
             if name != "proj_out.weight":
                 weights[ours or name] = weight
         embedding = weights.get("decoder.token_embedding.weight")
@@ -90,8 +90,10 @@ def load_hugging_face(folder: Path, device: str) -> Pieces:
             raise InputError(f"{folder}: the weights hold no token embedding; it is no whole Whisper model")
         _check_tied(named.get("proj_out.weight"), embedding, folder)
         settings = _hugging_face_settings(config, embedding.shape[0], folder / "config.json")
-        model = filled(settings, weights, folder)
-    return Pieces(model, _hugging_face_tokenizer(folder, generation, settings), whisper_card(folder.name, model))
+        model = build_model(settings, weights, folder)
+    return ImportedCheckpoint(
+        model, _hugging_face_tokenizer(folder, generation, settings), whisper_card(folder.name, model)
+    )
 
 
 def _safetensors(folder: Path, device: str, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
@@ -159,7 +161,7 @@ def _hugging_face_tokenizer(folder: Path, generation: Mapping[str, Any], setting
         "suppress_tokens": generation.get("suppress_tokens") or [],
         "begin_suppress_tokens": generation.get("begin_suppress_tokens") or [],
         "forced_decoder_ids": forced,
-        "alignment_heads": generation.get("alignment_heads") or later_heads(settings),
+        "alignment_heads": generation.get("alignment_heads") or default_alignment_heads(settings),
     }
     initial = generation.get("max_initial_timestamp_index")
     if initial is not None:
@@ -168,7 +170,7 @@ def _hugging_face_tokenizer(folder: Path, generation: Mapping[str, Any], setting
         WhisperConfig, {"multilingual": multilingual, **kept}, str(folder / "generation_config.json")
     )
     if any(layer >= settings.decoder_layers for layer, _ in whisper.alignment_heads):  # a teacher's, of more layers
-        whisper = replace(whisper, alignment_heads=later_heads(settings))
+        whisper = replace(whisper, alignment_heads=default_alignment_heads(settings))
     check_generation(whisper, settings, folder)
     policy = whisper_policy(settings, multilingual)
     try:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focusasr.model.transformer import Heard, Memory
+from focusasr.model.transformer import EncoderOutput, ForwardOutput
 
 IGNORED = -100  # target of padding
 
@@ -54,7 +54,9 @@ class Size(NamedTuple):
     utterances: float
 
 
-def joint_loss(heard: Heard, targets: Tensor, blank: int, weights: LossWeights, whole: Size | None = None) -> Losses:
+def joint_loss(
+    heard: ForwardOutput, targets: Tensor, blank: int, weights: LossWeights, whole: Size | None = None
+) -> Losses:
     """Return the joint CTC/attention loss (Watanabe et al. 2017, equation 8) plus the span penalty.
 
     `targets` (B, L) end with the end token and are padded with IGNORED; CTC's targets are those without the end.
@@ -85,7 +87,7 @@ def joint_loss(heard: Heard, targets: Tensor, blank: int, weights: LossWeights, 
     return Losses(total, means[0], means[1], means[2], rows.detach())
 
 
-def _mean_ctc(log_probs: Tensor, memory: Memory, targets: Tensor, blank: int) -> Tensor:
+def _mean_ctc(log_probs: Tensor, memory: EncoderOutput, targets: Tensor, blank: int) -> Tensor:
     """Return each utterance's CTC loss per target token, (B,), 0 where the audio is too short for the text."""
     text = targets.masked_fill(_is_last(targets), IGNORED)
     losses = ctc_losses(log_probs, memory.lengths(), text, blank, zero_infinity=True)

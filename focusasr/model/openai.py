@@ -13,14 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from focusasr.config import ModelConfig, WhisperConfig
-from focusasr.model.weights import Weight, filled, read_torch
+from focusasr.model.weights import Weight, build_model, read_torch
 from focusasr.model.whisper_weights import (
     ENGLISH_VOCABULARY,
     OPENAI_PARTS,
     OPENAI_REST,
-    Pieces,
-    later_heads,
-    translated,
+    ImportedCheckpoint,
+    default_alignment_heads,
+    rename_weight,
     whisper_card,
     whisper_policy,
     whisper_settings,
@@ -30,7 +30,7 @@ from focusasr.runtime.files import read_text
 from focusasr.text.whisper_tokenizer import WhisperTokenizer, engine_from_ranks
 
 
-def load_openai(path: Path, device: str) -> Pieces:
+def load_openai(path: Path, device: str) -> ImportedCheckpoint:
     dims, state = _read(path, device)
     for audio, text in (("n_audio_state", "n_text_state"), ("n_audio_head", "n_text_head")):
         if dims.get(audio) != dims.get(text):
@@ -44,11 +44,11 @@ def load_openai(path: Path, device: str) -> Pieces:
         raise InputError(f"{path}: the weights hold no token embedding; it is no whole Whisper model")
     settings = whisper_settings({name: dims.get(theirs) for name, theirs in ours.items()}, len(embedding), path)
     weights = {
-        translated(name, OPENAI_PARTS, OPENAI_REST) or name: Weight(tuple(value.shape), lambda value=value: value)  # type: ignore[misc]
+        rename_weight(name, OPENAI_PARTS, OPENAI_REST) or name: Weight(tuple(value.shape), lambda value=value: value)  # type: ignore[misc]
         for name, value in state.items()
     }
-    model = filled(settings, weights, path)
-    return Pieces(model, _openai_tokenizer(path, settings), whisper_card(path.stem, model))
+    model = build_model(settings, weights, path)
+    return ImportedCheckpoint(model, _openai_tokenizer(path, settings), whisper_card(path.stem, model))
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -84,7 +84,7 @@ def _openai_tokenizer(path: Path, settings: ModelConfig) -> WhisperTokenizer:
         multilingual=multilingual,
         suppress_tokens=sorted({*plain.non_speech_tokens(), *never}),
         begin_suppress_tokens=[*plain.encode_exactly(" "), plain.end],
-        alignment_heads=_published_heads(path.stem, settings) or later_heads(settings),
+        alignment_heads=_published_heads(path.stem, settings) or default_alignment_heads(settings),
     )
     return WhisperTokenizer(engine, policy, whisper)
 

@@ -25,7 +25,7 @@ from focusasr.model.attention import (
 )
 
 
-class Memory(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What the encoder heard: (B, T, D), its mask (B, T), None where nothing is padding, and the spans per layer."""
 
     states: Tensor
@@ -45,19 +45,19 @@ class Memory(NamedTuple):
         weights = self.mask.to(self.states.dtype)[..., None]
         return (self.states * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
 
-    def select(self, rows: Tensor | list[int]) -> Memory:
+    def select(self, rows: Tensor | list[int]) -> EncoderOutput:
         """Return the memory of some utterances, numbered by `rows` (R,)."""
         mask = None if self.mask is None else self.mask[rows]
-        return Memory(self.states[rows], mask, [span[rows] for span in self.spans])
+        return EncoderOutput(self.states[rows], mask, [span[rows] for span in self.spans])
 
 
-class Heard(NamedTuple):
+class ForwardOutput(NamedTuple):
     """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head.
 
     `middle` are those of the same head on the states after half of the encoder's layers, where they were asked for.
     """
 
-    memory: Memory
+    memory: EncoderOutput
     logits: Tensor
     ctc: Tensor | None
     middle: Tensor | None = None
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
         if config.positions == "absolute":
             self.positions = nn.Buffer(sinusoids(config.audio_context, config.width))
 
-    def forward(self, mel: Tensor, lengths: Tensor) -> Memory:
+    def forward(self, mel: Tensor, lengths: Tensor) -> EncoderOutput:
         """Encode mel (B, F, M) with lengths (B,) in frames, at least 1 each; ValueError on wrong shapes."""
         x, visible, rotation = self.embed(mel, lengths)
         x = self.dropout(x)
@@ -177,7 +177,7 @@ class Encoder(nn.Module):
                 spans.append(span_scale)
             if self.training and number == len(self.blocks) // 2:
                 middle = x
-        return Memory(self.ln_post(x), visible, spans, middle)
+        return EncoderOutput(self.ln_post(x), visible, spans, middle)
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None, Rotation | None]:
         """Return what the first block reads: x (B, T, D), its mask (None where nothing is padding), the rotation."""
@@ -216,17 +216,17 @@ class DecoderBlock(nn.Module):
         self, x: Tensor, state: DecoderState, layer: int, rotation: Rotation | None
     ) -> tuple[Tensor, Cache | None]:
         """Return x (B, L, D) one block further and this layer's cache."""
-        x, cache = self.look_back(x, state, layer, rotation)
-        return self.listen(x, state, layer), cache
+        x, cache = self.self_attend(x, state, layer, rotation)
+        return self.cross_attend(x, state, layer), cache
 
-    def look_back(
+    def self_attend(
         self, x: Tensor, state: DecoderState, layer: int, rotation: Rotation | None
     ) -> tuple[Tensor, Cache | None]:
         """Return x (B, L, D) after self-attention, and this layer's cache."""
         attended = self.attention(x, xa=state.mean, cache=state.caches[layer], rotation=rotation)
         return x + self.dropout(attended.out), attended.cache
 
-    def listen(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
+    def cross_attend(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
         """Return x (B, L, D) after cross-attention and perceptron."""
         x = x + self.dropout(self.cross.cross(self.ln_cross(x), state.memory[layer], state.mask))
         return x + self.dropout(self.mlp(x))
@@ -248,7 +248,7 @@ class Decoder(nn.Module):
         if config.positions == "absolute":
             self.positional_embedding = nn.Parameter(torch.randn(config.text_context, config.width) * 0.01)
 
-    def start(self, memory: Memory) -> DecoderState:
+    def start(self, memory: EncoderOutput) -> DecoderState:
         """Return the state before the first token: cross-attention keys and values are computed once, here."""
         crossings = [cast(DecoderBlock, block).cross for block in self.blocks]
         projected = [cross.keys_values(memory.states) for cross in crossings]
@@ -266,7 +266,7 @@ class Decoder(nn.Module):
             caches.append(cache)
         return self._logits(x), state._replace(caches=caches, length=state.length + tokens.shape[1])
 
-    def listening(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, list[Tensor]]:
+    def cross_attention_scores(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, list[Tensor]]:
         """Read tokens (B, L); return logits (B, L, V) and, per layer, where each head listens: scores (B, H, L, S).
 
         Scores are those of cross-attention before the softmax and the mask; the state is left as it is.
@@ -274,9 +274,9 @@ class Decoder(nn.Module):
         x, rotation = self._embed(tokens, state)
         scores = []
         for layer, block in enumerate(cast(list[DecoderBlock], self.blocks)):
-            x, _ = block.look_back(x, state, layer, rotation)
+            x, _ = block.self_attend(x, state, layer, rotation)
             scores.append(block.cross.cross_scores(block.ln_cross(x), state.memory[layer]))
-            x = block.listen(x, state, layer)
+            x = block.cross_attend(x, state, layer)
         return self._logits(x), scores
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -309,17 +309,17 @@ class Model(nn.Module):
         self.decoder = Decoder(config)
         self.ctc_head = nn.Linear(config.width, config.vocabulary) if config.ctc else None
 
-    def encode(self, mel: Tensor, lengths: Tensor) -> Memory:
+    def encode(self, mel: Tensor, lengths: Tensor) -> EncoderOutput:
         """Encode mel (B, F, M) with lengths (B,) in frames."""
         return self.encoder(mel, lengths)
 
-    def ctc_log_probs(self, memory: Memory) -> Tensor:
+    def ctc_log_probs(self, memory: EncoderOutput) -> Tensor:
         """Return log probabilities (B, T, V) of the CTC head, in float32; ValueError where there is none."""
         if self.ctc_head is None:
             raise ValueError("this model has no CTC head")
         return self.ctc_head(memory.states).float().log_softmax(dim=-1)
 
-    def forward(self, mel: Tensor, lengths: Tensor, tokens: Tensor, middle: bool = False) -> Heard:
+    def forward(self, mel: Tensor, lengths: Tensor, tokens: Tensor, middle: bool = False) -> ForwardOutput:
         """Encode mel (B, F, M) with lengths (B,) and read tokens (B, L): all that the losses need.
 
         `middle` asks for CTC in the middle of the encoder too (intermediate CTC).
@@ -327,11 +327,11 @@ class Model(nn.Module):
         memory = self.encode(mel, lengths)
         logits, _ = self.decoder(tokens, self.decoder.start(memory))
         if self.ctc_head is None:
-            return Heard(memory, logits, None)
+            return ForwardOutput(memory, logits, None)
         below = None
         if middle and memory.middle is not None:
             below = self.ctc_log_probs(memory._replace(states=self.encoder.ln_post(memory.middle)))
-        return Heard(memory, logits, self.ctc_log_probs(memory), below)
+        return ForwardOutput(memory, logits, self.ctc_log_probs(memory), below)
 
     def parameter_count(self) -> int:
         """Return the number of weights."""

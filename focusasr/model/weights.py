@@ -43,7 +43,7 @@ def safetensors_in(path: Path, device: str, files: contextlib.ExitStack) -> Iter
         raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
 
 
-def filled(settings: ModelConfig, weights: Mapping[str, Weight], where: Path) -> Model:
+def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Path) -> Model:
     """Return the model of these settings with its weights in float32, for use.
 
     InputError where names or shapes differ, and on weights that are no finite numbers.

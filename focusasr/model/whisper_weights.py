@@ -42,7 +42,7 @@ WHOLE_NAMES = {
 }  # fmt: skip
 
 
-class Pieces(NamedTuple):
+class ImportedCheckpoint(NamedTuple):
     """What a Whisper checkpoint from elsewhere consists of."""
 
     model: Model
@@ -50,7 +50,7 @@ class Pieces(NamedTuple):
     card: str
 
 
-def translated(name: str, parts: Mapping[str, str], rest: Mapping[str, str]) -> str | None:
+def rename_weight(name: str, parts: Mapping[str, str], rest: Mapping[str, str]) -> str | None:
     """Return our name of one of their weights; None for one that we do not have."""
     name = name.removeprefix("model.")
     if name in WHOLE_NAMES:
@@ -95,7 +95,7 @@ def check_generation(whisper: WhisperConfig, settings: ModelConfig, where: Path)
             raise InputError(f"{where}: alignment_heads has {[layer, head]}, but the model has {shape}")
 
 
-def later_heads(settings: ModelConfig) -> list[tuple[int, int]]:
+def default_alignment_heads(settings: ModelConfig) -> list[tuple[int, int]]:
     """Return every head of the later half of the decoder: OpenAI's choice where nobody looked for better ones."""
     layers = range(settings.decoder_layers // 2, settings.decoder_layers)
     return [(layer, head) for layer in layers for head in range(settings.heads)]

@@ -20,7 +20,7 @@ from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.ctc_alignment import Word, load_aligner
 from focusasr.decoding.ctc_attention import Hypothesis, decode
-from focusasr.model.attention import with_knobs
+from focusasr.model.attention import with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine
 from focusasr.runtime.devices import run_in_halves
@@ -63,7 +63,7 @@ class Recognizer:
                 "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
                 "or train with --ctc"
             )
-        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
+        self.engine = Engine(with_attention_scaling(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config

@@ -17,10 +17,10 @@ from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.dtw_alignment import align_words
 from focusasr.decoding.whisper_decoder import Answer, WindowReader, is_silence
-from focusasr.model.attention import with_knobs
+from focusasr.model.attention import with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine
-from focusasr.model.transformer import Memory
+from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
@@ -189,7 +189,7 @@ class WhisperRecognizer:
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
         search.fit(checkpoint.model.config.vocabulary)
         self.aligner = checkpoint.model.decoder if config.word_timestamps else None
-        self.engine = Engine(with_knobs(checkpoint.model.to(device).eval(), config), config.compute_type)
+        self.engine = Engine(with_attention_scaling(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
@@ -263,7 +263,7 @@ class WhisperRecognizer:
         prompt = self.longform.initial_prompt
         return reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
 
-    def _reader(self, first: Callable[[], Memory]) -> WindowReader:
+    def _reader(self, first: Callable[[], EncoderOutput]) -> WindowReader:
         """Return a reader for the language that was asked for, or for the one that the first window is in."""
         tokenizer = self.tokenizer
         reader = WindowReader(self.engine, tokenizer, self.search, self.longform)
@@ -298,7 +298,7 @@ class WhisperRecognizer:
         return Step(segments, next_seek, forget)
 
     def _with_words(
-        self, reader: WindowReader, memory: Memory, bounds: Bounds, stretch: Stretch, script: Script
+        self, reader: WindowReader, memory: EncoderOutput, bounds: Bounds, stretch: Stretch, script: Script
     ) -> Kept:
         """Return a window's segments with their words, without those that look invented where that is asked for."""
         segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
@@ -310,7 +310,7 @@ class WhisperRecognizer:
         return kept if threshold is None else without_inventions(segments, bounds, kept, script.last_speech, threshold)
 
     def _timed(
-        self, reader: WindowReader, memory: Memory, frames: int, segments: list[Segment], last_speech: float
+        self, reader: WindowReader, memory: EncoderOutput, frames: int, segments: list[Segment], last_speech: float
     ) -> list[Segment]:
         """Return segments of one window with the times of their words."""
         tokenizer = reader.tokenizer

@@ -16,7 +16,7 @@ from focusasr.decoding.beam_search import Goal, Search, Text, read, search
 from focusasr.decoding.logit_filters import Rule, Suppress, Timestamps
 from focusasr.decoding.whisper_decoder import EngineDecoder
 from focusasr.model.engine import Engine
-from focusasr.model.transformer import Memory, Model
+from focusasr.model.transformer import EncoderOutput, Model
 from tests.helpers.whisper_pairs import PlainDecoder, chirps, hugging_face_model, ours, peer_model
 
 SEEDS = (0, 1)
@@ -34,7 +34,7 @@ def heard(sound: int, seconds: float = 25.0) -> Tensor:
     return whisper.log_mel_spectrogram(whisper.pad_or_trim(chirps(seconds, sound)))
 
 
-def encode(model: Model, sounds: list[int]) -> Memory:
+def encode(model: Model, sounds: list[int]) -> EncoderOutput:
     mels = torch.stack([heard(sound).T for sound in sounds])
     return model.encode(mels, torch.full((len(sounds),), 3000))
 

@@ -24,7 +24,7 @@ from focusasr.decoding.ctc_attention import Hypothesis, ctc_greedy, ctc_score, d
 from focusasr.decoding.speculative import Read, greedy
 from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
 from focusasr.model.engine import Engine
-from focusasr.model.transformer import Memory, Model
+from focusasr.model.transformer import EncoderOutput, Model
 from focusasr.text.tokenizer import Tokenizer
 from tests.helpers.reference_decoder import decoder_score
 from tests.helpers.toy_speech import letters_tokenizer, mels, tiny_model
@@ -83,7 +83,7 @@ def test_very_short_sound_beside_long_sound() -> None:
 # Greedy decoding
 
 
-def slow_greedy(model: Model, memory: Memory, limit: int, end: int) -> tuple[list[int], float]:
+def slow_greedy(model: Model, memory: EncoderOutput, limit: int, end: int) -> tuple[list[int], float]:
     """Decode one utterance without a cache: the whole text is read anew for each token."""
     text: list[int] = []
     score = 0.0
@@ -97,11 +97,11 @@ def slow_greedy(model: Model, memory: Memory, limit: int, end: int) -> tuple[lis
         text.append(choice)
 
 
-def limits(model: Model, memory: Memory) -> list[int]:
+def limits(model: Model, memory: EncoderOutput) -> list[int]:
     return [min(steps, model.config.text_context - 2) for steps in memory.lengths().tolist()]
 
 
-def liveliest_end(model: Model, memory: Memory) -> Tokenizer:
+def liveliest_end(model: Model, memory: EncoderOutput) -> Tokenizer:
     """Return a tokenizer whose end is the token that ends most texts of an untrained model halfway."""
 
     def halfway(tokenizer: Tokenizer) -> int:
@@ -136,7 +136,7 @@ def drafts_of(kind: str, wanted: list[list[int]]) -> list[list[int]]:
 
 @cache
 @torch.inference_mode()
-def slow_texts(seed: int, **settings: str) -> tuple[Model, Memory, Tokenizer, list[tuple[list[int], float]]]:
+def slow_texts(seed: int, **settings: str) -> tuple[Model, EncoderOutput, Tokenizer, list[tuple[list[int], float]]]:
     """Return a model, what it hears in all sounds, its tokenizer, and the slow twin's texts with their scores."""
     model = lively_model(seed, **settings)
     memory = model.encode(*stack(mels(TEXTS)))
@@ -276,9 +276,9 @@ def test_ctc_greedy_on_known_paths() -> None:
     assert ctc_greedy(log_probs_of(paths), torch.tensor([4, 4, 4, 3]), 0) == [[], [4, 4], [4, 5, 4], [4]]
 
 
-def memory_of(lengths: list[int], steps: int) -> Memory:
+def memory_of(lengths: list[int], steps: int) -> EncoderOutput:
     mask = torch.arange(steps) < torch.tensor(lengths)[:, None]
-    return Memory(torch.zeros(len(lengths), steps, 16), mask, [])
+    return EncoderOutput(torch.zeros(len(lengths), steps, 16), mask, [])
 
 
 @pytest.mark.parametrize("blank", [0, 1])
@@ -318,7 +318,7 @@ class Stub:
     def __init__(self, log_probs: Tensor) -> None:
         self.log_probs = log_probs
 
-    def __call__(self, _engine: Engine, memory: Memory) -> Tensor:
+    def __call__(self, _engine: Engine, memory: EncoderOutput) -> Tensor:
         return self.log_probs[:, : memory.states.shape[1]]
 
 

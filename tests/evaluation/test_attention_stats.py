@@ -13,9 +13,9 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from focusasr.cli.attention_plot import DOTS_PER_INCH, by_offset, draw, picture_inches
-from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig, KnobsConfig, ModelConfig
+from focusasr.config import SAMPLE_RATE_HZ, AttentionScaling, InspectionConfig, ModelConfig
 from focusasr.evaluation import attention_stats as room
-from focusasr.model.attention import HybridAttention, rotary, with_knobs
+from focusasr.model.attention import HybridAttention, rotary, with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint, save_checkpoint
 from focusasr.model.transformer import Model
 from focusasr.runtime.errors import InputError
@@ -174,7 +174,7 @@ def test_mean_spans_are_those_of_the_mean() -> None:
 
 def test_knobs_at_1_change_no_bit() -> None:
     model = hybrid_model()
-    assert with_knobs(model, KnobsConfig()) is model
+    assert with_attention_scaling(model, AttentionScaling()) is model
     local = room.hybrid_layers(model)[0].attn_local
     local.sharpness.copy_(torch.tensor([0.3, -0.2]))
     span_scale = torch.cat((torch.rand(500, 2), torch.tensor([[0.0, 1.0]])))
@@ -190,7 +190,7 @@ def test_span_knob_moves_the_reach(factor: float, radius: float) -> None:
     model = hybrid_model()
     for layer in room.hybrid_layers(model):
         set_span(layer, 0.5)
-    local = room.hybrid_layers(with_knobs(model, KnobsConfig(span_scale=factor)))[1].attn_local
+    local = room.hybrid_layers(with_attention_scaling(model, AttentionScaling(span_scale=factor)))[1].attn_local
     span_scale = torch.full((1, 2), 0.5)
     torch.testing.assert_close(local.radius(span_scale), torch.full((1, 2), radius))
     assert torch.equal(local.temperature(span_scale), room.hybrid_layers(model)[1].attn_local.temperature(span_scale))
@@ -208,7 +208,7 @@ def test_temperature_knob_sharpens_and_blunts() -> None:
     (mel,) = mels(["bad cafe"])
 
     def entropies(factor: float) -> list[float]:
-        turned = with_knobs(model, KnobsConfig(span_scale=1e6, temperature_scale=factor))
+        turned = with_attention_scaling(model, AttentionScaling(span_scale=1e6, temperature_scale=factor))
         figures = [room.layer_figures(1, view, 0.02) for view in room.layer_views(turned, mel)]
         return [head.local_entropy for head in figures[0].heads]
 
@@ -221,7 +221,7 @@ def test_turned_model_shares_weights_and_leaves_the_first_as_it_was() -> None:
     (mel,) = mels(["bad"])
     lengths = torch.tensor([len(mel)])
     before = model.encode(mel[None], lengths).states
-    turned = with_knobs(model, KnobsConfig(span_scale=0.1, temperature_scale=3.0))
+    turned = with_attention_scaling(model, AttentionScaling(span_scale=0.1, temperature_scale=3.0))
     assert {p.data_ptr() for p in turned.parameters()} == {p.data_ptr() for p in model.parameters()}
     assert not torch.equal(turned.encode(mel[None], lengths).states, before)
     assert torch.equal(model.encode(mel[None], lengths).states, before)
@@ -230,10 +230,10 @@ def test_turned_model_shares_weights_and_leaves_the_first_as_it_was() -> None:
 
 def test_knobs_need_something_to_turn() -> None:
     with pytest.raises(InputError, match=r"span_scale is 0\.5.*global"):
-        with_knobs(hybrid_model(attention="global"), KnobsConfig(span_scale=0.5))
+        with_attention_scaling(hybrid_model(attention="global"), AttentionScaling(span_scale=0.5))
     for settings in ({"span_scale": 0.0}, {"temperature_scale": -1.0}, {"span_scale": math.nan}):
         with pytest.raises(InputError, match=next(iter(settings))):
-            KnobsConfig(**settings)
+            AttentionScaling(**settings)
 
 
 def test_weights_by_offset() -> None:

@@ -9,11 +9,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from focusasr.model.engine import Engine
 from focusasr.model.losses import IGNORED
-from focusasr.model.transformer import Memory
+from focusasr.model.transformer import EncoderOutput
 from focusasr.text.tokenizer import Tokenizer
 
 
-def decoder_score(engine: Engine, memory: Memory, texts: list[list[int]], tokenizer: Tokenizer) -> list[float]:
+def decoder_score(engine: Engine, memory: EncoderOutput, texts: list[list[int]], tokenizer: Tokenizer) -> list[float]:
     """Return log P(text, end | audio) of the decoder for each text; -inf where it exceeds `text_context`."""
     fits = [len(text) < engine.config.text_context for text in texts]
     texts = [text if fit else [] for text, fit in zip(texts, fits, strict=True)]

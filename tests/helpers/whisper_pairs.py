@@ -15,7 +15,7 @@ from whisper.model import ModelDimensions
 
 from focusasr.model.attention import Cache, KeysValues
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint
-from focusasr.model.transformer import Decoder, DecoderState, Memory
+from focusasr.model.transformer import Decoder, DecoderState, EncoderOutput
 
 for loop in ("dtw_cpu", "backtrace"):  # compiling these takes longer than running them as they stand
     compiled = getattr(whisper.timing, loop)
@@ -116,7 +116,7 @@ class PlainDecoder:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def start(self, memory: Memory) -> DecoderState:
+    def start(self, memory: EncoderOutput) -> DecoderState:
         return self._decoder.start(memory)
 
     def advance(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from focusasr.audio.features import stack
-from focusasr.model.engine import Engine, State
+from focusasr.model.engine import DecodingState, Engine
 from focusasr.model.quantization import Int8Linear, Linear, choose_compute_type
-from focusasr.model.transformer import Memory, Model
+from focusasr.model.transformer import EncoderOutput, Model
 from focusasr.runtime.errors import InputError
 from tests.helpers.toy_speech import letters_tokenizer, mels, tiny_model
 
@@ -24,7 +24,7 @@ SHAPES = [
 ]
 
 
-def both(seed: int = 0, **settings: object) -> tuple[Model, Engine, Memory]:
+def both(seed: int = 0, **settings: object) -> tuple[Model, Engine, EncoderOutput]:
     model = tiny_model(TOKENIZER, seed, decoder_layers=2, **settings)
     with torch.no_grad():
         for parameter in model.decoder.parameters():
@@ -37,7 +37,7 @@ def random_tokens(rows: int, length: int) -> Tensor:
     return torch.randint(0, TOKENIZER.size, (rows, length), generator=torch.Generator().manual_seed(7))
 
 
-def slow(model: Model, memory: Memory, tokens: Tensor) -> Tensor:
+def slow(model: Model, memory: EncoderOutput, tokens: Tensor) -> Tensor:
     """Return the logits (B, L, V) of whole texts."""
     return model.decoder(tokens, model.decoder.start(memory))[0]
 
@@ -92,7 +92,7 @@ def test_rows_may_stand_at_different_places_and_be_set_back(settings: dict) -> N
 def test_rows_are_selected_repeated_and_grouped(settings: dict) -> None:
     model, engine, memory = both(**settings)
     tokens = random_tokens(6, 9)
-    doubled = Memory(
+    doubled = EncoderOutput(
         memory.states.repeat_interleave(2, 0), None if memory.mask is None else memory.mask.repeat_interleave(2, 0), []
     )
     wanted = slow(model, doubled, tokens)
@@ -136,7 +136,7 @@ def test_a_row_that_is_full_does_not_stop_the_others() -> None:
         engine.advance(tokens[:, :1], state)
 
 
-def copies_a_cache(state: State) -> list[int]:
+def copies_a_cache(state: DecodingState) -> list[int]:
     return [cache.data_ptr() for cache in state.caches]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from focusasr.config import ModelConfig
 from focusasr.model.losses import IGNORED, LossWeights, ctc_losses, joint_loss
-from focusasr.model.transformer import Heard, Memory, Model, Stem, sinusoids
+from focusasr.model.transformer import EncoderOutput, ForwardOutput, Model, Stem, sinusoids
 from focusasr.runtime.errors import InputError
 
 BANDS, VOCABULARY, BLANK, END = 8, 11, 0, 2
@@ -190,7 +190,7 @@ def test_hybrid_model_started_from_global_weights_equals_it_exactly(changes: dic
 # Losses
 
 
-def heard_by(network: Model, *frames: int, tokens: int) -> Heard:
+def heard_by(network: Model, *frames: int, tokens: int) -> ForwardOutput:
     return network(*sound(*frames), torch.randint(3, VOCABULARY, (len(frames), tokens)))
 
 
@@ -234,7 +234,7 @@ def test_ctc_loss_sums_over_every_path() -> None:
 def test_padding_of_targets_changes_no_loss() -> None:
     heard = heard_by(model(), 60, 33, tokens=4)
     targets = padded([5, 7, 8, END], [4, END])
-    wider = Heard(heard.memory, F.pad(heard.logits, (0, 0, 0, 3), value=9.0), heard.ctc)
+    wider = ForwardOutput(heard.memory, F.pad(heard.logits, (0, 0, 0, 3), value=9.0), heard.ctc)
     one = joint_loss(heard, targets, BLANK, LossWeights())
     other = joint_loss(wider, F.pad(targets, (0, 3), value=IGNORED), BLANK, LossWeights())
     for mine, theirs in zip(one, other, strict=True):
@@ -316,7 +316,7 @@ def test_dropout_is_for_training_only() -> None:
 
 
 def test_memory_without_mask_has_full_lengths() -> None:
-    memory = Memory(torch.randn(2, 5, 4), None, [])
+    memory = EncoderOutput(torch.randn(2, 5, 4), None, [])
     assert memory.lengths().tolist() == [5, 5]
     torch.testing.assert_close(memory.mean()[1, 0], memory.states[1].sum(dim=0) / 5)
 

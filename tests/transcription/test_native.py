@@ -17,7 +17,7 @@ from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.speculative import greedy
 from focusasr.evaluation.wer import count_errors
 from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
-from focusasr.model.engine import State
+from focusasr.model.engine import DecodingState
 from focusasr.training.augment import noise_alone
 from focusasr.transcription.native import Recognizer
 from focusasr.transcription.result import Outcome
@@ -134,7 +134,7 @@ def test_a_loop_is_cut(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) 
     memory = engine.encode([torch.randn(100, engine.config.mel_bands)])
     letter, advance = tokenizer.encode("a")[0], engine.advance
 
-    def forever(tokens: torch.Tensor, state: State) -> torch.Tensor:
+    def forever(tokens: torch.Tensor, state: DecodingState) -> torch.Tensor:
         logits = torch.zeros_like(advance(tokens, state))
         logits[..., letter] = 50.0
         return logits

@@ -15,7 +15,7 @@ from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.whisper_decoder import Answer, WindowReader
 from focusasr.model.checkpoint import Checkpoint
-from focusasr.model.transformer import Memory
+from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.errors import InputError
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.whisper import WhisperRecognizer
@@ -105,7 +105,9 @@ def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.Monke
         soundfile.write(f"{name}.wav", chirps(seconds).numpy(), SAMPLE_RATE_HZ)
     lengths: list[list[float]] = []
 
-    def answers(self: WindowReader, memory: Memory, prompts: list[list[int]], timestamps: bool = True) -> list[Answer]:
+    def answers(
+        self: WindowReader, memory: EncoderOutput, prompts: list[list[int]], timestamps: bool = True
+    ) -> list[Answer]:
         begin, tokenizer = self.tokenizer.timestamp_begin, self.tokenizer
         told = [begin, *tokenizer.encode_exactly(" word"), begin + 100, begin + 100]
         return [Answer(told, "word", 0.0, 0.0, 1.0, 0.0)] * len(prompts)
