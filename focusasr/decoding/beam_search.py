@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from focusasr.decoding.logit_filters import Rule, apply_rules
+from focusasr.decoding.logit_filters import LogitFilter, apply_rules
 from focusasr.model.transformer import EncoderOutput
 
 State = TypeVar("State")
@@ -35,7 +35,7 @@ class StepDecoder(Protocol[State]):
         """Return the state of other rows: `rows` (R',) numbers the present ones in any order, left out or repeated."""
 
 
-class Text(NamedTuple):
+class Hypothesis(NamedTuple):
     """Tokens without the end token, and their log probability with it."""
 
     tokens: list[int]
@@ -48,10 +48,10 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Goal:
+class StopCriteria:
     """What counts as a text: the rules it keeps, the token that ends it, and its most tokens."""
 
-    rules: Sequence[Rule]
+    rules: Sequence[LogitFilter]
     end: int
     max_tokens: int
 
@@ -73,20 +73,22 @@ class Search:
     seed: int = 0
 
 
-class Opening(NamedTuple, Generic[State]):
+class DecoderOutput(NamedTuple, Generic[State]):
     """A decoder that has read something: its state, and the logits (R, V) of the next token."""
 
     state: State
     logits: Tensor
 
 
-def read(decoder: StepDecoder[State], state: State, tokens: Tensor) -> Opening[State]:
+def forward(decoder: StepDecoder[State], state: State, tokens: Tensor) -> DecoderOutput[State]:
     """Let a decoder read tokens (R, L), such as its prompt, and return what it would say next."""
     logits, state = decoder.advance(tokens, state)
-    return Opening(state, logits[:, -1])
+    return DecoderOutput(state, logits[:, -1])
 
 
-def search(decoder: StepDecoder[State], opening: Opening[State], goal: Goal, options: Search) -> list[Text]:
+def search(
+    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, options: Search
+) -> list[Hypothesis]:
     """Return the best text of each utterance."""
     beams = options.beam_size if options.temperature == 0 else None
     found = (
@@ -97,12 +99,14 @@ def search(decoder: StepDecoder[State], opening: Opening[State], goal: Goal, opt
     return [max(texts, key=lambda text: _score(text, options.length_penalty)) for texts in found]
 
 
-def _score(text: Text, length_penalty: float | None) -> float:
+def _score(text: Hypothesis, length_penalty: float | None) -> float:
     length = max(1, len(text.tokens))
     return text.log_prob / (length if length_penalty is None else ((5 + length) / 6) ** length_penalty)
 
 
-def _sampled(decoder: StepDecoder[State], opening: Opening[State], goal: Goal, options: Search) -> list[list[Text]]:
+def _sampled(
+    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, options: Search
+) -> list[list[Hypothesis]]:
     """Return `best_of` samples of each utterance, at temperature 0 its greedy text."""
     utterances, device = len(opening.logits), opening.logits.device
     copies = (options.best_of or 1) if options.temperature > 0 else 1
@@ -111,7 +115,7 @@ def _sampled(decoder: StepDecoder[State], opening: Opening[State], goal: Goal, o
     chances = [torch.Generator(device).manual_seed(options.seed) for _ in range(utterances)]
     said = torch.zeros(len(owners), 0, dtype=torch.long, device=device)
     scores = torch.zeros(len(owners), device=device)
-    texts: list[list[Text]] = [[] for _ in range(utterances)]
+    texts: list[list[Hypothesis]] = [[] for _ in range(utterances)]
     for step in range(goal.max_tokens):
         logits = apply_rules(goal.rules, logits.float(), said)
         tokens = _choose(logits, owners, chances, options.temperature)
@@ -119,21 +123,21 @@ def _sampled(decoder: StepDecoder[State], opening: Opening[State], goal: Goal, o
         said = torch.cat((said, tokens), dim=1)
         ended = tokens[:, 0] == goal.end
         for row in ended.nonzero()[:, 0].tolist():
-            texts[owners[row]].append(Text(said[row, :-1].tolist(), float(scores[row])))
+            texts[owners[row]].append(Hypothesis(said[row, :-1].tolist(), float(scores[row])))
         going = (~ended).nonzero()[:, 0]
         owners, scores, said = owners[going], scores[going], said[going]
         if not len(going) or step + 1 == goal.max_tokens:
             break
         if len(going) < len(ended):
             state = decoder.select(state, going)
-        state, logits = read(decoder, state, said[:, -1:])
+        state, logits = forward(decoder, state, said[:, -1:])
     for owner, tokens, score in zip(owners.tolist(), said.tolist(), scores.tolist(), strict=True):
-        texts[owner].append(Text(tokens, score))  # it found no end
+        texts[owner].append(Hypothesis(tokens, score))  # it found no end
     return texts
 
 
-def _rows(decoder: StepDecoder[State], opening: Opening[State], rows: Tensor) -> Opening[State]:
-    return Opening(decoder.select(opening.state, rows), opening.logits[rows])
+def _rows(decoder: StepDecoder[State], opening: DecoderOutput[State], rows: Tensor) -> DecoderOutput[State]:
+    return DecoderOutput(decoder.select(opening.state, rows), opening.logits[rows])
 
 
 def _choose(logits: Tensor, owners: Tensor, chances: list[torch.Generator], temperature: float) -> Tensor:
@@ -165,7 +169,7 @@ class _Beams:
     size: int
     wanted: int
     rows: int = 1
-    complete: list[Text] = field(default_factory=list)
+    complete: list[Hypothesis] = field(default_factory=list)
 
     def extend(self, scores: Tensor, tokens: Tensor, said: list[list[int]], end: int) -> list[_Step]:
         """Return the next rows, best first, from scores and tokens (rows, size + 1) of the candidates.
@@ -182,7 +186,7 @@ class _Beams:
             if step.token != end:
                 going.append(step)
             elif len(self.complete) < self.wanted:
-                self.complete.append(Text(said[step.row], step.score))
+                self.complete.append(Hypothesis(said[step.row], step.score))
             if len(going) == self.size:
                 break
         self.rows = len(going)
@@ -191,12 +195,12 @@ class _Beams:
     def close(self, going: list[_Step], said: list[list[int]]) -> None:
         """Count the best unfinished rows as texts where there are fewer than beams."""
         lacking = max(0, self.size - len(self.complete))
-        self.complete += [Text([*said[step.row], step.token], step.score) for step in going[:lacking]]
+        self.complete += [Hypothesis([*said[step.row], step.token], step.score) for step in going[:lacking]]
 
 
 def _beams(
-    decoder: StepDecoder[State], opening: Opening[State], goal: Goal, size: int, patience: float | None
-) -> list[list[Text]]:
+    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, size: int, patience: float | None
+) -> list[list[Hypothesis]]:
     """Return the complete texts that a beam search finds for each utterance."""
     state, logits = opening
     device = logits.device
@@ -228,6 +232,6 @@ def _beams(
         said = torch.cat((said[rows], torch.tensor([[one.token] for one in chosen], device=device)), dim=1)
         if rows.tolist() != list(range(len(logits))):
             state = decoder.select(state, rows)
-        state, logits = read(decoder, state, said[:, -1:])
+        state, logits = forward(decoder, state, said[:, -1:])
         going = left
     return [beams.complete for beams in every]

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from focusasr.config import DecodingConfig
 from focusasr.decoding.ctc_alignment import Word, word_times
 from focusasr.decoding.joint_beam_search import joint, joint_search
-from focusasr.decoding.speculative import Read, greedy
+from focusasr.decoding.speculative import DecoderResult, greedy
 from focusasr.model.engine import Engine
 from focusasr.model.losses import IGNORED, ctc_losses
 from focusasr.model.transformer import EncoderOutput
@@ -82,7 +82,7 @@ class _Spoken(NamedTuple):
         return _Spoken(self.memory.select(rows), self.log_probs[rows], [self.drafts[row] for row in rows])
 
 
-def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[Read]:
+def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[DecoderResult]:
     """Return the answer for each utterance, with the decoder's score.
 
     A draft longer than the decoder can write is the answer, with CTC's score.
@@ -92,7 +92,7 @@ def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: Decodin
     if len(fitting) == len(drafts):
         return _read_fitting(engine, spoken, tokenizer, config)
     scores = ctc_score(spoken.log_probs, spoken.memory, drafts, tokenizer.blank).tolist()
-    reads = [Read(draft, score, score, 0) for draft, score in zip(drafts, scores, strict=True)]
+    reads = [DecoderResult(draft, score, score, 0) for draft, score in zip(drafts, scores, strict=True)]
     if fitting:
         found = _read_fitting(engine, spoken.rows(fitting), tokenizer, config)
         for row, read in zip(fitting, found, strict=True):
@@ -100,7 +100,7 @@ def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: Decodin
     return reads
 
 
-def _read_fitting(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[Read]:
+def _read_fitting(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[DecoderResult]:
     memory, drafts = spoken.memory, spoken.drafts
     once = config.joint_beam_size > 1 or config.ctc_weight == 1
     reads = greedy(engine, memory, tokenizer, drafts, most_passes=1 if once else None)
@@ -124,7 +124,9 @@ def _known(score: float) -> float:
     return -math.inf if math.isnan(score) else score
 
 
-def _better(spoken: _Spoken, drafted: list[Read], other: list[Read], blank: int, ctc_weight: float) -> list[Read]:
+def _better(
+    spoken: _Spoken, drafted: list[DecoderResult], other: list[DecoderResult], blank: int, ctc_weight: float
+) -> list[DecoderResult]:
     """Return of two readings of each utterance the one with the better joint score, with the other's passes."""
     scores = []
     for reads in (drafted, other):
@@ -138,7 +140,7 @@ def _better(spoken: _Spoken, drafted: list[Read], other: list[Read], blank: int,
     ]
 
 
-def _hypothesis(read: Read, no_speech_prob: float) -> Hypothesis:
+def _hypothesis(read: DecoderResult, no_speech_prob: float) -> Hypothesis:
     return Hypothesis(read.tokens, read.score / (len(read.tokens) + 1), no_speech_prob, read.passes)
 
 

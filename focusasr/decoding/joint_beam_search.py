@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from focusasr.config import DecodingConfig
-from focusasr.decoding.speculative import Read
+from focusasr.decoding.speculative import DecoderResult
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.devices import to_float64
@@ -110,7 +110,7 @@ class _Beam(NamedTuple):
 @torch.inference_mode()
 def joint_search(
     engine: Engine, memory: EncoderOutput, log_probs: Tensor, tokenizer: Tokenizer, config: DecodingConfig
-) -> list[Read]:
+) -> list[DecoderResult]:
     """Return the best text found for each utterance of memory, with its log probability under the decoder.
 
     log_probs (U, T, V) are the CTC head's. A text has at most as many tokens as there are encoder steps.
@@ -132,7 +132,7 @@ def joint_search(
             break
         state.select((parents + torch.arange(len(limits), device=parents.device)[:, None] * size).flatten().tolist())
         tokens = beam.prefix.last.reshape(-1, 1).to(engine.device)
-    return [Read(text, score, score, length + 1) for _, text, score in finished]
+    return [DecoderResult(text, score, score, length + 1) for _, text, score in finished]
 
 
 def _first_beam(scorer: PrefixScorer, utterances: int, size: int) -> _Beam:

@@ -1,7 +1,7 @@
-"""What a decoder may not say next: rules on logits, each a pure function of the logits and of what was said so far.
+"""What a decoder may not say next: rules on logits, each a pure function of the logits and of the tokens so far.
 
-Letters: B rows, L tokens said since the prompt, V vocabulary. The rules and their order are those of openai/whisper's
-decoding; repetition penalty and n-grams, which it lacks, look at what was said, never at the prompt.
+Letters: B rows, L tokens since the prompt, V vocabulary. The rules and their order are those of openai/whisper's
+decoding; repetition penalty and n-grams, which it lacks, look at these tokens, never at the prompt.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Rule = Callable[[Tensor, Tensor], Tensor]  # logits (B, V) and the tokens said (B, L) → logits (B, V)
+LogitFilter = Callable[[Tensor, Tensor], Tensor]  # logits (B, V) and the tokens (B, L) → logits (B, V)
 
 
-def apply_rules(rules: Iterable[Rule], logits: Tensor, said: Tensor) -> Tensor:
-    """Return logits (B, V) after all rules, one after the other; `said` (B, L) are the tokens since the prompt."""
+def apply_rules(rules: Iterable[LogitFilter], logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return logits (B, V) after all rules, one after the other; `tokens` (B, L) are the tokens since the prompt."""
     for rule in rules:
-        logits = rule(logits, said)
+        logits = rule(logits, tokens)
     return logits
 
 
@@ -29,9 +29,9 @@ class Suppress:
     tokens: tuple[int, ...]
     at_start: bool = False
 
-    def __call__(self, logits: Tensor, said: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V) with -inf at the tokens."""
-        if self.at_start and said.shape[1]:
+        if self.at_start and tokens.shape[1]:
             return logits
         return logits.index_fill(1, torch.tensor(self.tokens, dtype=torch.long, device=logits.device), -torch.inf)
 
@@ -49,44 +49,44 @@ class Timestamps:
     no_timestamps: int
     max_initial: int | None = None
 
-    def __call__(self, logits: Tensor, said: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V) with -inf where a token would break the order of time."""
-        logits = logits.masked_fill(self._forbidden(said, logits.shape[1]), -torch.inf)
+        logits = logits.masked_fill(self._forbidden(tokens, logits.shape[1]), -torch.inf)
         log_probs = logits.float().log_softmax(dim=-1)
         timed = log_probs[:, self.first :].logsumexp(dim=-1) > log_probs[:, : self.first].max(dim=-1).values
         text = torch.arange(logits.shape[1], device=logits.device) < self.first
         return logits.masked_fill(timed[:, None] & text, -torch.inf)
 
-    def _forbidden(self, said: Tensor, vocabulary: int) -> Tensor:
+    def _forbidden(self, tokens: Tensor, vocabulary: int) -> Tensor:
         """Return which tokens (B, V) may not follow."""
-        ids = torch.arange(vocabulary, device=said.device)
+        ids = torch.arange(vocabulary, device=tokens.device)
         times = ids >= self.first
-        forbidden = (ids == self.no_timestamps).expand(len(said), -1)
-        if said.shape[1] == 0:
+        forbidden = (ids == self.no_timestamps).expand(len(tokens), -1)
+        if tokens.shape[1] == 0:
             late = ids > (vocabulary if self.max_initial is None else self.first + self.max_initial)
             return forbidden | ~times | late
-        was_time = said >= self.first
+        was_time = tokens >= self.first
         last = was_time[:, -1:]
-        before = was_time[:, -2:-1] if said.shape[1] > 1 else torch.ones_like(last)
+        before = was_time[:, -2:-1] if tokens.shape[1] > 1 else torch.ones_like(last)
         forbidden = forbidden | (last & before & times) | (last & ~before & (ids < self.end))
-        places = torch.arange(1, said.shape[1] + 1, device=said.device) * was_time
-        latest = said.gather(1, places.argmax(dim=1, keepdim=True))  # of rows with a timestamp
+        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device) * was_time
+        latest = tokens.gather(1, places.argmax(dim=1, keepdim=True))  # of rows with a timestamp
         earliest = torch.where(last & ~before, latest, latest + 1)  # the end of a stretch may start the next one
         return forbidden | (was_time.any(dim=1, keepdim=True) & times & (ids < earliest))
 
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Tokens already said become less likely: logits divided, where negative multiplied (Keskar et al. 2019, 4.1)."""
+    """Earlier tokens become less likely: logits divided, negative ones multiplied (Keskar et al. 2019, 4.1)."""
 
     penalty: float
 
-    def __call__(self, logits: Tensor, said: Tensor) -> Tensor:
-        """Return logits (B, V), lower at the tokens said where the penalty is above 1."""
-        if said.shape[1] == 0:
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return logits (B, V), lower at these tokens where the penalty is above 1."""
+        if tokens.shape[1] == 0:
             return logits
-        scores = logits.gather(1, said)
-        return logits.scatter(1, said, torch.where(scores < 0, scores * self.penalty, scores / self.penalty))
+        scores = logits.gather(1, tokens)
+        return logits.scatter(1, tokens, torch.where(scores < 0, scores * self.penalty, scores / self.penalty))
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class NoRepeatNgram:
 
     size: int
 
-    def __call__(self, logits: Tensor, said: Tensor) -> Tensor:
-        """Return logits (B, V) with -inf at tokens that would complete a sequence said before."""
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return logits (B, V) with -inf at tokens that would complete a sequence for the second time."""
         forbidden = torch.zeros_like(logits, dtype=torch.bool)
-        for row, tokens in enumerate(said.tolist()):
-            forbidden[row, self._completions(tokens)] = True
+        for row, ids in enumerate(tokens.tolist()):
+            forbidden[row, self._completions(ids)] = True
         return logits.masked_fill(forbidden, -torch.inf)
 
     def _completions(self, tokens: list[int]) -> list[int]:

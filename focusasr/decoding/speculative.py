@@ -23,7 +23,7 @@ LOOK_FOR = (1, -1, 2, -2, 3)  # where in the draft, from the refused token, the 
 FIRST_AFTER_DOUBT = 4  # tokens that a draft ventures when it is right again
 
 
-class Read(NamedTuple):
+class DecoderResult(NamedTuple):
     """One text: its tokens without the end, log P(tokens, end), that of the draft, and passes that it took part in."""
 
     tokens: list[int]
@@ -90,7 +90,7 @@ def greedy(
     tokenizer: Tokenizer,
     drafts: Sequence[Sequence[int]],
     most_passes: int | None = None,
-) -> list[Read]:
+) -> list[DecoderResult]:
     """Take the decoder's likeliest token until the end token, for each row of memory, with a draft for each.
 
     A text is cut at the number of encoder steps (no CTC alignment could be longer) and at `text_context`. Finished
@@ -108,7 +108,7 @@ def greedy(
         passes += 1
         active = [index for index, row in enumerate(here) if not row.done]
         if not active or passes == most_passes:
-            return [Read(row.tokens, row.score, row.draft_score, row.passes, row.done) for row in rows]
+            return [DecoderResult(row.tokens, row.score, row.draft_score, row.passes, row.done) for row in rows]
         if len(active) <= 0.75 * len(here):  # each leave-taking copies what stays
             state.select(active)
             here = [here[index] for index in active]

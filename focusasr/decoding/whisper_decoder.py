@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from focusasr.decoding.beam_search import Goal, Search, Text, read, search
-from focusasr.decoding.logit_filters import NoRepeatNgram, RepetitionPenalty, Rule, Suppress, Timestamps
+from focusasr.decoding.beam_search import Hypothesis, Search, StopCriteria, forward, search
+from focusasr.decoding.logit_filters import LogitFilter, NoRepeatNgram, RepetitionPenalty, Suppress, Timestamps
 from focusasr.model.engine import DecodingState, Engine
 from focusasr.model.transformer import EncoderOutput
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 
-class Answer(NamedTuple):
+class DecodingResult(NamedTuple):
     """The text of a window, timestamps among its tokens, and how sure the model was."""
 
     tokens: list[int]
@@ -34,14 +34,14 @@ def compression_ratio(text: str) -> float:
     return len(encoded) / len(zlib.compress(encoded))
 
 
-def is_silence(answer: Answer, config: SearchConfig) -> bool:
+def is_silence(answer: DecodingResult, config: SearchConfig) -> bool:
     """Return whether a window counts as silent: no speech is likely, and the text is not."""
     if config.no_speech_threshold is None or answer.no_speech_prob <= config.no_speech_threshold:
         return False
     return config.logprob_threshold is None or answer.avg_logprob <= config.logprob_threshold
 
 
-def has_failed(answer: Answer, config: SearchConfig) -> bool:
+def has_failed(answer: DecodingResult, config: SearchConfig) -> bool:
     """Return whether a text should be looked for again, at a higher temperature."""
     looping = (
         config.compression_ratio_threshold is not None and answer.compression_ratio > config.compression_ratio_threshold
@@ -71,7 +71,7 @@ class EngineDecoder:
         return state
 
 
-class WindowReader:
+class WhisperDecoder:
     """A Whisper model with one language, task and way to search; the answer for a window does not depend on others."""
 
     def __init__(
@@ -85,7 +85,7 @@ class WindowReader:
         """Return the likeliest language of each window."""
         codes = self.tokenizer.languages
         prompt = torch.full((len(memory.states), 1), self.tokenizer.start, device=memory.states.device)
-        logits = read(self.decoder, self.decoder.start(memory), prompt).logits
+        logits = forward(self.decoder, self.decoder.start(memory), prompt).logits
         best = logits[:, list(codes.values())].argmax(dim=-1).tolist()
         return [list(codes)[index] for index in best]
 
@@ -107,10 +107,10 @@ class WindowReader:
     def _encoded(self, text: str | None) -> list[int]:
         return self.tokenizer.encode_exactly(" " + text.strip()) if text and text.strip() else []
 
-    def rules(self, timestamps: bool = True) -> list[Rule]:
+    def rules(self, timestamps: bool = True) -> list[LogitFilter]:
         """Return what may not be said, in openai/whisper's order."""
         tokenizer, config = self.tokenizer, self.config
-        rules: list[Rule] = [Suppress((*tokenizer.encode_exactly(" "), tokenizer.end), at_start=True)]
+        rules: list[LogitFilter] = [Suppress((*tokenizer.encode_exactly(" "), tokenizer.end), at_start=True)]
         if config.suppress_tokens:
             rules.append(Suppress(tuple(self.suppressed())))
         if config.repetition_penalty != 1.0:
@@ -132,10 +132,12 @@ class WindowReader:
         return sorted(ids | openers | {tokenizer.no_speech})
 
     @torch.inference_mode()
-    def answers(self, memory: EncoderOutput, prompts: Sequence[Sequence[int]], timestamps: bool = True) -> list[Answer]:
+    def answers(
+        self, memory: EncoderOutput, prompts: Sequence[Sequence[int]], timestamps: bool = True
+    ) -> list[DecodingResult]:
         """Return the text of each window; prompts have one length. Those that fail are tried again, warmer."""
         rules = self.rules(timestamps)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, DecodingResult] = {}
         waiting = list(range(len(prompts)))
         for temperature in self.config.temperatures:
             prompt = torch.tensor([list(prompts[row]) for row in waiting], device=memory.states.device)
@@ -148,24 +150,26 @@ class WindowReader:
             memory = memory.select(torch.tensor(failed, device=memory.states.device))
         return [answers[row] for row in range(len(prompts))]
 
-    def _tried(self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[Rule], temperature: float) -> list[Answer]:
+    def _tried(
+        self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[LogitFilter], temperature: float
+    ) -> list[DecodingResult]:
         """Return what one temperature gives for each window."""
         tokenizer, config = self.tokenizer, self.config
         at = prompt[0].tolist().index(tokenizer.start) + 1
-        opening = read(self.decoder, self.decoder.start(memory), prompt[:, :at])
+        opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])
         silence = opening.logits.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
         if at < prompt.shape[1]:
-            opening = read(self.decoder, opening.state, prompt[:, at:])
+            opening = forward(self.decoder, opening.state, prompt[:, at:])
         room = min(self.context // 2, self.context - prompt.shape[1] + 1)
-        goal = Goal(rules, tokenizer.end, room)
+        goal = StopCriteria(rules, tokenizer.end, room)
         options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
         texts = search(self.decoder, opening, goal, options)
         return [self._answer(text, temperature, unsaid) for text, unsaid in zip(texts, silence, strict=True)]
 
-    def _answer(self, text: Text, temperature: float, no_speech_prob: float) -> Answer:
+    def _answer(self, text: Hypothesis, temperature: float, no_speech_prob: float) -> DecodingResult:
         said = self.text(text.tokens).strip()
         ratio = compression_ratio(said)
-        return Answer(text.tokens, said, temperature, text.avg_logprob, ratio, no_speech_prob)
+        return DecodingResult(text.tokens, said, temperature, text.avg_logprob, ratio, no_speech_prob)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without timestamps."""

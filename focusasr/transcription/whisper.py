@@ -16,7 +16,7 @@ from focusasr.audio.segmentation import merge_segments, split_at_pauses
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.dtw_alignment import align_words
-from focusasr.decoding.whisper_decoder import Answer, WindowReader, is_silence
+from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, is_silence
 from focusasr.model.attention import with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine
@@ -117,7 +117,7 @@ class Script:
         self.known_from = len(self.initial) + len(self.tokens)
 
 
-def split(window: Window, answer: Answer, tokenizer: WhisperTokenizer) -> Stretch:
+def split(window: Window, answer: DecodingResult, tokenizer: WhisperTokenizer) -> Stretch:
     """Cut a window's text where two timestamps meet, and return where to go on.
 
     A text that ends with a single timestamp is complete, and so is one without pairs: the next window follows this
@@ -151,7 +151,7 @@ def split(window: Window, answer: Answer, tokenizer: WhisperTokenizer) -> Stretc
 
 
 def _segment(
-    window: Window, answer: Answer, tokenizer: WhisperTokenizer, tokens: list[int], span: tuple[float, float]
+    window: Window, answer: DecodingResult, tokenizer: WhisperTokenizer, tokens: list[int], span: tuple[float, float]
 ) -> Segment:
     return Segment(
         id=0,
@@ -259,14 +259,14 @@ class WhisperRecognizer:
         spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
         return clips([second for span in spans for second in span], frames) if spans else []
 
-    def _initial(self, reader: WindowReader) -> list[int]:
+    def _initial(self, reader: WhisperDecoder) -> list[int]:
         prompt = self.longform.initial_prompt
         return reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
 
-    def _reader(self, first: Callable[[], EncoderOutput]) -> WindowReader:
+    def _reader(self, first: Callable[[], EncoderOutput]) -> WhisperDecoder:
         """Return a reader for the language that was asked for, or for the one that the first window is in."""
         tokenizer = self.tokenizer
-        reader = WindowReader(self.engine, tokenizer, self.search, self.longform)
+        reader = WhisperDecoder(self.engine, tokenizer, self.search, self.longform)
         if tokenizer.policy.language is None:
             (language,) = reader.languages(first())
             reader.tokenizer = tokenizer.speaking(language)
@@ -280,7 +280,7 @@ class WhisperRecognizer:
         if step.forget:
             script.forget()
 
-    def _read(self, reader: WindowReader, sound: LogMelStream, window: Window, script: Script) -> Step:
+    def _read(self, reader: WhisperDecoder, sound: LogMelStream, window: Window, script: Script) -> Step:
         """Return a window's text and the frame at which the next one begins."""
         memory = self.engine.encode([sound.window(window.seek, window.frames)])
         prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
@@ -298,7 +298,7 @@ class WhisperRecognizer:
         return Step(segments, next_seek, forget)
 
     def _with_words(
-        self, reader: WindowReader, memory: EncoderOutput, bounds: Bounds, stretch: Stretch, script: Script
+        self, reader: WhisperDecoder, memory: EncoderOutput, bounds: Bounds, stretch: Stretch, script: Script
     ) -> Kept:
         """Return a window's segments with their words, without those that look invented where that is asked for."""
         segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
@@ -310,7 +310,7 @@ class WhisperRecognizer:
         return kept if threshold is None else without_inventions(segments, bounds, kept, script.last_speech, threshold)
 
     def _timed(
-        self, reader: WindowReader, memory: EncoderOutput, frames: int, segments: list[Segment], last_speech: float
+        self, reader: WhisperDecoder, memory: EncoderOutput, frames: int, segments: list[Segment], last_speech: float
     ) -> list[Segment]:
         """Return segments of one window with the times of their words."""
         tokenizer = reader.tokenizer

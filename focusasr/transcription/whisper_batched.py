@@ -15,7 +15,7 @@ from focusasr.audio.load import stream, to_samples
 from focusasr.audio.segmentation import AudioSegment, merge_segments, split_at_pauses
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
-from focusasr.decoding.whisper_decoder import Answer, WindowReader, is_silence
+from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, is_silence
 from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import Heard
@@ -54,7 +54,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         language = (reader or self).tokenizer.policy.language
         return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
 
-    def _found(self, reader: WindowReader, batch: list[AudioSegment], heard: Heard) -> list[Segment]:
+    def _found(self, reader: WhisperDecoder, batch: list[AudioSegment], heard: Heard) -> list[Segment]:
         """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
         known = [heard.piece(piece) for piece in batch]
         fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
@@ -71,7 +71,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)
 
-    def _decoded(self, reader: WindowReader, pieces: Sequence[AudioSegment]) -> list[list[Segment]]:
+    def _decoded(self, reader: WhisperDecoder, pieces: Sequence[AudioSegment]) -> list[list[Segment]]:
         """Return the segments of each piece of one batch."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
         answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
@@ -98,7 +98,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         return torch.nn.functional.pad(mel, (0, 0, 0, self.window_frames - len(mel)))
 
     def _segments(
-        self, reader: WindowReader, piece: AudioSegment, answer: Answer
+        self, reader: WhisperDecoder, piece: AudioSegment, answer: DecodingResult
     ) -> tuple[list[Segment], AudioSegment | None]:
         """Return a piece's segments, and what is behind its last pair of timestamps, which is to be read again.
 

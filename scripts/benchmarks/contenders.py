@@ -172,14 +172,14 @@ class Ourselves:
     def __call__(self, waves: Sequence[np.ndarray], tokens: int) -> Times:
         """Transcribe by the calls that the reader of windows makes, greedily."""
         from focusasr.audio.features import log_mel
-        from focusasr.decoding.beam_search import Goal, Search, read, search
+        from focusasr.decoding.beam_search import Search, StopCriteria, forward, search
 
         torch, engine = self.torch, self.engine
 
         def generate(memory: Any) -> Any:
             prompt = torch.tensor([self.prompt] * len(waves))
-            opening = read(self.decoder, self.decoder.start(memory), prompt)
-            return search(self.decoder, opening, Goal([], END, tokens), Search())
+            opening = forward(self.decoder, self.decoder.start(memory), prompt)
+            return search(self.decoder, opening, StopCriteria([], END, tokens), Search())
 
         bands, window = engine.config.mel_bands, engine.config.window_samples
         with torch.inference_mode():

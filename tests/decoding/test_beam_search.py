@@ -12,8 +12,8 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 from whisper.decoding import DecodingOptions, DecodingTask
 
-from focusasr.decoding.beam_search import Goal, Search, Text, read, search
-from focusasr.decoding.logit_filters import Rule, Suppress, Timestamps
+from focusasr.decoding.beam_search import Hypothesis, Search, StopCriteria, forward, search
+from focusasr.decoding.logit_filters import LogitFilter, Suppress, Timestamps
 from focusasr.decoding.whisper_decoder import EngineDecoder
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import EncoderOutput, Model
@@ -39,10 +39,10 @@ def encode(model: Model, sounds: list[int]) -> EncoderOutput:
     return model.encode(mels, torch.full((len(sounds),), 3000))
 
 
-def rules_of(task: DecodingTask) -> list[Rule]:
+def rules_of(task: DecodingTask) -> list[LogitFilter]:
     """Return our rules for those that a task of openai/whisper has."""
     tokenizer = task.tokenizer
-    rules: list[Rule] = [
+    rules: list[LogitFilter] = [
         Suppress((*tokenizer.encode(" "), tokenizer.eot), at_start=True),
         Suppress(task._get_suppress_tokens()),
     ]
@@ -52,7 +52,7 @@ def rules_of(task: DecodingTask) -> list[Rule]:
 
 
 @torch.inference_mode()
-def both(seed: int, sounds: list[int], **options: object) -> tuple[list[Text], list[whisper.DecodingResult]]:
+def both(seed: int, sounds: list[int], **options: object) -> tuple[list[Hypothesis], list[whisper.DecodingResult]]:
     """Return our texts of a batch, and openai/whisper's, which it finds one by one."""
     peer, model = pair(seed)
     wanted = DecodingOptions(language="en", fp16=False, **options)  # type: ignore[arg-type]
@@ -60,14 +60,14 @@ def both(seed: int, sounds: list[int], **options: object) -> tuple[list[Text], l
     memory = encode(model, sounds)
     prompt = torch.tensor([task.initial_tokens]).repeat(len(sounds), 1)
     decoder = PlainDecoder(model.decoder)
-    opening = read(decoder, decoder.start(memory), prompt)
+    opening = forward(decoder, decoder.start(memory), prompt)
     searching = Search(wanted.temperature, wanted.beam_size, wanted.best_of, wanted.patience, wanted.length_penalty)
     room = min(task.sample_len, task.n_ctx - len(task.initial_tokens) + 1)
-    texts = search(decoder, opening, Goal(rules_of(task), task.tokenizer.eot, room), searching)
+    texts = search(decoder, opening, StopCriteria(rules_of(task), task.tokenizer.eot, room), searching)
     return texts, [whisper.decode(peer, heard(sound), wanted) for sound in sounds]
 
 
-def check(texts: list[Text], theirs: list[whisper.DecodingResult]) -> None:
+def check(texts: list[Hypothesis], theirs: list[whisper.DecodingResult]) -> None:
     assert [text.tokens for text in texts] == [result.tokens for result in theirs]
     for text, result in zip(texts, theirs, strict=True):
         assert text.avg_logprob == pytest.approx(result.avg_logprob, abs=1e-4)
@@ -139,18 +139,18 @@ def test_tokens_are_those_of_transformers(beams: int, timestamps: bool) -> None:
     assert all(len(text.tokens) > 20 for text in texts)
 
 
-def rules() -> list[Rule]:
+def rules() -> list[LogitFilter]:
     peer, _ = pair(1)
     return rules_of(DecodingTask(peer, DecodingOptions(language="en", fp16=False)))
 
 
 @torch.inference_mode()
-def found(sounds: list[int], options: Search, most: int = 12) -> list[Text]:
+def found(sounds: list[int], options: Search, most: int = 12) -> list[Hypothesis]:
     """Return what search finds with the engine."""
     engine, decoder = engine_of(1)
     memory = engine.encode([heard(sound).T for sound in sounds])
     prompt = torch.tensor([[50258, 50259, 50359]]).repeat(len(sounds), 1)
-    return search(decoder, read(decoder, decoder.start(memory), prompt), Goal(rules(), 50257, most), options)
+    return search(decoder, forward(decoder, decoder.start(memory), prompt), StopCriteria(rules(), 50257, most), options)
 
 
 @cache
@@ -169,7 +169,7 @@ def test_samples_do_not_depend_on_the_batch_and_the_best_is_taken() -> None:
     assert [text.tokens for text in together] == [text.tokens for text in best]
     assert [text.tokens for text in found([2, 0, 1], one)] == [single[index].tokens for index in (2, 0, 1)]
 
-    def score(text: Text) -> float:
+    def score(text: Hypothesis) -> float:
         return text.log_prob / len(text.tokens)
 
     assert sum(map(score, best)) > sum(map(score, single))
@@ -181,6 +181,6 @@ def test_the_engine_finds_what_the_plain_decoder_finds() -> None:
         decoder = PlainDecoder(pair(1)[1].decoder)
         with torch.inference_mode():
             memory = encode(pair(1)[1], [0, 1, 2])
-            opening = read(decoder, decoder.start(memory), torch.tensor([[50258, 50259, 50359]] * 3))
-            plain = search(decoder, opening, Goal(rules(), 50257, 30), options)
+            opening = forward(decoder, decoder.start(memory), torch.tensor([[50258, 50259, 50359]] * 3))
+            plain = search(decoder, opening, StopCriteria(rules(), 50257, 30), options)
         assert [text.tokens for text in texts] == [text.tokens for text in plain]

@@ -21,7 +21,7 @@ from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
 from focusasr.data.manifest import read_manifest
 from focusasr.decoding.ctc_attention import Hypothesis, ctc_greedy, ctc_score, decode
-from focusasr.decoding.speculative import Read, greedy
+from focusasr.decoding.speculative import DecoderResult, greedy
 from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import EncoderOutput, Model
@@ -358,7 +358,7 @@ def test_the_better_scored_text_is_chosen(
     def place(given: list[list[int]]) -> int:
         return list(texts.values()).index(given[0])
 
-    read = Read(texts["greedy"], score=decoder[1], draft_score=decoder[0], passes=3)
+    read = DecoderResult(texts["greedy"], score=decoder[1], draft_score=decoder[0], passes=3)
     monkeypatch.setattr("focusasr.decoding.ctc_attention.ctc_greedy", lambda *_: [texts["draft"]])
     monkeypatch.setattr("focusasr.decoding.ctc_attention.greedy", lambda *_, **__: [read])
     monkeypatch.setattr(
@@ -386,7 +386,7 @@ def test_a_draft_that_is_too_long_for_the_decoder_is_the_answer(ctc_weight: floa
 
 
 def test_ctc_alone_asks_the_decoder_once_for_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    def once(*given: object, most_passes: int | None) -> list[Read]:
+    def once(*given: object, most_passes: int | None) -> list[DecoderResult]:
         assert most_passes == 1
         return greedy(*given, most_passes)  # type: ignore[arg-type]
 

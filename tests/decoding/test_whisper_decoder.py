@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from focusasr.decoding.whisper_decoder import Answer, WindowReader, compression_ratio, has_failed, is_silence
+from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, compression_ratio, has_failed, is_silence
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.whisper_config import LongformConfig, SearchConfig
 from tests.helpers.tiny_whisper import as_whisper, write_whisper
 
 
-def answer(avg_logprob: float = -0.5, ratio: float = 1.5, no_speech: float = 0.1) -> Answer:
-    return Answer([], "", 0.0, avg_logprob, ratio, no_speech)
+def answer(avg_logprob: float = -0.5, ratio: float = 1.5, no_speech: float = 0.1) -> DecodingResult:
+    return DecodingResult([], "", 0.0, avg_logprob, ratio, no_speech)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def answer(avg_logprob: float = -0.5, ratio: float = 1.5, no_speech: float = 0.1
     ],
 )
 def test_texts_are_judged_as_in_whisper(
-    given: Answer, settings: dict[str, float | None], failed: bool, silent: bool
+    given: DecodingResult, settings: dict[str, float | None], failed: bool, silent: bool
 ) -> None:
     config = SearchConfig(**settings)  # type: ignore[arg-type]
     assert (has_failed(given, config), is_silence(given, config)) == (failed, silent)
@@ -43,11 +43,11 @@ def test_a_loop_compresses_well() -> None:
     assert compression_ratio("la " * 60) > 2.4 > compression_ratio("Nobody says the same thing twice, or does one?")
 
 
-def reader(folder: Path, search: SearchConfig | None = None, **longform: object) -> WindowReader:
+def reader(folder: Path, search: SearchConfig | None = None, **longform: object) -> WhisperDecoder:
     checkpoint = load_checkpoint(write_whisper(folder / "tiny"))
     settings = LongformConfig(**longform)  # type: ignore[arg-type]
     tokenizer = as_whisper(checkpoint.tokenizer).speaking("en")
-    return WindowReader(Engine(checkpoint.model), tokenizer, search or SearchConfig(beam_size=2), settings)
+    return WhisperDecoder(Engine(checkpoint.model), tokenizer, search or SearchConfig(beam_size=2), settings)
 
 
 def test_a_failed_window_is_tried_again_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

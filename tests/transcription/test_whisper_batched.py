@@ -13,7 +13,7 @@ import torch
 from focusasr.audio.segmentation import AudioSegment, merge_segments
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
-from focusasr.decoding.whisper_decoder import Answer, WindowReader
+from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.errors import InputError
@@ -85,7 +85,7 @@ def test_what_follows_the_last_pair_of_times_is_read_again_or_kept() -> None:
             text = isinstance(part, str)
             tokens += tokenizer.encode_exactly(part) if text else [tokenizer.timestamp_begin + round(50 * part)]
         segments, again = recognizer._segments(
-            reader, AudioSegment(100.0, wave), Answer(tokens, "", 0.0, 0.0, 1.0, 0.0)
+            reader, AudioSegment(100.0, wave), DecodingResult(tokens, "", 0.0, 0.0, 1.0, 0.0)
         )
         return [(round(one.start, 2), round(one.end, 2), one.text) for one in segments], again
 
@@ -106,23 +106,23 @@ def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.Monke
     lengths: list[list[float]] = []
 
     def answers(
-        self: WindowReader, memory: EncoderOutput, prompts: list[list[int]], timestamps: bool = True
-    ) -> list[Answer]:
+        self: WhisperDecoder, memory: EncoderOutput, prompts: list[list[int]], timestamps: bool = True
+    ) -> list[DecodingResult]:
         begin, tokenizer = self.tokenizer.timestamp_begin, self.tokenizer
         told = [begin, *tokenizer.encode_exactly(" word"), begin + 100, begin + 100]
-        return [Answer(told, "word", 0.0, 0.0, 1.0, 0.0)] * len(prompts)
+        return [DecodingResult(told, "word", 0.0, 0.0, 1.0, 0.0)] * len(prompts)
 
     honest = BatchedWhisperRecognizer._decoded
 
     def decoded(
-        self: BatchedWhisperRecognizer, reader: WindowReader, pieces: list[AudioSegment]
+        self: BatchedWhisperRecognizer, reader: WhisperDecoder, pieces: list[AudioSegment]
     ) -> list[list[Segment]]:
         lengths.append([len(piece.waveform) / SAMPLE_RATE_HZ for piece in pieces])
         return honest(self, reader, pieces)
 
-    monkeypatch.setattr(WindowReader, "answers", answers)
+    monkeypatch.setattr(WhisperDecoder, "answers", answers)
     monkeypatch.setattr(BatchedWhisperRecognizer, "_decoded", decoded)
-    monkeypatch.setattr(WhisperRecognizer, "_reader", lambda self, first: WindowReader(
+    monkeypatch.setattr(WhisperRecognizer, "_reader", lambda self, first: WhisperDecoder(
         self.engine, self.tokenizer.speaking("en"), self.search, self.longform
     ))  # fmt: skip
     transcript = recognize(Source("a.wav"))
