@@ -18,7 +18,7 @@ from focusasr.runtime.errors import UsageError, as_option
 from focusasr.runtime.files import ensure_file_writable, is_stream, unwritable
 from focusasr.runtime.process import on_interrupt_message
 from focusasr.runtime.settings import read_options
-from focusasr.transcription.recognizer import Loaded, ModelChoice, load_recognizer
+from focusasr.transcription.recognizer import LoadedRecognizer, ModelChoice, load_recognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
 
 
 def _recognize(
-    loaded: Loaded, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
+    loaded: LoadedRecognizer, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
 ) -> Evaluation:
     from focusasr.audio.load import total_seconds
     from focusasr.evaluation import evaluate as room

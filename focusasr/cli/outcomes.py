@@ -10,7 +10,7 @@ from focusasr.runtime.console import pluralize, warn
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.runtime.process import debugging
-from focusasr.transcription.recognizer import Loaded
+from focusasr.transcription.recognizer import LoadedRecognizer
 
 if TYPE_CHECKING:
     from focusasr.audio.source import Source
@@ -31,7 +31,7 @@ def shared_work(processes: Processes) -> Iterator[None]:
     close_process_group(processes)
 
 
-def tell_remarks(loaded: Loaded, repeated: Sequence[Source] = (), barren: Sequence[InputError] = ()) -> None:
+def tell_remarks(loaded: LoadedRecognizer, repeated: Sequence[Source] = (), barren: Sequence[InputError] = ()) -> None:
     """Say on stderr what of the settings cannot be honored, and of the files is left out, once for all processes."""
     again = [f"each file is heard once; left out what is given again, such as {one.name}" for one in repeated[:1]]
     for remark in [*loaded.remarks, *again, *map(str, barren)] if loaded.processes.main else ():

@@ -26,14 +26,14 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import ensure_writable, real_path
 from focusasr.runtime.process import Closed, on_interrupt_message
 from focusasr.runtime.settings import read_options
-from focusasr.transcription.recognizer import Loaded, ModelChoice, load_recognizer
+from focusasr.transcription.recognizer import LoadedRecognizer, ModelChoice, load_recognizer
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
     from focusasr.audio.source import Source
     from focusasr.runtime.devices import Processes
     from focusasr.transcription.result import Outcome
-    from focusasr.transcription.resume import Again, Notes
+    from focusasr.transcription.resume import OutputCache, SegmentCacheOf
 
 
 FormatOption = Annotated[
@@ -111,11 +111,11 @@ def transcribe(
 
 
 def deliver(
-    loaded: Loaded,
+    loaded: LoadedRecognizer,
     sources: list[Source],
     give: Callable[[Iterator[Outcome]], int],
     barren: int = 0,
-    notes: Notes | None = None,
+    notes: SegmentCacheOf | None = None,
 ) -> None:
     """Transcribe, and give the outcomes to what prints or writes them and counts failures; exit status 1 with any.
 
@@ -214,15 +214,15 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
     return failed
 
 
-def known_outputs(loaded: Loaded, given: dict[type, dict[str, Any]], folder: Path) -> Again:
+def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], folder: Path) -> OutputCache:
     """Return what is written in a folder by this model with these settings, as far as they change a transcript."""
     from focusasr.model.checkpoint import fingerprint_of_model
-    from focusasr.transcription.resume import Again
+    from focusasr.transcription.resume import OutputCache
 
     kinds: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
     settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind])).items()}
     decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
-    return Again(folder, {"model": fingerprint_of_model(loaded.path), **decided})
+    return OutputCache(folder, {"model": fingerprint_of_model(loaded.path), **decided})
 
 
 @dataclass(frozen=True)
@@ -233,11 +233,11 @@ class Writing:
     sources: list[Source]
     stems: list[Path]
     formats: list[str]
-    again: Again | None
+    again: OutputCache | None
 
     @classmethod
     def planned(
-        cls, sources: list[Source], folder: Path, wanted: list[str], again: Again | None, processes: Processes
+        cls, sources: list[Source], folder: Path, wanted: list[str], again: OutputCache | None, processes: Processes
     ) -> Writing:
         """Return what is left to do, the same in every process."""
         from focusasr.transcription.writers import ANOTHER, FORMATS, output_paths, output_stems

@@ -27,7 +27,7 @@ from focusasr.runtime.devices import run_in_halves
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.transcription.result import Outcome, Segment, Transcript
-from focusasr.transcription.resume import Heard, Notes
+from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
 HELD_SECONDS = 240.0  # but no more sound than this, which bounds memory
@@ -39,7 +39,7 @@ class _Job:
     """One source under way: what was read, its pieces' texts so far, and whether all pieces are known."""
 
     source: Source
-    heard: Heard
+    heard: SegmentCache
     samples: int = 0
     error: InputError | LibraryError | None = None
     waiting: int = 0  # pieces not decoded yet
@@ -82,7 +82,7 @@ class Recognizer:
         self,
         sources: Iterable[Source],
         progress: Callable[[float], None] = lambda seconds: None,
-        notes: Notes | None = None,
+        notes: SegmentCacheOf | None = None,
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order; `progress` is told the seconds of audio of each decoded batch.
 
@@ -90,7 +90,9 @@ class Recognizer:
         a source are not decoded again.
         """
         jobs: list[_Job] = []
-        pieces = self._pieces((_Job(source, notes(source) if notes else Heard()) for source in sources), jobs, progress)
+        pieces = self._pieces(
+            (_Job(source, notes(source) if notes else SegmentCache()) for source in sources), jobs, progress
+        )
         while True:
             held = self._hold(pieces)
             last = not held

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from focusasr.model.checkpoint import Checkpoint
     from focusasr.transcription.result import Outcome
-    from focusasr.transcription.resume import Notes
+    from focusasr.transcription.resume import SegmentCacheOf
 
 
 Given = dict[type, dict[str, Any]]
@@ -41,7 +41,7 @@ class AnyRecognizer(Protocol):
     device: torch.device
 
     def transcribe(
-        self, sources: Iterable[Source], progress: Callable[[float], None] = ..., notes: Notes | None = ...
+        self, sources: Iterable[Source], progress: Callable[[float], None] = ..., notes: SegmentCacheOf | None = ...
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order."""
 
@@ -58,7 +58,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecognizer:
     """A recognizer, where it lies, whether it is a Whisper model, and what a user should be told of the settings."""
 
     recognizer: AnyRecognizer
@@ -69,22 +69,22 @@ class Loaded:
     on_cpu: Callable[[], AnyRecognizer]
 
     def shared(
-        self, sources: Iterable[Source], tell: Callable[[int, float], None], notes: Notes | None = None
+        self, sources: Iterable[Source], tell: Callable[[int, float], None], notes: SegmentCacheOf | None = None
     ) -> Iterator[Outcome]:
         """Yield every source's outcome, in order and in every process; the processes share the work."""
 
         def work(mine: Iterable[Source]) -> Iterator[Outcome]:
-            return steadfast(self.recognizer, self.on_cpu, mine, lambda seconds: tell(0, seconds), notes)
+            return with_cpu_fallback(self.recognizer, self.on_cpu, mine, lambda seconds: tell(0, seconds), notes)
 
         return work(sources) if self.processes.count == 1 else self.processes.in_order(list(sources), work)
 
 
-def steadfast(
+def with_cpu_fallback(
     recognizer: AnyRecognizer,
     on_cpu: Callable[[], AnyRecognizer],
     sources: Iterable[Source],
     progress: Callable[[float], None],
-    notes: Notes | None = None,
+    notes: SegmentCacheOf | None = None,
 ) -> Iterator[Outcome]:
     """Yield every source's outcome, in order; where the device fails the CPU goes on from the first one missing."""
     from focusasr.runtime.devices import device_fails
@@ -108,7 +108,7 @@ def steadfast(
         yield from on_cpu().transcribe(itertools.chain(left, coming), progress, notes)
 
 
-def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) -> Loaded:
+def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) -> LoadedRecognizer:
     """Load what transcribes, with what `subtitles` need if they are wanted; torch is imported here.
 
     InputError where the settings are wrong, where there is no such checkpoint, or where it cannot do what is asked.
@@ -122,7 +122,7 @@ def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) 
 
 def _load(
     choice: ModelChoice, config: DecodingConfig, search: SearchConfig, longform: LongformConfig, subtitles: bool
-) -> Loaded:
+) -> LoadedRecognizer:
     import torch
 
     from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
@@ -141,7 +141,9 @@ def _load(
         from focusasr.transcription.native import Recognizer
 
         remarks = native_remarks(checkpoint, config, search, longform)
-        return Loaded(Recognizer(checkpoint, device, config, subtitles), path, False, remarks, processes, on_cpu)
+        return LoadedRecognizer(
+            Recognizer(checkpoint, device, config, subtitles), path, False, remarks, processes, on_cpu
+        )
     from focusasr.transcription.whisper import WhisperRecognizer
     from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
 
@@ -149,7 +151,7 @@ def _load(
     longform, remarks = heard_as(checkpoint, longform)
     remarks += idle
     kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-    return Loaded(kind(checkpoint, device, config, search, longform), path, True, remarks, processes, on_cpu)
+    return LoadedRecognizer(kind(checkpoint, device, config, search, longform), path, True, remarks, processes, on_cpu)
 
 
 def native_remarks(

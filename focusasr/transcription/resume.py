@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 JOURNAL = ".transcribed.jsonl"
 
 
-class Again:
+class OutputCache:
     """The finished outputs below a folder, by what they were made from: sound, and `made_with` (model and options).
 
     Only regular files can be recognized; anything else (a pipe, a missing file) is never finished.
@@ -64,10 +64,10 @@ class Again:
         for name in {own, *self._half_heard.pop(own.partition("-")[0], ())}:
             (self._folder / name).unlink(missing_ok=True)
 
-    def notes(self, source: Source) -> Heard:
+    def notes(self, source: Source) -> SegmentCache:
         """Return what was heard of a source by a run that broke off; it notes what is heard from now on."""
         made_from = self._made_from(source)
-        return Heard(self._folder / _half_heard(source, json_digest(made_from)[:16]) if made_from else None)
+        return SegmentCache(self._folder / _half_heard(source, json_digest(made_from)[:16]) if made_from else None)
 
     def _made_from(self, source: Source) -> dict[str, Any] | None:
         if source not in self._seen:
@@ -85,7 +85,7 @@ def _half_heard(source: Source, made_from: str) -> str:
     return f".{json_digest(str(Path(source.path).absolute()))[:16]}-{made_from}.heard"
 
 
-class Heard:
+class SegmentCache:
     """Answers by the place in the recording that they belong to; without a path nothing is noted."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -115,7 +115,7 @@ class Heard:
             self.note(_place(piece), [asdict(segment) for segment in segments])
 
 
-Notes = Callable[["Source"], Heard]
+SegmentCacheOf = Callable[["Source"], SegmentCache]
 
 
 def _place(piece: AudioSegment) -> str:

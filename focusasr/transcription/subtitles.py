@@ -1,7 +1,7 @@
 """How words become subtitles: lines of a width, subtitles of so many lines, each word underlined as it is spoken.
 
-The rules are openai/whisper's, but for `phrases`: Whisper's segments are short. A word is {word, start, end, ...},
-where the space before a word belongs to it.
+The rules are openai/whisper's, but for `split_for_reading`: Whisper's segments are short. A word is
+{word, start, end, ...}; the space before a word belongs to it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cue(NamedTuple):
     text: str
 
 
-def phrases(words: list[Word]) -> Iterator[list[Word]]:
+def split_for_reading(words: list[Word]) -> Iterator[list[Word]]:
     """Yield words in groups that can be read as a subtitle each, parted at pauses, rather in the middle than aside."""
     seconds = words[-1]["end"] - words[0]["start"]
     lines = textwrap.wrap("".join(word["word"] for word in words), LINE_WIDTH)
@@ -45,8 +45,8 @@ def phrases(words: list[Word]) -> Iterator[list[Word]]:
         return float((start - end + EVEN_SECONDS) * min(end - words[0]["start"], words[-1]["end"] - start))
 
     place = max(range(1, len(words)), key=worth)
-    yield from phrases(words[:place])
-    yield from phrases(words[place:])
+    yield from split_for_reading(words[:place])
+    yield from split_for_reading(words[place:])
 
 
 class _Layout:
@@ -80,7 +80,7 @@ class _Layout:
         return complete
 
 
-def laid_out(segments: Sequence[Sequence[Word]], config: OutputConfig, start: float) -> Iterator[list[Word]]:
+def layout(segments: Sequence[Sequence[Word]], config: OutputConfig, start: float) -> Iterator[list[Word]]:
     """Yield subtitles, lists of words, a line break before those that begin a line; `start` is the first time."""
     layout = _Layout(config, start)
     most = config.max_words_per_line or ENDLESS
@@ -100,7 +100,7 @@ def _one_line(word: Word) -> Word:
 
 def cues(segments: Sequence[Sequence[Word]], config: OutputConfig, start: float, clock: Clock) -> Iterator[Cue]:
     """Yield the cues of segments of words."""
-    for subtitle in laid_out(segments, config, start):
+    for subtitle in layout(segments, config, start):
         if config.highlight_words:
             yield from _highlighted(subtitle, clock)
         else:

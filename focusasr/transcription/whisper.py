@@ -26,14 +26,14 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.transcription.result import Outcome, Segment, Transcript, as_segments
-from focusasr.transcription.resume import Heard, Notes
+from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 from focusasr.transcription.word_timestamps import (
     Bounds,
     Kept,
+    drop_hallucinations,
     last_word_end,
     seek_after_words,
     with_words,
-    without_inventions,
 )
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -43,7 +43,7 @@ SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
 RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
 
 
-class Window(NamedTuple):
+class MelWindow(NamedTuple):
     """Which frames are read: `frames` of them from `seek` on."""
 
     seek: int
@@ -87,7 +87,7 @@ class Step(NamedTuple):
 
 
 @dataclass
-class Script:
+class PromptHistory:
     """What was written so far of one recording, and what of it the next window may know."""
 
     initial: list[int]  # tokens of the initial prompt
@@ -117,7 +117,7 @@ class Script:
         self.known_from = len(self.initial) + len(self.tokens)
 
 
-def split(window: Window, answer: DecodingResult, tokenizer: WhisperTokenizer) -> Stretch:
+def split(window: MelWindow, answer: DecodingResult, tokenizer: WhisperTokenizer) -> Stretch:
     """Cut a window's text where two timestamps meet, and return where to go on.
 
     A text that ends with a single timestamp is complete, and so is one without pairs: the next window follows this
@@ -151,7 +151,7 @@ def split(window: Window, answer: DecodingResult, tokenizer: WhisperTokenizer) -
 
 
 def _segment(
-    window: Window, answer: DecodingResult, tokenizer: WhisperTokenizer, tokens: list[int], span: tuple[float, float]
+    window: MelWindow, answer: DecodingResult, tokenizer: WhisperTokenizer, tokens: list[int], span: tuple[float, float]
 ) -> Segment:
     return Segment(
         id=0,
@@ -199,7 +199,7 @@ class WhisperRecognizer:
         self,
         sources: Iterable[Source],
         progress: Callable[[float], None] = lambda seconds: None,
-        notes: Notes | None = None,
+        notes: SegmentCacheOf | None = None,
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order; `progress` is told the seconds of audio that were read.
 
@@ -209,7 +209,7 @@ class WhisperRecognizer:
         for source in sources:
             outcome, cuts = Outcome(source, None, None, 0.0), list[CutOff]()
             try:
-                heard = notes(source) if notes else Heard()
+                heard = notes(source) if notes else SegmentCache()
                 transcript, seconds = self._recognized(source, progress, heard, cuts.append)
                 outcome = replace(outcome, transcript=transcript, audio_seconds=seconds)
                 yield outcome.but(cuts[0]) if cuts else outcome
@@ -221,7 +221,11 @@ class WhisperRecognizer:
                 yield outcome.but(MemoryError(f"{source.name}: the memory is full; lower --beam-size or --best-of"))
 
     def _recognized(
-        self, source: Source, progress: Callable[[float], None], heard: Heard, cut_off: Callable[[CutOff], object]
+        self,
+        source: Source,
+        progress: Callable[[float], None],
+        heard: SegmentCache,
+        cut_off: Callable[[CutOff], object],
     ) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
         sound = LogMelStream(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
@@ -229,14 +233,14 @@ class WhisperRecognizer:
         first = stretches[0] if stretches and self.longform.vad_filter and not any(self.longform.clips or ()) else None
         begin, frames = (first[0], min(self.window_frames, first[1] - first[0])) if first else (0, self.window_frames)
         reader = self._reader(lambda: self.engine.encode([sound.window(begin, frames)]))
-        script = Script(self._initial(reader), self.engine.config.text_context // 2 - 1)
+        script = PromptHistory(self._initial(reader), self.engine.config.text_context // 2 - 1)
         if any(self.longform.clips or ()) and not any(start < end for start, end in stretches):
             asked, seconds = self.longform.clip_timestamps, sound.samples / SAMPLE_RATE_HZ
             raise InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
         for clip, (start, end) in enumerate(stretches):
             seek = start
             while seek < end:
-                window = Window(seek, min(self.window_frames, end - seek))
+                window = MelWindow(seek, min(self.window_frames, end - seek))
                 if known := heard.get(f"{clip}:{seek}"):  # clips may overlap
                     step = Step.known(known)
                 else:
@@ -272,7 +276,7 @@ class WhisperRecognizer:
             reader.tokenizer = tokenizer.speaking(language)
         return reader
 
-    def _go_on(self, script: Script, step: Step) -> None:
+    def _go_on(self, script: PromptHistory, step: Step) -> None:
         """Add a window's text to the script."""
         if self.config.word_timestamps:
             script.last_speech = last_word_end(step.segments) or script.last_speech
@@ -280,7 +284,7 @@ class WhisperRecognizer:
         if step.forget:
             script.forget()
 
-    def _read(self, reader: WhisperDecoder, sound: LogMelStream, window: Window, script: Script) -> Step:
+    def _read(self, reader: WhisperDecoder, sound: LogMelStream, window: MelWindow, script: PromptHistory) -> Step:
         """Return a window's text and the frame at which the next one begins."""
         memory = self.engine.encode([sound.window(window.seek, window.frames)])
         prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
@@ -298,7 +302,7 @@ class WhisperRecognizer:
         return Step(segments, next_seek, forget)
 
     def _with_words(
-        self, reader: WhisperDecoder, memory: EncoderOutput, bounds: Bounds, stretch: Stretch, script: Script
+        self, reader: WhisperDecoder, memory: EncoderOutput, bounds: Bounds, stretch: Stretch, script: PromptHistory
     ) -> Kept:
         """Return a window's segments with their words, without those that look invented where that is asked for."""
         segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
@@ -307,7 +311,7 @@ class WhisperRecognizer:
         if not stretch.closed:
             seek = seek_after_words(segments, bounds, seek, threshold)
         kept = Kept(segments, seek)
-        return kept if threshold is None else without_inventions(segments, bounds, kept, script.last_speech, threshold)
+        return kept if threshold is None else drop_hallucinations(segments, bounds, kept, script.last_speech, threshold)
 
     def _timed(
         self, reader: WhisperDecoder, memory: EncoderOutput, frames: int, segments: list[Segment], last_speech: float

@@ -18,8 +18,8 @@ from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, is_silence
 from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
-from focusasr.transcription.resume import Heard
-from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, WhisperRecognizer, Window, split
+from focusasr.transcription.resume import SegmentCache
+from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, MelWindow, WhisperRecognizer, split
 
 
 class BatchedWhisperRecognizer(WhisperRecognizer):
@@ -30,7 +30,11 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     """
 
     def _recognized(
-        self, source: Source, progress: Callable[[float], None], heard: Heard, cut_off: Callable[[CutOff], object]
+        self,
+        source: Source,
+        progress: Callable[[float], None],
+        heard: SegmentCache,
+        cut_off: Callable[[CutOff], object],
     ) -> tuple[Transcript, float]:
         samples = 0
 
@@ -54,7 +58,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         language = (reader or self).tokenizer.policy.language
         return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
 
-    def _found(self, reader: WhisperDecoder, batch: list[AudioSegment], heard: Heard) -> list[Segment]:
+    def _found(self, reader: WhisperDecoder, batch: list[AudioSegment], heard: SegmentCache) -> list[Segment]:
         """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
         known = [heard.piece(piece) for piece in batch]
         fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
@@ -106,7 +110,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         """
         tokenizer = reader.tokenizer
         frames = max(1, len(piece.waveform) // HOP_SAMPLES)
-        window = Window(to_samples(piece.start_seconds, SAMPLE_RATE_HZ) // HOP_SAMPLES, frames)
+        window = MelWindow(to_samples(piece.start_seconds, SAMPLE_RATE_HZ) // HOP_SAMPLES, frames)
         stretch = split(window, answer, tokenizer)
         segments, end, again = stretch.segments, window.start + window.seconds, None
         rest = answer.tokens[sum(len(segment.tokens) for segment in segments) :]

@@ -139,7 +139,7 @@ def last_word_end(segments: Sequence[Segment]) -> float | None:
     return segments[-1].end if segments else None
 
 
-def looks_invented(segment: Segment | None) -> bool:
+def is_hallucination(segment: Segment | None) -> bool:
     """Return whether the first words of a segment are very unlikely, very short or very long, most of them."""
     if segment is None or not segment.words:
         return False
@@ -180,7 +180,7 @@ class Kept(NamedTuple):
     next_seek: int
 
 
-def without_inventions(
+def drop_hallucinations(
     segments: list[Segment], bounds: Bounds, kept: Kept, last_speech: float, threshold: float
 ) -> Kept:
     """Return what stays of a window's segments, and where to go on.
@@ -189,13 +189,13 @@ def without_inventions(
     start; invented words between silences are dropped with all after them. `kept` is what would stay otherwise.
     """
     first = next((segment for segment in segments if segment.words), None)
-    if first is not None and looks_invented(first) and first.start - bounds.start > threshold:
+    if first is not None and is_hallucination(first) and first.start - bounds.start > threshold:
         return Kept(None, bounds.seek + round((first.start - bounds.start) * FRAMES_PER_SECOND))
     speech_end = last_speech
     for place, segment in enumerate(segments):
         if not segment.words:
             continue
-        if looks_invented(segment) and _is_alone(segments, place, bounds, speech_end, threshold):
+        if is_hallucination(segment) and _is_alone(segments, place, bounds, speech_end, threshold):
             seek = round(max(bounds.start + 1, segment.start) * FRAMES_PER_SECOND)
             if bounds.content_frames / FRAMES_PER_SECOND - segment.end < threshold:
                 seek = bounds.content_frames
@@ -217,7 +217,7 @@ def _is_alone(segments: Sequence[Segment], place: int, bounds: Bounds, speech_en
     )
     after = (
         next_start - segment.end > threshold
-        or looks_invented(following)
+        or is_hallucination(following)
         or bounds.full_end - segment.end < EDGE_SECONDS
     )
     return before and after

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import unwritable, written_aside
 from focusasr.transcription.result import Segment, Transcript
-from focusasr.transcription.subtitles import LINE_WIDTH, Clock, Cue, cues, phrases
+from focusasr.transcription.subtitles import LINE_WIDTH, Clock, Cue, cues, split_for_reading
 from focusasr.whisper_config import OutputConfig
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _cues(transcript: Transcript, config: OutputConfig, clock: Clock) -> Iterato
     """
     segments = transcript.segments
     if any(segment.subtitle_words for segment in segments) and not config.shapes_lines:
-        parts = [part for one in segments for part in phrases(one.subtitle_words or _as_word(one))]
+        parts = [part for one in segments for part in split_for_reading(one.subtitle_words or _as_word(one))]
         yield from cues(parts, replace(config, max_line_width=LINE_WIDTH), parts[0][0]["start"], clock)
         return
     timed = [segment.words for segment in segments]

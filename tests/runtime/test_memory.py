@@ -18,7 +18,7 @@ from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
 from focusasr.runtime.devices import device_fails, is_out_of_memory, run_in_halves
 from focusasr.transcription import native, whisper_batched
 from focusasr.transcription.native import Recognizer
-from focusasr.transcription.recognizer import steadfast
+from focusasr.transcription.recognizer import with_cpu_fallback
 from focusasr.transcription.result import Outcome
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -150,21 +150,25 @@ class Frail:
 def test_the_cpu_goes_on_where_a_device_fails(capsys: pytest.CaptureFixture[str]) -> None:
     sources = [Source(f"{number}.wav") for number in range(4)]
     lost = RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
-    outcomes = list(steadfast(Frail(GPU, lost, 2), lambda: Frail(CPU), sources, lambda seconds: None))
+    outcomes = list(with_cpu_fallback(Frail(GPU, lost, 2), lambda: Frail(CPU), sources, lambda seconds: None))
     assert [outcome.error for outcome in outcomes] == ["0.wav by cuda", "1.wav by cuda", "2.wav by cpu", "3.wav by cpu"]
     err = capsys.readouterr().err
     assert err == "focusasr: cuda fails (CUDA error: unspecified launch failure); going on with the CPU\n"
     with pytest.raises(RuntimeError, match="shapes"):
-        list(steadfast(Frail(GPU, RuntimeError("shapes differ")), lambda: Frail(CPU), sources, lambda seconds: None))
+        list(
+            with_cpu_fallback(
+                Frail(GPU, RuntimeError("shapes differ")), lambda: Frail(CPU), sources, lambda seconds: None
+            )
+        )
     with pytest.raises(RuntimeError, match="CUDA"):
-        list(steadfast(Frail(CPU, lost), lambda: Frail(CPU), sources, lambda seconds: None))
+        list(with_cpu_fallback(Frail(CPU, lost), lambda: Frail(CPU), sources, lambda seconds: None))
 
 
 def test_sources_are_asked_for_when_their_turn_comes() -> None:
     """A latency is the time from there to the text: asked for all at once, each file seems to take the whole run."""
     asked: list[str] = []
     coming = (asked.append(source.name) or source for source in [Source(f"{number}.wav") for number in range(4)])
-    for count, _ in enumerate(steadfast(Frail(CPU), lambda: Frail(CPU), coming, lambda seconds: None), start=1):
+    for count, _ in enumerate(with_cpu_fallback(Frail(CPU), lambda: Frail(CPU), coming, lambda seconds: None), start=1):
         assert len(asked) == count
 
 

@@ -17,7 +17,7 @@ from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
 from focusasr.model.checkpoint import fingerprint_of_model
 from focusasr.transcription.native import Recognizer
-from focusasr.transcription.resume import JOURNAL, Again, Heard
+from focusasr.transcription.resume import JOURNAL, OutputCache, SegmentCache
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
 from focusasr.transcription.writers import to_json_dict
@@ -109,7 +109,7 @@ def test_a_model_is_known_by_what_is_in_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_recognized_is_never_finished(tmp_path: Path) -> None:
-    again = Again(tmp_path, {})
+    again = OutputCache(tmp_path, {})
     for path in ("-", "missing.wav", str(tmp_path)):
         again.add(Source(path), [])
         assert not (tmp_path / JOURNAL).exists()
@@ -120,10 +120,10 @@ def test_what_cannot_be_recognized_is_never_finished(tmp_path: Path) -> None:
 def test_what_was_heard_goes_though_killed_between_the_note_and_that(tmp_path: Path, sample: Path) -> None:
     source, output = Source(str(sample)), tmp_path / "a.txt"
     output.write_text("a")
-    Again(tmp_path, {}).add(source, [output])
-    Again(tmp_path, {}).notes(source).note("here", [])
+    OutputCache(tmp_path, {}).add(source, [output])
+    OutputCache(tmp_path, {}).notes(source).note("here", [])
     assert list(tmp_path.glob(".*.heard"))
-    assert Again(tmp_path, {}).finished(source, [output]) and not list(tmp_path.glob(".*.heard"))
+    assert OutputCache(tmp_path, {}).finished(source, [output]) and not list(tmp_path.glob(".*.heard"))
 
 
 def test_printing_cannot_skip(run, sample: Path) -> None:
@@ -193,12 +193,12 @@ def test_whisper_goes_on_where_it_broke_off(
     monkeypatch.setattr(kind, work, lambda *arguments: calls.append(1) or honest(*arguments))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(kind, work, breaks_off(getattr(kind, work), 2))
-        list(recognizer.transcribe([Source("talk.wav")], notes=lambda source: Heard(Path("notes"))))
-    (resumed,) = recognizer.transcribe([Source("talk.wav")], notes=lambda source: Heard(Path("notes")))
+        list(recognizer.transcribe([Source("talk.wav")], notes=lambda source: SegmentCache(Path("notes"))))
+    (resumed,) = recognizer.transcribe([Source("talk.wav")], notes=lambda source: SegmentCache(Path("notes")))
     assert whole.transcript and resumed.transcript and len(whole.transcript.segments) > 2
     assert to_json_dict(resumed.transcript) == to_json_dict(whole.transcript)
     before = len(calls)
     assert before >= 3
-    (known,) = recognizer.transcribe([Source("talk.wav")], notes=lambda source: Heard(Path("notes")))
+    (known,) = recognizer.transcribe([Source("talk.wav")], notes=lambda source: SegmentCache(Path("notes")))
     assert len(calls) == before and known.transcript == dataclasses.replace(whole.transcript)
     assert json.loads(Path("notes").read_bytes().split(b"\n")[1])

@@ -15,7 +15,7 @@ from whisper.utils import get_writer
 from focusasr.audio.load import load
 from focusasr.data.subtitle_files import parse_cues
 from focusasr.transcription.result import Segment, Transcript
-from focusasr.transcription.subtitles import phrases
+from focusasr.transcription.subtitles import split_for_reading
 from focusasr.transcription.writers import FORMATS, render, to_json_dict
 from focusasr.whisper_config import OutputConfig
 
@@ -82,14 +82,14 @@ def spoken(*words: tuple[str, float, float]) -> list[dict[str, Any]]:
 
 def test_long_segments_are_parted_at_pauses_into_what_can_be_read() -> None:
     steady = spoken(*((f"word{index:02}", index / 2, index / 2 + 0.5) for index in range(30)))
-    for part in (parts := list(phrases(steady))):
+    for part in (parts := list(split_for_reading(steady))):
         assert 1 < part[-1]["end"] - part[0]["start"] <= 6 and len("".join(word["word"] for word in part)) <= 84
     assert [word for part in parts for word in part] == steady
     paused = spoken(("a", 0, 2), ("b", 2, 4), ("c", 4.5, 6), ("d", 6, 8))
-    assert ["".join(word["word"] for word in part) for part in phrases(paused)] == [" a b", " c d"]
+    assert ["".join(word["word"] for word in part) for part in split_for_reading(paused)] == [" a b", " c d"]
     fast = spoken(*((f"superfluous{index}", index / 10, index / 10 + 0.1) for index in range(20)))
-    assert len(list(phrases(fast))) > 2
-    assert list(phrases(spoken(("a" * 100, 0, 60)))) == [spoken(("a" * 100, 0, 60))]
+    assert len(list(split_for_reading(fast))) > 2
+    assert list(split_for_reading(spoken(("a" * 100, 0, 60)))) == [spoken(("a" * 100, 0, 60))]
 
 
 def test_subtitles_of_native_models_can_be_read_and_nothing_else_changes(run, sample: Path) -> None:

@@ -17,7 +17,7 @@ from focusasr.audio.load import load
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
 from focusasr.model.checkpoint import Checkpoint
-from focusasr.transcription.resume import Heard
+from focusasr.transcription.resume import SegmentCache
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.transcription.writers import to_json_dict
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -119,7 +119,7 @@ def test_overlapping_clips_are_remembered_apart(recording: Source, tmp_path: Pat
     checkpoint = pair(ENGLISH)[1]
     settings = LongformConfig(clip_timestamps="0,4,0,8")
     reader = WhisperRecognizer(checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(**GREEDY), settings)
-    first, again = (reader._recognized(recording, print, Heard(tmp_path / "notes"), print) for _ in range(2))
+    first, again = (reader._recognized(recording, print, SegmentCache(tmp_path / "notes"), print) for _ in range(2))
     assert first == again and first[0].text
 
 
