@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from focusasr.cli.tables import beside, figures, percent, with_bounds
-from focusasr.data.quality import Finding, Kept
+from focusasr.data.quality import Finding, PreparedUtterance
 from focusasr.evaluation.analysis import Breakdown, slices
 from focusasr.evaluation.evaluate import Evaluation, Row
 from focusasr.evaluation.wer import align_words
@@ -304,7 +304,7 @@ def _player(row: Row, folder: Path) -> str:
 
 
 def write_preparation_page(
-    path: Path, facts: dict[str, Any], kept: Sequence[Kept], findings: Sequence[Finding]
+    path: Path, facts: dict[str, Any], kept: Sequence[PreparedUtterance], findings: Sequence[Finding]
 ) -> None:
     """Write the page; `facts` are those of report.json, the others what a preprocessing `Report` holds."""
     rows = [(name, value) for name, value in facts.items() if not isinstance(value, (dict, list))]
@@ -327,7 +327,7 @@ def write_preparation_page(
     write_page(path, "Prepared speech", "\n".join(parts))
 
 
-def _preparation_charts(kept: Sequence[Kept]) -> str:
+def _preparation_charts(kept: Sequence[PreparedUtterance]) -> str:
     letters = Counter(char for one in kept for char in one.utterance.text if not char.isspace())
     common = [Bar(char, count) for char, count in letters.most_common(MOST_CHARACTERS)]
     return "".join(

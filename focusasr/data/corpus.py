@@ -28,7 +28,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Found:
+class CorpusUtterance:
     """One utterance of a corpus, its audio not yet opened.
 
     `name` is where it lies inside the corpus, with `/` and without suffix; several utterances may share it.
@@ -61,7 +61,7 @@ class Reject:
     text: str = ""
 
 
-Readings = Iterator[Found | Reject]
+CorpusItems = Iterator[CorpusUtterance | Reject]
 
 
 def locate(folder: Path, name: str) -> Path:
@@ -112,7 +112,7 @@ def existing(given: str | Path) -> Path:
     return path
 
 
-def checked(found: Found, seen: dict[tuple[Source, str], str]) -> Found | Reject:
+def checked(found: CorpusUtterance, seen: dict[tuple[Source, str], str]) -> CorpusUtterance | Reject:
     utterance = replace(found.utterance, text=" ".join(found.utterance.text.split()))
     if not utterance.text:
         return Reject("empty text", f"{found.where}: the text is empty", utterance.audio)

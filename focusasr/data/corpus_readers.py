@@ -13,8 +13,8 @@ from focusasr.audio.source import AUDIO_SUFFIXES, Source
 from focusasr.data.corpus import (
     SPLIT,
     Columns,
-    Found,
-    Readings,
+    CorpusItems,
+    CorpusUtterance,
     Reject,
     audio_files,
     checked,
@@ -54,7 +54,7 @@ TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
 MANIFEST_SUFFIXES = frozenset((".jsonl", ".json"))
 
 
-def read_corpora(inputs: Iterable[str | Path], layout: str = "auto", columns: Columns | None = None) -> Readings:
+def read_corpora(inputs: Iterable[str | Path], layout: str = "auto", columns: Columns | None = None) -> CorpusItems:
     """Yield every utterance and every reject of the inputs (folders or files), in their order.
 
     Runs of white space in texts become one space. An empty text, and an utterance that was there before (same part
@@ -63,7 +63,7 @@ def read_corpora(inputs: Iterable[str | Path], layout: str = "auto", columns: Co
     columns = columns or Columns()
     seen: dict[tuple[Source, str], str] = {}
     for path in [existing(given) for given in inputs]:
-        kind = recognize(path, columns) if layout == "auto" else layout
+        kind = detect_layout(path, columns) if layout == "auto" else layout
         for found in READERS[kind](path, columns):
             yield found if isinstance(found, Reject) else checked(found, seen)
 
@@ -71,7 +71,7 @@ def read_corpora(inputs: Iterable[str | Path], layout: str = "auto", columns: Co
 # Which layout it is
 
 
-def recognize(path: Path, columns: Columns) -> str:
+def detect_layout(path: Path, columns: Columns) -> str:
     """Return the layout of a folder or file; InputError where none fits."""
     layout = _recognize_folder(path, columns) if path.is_dir() else _recognize_file(path, columns)
     if layout is None:
@@ -159,7 +159,7 @@ def _inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 # Audio with its text beside it
 
 
-def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> Readings:
+def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> CorpusItems:
     """Read a text beside each recording: .txt, .lab, .json with a text and other keys, or subtitles.
 
     Where there are both the text counts, or the `subtitles` that are wanted.
@@ -175,7 +175,7 @@ def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> Readi
             except InputError as error:
                 yield Reject("unreadable text", str(error), audio)
                 continue
-            yield Found(Utterance(audio, text, extra=extra), name, str(sidecar))
+            yield CorpusUtterance(Utterance(audio, text, extra=extra), name, str(sidecar))
         else:
             beside = ", ".join((audio.with_suffix(SIDECAR_SUFFIXES[0]).name, *SIDECAR_SUFFIXES[1:], *SUBTITLE_SUFFIXES))
             yield Reject("no text", f"{audio}: none beside it; wanted: {beside}", audio)
@@ -215,14 +215,14 @@ class _Table:
     renamed: dict[str, str] = field(default_factory=dict)
 
 
-def _read_tables(path: Path, columns: Columns) -> Readings:
+def _read_tables(path: Path, columns: Columns) -> CorpusItems:
     tables = _tables_of(path, "table", columns) if path.is_dir() else [path]
     for table in tables:
         split = table.stem if len(tables) > 1 else None
         yield from _read_table(_Table(table, table.parent, split), columns)
 
 
-def _read_common_voice(path: Path, columns: Columns) -> Readings:
+def _read_common_voice(path: Path, columns: Columns) -> CorpusItems:
     """Read one TSV, or of a folder train, dev and test; the other tables repeat clips, or hold refused ones."""
     tables = [path]
     if path.is_dir():
@@ -248,7 +248,7 @@ def _columns_of(path: Path, columns: Columns) -> tuple[list[str], str, str]:
     return names, audio, require_column(names, columns.text, TEXT_COLUMNS, f"{path}: no text column; --text-column")
 
 
-def _read_table(table: _Table, columns: Columns) -> Readings:
+def _read_table(table: _Table, columns: Columns) -> CorpusItems:
     names, audio_column, text_column = _columns_of(table.path, columns)
     for number, fields in itertools.islice(read_rows(table.path), 1, None):
         where = f"{table.path}, line {number}"
@@ -262,7 +262,9 @@ def _read_table(table: _Table, columns: Columns) -> Readings:
             yield _found_in_row(table, (row[audio_column], row[text_column]), others, where)
 
 
-def _found_in_row(table: _Table, named: tuple[str, str], others: dict[str, str], where: str) -> Found | Reject:
+def _found_in_row(
+    table: _Table, named: tuple[str, str], others: dict[str, str], where: str
+) -> CorpusUtterance | Reject:
     """Build the utterance of one row: its audio and text, and its other cells as extra keys where not empty.
 
     `offset` and `duration` (seconds) choose a part of the file; a `duration` alone only tells the file's length.
@@ -286,13 +288,13 @@ def _found_in_row(table: _Table, named: tuple[str, str], others: dict[str, str],
     except InputError as error:
         return Reject("broken row", str(error), path, text)
     utterance = Utterance(path, text, start or 0.0, length, extra)
-    return Found(utterance, name_in_corpus(path, table.path.parent), where, told)
+    return CorpusUtterance(utterance, name_in_corpus(path, table.path.parent), where, told)
 
 
 # LibriSpeech, LJSpeech, manifests
 
 
-def _read_librispeech(path: Path, columns: Columns) -> Readings:
+def _read_librispeech(path: Path, columns: Columns) -> CorpusItems:
     """Read SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, lines of an id and its text; the audio lies beside."""
     root = path if path.is_dir() else path.parent
     for transcript in sorted(path.rglob("*.trans.txt")) if path.is_dir() else [path]:
@@ -310,10 +312,10 @@ def _read_librispeech(path: Path, columns: Columns) -> Readings:
                 audio = locate(transcript.parent, key)
                 extra = {"speaker": speaker, "chapter": chapter, "id": key, **told}
                 where = f"{transcript}, line {number}"
-                yield Found(Utterance(audio, text, extra=extra), name_in_corpus(audio, root), where)
+                yield CorpusUtterance(Utterance(audio, text, extra=extra), name_in_corpus(audio, root), where)
 
 
-def _read_ljspeech(path: Path, columns: Columns) -> Readings:
+def _read_ljspeech(path: Path, columns: Columns) -> CorpusItems:
     """Read metadata.csv, lines of ID|TEXT|NORMALIZED TEXT without header or quoting; the audio lies in wavs/."""
     table = path / "metadata.csv" if path.is_dir() else path
     for number, line in enumerate(read_lines(table), start=1):
@@ -326,10 +328,12 @@ def _read_ljspeech(path: Path, columns: Columns) -> Readings:
             continue
         audio = locate(table.parent / "wavs", fields[0])
         text = fields[2] if len(fields) == 3 and fields[2] else fields[1]
-        yield Found(Utterance(audio, text, extra={"id": fields[0]}), name_in_corpus(audio, table.parent), where)
+        yield CorpusUtterance(
+            Utterance(audio, text, extra={"id": fields[0]}), name_in_corpus(audio, table.parent), where
+        )
 
 
-def _read_manifests(path: Path, columns: Columns) -> Readings:
+def _read_manifests(path: Path, columns: Columns) -> CorpusItems:
     manifests = _manifests(path, columns) if path.is_dir() else [path]
     for manifest in manifests:
         keys = _keys(manifest, columns) or KEYS
@@ -348,7 +352,7 @@ def _read_manifests(path: Path, columns: Columns) -> Readings:
             audio = locate(manifest.parent, str(utterance.audio))
             where = f"{manifest}, line {number}"
             utterance = replace(utterance, audio=audio, extra=extra)
-            yield Found(utterance, name_in_corpus(audio, manifest.parent), where, utterance.duration)
+            yield CorpusUtterance(utterance, name_in_corpus(audio, manifest.parent), where, utterance.duration)
 
 
 def _manifests(folder: Path, columns: Columns) -> list[Path]:
@@ -382,7 +386,7 @@ def _keys(manifest: Path, columns: Columns) -> tuple[str, str] | None:
     return audio, text or pick_column(names, None, TEXT_COLUMNS) or KEYS[1]
 
 
-READERS: dict[str, Callable[[Path, Columns], Readings]] = {
+READERS: dict[str, Callable[[Path, Columns], CorpusItems]] = {
     "sidecar": _read_beside,
     "table": _read_tables,
     "librispeech": _read_librispeech,

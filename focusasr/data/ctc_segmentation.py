@@ -22,7 +22,7 @@ from focusasr.audio.features import log_mel, stack
 from focusasr.audio.load import load, probe_seconds, rechunk, stream
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
-from focusasr.data.corpus import Found, Reject
+from focusasr.data.corpus import CorpusUtterance, Reject
 from focusasr.decoding.ctc_alignment import Span, align
 from focusasr.model.checkpoint import Checkpoint, fingerprint_of_model, load_checkpoint
 from focusasr.runtime.cache import file_state
@@ -61,7 +61,7 @@ class Splitter:
             with contextlib.suppress(KeyError, TypeError):
                 self._known[entry["key"]] = entry["parts"]
 
-    def split(self, readings: Iterable[Found | Reject]) -> Iterator[Found | Reject]:
+    def split(self, readings: Iterable[CorpusUtterance | Reject]) -> Iterator[CorpusUtterance | Reject]:
         """Yield readings, the long ones as their parts, in order; a piece that fits its words badly is a reject."""
         for reading in readings:
             if isinstance(reading, Reject) or not self._is_long(reading):
@@ -76,7 +76,7 @@ class Splitter:
                 continue
             yield from self._as_readings(reading, parts)
 
-    def _is_long(self, reading: Found) -> bool:
+    def _is_long(self, reading: CorpusUtterance) -> bool:
         source = reading.source(self._config.channel)
         seconds = source.duration
         if seconds is None and (whole := probe_seconds(source.path)) is not None:
@@ -86,7 +86,7 @@ class Splitter:
                 seconds = sum(map(len, stream(source))) / SAMPLE_RATE_HZ
         return seconds is not None and seconds > self._limit
 
-    def _parts(self, reading: Found) -> list[Part]:
+    def _parts(self, reading: CorpusUtterance) -> list[Part]:
         one, channel = reading.utterance, reading.source(self._config.channel).channel
         state = json.dumps(file_state(reading.audio), sort_keys=True)
         whole = f"{self._decided_by} {channel} {state} {one.offset} {one.duration} {one.text}"
@@ -98,7 +98,7 @@ class Splitter:
         append_line(self._folder / JOURNAL, {"key": key, "parts": [vars(part) for part in parts]})
         return parts
 
-    def _align(self, reading: Found) -> list[Part]:
+    def _align(self, reading: CorpusUtterance) -> list[Part]:
         one = reading.utterance
         waveform = load(reading.source(self._config.channel))
         seconds = len(waveform) / SAMPLE_RATE_HZ
@@ -111,7 +111,7 @@ class Splitter:
             raise InputError(f"{reading.where}: {told}; does it belong to this recording?")
         return parts
 
-    def _as_readings(self, reading: Found, parts: Sequence[Part]) -> Iterator[Found | Reject]:
+    def _as_readings(self, reading: CorpusUtterance, parts: Sequence[Part]) -> Iterator[CorpusUtterance | Reject]:
         one = reading.utterance
         for part in parts:
             start = round(one.offset + part.start, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from focusasr.data.corpus import Found, Readings, Reject, locate, name_in_corpus, to_seconds
+from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus, to_seconds
 from focusasr.data.csv_tables import read_lines
 from focusasr.data.manifest import Utterance
 from focusasr.runtime.errors import InputError
@@ -18,7 +18,7 @@ def is_kaldi(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("wav.scp", "text"))
 
 
-def read_kaldi(folder: Path) -> Readings:
+def read_kaldi(folder: Path) -> CorpusItems:
     """Yield every utterance of `text`; what comes out of a pipe, or lacks its recording, is a reject."""
     recordings = {key: (value, where) for key, value, where in _entries(folder / "wav.scp")}
     segments = None
@@ -41,7 +41,7 @@ def read_kaldi(folder: Path) -> Readings:
             yield Reject("broken row", str(error), text=text)
             continue
         found = Utterance(audio, text, begin, length, extra)
-        yield Found(found, name_in_corpus(audio, folder), where)
+        yield CorpusUtterance(found, name_in_corpus(audio, folder), where)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from focusasr.data.corpus import SPLIT, Found, Readings, Reject, locate, name_in_corpus, to_seconds
+from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus, to_seconds
 from focusasr.data.manifest import OWN_KEYS, Utterance
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import parse_json
@@ -51,7 +51,7 @@ def is_lhotse(path: Path) -> bool:
     return "cuts" in found or {"recordings", "supervisions"} <= found.keys()
 
 
-def read_lhotse(path: Path) -> Readings:
+def read_lhotse(path: Path) -> CorpusItems:
     """Yield every supervision with its part of the recording; features and mixed cuts become rejects.
 
     Of a folder the cuts are read, or else its supervisions with its recordings; of a supervisions file, the
@@ -69,12 +69,12 @@ def read_lhotse(path: Path) -> Readings:
         yield from _of_split(readings, _split_name(manifest) if several else "")
 
 
-def _cuts(manifest: Path, folder: Path) -> Readings:
+def _cuts(manifest: Path, folder: Path) -> CorpusItems:
     for where, cut in _objects(manifest):
         yield from _cut(cut, folder, where)
 
 
-def _supervisions(manifest: Path, folder: Path, recordings: dict[str, dict[str, Any]]) -> Readings:
+def _supervisions(manifest: Path, folder: Path, recordings: dict[str, dict[str, Any]]) -> CorpusItems:
     for where, supervision in _objects(manifest):
         recording = recordings.get(str(supervision.get("recording_id")))
         if recording is None:
@@ -91,16 +91,16 @@ def _split_name(manifest: Path) -> str:
     return parts[-1] if parts and SPLIT.search(parts[-1]) else ""
 
 
-def _of_split(readings: Readings, split: str) -> Readings:
+def _of_split(readings: CorpusItems, split: str) -> CorpusItems:
     """Yield readings with a split, unless that is empty, where their lines tell none."""
     for reading in readings:
-        if split and isinstance(reading, Found):
+        if split and isinstance(reading, CorpusUtterance):
             extra = {"split": split, **reading.utterance.extra}
             reading = replace(reading, utterance=replace(reading.utterance, extra=extra))
         yield reading
 
 
-def _cut(cut: dict[str, Any], folder: Path, where: str) -> Readings:
+def _cut(cut: dict[str, Any], folder: Path, where: str) -> CorpusItems:
     """Yield one utterance for each supervision of a cut; its times count from the cut's start."""
     recording = cut.get("recording")
     if not isinstance(recording, dict):
@@ -126,7 +126,7 @@ def _found(
     recording: dict[str, Any],
     cut: tuple[float, float | None],
     place: tuple[Path, str],
-) -> Found | Reject:
+) -> CorpusUtterance | Reject:
     """Return the utterance of a supervision; `cut` is start and length of what its times count from."""
     folder, where = place
     if not isinstance(supervision, dict):
@@ -150,7 +150,7 @@ def _found(
         keys = {f"source_{name}" if name in OWN_KEYS else name: v for name, v in supervision["custom"].items()} | keys
     duration = None if end is None else round(max(0.0, end - begin), 6)
     utterance = Utterance(audio, text, round(cut[0] + begin, 6), duration, keys)
-    return Found(utterance, name_in_corpus(audio, folder), where)
+    return CorpusUtterance(utterance, name_in_corpus(audio, folder), where)
 
 
 def _from_start(value: object, where: str) -> float:

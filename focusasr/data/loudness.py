@@ -20,7 +20,7 @@ QUIETEST_DB = -120.0  # what digital silence is said to have
 
 
 @dataclass(frozen=True)
-class Measured:
+class LevelStats:
     """What was written, its samples at 16 kHz and a digest of them; and what its source was before any step.
 
     That is its seconds, its peak and mean power in dB of full scale, its mean value and its share of samples at full
@@ -41,14 +41,14 @@ class Measured:
         return self.samples / SAMPLE_RATE_HZ
 
 
-class Meter:
+class LevelMeter:
     """Measures sound that comes in blocks (n,) of int16."""
 
     def __init__(self) -> None:
         self.samples, self._peak, self._sum, self._power, self._clipped = 0, 0.0, 0.0, 0.0, 0
         self._digest = hashlib.sha256()
 
-    def hear(self, block: np.ndarray) -> None:
+    def update(self, block: np.ndarray) -> None:
         """Take in the next samples."""
         if not len(block):
             return
@@ -62,11 +62,11 @@ class Meter:
             self._clipped += int(np.count_nonzero(block >= level) + np.count_nonzero(block <= -level))
         self._digest.update(block.tobytes())
 
-    def result(self, source_seconds: float, before: Meter | None = None) -> Measured:
+    def result(self, source_seconds: float, before: LevelMeter | None = None) -> LevelStats:
         """Return what was measured; `before` heard the source, where that was changed."""
         source = before or self
         count = max(1, source.samples)
-        return Measured(
+        return LevelStats(
             samples=self.samples,
             peak_db=round(decibels(source._peak), 2),
             rms_db=round(decibels((source._power / count) ** 0.5), 2),

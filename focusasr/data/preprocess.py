@@ -17,14 +17,14 @@ import soundfile
 from focusasr.audio.load import load, probe_seconds, stream
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
-from focusasr.data.corpus import Columns, Found, Reject
+from focusasr.data.corpus import Columns, CorpusUtterance, Reject
 from focusasr.data.corpus_readers import read_corpora
-from focusasr.data.loudness import Measured, Meter, changed, changes_sound
+from focusasr.data.loudness import LevelMeter, LevelStats, changed, changes_sound
 from focusasr.data.loudness import to_int16 as _to_int16
 from focusasr.data.manifest import Utterance
 from focusasr.data.preprocess_report import RESULTS, Report, Results, check_choices, split_members, write_results
-from focusasr.data.quality import Kept
-from focusasr.data.splits import Prepared, check_keys
+from focusasr.data.quality import PreparedUtterance
+from focusasr.data.splits import SplitHistory, check_keys
 from focusasr.runtime.cache import JsonLinesCache, file_state
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import fitting, real_path, sweep, unwritable, written_aside
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 class _Job:
     """One utterance and the file that its sound goes to."""
 
-    found: Found
+    found: CorpusUtterance
     output: Path
     config: PreprocessConfig
     alone: bool  # whether no other utterance lies in the same file
@@ -55,7 +55,7 @@ class _Job:
         kept = {"sample_rate_hz": SAMPLE_RATE_HZ, "channel": self.source.channel, **steps}
         return {"source": file_state(self.found.audio), **part, **kept}
 
-    def utterance(self, measured: Measured) -> Utterance:
+    def utterance(self, measured: LevelStats) -> Utterance:
         """Return the line of the manifest that the finished output gets."""
         extra = {("source_channel" if key == "channel" else key): v for key, v in self.found.utterance.extra.items()}
         audio, text = self.output, self.found.utterance.text
@@ -82,8 +82,10 @@ def preprocess(
     check_choices(config)
     inputs, folder = list(inputs), Path(output_dir).resolve()
     readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
-    check_keys([one.utterance for one in readings if isinstance(one, Found)], config.by or [])  # before any work
-    journal, prepared = JsonLinesCache(folder, ".preprocess.jsonl"), Prepared(folder)
+    check_keys(
+        [one.utterance for one in readings if isinstance(one, CorpusUtterance)], config.by or []
+    )  # before any work
+    journal, prepared = JsonLinesCache(folder, ".preprocess.jsonl"), SplitHistory(folder)
     prepared.check(inputs if any(output.is_file() for output in journal.outputs()) else None, config)
     if config.split_seconds is not None:
         from focusasr.data.ctc_segmentation import Splitter
@@ -110,15 +112,15 @@ def preprocess(
 
 
 def _plan(
-    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
+    readings: list[CorpusUtterance | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
 ) -> list[_Job | Reject]:
     """Give each utterance a file of its own that keeps its place in the corpus; the one that it had, if it had one."""
     names = _names_before(readings, folder, config, journal)
     taken = {name.casefold() for name in names.values()}
-    uses = Counter(reading.audio for reading in readings if isinstance(reading, Found))
+    uses = Counter(reading.audio for reading in readings if isinstance(reading, CorpusUtterance))
     plan: list[_Job | Reject] = []
     for index, reading in enumerate(readings):
-        if isinstance(reading, Found):
+        if isinstance(reading, CorpusUtterance):
             name = names.get(index) or _free_name(_marked_name(reading), taken)
             plan.append(_Job(reading, folder / f"{name}.{config.format}", config, uses[reading.audio] == 1))
         else:
@@ -127,7 +129,7 @@ def _plan(
 
 
 def _names_before(
-    readings: list[Found | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
+    readings: list[CorpusUtterance | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
 ) -> dict[int, str]:
     """Return the names, by the reading's place, of files that earlier runs made: no newcomer gets one meanwhile."""
     before: dict[str, list[str]] = defaultdict(list)  # of one part with several texts a, a-2, a-3
@@ -138,7 +140,7 @@ def _names_before(
         several.sort(key=lambda name: (len(name), name))  # they were finished in any order
     names: dict[int, str] = {}
     for index, reading in enumerate(readings if before else ()):
-        if isinstance(reading, Found):
+        if isinstance(reading, CorpusUtterance):
             had = before.get(_origin(asdict(reading.source(config.channel))))
             if had and _numbered(had[0], _marked_name(reading)):
                 names[index] = had.pop(0)
@@ -150,7 +152,7 @@ def _origin(made_from: dict[str, Any]) -> str:
     return str([made_from.get(key) for key in ("path", "offset", "duration", "channel")])
 
 
-def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | Reject:
+def _with_policy(reading: CorpusUtterance | Reject, config: PreprocessConfig) -> CorpusUtterance | Reject:
     """Write a text as the settings want it; one that is nothing but punctuation may become a reject."""
     if isinstance(reading, Reject) or (config.case == "keep" and config.punctuation == "keep"):
         return reading
@@ -161,7 +163,7 @@ def _with_policy(reading: Found | Reject, config: PreprocessConfig) -> Found | R
     return replace(reading, utterance=replace(reading.utterance, text=text))
 
 
-def _marked_name(found: Found) -> str:
+def _marked_name(found: CorpusUtterance) -> str:
     """Return the name of an utterance's file; a part from the middle of a recording adds its milliseconds."""
     name = "/".join(fitting(part) or "_" for part in found.name.split("/"))
     offset, duration = found.utterance.offset, found.utterance.duration
@@ -190,7 +192,7 @@ def _free_name(name: str, taken: set[str]) -> str:
 def _keep_inputs(
     inputs: list[str | Path],
     plan: list[_Job | Reject],
-    prepared: Prepared,
+    prepared: SplitHistory,
     journal: JsonLinesCache,
     config: PreprocessConfig,
 ) -> None:
@@ -203,7 +205,7 @@ def _keep_inputs(
     for path in [*inputs, *(job.found.audio for job in jobs)]:
         if Path(path).resolve() in written:
             raise InputError(f"{path}: would be overwritten by its own result; choose another --output-dir")
-    prepared.claim(names)
+    prepared.check_owned(names)
     prepared.claim_new(job.output for job in jobs if job.output not in journal)
 
 
@@ -215,10 +217,10 @@ class _Run:
 
     def __init__(self, plan: list[_Job | Reject], journal: JsonLinesCache, config: PreprocessConfig) -> None:
         self.plan, self.journal, self.config = plan, journal, config
-        self.outcomes: dict[int, Measured | Reject] = {}
+        self.outcomes: dict[int, LevelStats | Reject] = {}
         self.reused = 0
         self.todo: dict[int, tuple[_Job, dict[str, Any]]] = {}  # with what each job's output is made from
-        self.running: dict[Future[Measured | Reject], int] = {}
+        self.running: dict[Future[LevelStats | Reject], int] = {}
 
     def settle_at_once(self) -> None:
         """Settle what needs no work: rejects, missing files, files finished before. The others are `todo`."""
@@ -237,7 +239,7 @@ class _Run:
             else:
                 sweep(item.output.parent)  # where all is done, nobody writes any more
                 self.outcomes[index] = _length_reject(item, measured, self.config) or measured
-                self.reused += isinstance(self.outcomes[index], Measured)
+                self.reused += isinstance(self.outcomes[index], LevelStats)
 
     def convert(self, progress: Progress) -> None:
         """Convert what is left, a bounded number of files in work.
@@ -265,35 +267,35 @@ class _Run:
             self._settle(future)
             progress(len(self.outcomes), len(self.plan))
 
-    def _settle(self, future: Future[Measured | Reject]) -> None:
+    def _settle(self, future: Future[LevelStats | Reject]) -> None:
         index = self.running.pop(future)
         outcome = self.outcomes[index] = future.result()
-        if isinstance(outcome, Measured):
+        if isinstance(outcome, LevelStats):
             job, made_from = self.todo[index]
             self.journal.add(job.output, made_from, asdict(outcome))
 
     def results(self) -> Results:
         """Return what came of every part of the plan, in its order."""
-        kept: list[Kept] = []
+        kept: list[PreparedUtterance] = []
         rejects: list[Reject] = []
         for index, item in enumerate(self.plan):
             outcome = self.outcomes[index]
             if isinstance(outcome, Reject):
                 rejects.append(outcome)
             elif isinstance(item, _Job):
-                kept.append(Kept(item.utterance(outcome), outcome, item.found.told_seconds))
+                kept.append(PreparedUtterance(item.utterance(outcome), outcome, item.found.told_seconds))
         return Results(kept, rejects, self.reused)
 
 
-def _remembered(result: Any) -> Measured | None:
+def _remembered(result: Any) -> LevelStats | None:
     """Return what a journal holds of a finished output; None where it is of an earlier version."""
     try:
-        return Measured(**result)
+        return LevelStats(**result)
     except TypeError:
         return None
 
 
-def _convert(job: _Job, config: PreprocessConfig) -> Measured | Reject:
+def _convert(job: _Job, config: PreprocessConfig) -> LevelStats | Reject:
     """Write one job's output, whole or not at all; return what was measured, or the reject."""
     try:
         with written_aside(job.output) as aside:
@@ -311,22 +313,22 @@ class _Refused(Exception):
         self.reject = reject
 
 
-def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> Measured:
+def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> LevelStats:
     """Write the sound of a job as 16 kHz mono, 16 bit; _Refused where its length is.
 
     In bounded memory, unless a step needs the utterance as a whole.
     """
-    meter, before, source_samples = Meter(), None, 0
+    meter, before, source_samples = LevelMeter(), None, 0
     name = str(path) if sys.platform == "win32" else os.fsencode(path)  # which may not be UTF-8
     with soundfile.SoundFile(name, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=config.format.upper()) as out:
         blocks: Iterable[np.ndarray] = stream(job.source)
         if changes_sound(config):
             whole = load(job.source)
-            source_samples, blocks, before = len(whole), [changed(whole, config)], Meter()
-            before.hear(_to_int16(whole))
+            source_samples, blocks, before = len(whole), [changed(whole, config)], LevelMeter()
+            before.update(_to_int16(whole))
         for block in blocks:
             values = _to_int16(block)
-            meter.hear(values)
+            meter.update(values)
             out.write(values)
             if config.max_seconds is not None and meter.samples > config.max_seconds * SAMPLE_RATE_HZ:
                 break
@@ -340,7 +342,7 @@ def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> Measured:
     return measured
 
 
-def _length_reject(job: _Job, measured: Measured, config: PreprocessConfig) -> Reject | None:
+def _length_reject(job: _Job, measured: LevelStats, config: PreprocessConfig) -> Reject | None:
     seconds = measured.seconds
     if not seconds or seconds < config.min_seconds:
         reason = f"{job.source.path}: {seconds:.3f} s is shorter than min_seconds ({config.min_seconds:g})"

@@ -14,8 +14,8 @@ from focusasr import __version__
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.data.corpus import Reject
 from focusasr.data.manifest import Utterance, write_manifest
-from focusasr.data.quality import KINDS, Finding, Kept, check, counts
-from focusasr.data.splits import NAMES, Prepared, divide, parse_shares
+from focusasr.data.quality import KINDS, Finding, PreparedUtterance, check, counts
+from focusasr.data.splits import NAMES, SplitHistory, divide, parse_shares
 from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import SettingError
 from focusasr.runtime.files import written_aside
@@ -40,7 +40,7 @@ class Report:
     findings: dict[str, int]
     remarks: list[str]  # on what earlier runs left
     facts: dict[str, Any] = field(default_factory=dict, repr=False)  # these and the rest for the page, report.html
-    utterances: Sequence[Kept] = ()
+    utterances: Sequence[PreparedUtterance] = ()
     found: Sequence[Finding] = ()
 
     @property
@@ -72,7 +72,7 @@ class Report:
 class Results:
     """What a run gave, in the order of its sources."""
 
-    kept: list[Kept]
+    kept: list[PreparedUtterance]
     rejects: list[Reject]
     reused: int
 
@@ -86,7 +86,9 @@ def check_choices(config: PreprocessConfig) -> None:
             raise SettingError("drop", kind, ", ".join(KINDS))
 
 
-def write_results(prepared: Prepared, results: Results, inputs: Sequence[object], config: PreprocessConfig) -> Report:
+def write_results(
+    prepared: SplitHistory, results: Results, inputs: Sequence[object], config: PreprocessConfig
+) -> Report:
     """Divide, check, and write every result into the folder; the manifest comes last."""
     folder = prepared.folder
     kept, slow = _by_rate(results.kept, config)
@@ -96,7 +98,7 @@ def write_results(prepared: Prepared, results: Results, inputs: Sequence[object]
     rejects = [*results.rejects, *slow, *between, *dropped]
     splits = split_members(one.utterance for one in kept)
     prepared.remarks += _lacking(splits, config) if kept else []
-    prepared.settle(splits, [*RESULTS, *(f"{name}.jsonl" for name in splits)])
+    prepared.record(splits, [*RESULTS, *(f"{name}.jsonl" for name in splits)])
     report = Report(
         manifest=folder / "manifest.jsonl",
         rejects_file=folder / "rejects.jsonl",
@@ -120,7 +122,7 @@ def write_results(prepared: Prepared, results: Results, inputs: Sequence[object]
     return replace(report, facts=facts, utterances=kept, found=findings)
 
 
-def _by_rate(kept: list[Kept], config: PreprocessConfig) -> tuple[list[Kept], list[Reject]]:
+def _by_rate(kept: list[PreparedUtterance], config: PreprocessConfig) -> tuple[list[PreparedUtterance], list[Reject]]:
     """Return those within the wanted characters per second, and rejects for the others."""
     low, high = config.min_rate or 0.0, config.max_rate or float("inf")
     rejects = []
@@ -131,7 +133,9 @@ def _by_rate(kept: list[Kept], config: PreprocessConfig) -> tuple[list[Kept], li
     return [one for one in kept if low <= one.rate <= high], rejects
 
 
-def _divided(kept: list[Kept], config: PreprocessConfig, prepared: Prepared) -> tuple[list[Kept], list[Reject]]:
+def _divided(
+    kept: list[PreparedUtterance], config: PreprocessConfig, prepared: SplitHistory
+) -> tuple[list[PreparedUtterance], list[Reject]]:
     """Return the utterances with their splits, and rejects for new ones that would link two splits of earlier runs."""
     if config.split is None or not kept:
         return kept, []
@@ -162,8 +166,8 @@ def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str
 
 
 def _without(
-    kept: list[Kept], findings: list[Finding], config: PreprocessConfig
-) -> tuple[list[Kept], list[Reject], list[Finding]]:
+    kept: list[PreparedUtterance], findings: list[Finding], config: PreprocessConfig
+) -> tuple[list[PreparedUtterance], list[Reject], list[Finding]]:
     """Leave out what `drop` names; the findings that stay point into what stays."""
     reasons = {finding.index: finding for finding in reversed(findings) if finding.kind in (config.drop or [])}
     if not reasons:
@@ -216,7 +220,7 @@ def steps(config: PreprocessConfig) -> list[str]:
     return done
 
 
-def _to_json(kept: Sequence[Kept], finding: Finding) -> dict[str, Any]:
+def _to_json(kept: Sequence[PreparedUtterance], finding: Finding) -> dict[str, Any]:
     return {"kind": finding.kind, "reason": finding.reason, "audio_filepath": str(kept[finding.index].utterance.audio)}
 
 

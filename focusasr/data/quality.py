@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from focusasr.data.loudness import Measured
+from focusasr.data.loudness import LevelStats
 from focusasr.data.manifest import Utterance
 from focusasr.data.splits import key_of
 
@@ -32,11 +32,11 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Kept:
+class PreparedUtterance:
     """An utterance that was written, what was measured of it, and the length that the corpus had told, if any."""
 
     utterance: Utterance
-    measured: Measured
+    measured: LevelStats
     told_seconds: float | None = None
 
     @property
@@ -54,14 +54,14 @@ class Finding:
     reason: str
 
 
-def check(kept: Sequence[Kept]) -> list[Finding]:
+def check(kept: Sequence[PreparedUtterance]) -> list[Finding]:
     """Return every finding, in the order of KINDS."""
     found = [finding for index, one in enumerate(kept) for finding in _of_one(index, one)]
     found += [*_foreign(kept), *_rates(kept), *_repeats(kept), *_leaks(kept, "speaker"), *_leaks(kept, "text")]
     return sorted(found, key=lambda finding: (KINDS.index(finding.kind), finding.index))
 
 
-def _of_one(index: int, one: Kept) -> Iterator[Finding]:
+def _of_one(index: int, one: PreparedUtterance) -> Iterator[Finding]:
     name, sound = one.utterance.audio.name, one.measured
     if sound.rms_db < SILENT_DB:
         yield Finding(index, "silent", f"{name}: {sound.rms_db:.0f} dB of full scale, below {SILENT_DB:.0f}")
@@ -75,7 +75,7 @@ def _of_one(index: int, one: Kept) -> Iterator[Finding]:
         yield Finding(index, "mismatched duration", reason)
 
 
-def _foreign(kept: Sequence[Kept]) -> Iterator[Finding]:
+def _foreign(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
     """Find texts with letters of another script than most of their language's, and broken characters."""
     scripts = [Counter(_scripts(one.utterance.text)) for one in kept]
     usual: dict[str, Counter[str]] = defaultdict(Counter)
@@ -103,7 +103,7 @@ def _scripts(text: str) -> Iterator[str]:
                 yield SCRIPTS.get(script, script)
 
 
-def _rates(kept: Sequence[Kept]) -> Iterator[Finding]:
+def _rates(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
     """Find far too many or far too few characters per second for the language: text and sound not of each other?"""
     by_language: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for index, one in enumerate(kept):
@@ -122,7 +122,7 @@ def _rates(kept: Sequence[Kept]) -> Iterator[Finding]:
                 )
 
 
-def _repeats(kept: Sequence[Kept]) -> Iterator[Finding]:
+def _repeats(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
     """Find all but the first of those with the same samples, or the same text by the same speaker."""
     sounds: dict[str, int] = {}
     texts: dict[tuple[str, str], int] = {}
@@ -140,7 +140,7 @@ def _repeats(kept: Sequence[Kept]) -> Iterator[Finding]:
                 yield Finding(index, "same text and speaker", reason)
 
 
-def _leaks(kept: Sequence[Kept], key: str) -> Iterator[Finding]:
+def _leaks(kept: Sequence[PreparedUtterance], key: str) -> Iterator[Finding]:
     """Find speakers or sentences in several splits, in all of these but the smallest: train loses, test keeps."""
     sizes = Counter(key_of(one.utterance, "split") for one in kept)
     homes: dict[str, set[str]] = defaultdict(set)

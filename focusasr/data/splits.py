@@ -150,7 +150,7 @@ class _Gone(NamedTuple):
         return cls(ordered, [part[1] for part in ordered], max(_end(part) - part[1] for part in parts))
 
 
-class Prepared:
+class SplitHistory:
     """The past of an output folder, which a run on it has to agree with: a split stays a split."""
 
     def __init__(self, folder: Path) -> None:
@@ -190,10 +190,10 @@ class Prepared:
                 "another --output-dir, so that none moves from test to train"
             )
 
-    def claim(self, names: Iterable[str]) -> None:
+    def check_owned(self, names: Iterable[str]) -> None:
         """Refuse to write over files that no earlier run wrote."""
         there = [name for name in sorted(names) if name not in self._written and (self.folder / name).exists()]
-        foreign = set(there).difference(Prepared(self.folder)._written) if there else ()  # a sister's, meanwhile
+        foreign = set(there).difference(SplitHistory(self.folder)._written) if there else ()  # a sister's, meanwhile
         if foreign:
             names = sorted(foreign)
             raise InputError(
@@ -204,7 +204,7 @@ class Prepared:
     def claim_new(self, outputs: Iterable[Path]) -> None:
         """Refuse to write sound over files where no run began before: what a killed one left may be any of its own."""
         there = [] if self._inputs else [output for output in outputs if os.path.exists(output)]
-        if there and not Prepared(self.folder)._inputs:
+        if there and not SplitHistory(self.folder)._inputs:
             raise InputError(
                 f"{there[0]}: would be overwritten, and no earlier run here is known to have written it; move it "
                 "away, or choose another --output-dir"
@@ -239,7 +239,7 @@ class Prepared:
     def _exact(self, source: Source) -> Part:
         return _relative(Path(real_path(source.path)), self.folder), source.offset, source.duration
 
-    def settle(self, splits: Mapping[str, Sequence[Utterance]], names: Sequence[str]) -> None:
+    def record(self, splits: Mapping[str, Sequence[Utterance]], names: Sequence[str]) -> None:
         """Note who is in which split, and the files that are about to be written; those of splits that are gone go."""
         moved: Counter[tuple[str, str]] = Counter()
         examples: dict[tuple[str, str], Utterance] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from focusasr.data.corpus import Found, Readings, Reject
+from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject
 from focusasr.data.csv_tables import read_lines
 from focusasr.data.manifest import Utterance
 from focusasr.runtime.errors import InputError
@@ -37,7 +37,7 @@ def subtitles_of(audio: Path) -> Path | None:
     return next((path for path in beside if path.is_file()), None)
 
 
-def read_subtitles(audio: Path, path: Path, name: str) -> Readings:
+def read_subtitles(audio: Path, path: Path, name: str) -> CorpusItems:
     """Yield the utterances of a recording; a cue whose times cannot be, and a file that is none, become rejects."""
     try:
         lines = [line.rstrip("\r\n") for line in read_lines(path)]
@@ -52,7 +52,7 @@ def read_subtitles(audio: Path, path: Path, name: str) -> Readings:
             continue
         extra = {"speaker": cue.speaker} if cue.speaker else {}
         utterance = Utterance(audio, cue.text, cue.begin, round(cue.end - cue.begin, 3), extra)
-        yield Found(utterance, name, f"{path}, line {cue.number}")
+        yield CorpusUtterance(utterance, name, f"{path}, line {cue.number}")
     if not count:
         yield Reject("unreadable text", f"{path}: no cues in it (00:00:01,000 --> 00:00:02,000)", audio)
 

@@ -9,8 +9,8 @@ import pytest
 
 from focusasr.audio.source import Source
 from focusasr.cli.train import collected
-from focusasr.data.corpus import Columns, Found, Reject
-from focusasr.data.corpus_readers import recognize
+from focusasr.data.corpus import Columns, CorpusUtterance, Reject
+from focusasr.data.corpus_readers import detect_layout
 from focusasr.data.manifest import read_manifest
 from focusasr.data.subtitle_files import read_subtitles
 from focusasr.evaluation.hypotheses import read_hypotheses
@@ -57,7 +57,7 @@ def test_json_objects(tmp_path: Path, value: str) -> None:
     path.write_text(value)
     assert refused(read_json, path).startswith(f"{path}: ")
     with pytest.raises(InputError, match="no recordings"):  # a folder of it is no corpus
-        recognize(tmp_path, Columns())
+        detect_layout(tmp_path, Columns())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_subtitles_of_ages(tmp_path: Path, times: str) -> None:
     path.write_text(f"00:01.0 --> {times}\nhi\n\n00:01.0 --> 00:02.0\n&#{ENDLESS}; there\n")
     broken, fine = read_subtitles(tmp_path / "a.wav", path, "a")
     assert isinstance(broken, Reject) and "is no stretch of time" in broken.reason
-    assert isinstance(fine, Found) and fine.utterance.text == f"&#{ENDLESS}; there"
+    assert isinstance(fine, CorpusUtterance) and fine.utterance.text == f"&#{ENDLESS}; there"
 
 
 def test_a_front_end_that_says_anything_is_told_in_one_line(tmp_path: Path) -> None:

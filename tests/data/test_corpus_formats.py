@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.data.corpus import Columns, Found, Reject
-from focusasr.data.corpus_readers import read_corpora, recognize
+from focusasr.data.corpus import Columns, CorpusUtterance, Reject
+from focusasr.data.corpus_readers import detect_layout, read_corpora
 from focusasr.runtime.errors import InputError
 
 
@@ -20,14 +20,14 @@ def make(folder: Path, **files: str) -> None:
         (folder / name.replace("__", ".")).write_text(content, encoding="utf-8")
 
 
-def read(path: Path, layout: str) -> tuple[list[Found], list[Reject]]:
-    assert recognize(path, Columns()) == layout
+def read(path: Path, layout: str) -> tuple[list[CorpusUtterance], list[Reject]]:
+    assert detect_layout(path, Columns()) == layout
     readings = list(read_corpora([path]))
-    found = [reading for reading in readings if isinstance(reading, Found)]
+    found = [reading for reading in readings if isinstance(reading, CorpusUtterance)]
     return found, [reading for reading in readings if isinstance(reading, Reject)]
 
 
-def facts(item: Found) -> tuple[str, float, float | None, str]:
+def facts(item: CorpusUtterance) -> tuple[str, float, float | None, str]:
     one = item.utterance
     return one.audio.name, one.offset, one.duration, one.text
 
@@ -230,7 +230,7 @@ def test_labels_and_json_beside_the_audio(tmp_path):
     assert [reject.kind for reject in rejects] == ["unreadable text"] * 2
     assert "--text-column names it" in rejects[0].reason
     (item,) = read_corpora([tmp_path / "c.wav"], columns=Columns(text="words"))
-    assert isinstance(item, Found) and item.utterance.text == "mine"
+    assert isinstance(item, CorpusUtterance) and item.utterance.text == "mine"
 
 
 @pytest.mark.parametrize(

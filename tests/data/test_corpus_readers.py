@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.data.corpus import Columns, Found, Reject
-from focusasr.data.corpus_readers import read_corpora, recognize
+from focusasr.data.corpus import Columns, CorpusUtterance, Reject
+from focusasr.data.corpus_readers import detect_layout, read_corpora
 from focusasr.runtime.errors import InputError
 
 
@@ -19,9 +19,9 @@ def touch(*paths: Path) -> None:
         path.touch()
 
 
-def read(path: Path, layout: str = "auto", **columns: str) -> tuple[list[Found], list[Reject]]:
+def read(path: Path, layout: str = "auto", **columns: str) -> tuple[list[CorpusUtterance], list[Reject]]:
     readings = list(read_corpora([path], layout, Columns(**columns)))
-    found = [reading for reading in readings if isinstance(reading, Found)]
+    found = [reading for reading in readings if isinstance(reading, CorpusUtterance)]
     return found, [reading for reading in readings if isinstance(reading, Reject)]
 
 
@@ -39,7 +39,7 @@ def test_texts_of_several_kinds_beside_recordings(tmp_path):
         )
     table(tmp_path / "c.JSON", json.dumps({"audio_filepath": "c.wav", "text": "text of c"}))
     table(tmp_path / "talk.srt", "1\n00:00:00,000 --> 00:00:02,000\nfirst cue\n")
-    assert recognize(tmp_path, Columns()) == "sidecar"
+    assert detect_layout(tmp_path, Columns()) == "sidecar"
     found, rejects = read(tmp_path)
     assert [one.utterance.text for one in found] == ["text of a", "text of b", "text of c", "first cue"]
     assert [one.audio.name for one in found] == ["a.wav", "b.wav", "c.wav", "talk.wav"]
@@ -53,7 +53,7 @@ def test_sidecars_keep_their_place_and_join_lines(tmp_path):
     table(tmp_path / "a" / "one.txt", "first line\r\nsecond  line\r\n", "utf-8-sig")
     table(tmp_path / "b" / "one.txt", "Grüße\n")
     found, rejects = read(tmp_path)
-    assert recognize(tmp_path, Columns()) == "sidecar"
+    assert detect_layout(tmp_path, Columns()) == "sidecar"
     texts = {item.name: item.utterance.text for item in found}
     assert texts == {"a/one": "first line second line", "b/one": "Grüße"}
     assert [(item.kind, item.audio) for item in rejects] == [("no text", tmp_path / "b" / "lonely.ogg")]
@@ -193,7 +193,7 @@ def test_ljspeech_prefers_the_normalized_text(tmp_path):
         "LJ001-0003 no bars",
     ]
     table(tmp_path / "metadata.csv", "\r\n".join(rows))
-    assert recognize(tmp_path, Columns()) == recognize(tmp_path / "metadata.csv", Columns()) == "ljspeech"
+    assert detect_layout(tmp_path, Columns()) == detect_layout(tmp_path / "metadata.csv", Columns()) == "ljspeech"
     found, (reject,) = read(tmp_path)
     assert [item.utterance.text for item in found] == ['Printing, in fourteen fifty, "only', "in being modern."]
     assert found[0].utterance.extra == {"id": "LJ001-0001"} and found[0].audio.is_file()

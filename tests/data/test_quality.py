@@ -16,10 +16,10 @@ from focusasr.audio.load import load
 from focusasr.audio.source import Source
 from focusasr.cli.html import write_preparation_page
 from focusasr.config import PreprocessConfig
-from focusasr.data.loudness import Measured, Meter, gain_for, integrated_loudness, to_int16, trimmed
+from focusasr.data.loudness import LevelMeter, LevelStats, gain_for, integrated_loudness, to_int16, trimmed
 from focusasr.data.manifest import Utterance
 from focusasr.data.preprocess import preprocess
-from focusasr.data.quality import KINDS, Kept, check, counts
+from focusasr.data.quality import KINDS, PreparedUtterance, check, counts
 from focusasr.data.splits import divide, parse_shares
 from focusasr.runtime.errors import InputError
 
@@ -185,10 +185,10 @@ def test_told_lengths_are_compared_with_the_sound(tmp_path):
     assert preprocess([tmp_path / "parts.jsonl"], tmp_path / "out3").findings == {"mismatched duration": 1}
 
 
-def kept(text: str, seconds: float = 1.0, name: str = "x.wav", **extra: str) -> Kept:
+def kept(text: str, seconds: float = 1.0, name: str = "x.wav", **extra: str) -> PreparedUtterance:
     samples = round(seconds * RATE_HZ)
-    sound = Measured(samples, -6.0, -20.0, 0.0, 0.0, f"{name} {text} {extra}", seconds)
-    return Kept(Utterance(Path(name), text, 0.0, seconds, dict(extra)), sound)
+    sound = LevelStats(samples, -6.0, -20.0, 0.0, 0.0, f"{name} {text} {extra}", seconds)
+    return PreparedUtterance(Utterance(Path(name), text, 0.0, seconds, dict(extra)), sound)
 
 
 def test_speaking_rates_far_from_the_others_are_found():
@@ -220,10 +220,10 @@ def test_rates_outside_limits_are_rejected(tmp_path):
 
 def test_blocks_measure_as_the_whole():
     wave = to_int16(np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32))
-    whole, parts = Meter(), Meter()
-    whole.hear(wave)
+    whole, parts = LevelMeter(), LevelMeter()
+    whole.update(wave)
     for start in range(0, 5000, 777):
-        parts.hear(wave[start : start + 777])
+        parts.update(wave[start : start + 777])
     assert whole.result(1.0) == parts.result(1.0)
     assert whole.result(1.0).rms_db == pytest.approx(
         20 * np.log10(np.sqrt((wave / 32768.0) ** 2).mean() * 2 / 3**0.5), abs=0.2
