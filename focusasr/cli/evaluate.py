@@ -24,7 +24,7 @@ from focusasr.whisper_config import LongformConfig, SearchConfig
 if TYPE_CHECKING:
     from focusasr.audio.source import Source
     from focusasr.data.manifest import Utterance
-    from focusasr.evaluation.evaluate import Evaluation, Recall
+    from focusasr.evaluation.evaluate import Evaluation, TranscriptCache
     from focusasr.transcription.result import Outcome
 
 
@@ -57,7 +57,7 @@ def evaluate(
     from focusasr.cli.html import write_evaluation_page
     from focusasr.cli.tables import print_evaluation
     from focusasr.evaluation import evaluate as room
-    from focusasr.evaluation.analysis import check_groups, take_apart, to_json
+    from focusasr.evaluation.analysis import analyze, check_groups, to_json
 
     config = read_options(EvaluationConfig, given[EvaluationConfig])
     _spare({"--output": output, "--html": html}, (manifest, hypotheses, against))
@@ -78,7 +78,7 @@ def evaluate(
             evaluation = _recognize(loaded, utterances, config, recall)
         if not loaded.processes.main:
             raise typer.Exit(0)
-    breakdown = take_apart(evaluation, config, others, str(against) if against else None)
+    breakdown = analyze(evaluation, config, others, str(against) if against else None)
     if output:
         room.write_rows(evaluation, output)
     if html:
@@ -146,7 +146,7 @@ def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
 
 
 def _recognize(
-    loaded: LoadedRecognizer, utterances: list[Utterance], config: EvaluationConfig, recall: Recall | None
+    loaded: LoadedRecognizer, utterances: list[Utterance], config: EvaluationConfig, recall: TranscriptCache | None
 ) -> Evaluation:
     from focusasr.audio.load import total_seconds
     from focusasr.evaluation import evaluate as room
@@ -163,10 +163,10 @@ def _recognize(
     return replace(found, pace=replace(found.pace, latencies=()))  # of several processes: all is asked for at once
 
 
-def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> Recall | None:
+def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> TranscriptCache | None:
     """Return what a run with the same output, checkpoint and options heard before it was cut short."""
     from focusasr import __version__
-    from focusasr.evaluation.evaluate import Recall
+    from focusasr.evaluation.evaluate import TranscriptCache
     from focusasr.model.checkpoint import find_checkpoint, fingerprint_of_model
 
     if output is None or is_stream(output):
@@ -174,7 +174,7 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
     options = {kind.__name__: values for kind, values in given.items() if kind is not EvaluationConfig}
     digest = fingerprint_of_model(find_checkpoint(choice.model, choice.local_files_only))
     try:
-        return Recall(
+        return TranscriptCache(
             output.with_name(f".{output.name}.heard"),
             {"focusasr": __version__, "model": digest, "options": options},
         )
@@ -182,7 +182,7 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
         raise unwritable(output, error, "choose another place with --output") from None
 
 
-def _kept(recall: Recall | None, output: Path | None, processes: int) -> str:
+def _kept(recall: TranscriptCache | None, output: Path | None, processes: int) -> str:
     """Return what is promised to somebody who interrupts."""
     if recall:
         return "what was heard is kept; the same command goes on"

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from focusasr.cli.tables import beside, figures, percent, with_bounds
 from focusasr.data.quality import Finding, PreparedUtterance
-from focusasr.evaluation.analysis import Breakdown, slices
+from focusasr.evaluation.analysis import Analysis, slices
 from focusasr.evaluation.evaluate import Evaluation, Row
 from focusasr.evaluation.wer import align_words
 from focusasr.runtime.files import unwritable, written_aside
@@ -217,7 +217,7 @@ def _round_step(step: float, factors: Sequence[float] = (1, 2, 5, 10)) -> float:
     return next(factor * power for factor in factors if factor * power >= step * (1 - 1e-9))
 
 
-def write_evaluation_page(path: Path, evaluation: Evaluation, breakdown: Breakdown, title: str) -> None:
+def write_evaluation_page(path: Path, evaluation: Evaluation, breakdown: Analysis, title: str) -> None:
     """Write the page; sound is linked relative to it, so that a folder can be moved as a whole."""
     folder = path.parent.absolute()
     articles = "\n".join(_article(index, row, folder) for index, row in enumerate(evaluation.rows))
@@ -232,7 +232,7 @@ def write_evaluation_page(path: Path, evaluation: Evaluation, breakdown: Breakdo
     write_page(path, title, "\n".join(parts), STYLE, SCRIPT)
 
 
-def _summary(evaluation: Evaluation, breakdown: Breakdown) -> str:
+def _summary(evaluation: Evaluation, breakdown: Analysis) -> str:
     rows = (*figures(evaluation), *beside(breakdown))
     return "<table>" + "".join(f"<tr><th>{escaped(a)}</th><td>{escaped(b)}</td></tr>" for a, b in rows) + "</table>"
 
@@ -253,7 +253,7 @@ def _charts(evaluation: Evaluation) -> str:
     return by_bucket + scatter("WER % of each utterance", dots, "seconds")
 
 
-def _slices(breakdown: Breakdown) -> str:
+def _slices(breakdown: Analysis) -> str:
     parts = []
     for key in dict.fromkeys(part.key for part in breakdown.slices):
         own = [part for part in breakdown.slices if part.key == key]
@@ -264,7 +264,7 @@ def _slices(breakdown: Breakdown) -> str:
     return "".join(parts)
 
 
-def _confusions(breakdown: Breakdown) -> str:
+def _confusions(breakdown: Analysis) -> str:
     if not breakdown.confusions:
         return ""
     rows = [(NAMES[one.kind], one.reference, one.hypothesis, one.told()) for one in breakdown.confusions]

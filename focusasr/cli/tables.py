@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from focusasr.evaluation.analysis import Breakdown, Slice, percentile
+from focusasr.evaluation.analysis import Analysis, Slice, percentile
 from focusasr.evaluation.bootstrap import Comparison, Interval
 from focusasr.evaluation.evaluate import Evaluation, Row
 from focusasr.evaluation.wer import Errors, Score, align_columns
@@ -43,7 +43,7 @@ def print_trimmed(table: RenderableType, console: Console) -> None:
 
 
 def print_evaluation(
-    evaluation: Evaluation, console: Console, worst: int = 5, breakdown: Breakdown | None = None
+    evaluation: Evaluation, console: Console, worst: int = 5, breakdown: Analysis | None = None
 ) -> None:
     """Print the figures, then the `worst` utterances by number of errors, reference and hypothesis aligned."""
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -94,7 +94,7 @@ def _rates(score: Score) -> Iterator[tuple[str, str]]:
     yield "intervals", drawn_over(score)
 
 
-def _more_figures(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
+def _more_figures(breakdown: Analysis) -> Iterator[tuple[str, str]]:
     for kind, name in KINDS.items():
         several = [one for one in breakdown.confusions if one.kind == kind][:MOST_CONFUSED]
         if several:
@@ -103,7 +103,7 @@ def _more_figures(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
     yield from beside(breakdown)
 
 
-def beside(breakdown: Breakdown) -> Iterator[tuple[str, str]]:
+def beside(breakdown: Analysis) -> Iterator[tuple[str, str]]:
     """Yield what was heard in silence, and the other system's rate."""
     silence = breakdown.silence
     if silence is not None:

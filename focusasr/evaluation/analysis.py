@@ -15,11 +15,11 @@ from focusasr.data.manifest import Utterance
 from focusasr.evaluation.bootstrap import (
     Comparison,
     Interval,
-    choose_unit,
     compare,
     group_totals,
-    middle,
+    percentile_interval,
     resample_totals,
+    resampling_unit,
 )
 from focusasr.evaluation.evaluate import Evaluation, Row, score_rows
 from focusasr.evaluation.wer import Score, align_words, count_errors, normalize
@@ -66,7 +66,7 @@ class Silence:
 
 
 @dataclass(frozen=True)
-class Breakdown:
+class Analysis:
     """All of it; `against` names the other system."""
 
     slices: list[Slice]
@@ -76,18 +76,18 @@ class Breakdown:
     against: str | None = None
 
 
-def take_apart(
+def analyze(
     evaluation: Evaluation,
     config: EvaluationConfig,
     others: Sequence[str | None] | None = None,
     against: str | None = None,
-) -> Breakdown:
+) -> Analysis:
     """Return the breakdown; `others` are another system's texts, one per row."""
     rows = evaluation.scored
-    return Breakdown(
+    return Analysis(
         slices=[part for key in dict.fromkeys(config.slice or []) for part in slices(rows, key, evaluation.unit)],
         confusions=confusions(rows, evaluation.unit),
-        silence=silence(rows, evaluation.unit),
+        silence=insertions_in_silence(rows, evaluation.unit),
         comparison=None if others is None else compare_rows(evaluation, others, against or "the other"),
         against=against,
     )
@@ -155,7 +155,7 @@ def confusions(rows: Sequence[Row], unit: str) -> list[Confusion]:
         return []
     counts = np.array([[counter[item] for item in chosen] for counter in found])
     drawn = resample_totals(group_totals(counts, _groups(rows, unit)), seed=0)
-    return [Confusion(*item, whole[item], *middle(drawn[:, index])) for index, item in enumerate(chosen)]
+    return [Confusion(*item, whole[item], *percentile_interval(drawn[:, index])) for index, item in enumerate(chosen)]
 
 
 def _differences(row: Row) -> list[tuple[str, str, str]]:
@@ -165,7 +165,7 @@ def _differences(row: Row) -> list[tuple[str, str, str]]:
     return [(mark, said, heard) for said, heard, mark in aligned if mark]
 
 
-def silence(rows: Sequence[Row], unit: str) -> Silence | None:
+def insertions_in_silence(rows: Sequence[Row], unit: str) -> Silence | None:
     """Return how many words were invented per minute of the utterances in which nothing is said; None without any."""
     import numpy as np
 
@@ -178,7 +178,7 @@ def silence(rows: Sequence[Row], unit: str) -> Silence | None:
     if timed:
         counts = np.array([(errors.insertions, row.audio_seconds) for row, errors in timed])
         drawn = resample_totals(group_totals(counts, _groups([row for row, _ in timed], unit)), seed=0)
-        rate = Interval(float(60 * words / counts[:, 1].sum()), *middle(60 * drawn[:, 0] / drawn[:, 1]))
+        rate = Interval(float(60 * words / counts[:, 1].sum()), *percentile_interval(60 * drawn[:, 0] / drawn[:, 1]))
     return Silence(len(silent), sum(row.audio_seconds for row, _ in timed) / 60, words, rate)
 
 
@@ -198,7 +198,7 @@ def compare_rows(evaluation: Evaluation, others: Sequence[str | None], name: str
 
 
 def _groups(rows: Sequence[Row], unit: str) -> list[str] | None:
-    return choose_unit(unit, [row.utterance.extra.get("speaker") for row in rows])[1]
+    return resampling_unit(unit, [row.utterance.extra.get("speaker") for row in rows])[1]
 
 
 # As JSON
@@ -207,7 +207,7 @@ COUNTS = ("substitutions", "deletions", "insertions", "words", "wrong", "utteran
 RATES = ("wer", "cer", "ser", "substitution_rate", "deletion_rate", "insertion_rate")
 
 
-def to_json(evaluation: Evaluation, breakdown: Breakdown | None = None) -> dict[str, Any]:
+def to_json(evaluation: Evaluation, breakdown: Analysis | None = None) -> dict[str, Any]:
     """Return the figures as one object, ready for JSON; the rates are null where nothing could be scored."""
     score, pace = evaluation.score, evaluation.pace
     rates = [name + bound for name in RATES for bound in ("", "_low", "_high")]

@@ -48,7 +48,7 @@ class Comparison:
     equal: int
 
 
-def choose_unit(wanted: str, speakers: Sequence[object]) -> tuple[str, list[str] | None]:
+def resampling_unit(wanted: str, speakers: Sequence[object]) -> tuple[str, list[str] | None]:
     """Return what is drawn, "speaker" or "utterance", and the speaker of each utterance where speakers are drawn.
 
     auto: speakers where every utterance names its own and there are at least twenty, since what one person says goes
@@ -93,7 +93,7 @@ def resample_totals(counts: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(totals)
 
 
-def middle(figures: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+def percentile_interval(figures: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     """Return the bounds of the middle 95 % of what was drawn; None where nothing was."""
     import numpy as np
 
@@ -120,7 +120,7 @@ def compare(
     drawn, totals = resample_totals(group_totals(counts, groups), seed), counts.sum(axis=0)
     if totals[2]:
         drawn = drawn[drawn[:, 2] > 0]  # a draw without a word has no rate
-    low, high = middle((drawn[:, 0] - drawn[:, 1]) / np.maximum(drawn[:, 2], 1))
+    low, high = percentile_interval((drawn[:, 0] - drawn[:, 1]) / np.maximum(drawn[:, 2], 1))
     rates = totals[:2] / max(int(totals[2]), 1)
     fewer = np.sign(drawn[:, 1] - drawn[:, 0])
     signs = np.sign(counts[:, 1] - counts[:, 0])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from focusasr.audio.load import probe_seconds
 from focusasr.audio.source import STDIN, Source
 from focusasr.data.manifest import Utterance
-from focusasr.evaluation.bootstrap import choose_unit
+from focusasr.evaluation.bootstrap import resampling_unit
 from focusasr.evaluation.wer import Errors, Score, count_character_errors, count_errors, normalize, summarize
 from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.errors import InputError
@@ -94,7 +94,7 @@ def evaluate(
     utterances: list[Utterance],
     normalizer: str = "basic",
     unit: str = "auto",
-    recall: Recall | None = None,
+    recall: TranscriptCache | None = None,
 ) -> Evaluation:
     """Recognize every utterance and score the texts against the manifest's.
 
@@ -154,7 +154,7 @@ def score_rows(rows: Sequence[Row], unit: str) -> Score | None:
     scored = [(row, row.words, row.characters) for row in rows if row.words and row.characters]
     if not scored:
         return None
-    _, groups = choose_unit(unit, [row.utterance.extra.get("speaker") for row, _, _ in scored])
+    _, groups = resampling_unit(unit, [row.utterance.extra.get("speaker") for row, _, _ in scored])
     return summarize([words for _, words, _ in scored], [letters for _, _, letters in scored], groups=groups)
 
 
@@ -223,7 +223,7 @@ def _row_to_json(row: Row, folder: Path) -> dict[str, Any]:
     return {**line, **texts, "wer": wer, **counts, "audio_seconds": row.audio_seconds, "error": row.error}
 
 
-class Recall:
+class TranscriptCache:
     """Texts by the content of the sound and whatever else decides them: another file or option is another text.
 
     `decided_by` is JSON: the options and the checkpoint's digest. Lines are appended as they come; one that was cut

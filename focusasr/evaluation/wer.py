@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from focusasr.evaluation.bootstrap import Interval, group_totals, middle, resample_totals
+from focusasr.evaluation.bootstrap import Interval, group_totals, percentile_interval, resample_totals
 from focusasr.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def summarize(
     for name, (above, below) in _RATES.items():
         kept = drawn if not whole[0, below] else drawn[drawn[:, below] > 0]  # a draw without a word has no rate
         value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, kept))
-        low, high = middle(rates)
+        low, high = percentile_interval(rates)
         figures |= {name: float(value[0]), f"{name}_low": low, f"{name}_high": high}
     names = ("substitutions", "deletions", "insertions", "words", "wrong", "utterances")
     totals = {name: int(whole[0, _COLUMNS.index(name)]) for name in names}

@@ -14,7 +14,7 @@ from focusasr.audio.load import load
 from focusasr.config import TrainConfig
 from focusasr.data.manifest import Utterance, read_manifest
 from focusasr.data.preprocess import preprocess
-from focusasr.evaluation.evaluate import Recall, evaluate
+from focusasr.evaluation.evaluate import TranscriptCache, evaluate
 from focusasr.evaluation.hypotheses import read_hypotheses
 from focusasr.runtime.errors import InputError
 from focusasr.training.batching import Examples, Item
@@ -77,7 +77,7 @@ def test_evaluate_asks_for_both_sides_and_remembers_them_apart(call: Path) -> No
             yield Outcome(source, Transcript(f"side {source.channel}", [], None), None, 1.0)
 
     for _ in range(2):
-        rows = evaluate(recognize, read_manifest(call), recall=Recall(Path("heard"), {})).rows
+        rows = evaluate(recognize, read_manifest(call), recall=TranscriptCache(Path("heard"), {})).rows
         assert [row.hypothesis for row in rows] == ["side 0", "side 1"] and asked == [0, 1]
 
 

@@ -15,13 +15,13 @@ from focusasr.cli.html import write_evaluation_page
 from focusasr.config import EvaluationConfig
 from focusasr.data.manifest import Utterance
 from focusasr.evaluation.analysis import (
-    Breakdown,
+    Analysis,
+    analyze,
     check_groups,
     confusions,
+    insertions_in_silence,
     percentile,
-    silence,
     slices,
-    take_apart,
     to_json,
 )
 from focusasr.evaluation.bootstrap import Interval
@@ -78,27 +78,27 @@ def test_most_confused_words_are_counted_with_an_interval():
 
 
 def test_silence_score_is_words_per_minute_without_speech():
-    result = silence(evaluation().rows, "auto")
+    result = insertions_in_silence(evaluation().rows, "auto")
     assert result is not None and result.words_per_minute is not None
     assert (result.utterances, result.minutes, result.words, result.words_per_minute.value) == (1, 0.5, 2, 4.0)
-    assert silence(evaluation().rows[:3], "auto") is None
+    assert insertions_in_silence(evaluation().rows[:3], "auto") is None
     unknown = evaluate_texts([Utterance(Path("nowhere"), "")], ["hm"])
-    assert silence(unknown.rows, "auto").words_per_minute is None
+    assert insertions_in_silence(unknown.rows, "auto").words_per_minute is None
 
 
 def test_another_system_is_compared_where_both_have_a_text():
-    whole = take_apart(evaluation(), EvaluationConfig(), ["the cat sat", None, "good dog", ""], "other.jsonl")
+    whole = analyze(evaluation(), EvaluationConfig(), ["the cat sat", None, "good dog", ""], "other.jsonl")
     comparison = whole.comparison
     assert comparison is not None
     assert (comparison.first, comparison.second) == (3 / 5, 0)  # the second utterance is not in it
     assert (comparison.better, comparison.worse, comparison.equal) == (0, 2, 1) and comparison.probability < 0.05
     with pytest.raises(InputError, match=r"other.jsonl: shares no utterance"):
-        take_apart(evaluation(), EvaluationConfig(), [None] * 4, "other.jsonl")
+        analyze(evaluation(), EvaluationConfig(), [None] * 4, "other.jsonl")
 
 
 def test_json_holds_the_breakdown():
     config = EvaluationConfig(slice=["speaker"])
-    figures = json.loads(json.dumps(to_json(evaluation(), take_apart(evaluation(), config)), allow_nan=False))
+    figures = json.loads(json.dumps(to_json(evaluation(), analyze(evaluation(), config)), allow_nan=False))
     assert [(part["key"], part["value"]) for part in figures["slices"]] == [("speaker", "bob"), ("speaker", "ann")]
     assert figures["silence"]["words_per_minute"]["value"] == 4.0
     assert figures["comparison"] is None and figures["seconds"] is None and figures["wrong"] == 3
@@ -137,7 +137,7 @@ def test_the_page_is_self_contained_and_its_sound_is_relative(tmp_path):
     utterances = [Utterance(sound, "<b>one</b> two", 1.5, 2.0), Utterance(tmp_path / "gone.wav", "three")]
     result = evaluate_texts(utterances, ["<i>one</i> two", None], "none")
     page = tmp_path / "reports" / "page.html"
-    write_evaluation_page(page, result, Breakdown([], [], None), "a < b")
+    write_evaluation_page(page, result, Analysis([], [], None), "a < b")
     text = page.read_text(encoding="utf-8")
     links = Links()
     links.feed(text)
@@ -152,13 +152,13 @@ def test_the_page_is_self_contained_and_its_sound_is_relative(tmp_path):
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file, not a folder"):
-        write_evaluation_page(tmp_path / "file" / "p.html", evaluation(), Breakdown([], [], None), "t")
+        write_evaluation_page(tmp_path / "file" / "p.html", evaluation(), Analysis([], [], None), "t")
 
 
 def test_words_invented_where_no_length_is_known_are_in_no_rate():
     errors = Errors(0, 0, 2, 0), Errors(0, 0, 9, 0)
     lengths = [60.0, 60.0, 0.0]
     rows = [Row(Utterance(Path(f"{n}.wav")), "", "a b", "a b", *errors, seconds) for n, seconds in enumerate(lengths)]
-    result = silence(rows, "auto")
+    result = insertions_in_silence(rows, "auto")
     assert (result.utterances, result.minutes, result.words) == (2, 2.0, 4)
     assert result.words_per_minute == Interval(2.0, 2.0, 2.0)

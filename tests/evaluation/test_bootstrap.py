@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from focusasr.evaluation.bootstrap import Interval, choose_unit, compare, group_totals
+from focusasr.evaluation.bootstrap import Interval, compare, group_totals, resampling_unit
 from focusasr.evaluation.wer import Errors, summarize
 
 
 def test_speakers_are_drawn_where_all_are_known_and_there_are_enough():
     many = [f"s{index % 20}" for index in range(40)]
-    unit, groups = choose_unit("auto", many)
+    unit, groups = resampling_unit("auto", many)
     assert unit == "speaker" and groups is not None and len(set(groups)) == 20
-    assert choose_unit("auto", many[:19]) == ("utterance", None)
-    assert choose_unit("auto", [*many, None]) == ("utterance", None)
-    assert choose_unit("utterance", many) == ("utterance", None)
-    assert choose_unit("speaker", [None, ""]) == ("utterance", None)
-    assert choose_unit("speaker", ["ann", "ann", None, ""])[1] == [
+    assert resampling_unit("auto", many[:19]) == ("utterance", None)
+    assert resampling_unit("auto", [*many, None]) == ("utterance", None)
+    assert resampling_unit("utterance", many) == ("utterance", None)
+    assert resampling_unit("speaker", [None, ""]) == ("utterance", None)
+    assert resampling_unit("speaker", ["ann", "ann", None, ""])[1] == [
         *("speaker ann", "speaker ann", "utterance 2", "utterance 3")
     ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from focusasr.audio.source import Source
 from focusasr.data.manifest import Utterance
-from focusasr.evaluation.evaluate import Recall, evaluate
+from focusasr.evaluation.evaluate import TranscriptCache, evaluate
 from focusasr.transcription.result import Outcome, Transcript
 
 OPTIONS = {"model": "abc", "ctc_weight": 0.3}
@@ -39,8 +39,8 @@ def files(*names: str) -> list[Utterance]:
     return [Utterance(Path(f"{name}.wav").absolute(), f"{name} at 0") for name in names]
 
 
-def recall(**options: object) -> Recall:
-    return Recall(Path("out/.rows.heard"), OPTIONS | options)
+def recall(**options: object) -> TranscriptCache:
+    return TranscriptCache(Path("out/.rows.heard"), OPTIONS | options)
 
 
 def test_a_run_cut_short_goes_on_and_equals_one_that_was_not():
