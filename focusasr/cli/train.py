@@ -16,7 +16,7 @@ from focusasr.runtime.console import stderr
 from focusasr.runtime.errors import InputError, SettingError, UsageError, quote
 from focusasr.runtime.files import ensure_writable
 from focusasr.runtime.settings import hints_of, read_toml, require_use
-from focusasr.training.run import TABLES, Run, homes_of, read_run, table_of
+from focusasr.training.run import TABLES, TrainingRun, homes_of, read_run, table_of
 
 if TYPE_CHECKING:
     from focusasr.model.checkpoint import Checkpoint
@@ -27,10 +27,10 @@ FOLDERS = {"noise_folder", "room_folder"}
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrainJob:
     """A run, whether it goes on, what it starts from, and what shall be found in place of training."""
 
-    run: Run
+    run: TrainingRun
     resume: bool
     source: Checkpoint | None
     find: Find
@@ -93,7 +93,7 @@ def train(
             run = read_run(tables, folder, output_dir, str(file or "options"), typed)
         except InputError as error:
             raise error if isinstance(error, UsageError) else blame(str(error)) from None
-        carry_out(Trial(run, resume, source, find), chosen, reason)
+        carry_out(TrainJob(run, resume, source, find), chosen, reason)
 
 
 def _anchored_here(typed: dict[str, Any], beside: Path | None) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def said_as_given(
         raise error.told(f"{file} [{table_of(error.name)}]", typed, kind) from None
 
 
-def carry_out(trial: Trial, device: Any, reason: str) -> None:
+def carry_out(trial: TrainJob, device: Any, reason: str) -> None:
     """Train, or find a batch or a learning rate; the result goes to stdout."""
     from focusasr.runtime.devices import close_process_group, translate_peer_errors
     from focusasr.training import tuner

@@ -44,7 +44,7 @@ MEAN_SILENCE_SECONDS = LARGEST_GAP_SECONDS / 2  # between two; around all of the
 Group = tuple[tuple[tuple[int, int], ...], float]
 
 
-class Item(NamedTuple):
+class PlannedExample(NamedTuple):
     """One training example: (corpus, utterance) pairs that are joined, its own seed, and its place in the plan."""
 
     parts: tuple[tuple[int, int], ...]
@@ -53,7 +53,7 @@ class Item(NamedTuple):
     position: tuple[int, int]  # epoch, batch
 
 
-class Plan(Sampler[list[Item]]):
+class BatchSampler(Sampler[list[PlannedExample]]):
     """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch.
 
     No item made by joining is longer than `join_seconds` or `max_seconds`, or has more tokens than `text_context` has
@@ -74,14 +74,14 @@ class Plan(Sampler[list[Item]]):
         self.text_context = text_context
         self.first = first  # batches to pass over, which an earlier run has seen
 
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[list[PlannedExample]]:
         passed = 0
         for epoch in itertools.count():
             batches = self.epoch(epoch)
             yield from batches[max(0, self.first - passed) :]
             passed += len(batches)
 
-    def epoch(self, epoch: int) -> list[list[Item]]:
+    def epoch(self, epoch: int) -> list[list[PlannedExample]]:
         """Return the batches of one epoch, the same for the same seed."""
         draw = np.random.default_rng([self.config.seed, epoch])
         groups = [group for index in range(len(self.corpora)) for group in self._groups(index, draw)]
@@ -93,7 +93,7 @@ class Plan(Sampler[list[Item]]):
         for place, batch in enumerate(batches):
             items.append(
                 [
-                    Item(group[0], group[1], (self.config.seed, epoch, count + n), (epoch, place))
+                    PlannedExample(group[0], group[1], (self.config.seed, epoch, count + n), (epoch, place))
                     for n, group in enumerate(batch)
                 ]
             )
@@ -156,7 +156,7 @@ class Batch(NamedTuple):
     lengths: Tensor
     tokens: Tensor
     targets: Tensor
-    items: list[Item]  # what each row is
+    items: list[PlannedExample]  # what each row is
     broken: list[str]  # what could not be read
 
     @property
@@ -206,11 +206,11 @@ class Example(NamedTuple):
     frames: int
     prompt: list[int]
     tokens: list[int]
-    item: Item
+    item: PlannedExample
     broken: list[str]
 
 
-class Examples(Dataset):
+class SpeechDataset(Dataset):
     """Items to waveforms and tokens, augmented by the item's own seed; they will be padded to `window_samples`."""
 
     def __init__(
@@ -229,7 +229,7 @@ class Examples(Dataset):
         self.sounds = sounds
         self.separator = separator  # the tokens between joined texts
 
-    def __getitem__(self, item: Item) -> Example:
+    def __getitem__(self, item: PlannedExample) -> Example:
         """Return one example, read and augmented."""
         draw = np.random.default_rng(item.seed)
         clean = item.position[0] < self.config.clean_epochs

@@ -49,13 +49,13 @@ class Findings:
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     suspect: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # trained on all the same
 
-    def note(self, reason: str, utterance: Utterance) -> None:
+    def exclude(self, reason: str, utterance: Utterance) -> None:
         """Count one utterance under a reason to leave it out."""
-        self.left_out[reason].append(place_of(utterance))
+        self.left_out[reason].append(utterance_name(utterance))
 
-    def doubt(self, reason: str, utterance: Utterance) -> None:
+    def warn(self, reason: str, utterance: Utterance) -> None:
         """Count one utterance that is trained on though something is odd."""
-        self.suspect[reason].append(place_of(utterance))
+        self.suspect[reason].append(utterance_name(utterance))
 
     def unreadable(self) -> bool:
         """Return whether audio was missing or broken, which is a fault and no choice."""
@@ -81,7 +81,7 @@ class Findings:
                         out.write(json.dumps({"utterance": place, "reason": reason, "used": used}) + "\n")
 
 
-def place_of(utterance: Utterance) -> str:
+def utterance_name(utterance: Utterance) -> str:
     """Return the name that an utterance goes by in messages: its file, and the offset where there is one."""
     return f"{utterance.audio} at {utterance.offset:g} s" if utterance.offset else str(utterance.audio)
 
@@ -131,19 +131,19 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
         except InputError:
             reason = "audio cannot be read"
         if reason == NO_TEXT:
-            found.left_out[reason].append(f"{path}, line {number}: {place_of(utterance)}")
+            found.left_out[reason].append(f"{path}, line {number}: {utterance_name(utterance)}")
         elif reason:
-            found.note(reason, utterance)
+            found.exclude(reason, utterance)
         else:
             if tokenizer.unknown in ids:
-                found.doubt("text has characters that the tokenizer does not know", utterance)
+                found.warn("text has characters that the tokenizer does not know", utterance)
             kept.append(utterance)
             tokens.append(ids)
             prompts.append(prompt)
     return Corpus(str(path), weight, kept, tokens, prompts)
 
 
-def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found: Findings) -> None:
+def warn_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found: Findings) -> None:
     """Name utterances that stand twice in the training manifests, or in a dev manifest too."""
     held_out = {_part_of_file(utterance) for utterance in dev}
     seen: set[tuple[str, float, int | None]] = set()
@@ -151,9 +151,9 @@ def doubt_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found:
         for utterance in corpus.utterances:
             part = _part_of_file(utterance)
             if part in seen:
-                found.doubt("stands twice in the training manifests", utterance)
+                found.warn("stands twice in the training manifests", utterance)
             if part in held_out:
-                found.doubt("is in a dev manifest too: its WER will flatter", utterance)
+                found.warn("is in a dev manifest too: its WER will flatter", utterance)
             seen.add(part)
 
 

@@ -32,7 +32,7 @@ PACKAGES = ("torch", "torchaudio", "accelerate", "numpy", "soxr", "soundfile", "
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training run: manifests (PATH or PATH=WEIGHT), where the result goes, and every setting."""
 
     train: tuple[str, ...]
@@ -47,7 +47,9 @@ class Run:
         return {"data": {"train": list(self.train), "dev": list(self.dev)}, "train": to_settings(self.settings)}
 
 
-def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str, typed: Collection[str] = ()) -> Run:
+def read_run(
+    settings: dict[str, Any], folder: Path, output: Path, where: str, typed: Collection[str] = ()
+) -> TrainingRun:
     """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
 
     `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
@@ -68,7 +70,7 @@ def read_run(settings: dict[str, Any], folder: Path, output: Path, where: str, t
     preset = model.pop("preset", "small")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise InputError(f"{where} [model]: preset is {quote(preset)}; wanted: {', '.join(PRESETS)}")
-    return Run(
+    return TrainingRun(
         train=tuple(_anchored(option, folder) for option in data.train),
         dev=tuple(_anchored(option, folder) for option in data.dev),
         output=output,
@@ -103,7 +105,7 @@ def table_of(name: str) -> str:
     return min(homes_of(name), default="model")
 
 
-def changes(begun: dict[str, Any], run: Run) -> list[str]:
+def changes(begun: dict[str, Any], run: TrainingRun) -> list[str]:
     """Return lines that say which settings and manifests are other than those in `begun`, a checkpoint's config.json.
 
     They count from there on. InputError where what cannot change is other: the model, its text, and what learns.
@@ -141,7 +143,7 @@ def measured_before(begun: dict[str, Any]) -> list[str]:
     return list(_table(_table(begun.get("run")).get("data")).get("dev") or [])
 
 
-def finished(run: Run, step: int) -> str:
+def finished(run: TrainingRun, step: int) -> str:
     """Return the line for a run that has nothing left to do, and how to go on all the same."""
     steps, patience = run.settings.steps, run.settings.patience
     why, more = f"all {steps} steps are made", f"--steps N above {max(step, steps)}"
@@ -196,7 +198,7 @@ def _anchored(option: str, folder: Path) -> str:
     return plain if real_path(plain) == real_path(path) else path
 
 
-def made_with(corpora: Sequence[Corpus], dev: Sequence[str]) -> dict[str, Any]:
+def provenance(corpora: Sequence[Corpus], dev: Sequence[str]) -> dict[str, Any]:
     """Return versions, the commit where the program runs from a git clone, and what was trained and measured on."""
     from focusasr.training.dataset import parse_manifest_option
 
@@ -219,8 +221,8 @@ def made_with(corpora: Sequence[Corpus], dev: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def changed(before: dict[str, Any], now: dict[str, Any], kind: str) -> list[str]:
-    """Return the manifests of a kind ("data" or "dev") whose fingerprint differs between what runs were `made_with`."""
+def changed_manifests(before: dict[str, Any], now: dict[str, Any], kind: str) -> list[str]:
+    """Return the manifests of a kind ("data" or "dev") whose fingerprint differs between two runs' `provenance`."""
     known = {row["manifest"]: row["sha256"] for row in before.get(kind, [])}
     return [row["manifest"] for row in now[kind] if known.get(row["manifest"], row["sha256"]) != row["sha256"]]
 

@@ -25,19 +25,19 @@ from focusasr.model.transformer import Model
 from focusasr.runtime.devices import Processes, is_out_of_memory
 from focusasr.runtime.errors import SettingError
 from focusasr.training.augment import apply_masks
-from focusasr.training.batching import Batch, Item
+from focusasr.training.batching import Batch, PlannedExample
 from focusasr.training.finetune import freeze
 
 FIGURES = ("total", "attention", "ctc", "span", "seconds", "padded_seconds")
 MOST_NAMED = 5  # utterances of one bad step
 
 
-class Measured(NamedTuple):
+class StepResult(NamedTuple):
     """What one step's batches gave, over all processes: its losses and seconds by name, and the gradient's norm."""
 
     figures: dict[str, float]
     norm: float
-    rows: list[tuple[float, Item]]  # this process's utterances with their own losses
+    rows: list[tuple[float, PlannedExample]]  # this process's utterances with their own losses
     notes: list[str]  # on batches that had to be cut
 
     @property
@@ -87,7 +87,7 @@ def start_accelerator(settings: TrainConfig, device: torch.device) -> Accelerato
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
 
 
-class Stepper:
+class TrainStep:
     """A model in training: weights, optimizer, averaged weights, loss scaling."""
 
     def __init__(self, accelerator: Accelerator, model: Model, settings: TrainConfig, blank: int) -> None:
@@ -111,7 +111,7 @@ class Stepper:
         """Return the model that is measured and saved: the averaged one where averaging is on."""
         return cast(Model, self.average.module) if self.settings.ema_decay > 0 else self.model
 
-    def measure(self, batches: Sequence[Batch], first: int) -> Measured:
+    def measure(self, batches: Sequence[Batch], first: int) -> StepResult:
         """Compute the gradient of a step's batches, this process's share, and clip it.
 
         `first` is the number of the step's first batch among all batches of all processes.
@@ -131,7 +131,7 @@ class Stepper:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         own = torch.tensor([figures for figures, _ in results], dtype=torch.float64).reshape(-1, len(FIGURES)).sum(0)
         figures = dict(zip(FIGURES, self._sum(own.tolist()), strict=True))
-        return Measured(figures, float(norm or 0.0), [row for _, rows in results for row in rows], notes)
+        return StepResult(figures, float(norm or 0.0), [row for _, rows in results for row in rows], notes)
 
     def _try(self, pieces: list[tuple[int, Batch]], first: int, whole: Size) -> Any:
         """Run all pieces; where one does not fit the memory, return them with that one cut, and a note."""
@@ -172,7 +172,7 @@ class Stepper:
         entropy = [self.settings.seed, number, piece.items[0].seed[2]]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
-    def _backward(self, piece: Batch, whole: Size) -> tuple[list[float], list[tuple[float, Item]]]:
+    def _backward(self, piece: Batch, whole: Size) -> tuple[list[float], list[tuple[float, PlannedExample]]]:
         there, config = piece.to(self.accelerator.device), self.model.config
         mel, lengths = log_mels(there.waveforms, there.samples, config.mel_bands, config.window_samples)
         mel = apply_masks(mel, lengths, there.masks)  # like `log_mels` in float32, whatever the precision
@@ -208,14 +208,14 @@ class Stepper:
         for weights, grad in zip(learning, total.split([weights.numel() for weights in learning]), strict=True):
             weights.grad = grad.view_as(weights)
 
-    def take(self) -> None:
+    def apply(self) -> None:
         """Take the step that was measured."""
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.average.update_parameters(self.model)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def skip(self) -> None:
+    def discard(self) -> None:
         """Pass over the step that was measured; with fp16 the scale of the losses falls where it was too large."""
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()

@@ -29,21 +29,29 @@ from focusasr.runtime.process import block_sigint, on_interrupt_message
 from focusasr.runtime.settings import read_settings
 from focusasr.text.tokenizer import train_tokenizer
 from focusasr.training.augment import read_sounds
-from focusasr.training.batching import Batch, Examples, Item, Plan, begin_worker, collate, with_possible_workers
-from focusasr.training.dataset import Corpus, Findings, doubt_duplicates, place_of, read_corpus, read_texts
+from focusasr.training.batching import (
+    Batch,
+    BatchSampler,
+    PlannedExample,
+    SpeechDataset,
+    begin_worker,
+    collate,
+    with_possible_workers,
+)
+from focusasr.training.dataset import Corpus, Findings, read_corpus, read_texts, utterance_name, warn_duplicates
 from focusasr.training.finetune import learn_only, remarks, warm_model, warm_tokenizer, within_window
 from focusasr.training.logger import TrainingLog
 from focusasr.training.run import (
-    Run,
-    changed,
+    TrainingRun,
+    changed_manifests,
     changes,
     check_place,
     finished,
-    made_with,
     measured_before,
+    provenance,
     with_plain_paths,
 )
-from focusasr.training.step import MOST_NAMED, Measured, Stepper, learning_rate, start_accelerator
+from focusasr.training.step import MOST_NAMED, StepResult, TrainStep, learning_rate, start_accelerator
 from focusasr.training.validation import few_mels, focus, measure, model_card, overall_wer, read_dev_sets
 
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
@@ -53,7 +61,7 @@ USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
 
 
 @dataclass
-class Position:
+class TrainingState:
     """Where a run stands: optimizer steps done, batches read, and the best dev score so far."""
 
     step: int = 0
@@ -89,7 +97,9 @@ class Position:
 class Trainer:
     """A run in progress: everything that changes from step to step."""
 
-    def __init__(self, run: Run, device: torch.device, resume: bool = False, source: Checkpoint | None = None) -> None:
+    def __init__(
+        self, run: TrainingRun, device: torch.device, resume: bool = False, source: Checkpoint | None = None
+    ) -> None:
         last = run.output / "last"
         check_place(run.output, resume)
         torch.manual_seed(run.settings.seed)
@@ -109,23 +119,23 @@ class Trainer:
         self.corpora = self._read_corpora()
         self.sounds = read_sounds(run.settings)
         self.dev_sets = read_dev_sets(run.dev)
-        doubt_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
-        self.made_with = made_with(self.corpora, run.dev)
-        self.position = Position()
+        warn_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
+        self.made_with = provenance(self.corpora, run.dev)
+        self.position = TrainingState()
         self.scores, self.saved = dict[str, Score](), time.monotonic()  # of the last evaluation; when it was kept
         model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
         learn_only(model, run.settings)
-        self.stepper = Stepper(self.accelerator, model, self.run.settings, self.tokenizer.blank)
+        self.stepper = TrainStep(self.accelerator, model, self.run.settings, self.tokenizer.blank)
         if before:
             with contextlib.suppress(TypeError, AttributeError):  # of another version's: only shown
                 self.scores = {name: Score(**one) for name, one in before.metrics.get("dev", {}).items()}
             self._load_state(last / "trainer" / "state.pt")
             self._promise()
             made_before = begun.get("made_with") or {}
-            other_dev = changed(made_before, self.made_with, "dev")
+            other_dev = changed_manifests(made_before, self.made_with, "dev")
             if other_dev or measured_before(begun) != list(self.run.dev):
                 self.position.best_wer, self.position.evaluations_since_best = None, 0  # were of another measure
-            for manifest in changed(made_before, self.made_with, "data") + other_dev:
+            for manifest in changed_manifests(made_before, self.made_with, "data") + other_dev:
                 self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
 
     def _read_corpora(self) -> list[Corpus]:
@@ -166,7 +176,7 @@ class Trainer:
         """Return the batches from the present position on, read and augmented by worker processes."""
         settings = self.run.settings
         heard, between = self.run.model, self.tokenizer.separator
-        examples = Examples(self.corpora, settings, heard.mel_bands, between, self.sounds, heard.window_samples)
+        examples = SpeechDataset(self.corpora, settings, heard.mel_bands, between, self.sounds, heard.window_samples)
         workers: Any = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if settings.workers else {}
         return DataLoader(
             examples,
@@ -196,11 +206,11 @@ class Trainer:
                 with contextlib.suppress(RuntimeError):  # of a worker that Ctrl-C ended first
                     batches._shutdown_workers()  # else they live while anything, such as a traceback, holds `batches`
 
-    def _plan(self, first: int = 0) -> Plan:
+    def _plan(self, first: int = 0) -> BatchSampler:
         room = self.run.model.text_context - len(self.tokenizer.prompt) + 1
         window = self.run.model.window_samples
         shortest = window / SAMPLE_RATE_HZ if window else 1.0
-        return Plan(self.corpora, self.run.settings, room, first, shortest)
+        return BatchSampler(self.corpora, self.run.settings, room, first, shortest)
 
     def fit(self, log: TrainingLog) -> None:
         """Train until the last step, evaluating and saving on the way."""
@@ -254,19 +264,19 @@ class Trainer:
         self._apply(measured, log)
         return measured.figures
 
-    def _apply(self, measured: Measured, log: TrainingLog) -> None:
+    def _apply(self, measured: StepResult, log: TrainingLog) -> None:
         """Take the step, or skip and count it where its loss cannot be trusted; InputError after too many in a row."""
         position = self.position
         position.step += 1
         trouble = self._trouble(measured)
         if trouble is None:
-            self.stepper.take()
+            self.stepper.apply()
             position.bad_steps = 0
             usual = position.usual_loss
             loss = measured.figures["attention"]
             position.usual_loss = loss if usual is None else usual + (loss - usual) / USUAL_STEPS
             return
-        self.stepper.skip()
+        self.stepper.discard()
         position.bad_steps += 1
         position.skipped_steps += 1
         named = self._offenders(measured)
@@ -277,7 +287,7 @@ class Trainer:
                 "look at these utterances, or lower --learning-rate, then --resume from the last checkpoint"
             )
 
-    def _trouble(self, measured: Measured) -> str | None:
+    def _trouble(self, measured: StepResult) -> str | None:
         """Return why a step's loss cannot be trusted, or None; the same in every process.
 
         An explosion is looked for in the attention loss, per token: CTC's grows with the length of silences, rightly.
@@ -293,7 +303,7 @@ class Trainer:
             return f"its attention loss is {loss:.3g} where {usual:.3g} is usual"
         return None
 
-    def _offenders(self, measured: Measured) -> str:
+    def _offenders(self, measured: StepResult) -> str:
         """Name the utterances of a step with the highest losses, not finite ones first, over all processes."""
         mine = [(loss, self._place(item)) for loss, item in measured.rows]
         rows = flat(self.stepper.processes.gather(mine))
@@ -301,8 +311,8 @@ class Trainer:
         bad = [row for row in rows if not math.isfinite(row[0])] or rows
         return ", ".join(f"{place} (loss {loss:.3g})" for loss, place in bad[:MOST_NAMED])
 
-    def _place(self, item: Item) -> str:
-        return " + ".join(place_of(self.corpora[corpus].utterances[index]) for corpus, index in item.parts)
+    def _place(self, item: PlannedExample) -> str:
+        return " + ".join(utterance_name(self.corpora[corpus].utterances[index]) for corpus, index in item.parts)
 
     def _evaluate(self, log: TrainingLog) -> None:
         began = time.perf_counter()
@@ -383,7 +393,7 @@ class Trainer:
         try:
             state = read_torch(path)
             self.stepper.load_state(state)
-            self.position = read_settings(Position, state["position"], "position")
+            self.position = read_settings(TrainingState, state["position"], "position")
         except Exception as error:  # of PyTorch's reader and its optimizer, which have many kinds
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None

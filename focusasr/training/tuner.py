@@ -16,9 +16,9 @@ from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.devices import flat, memory_gigabytes
 from focusasr.runtime.errors import InputError
 from focusasr.training.augment import NO_MASKS, stack_masks
-from focusasr.training.batching import Batch, Item
+from focusasr.training.batching import Batch, PlannedExample
 from focusasr.training.logger import TrainingLog, draw_rates
-from focusasr.training.step import Measured, Stepper
+from focusasr.training.step import StepResult, TrainStep
 from focusasr.training.trainer import MOST_BAD_STEPS, Trainer
 
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
@@ -54,7 +54,7 @@ def find_learning_rate(trainer: Trainer, log: TrainingLog) -> float:
             measured = _scaled(trainer.stepper, group, step * len(group) * trainer.stepper.processes.count)
             if not measured.finite:
                 break
-            trainer.stepper.take()
+            trainer.stepper.apply()
             raw.append(measured.figures["total"])
             smooth = SMOOTHING * smooth + (1 - SMOOTHING) * statistics.median(raw[-OUTLIERS:])
             rates.append(rate)
@@ -70,13 +70,13 @@ def find_learning_rate(trainer: Trainer, log: TrainingLog) -> float:
     return suggested
 
 
-def _scaled(stepper: Stepper, group: Sequence[Batch], first: int) -> Measured:
+def _scaled(stepper: TrainStep, group: Sequence[Batch], first: int) -> StepResult:
     """Measure a step; with fp16 again, at a lower scale of the losses, until its gradient is finite."""
     for _ in range(MOST_BAD_STEPS):
         measured = stepper.measure(group, first)
         if measured.finite or stepper.accelerator.scaler is None or not math.isfinite(measured.figures["total"]):
             break
-        stepper.skip()
+        stepper.discard()
     return measured
 
 
@@ -151,7 +151,7 @@ class BatchTrial:
         began = time.perf_counter()
         cut = stepper.measure([batch], 0).notes
         took = time.perf_counter() - began
-        stepper.skip()
+        stepper.discard()
         stepper.most_frames = None
         self.bytes_per_frame = max(0.0, used_bytes() - self.before) / batch.padded_frames
         seen = flat(stepper.processes.gather([math.inf if cut else took]))  # all decide alike
@@ -167,7 +167,7 @@ class BatchTrial:
         width = min(model.text_context - 1, int(longest * TOKENS_PER_SECOND))
         tokens = torch.randint(4, max(5, model.vocabulary), (rows, max(1, width)), generator=draw)
         waveforms = torch.randn(rows, samples, generator=draw)
-        items = [Item(((0, 0),), longest, (0, 0, row), (0, 0)) for row in range(rows)]
+        items = [PlannedExample(((0, 0),), longest, (0, 0, row), (0, 0)) for row in range(rows)]
         counts, frames = torch.full((rows,), samples), torch.full((rows,), frame_count(samples))
         return Batch(waveforms, counts, stack_masks([NO_MASKS] * rows), frames, tokens, tokens, items, [])
 

@@ -47,7 +47,7 @@ from focusasr.model.transformer import Model
 from focusasr.runtime.files import written_aside
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.training.logger import TrainingLog
-from focusasr.training.run import Run
+from focusasr.training.run import TrainingRun
 from focusasr.training.trainer import Trainer
 from focusasr.transcription.native import Recognizer
 
@@ -169,7 +169,7 @@ def train_and_measure(job: Job) -> str:
     )  # fmt: skip
     train = tuple(str(job.data / corpus / "train.jsonl") for corpus in ("an4", "fsdd"))
     dev = (str(job.data / "an4" / "dev.jsonl"), str(job.output / "sets" / "strings-dev" / "manifest.jsonl"))
-    run = Run(train, dev, job.folder, dataclasses.replace(job.entrant.model), settings=settings)
+    run = TrainingRun(train, dev, job.folder, dataclasses.replace(job.entrant.model), settings=settings)
     trainer = Trainer(run, torch.device("cpu"), resume=(job.folder / "last").exists())
     written = job.folder.parent / f"{job.folder.name}.log"
     with written.open("a", encoding="utf-8") as lines, TrainingLog(job.folder, settings, Console(file=lines)) as log:

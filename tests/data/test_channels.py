@@ -17,7 +17,7 @@ from focusasr.data.preprocess import preprocess
 from focusasr.evaluation.evaluate import TranscriptCache, evaluate
 from focusasr.evaluation.hypotheses import read_hypotheses
 from focusasr.runtime.errors import InputError
-from focusasr.training.batching import Examples, Item
+from focusasr.training.batching import PlannedExample, SpeechDataset
 from focusasr.training.dataset import Findings, read_corpus
 from focusasr.training.validation import spectrogram
 from focusasr.transcription.result import Outcome, Transcript
@@ -49,10 +49,10 @@ def test_training_and_dev_hear_the_side_that_is_meant(call: Path) -> None:
     model, tokenizer = tiny_model(letters_tokenizer("yes ")).config, letters_tokenizer("yes ")
     settings = TrainConfig(silence=0, clean_epochs=1)
     corpus = read_corpus(str(call), tokenizer, model, 20.0, Findings())
-    examples = Examples([corpus], settings, model.mel_bands, tokenizer.separator)
+    examples = SpeechDataset([corpus], settings, model.mel_bands, tokenizer.separator)
     for side, utterance in enumerate(read_manifest(call)):
         assert np.array_equal(load(utterance.source), SIDES[side])
-        example = examples[Item(((0, side),), 1.0, (0, 0, 0), (0, 0))]
+        example = examples[PlannedExample(((0, side),), 1.0, (0, 0, 0), (0, 0))]
         assert np.allclose(example.waveform, SIDES[side], atol=1e-6)
         soundfile.write("alone.wav", SIDES[side], 16_000, "FLOAT")
         assert torch.equal(spectrogram(utterance, model), spectrogram(Utterance(Path("alone.wav")), model))

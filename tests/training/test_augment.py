@@ -24,7 +24,7 @@ from focusasr.training.augment import (
     recorded_noise,
     recorded_room,
 )
-from focusasr.training.batching import Examples, Item
+from focusasr.training.batching import PlannedExample, SpeechDataset
 from focusasr.training.dataset import Findings, read_corpus
 from tests.helpers.toy_speech import letters_tokenizer, sung, write_song_book
 
@@ -243,14 +243,14 @@ def is_hum(noise: np.ndarray) -> bool:
 def test_a_damaged_noise_or_room_is_named_and_the_utterance_learned_without(tmp_path: Path) -> None:
     config, tokenizer = TrainConfig(clean_epochs=0, speed=0, noise=1, reverberation=1, silence=0), letters_tokenizer()
     corpus = read_corpus(str(write_song_book(tmp_path, ["abc"])), tokenizer, ModelConfig(), 20.0, Findings())
-    items = [Item(((0, 0),), 0.0, (0, 0, number), (0, 0)) for number in range(40)]
+    items = [PlannedExample(((0, 0),), 0.0, (0, 0, number), (0, 0)) for number in range(40)]
     for name in ("noise", "room"):
         soundfile.write(tmp_path / f"{name}.flac", np.random.default_rng(0).uniform(-1, 1, 80_000), SAMPLE_RATE_HZ)
     whole = (tmp_path / "noise.flac").read_bytes()
     (tmp_path / "noise.flac").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "room.flac").write_bytes(whole[: len(whole) // 3])
     for sounds in (Sounds(((str(tmp_path / "noise.flac"), 5.0),)), Sounds((), ((str(tmp_path / "room.flac"), 5.0),))):
-        made = Examples([corpus], config, 20, tokenizer.separator, sounds)
+        made = SpeechDataset([corpus], config, 20, tokenizer.separator, sounds)
         found = [made[item] for item in items]
         told = [one for one in found if one.broken]
         assert 5 < len(told) < 35 and all("flac: stops decoding after" in one.broken[0] for one in told)

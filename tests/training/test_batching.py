@@ -21,7 +21,7 @@ from focusasr.data.manifest import Utterance, write_manifest
 from focusasr.model.losses import IGNORED
 from focusasr.runtime.errors import InputError
 from focusasr.training.augment import NO_MASKS, Masks
-from focusasr.training.batching import Example, Examples, Item, Plan, collate, join
+from focusasr.training.batching import BatchSampler, Example, PlannedExample, SpeechDataset, collate, join
 from focusasr.training.dataset import Corpus, Findings, parse_manifest_option, read_corpus, read_texts
 from tests.helpers.toy_speech import letters_tokenizer, sung, write_song_book
 
@@ -39,7 +39,7 @@ def lengths(count: int, longest: float = 8.0, seed: int = 0) -> list[float]:
     return np.random.default_rng(seed).uniform(0.3, longest, count).round(3).tolist()
 
 
-def parts(batches: list[list[Item]]) -> Counter[tuple[int, int]]:
+def parts(batches: list[list[PlannedExample]]) -> Counter[tuple[int, int]]:
     return Counter(part for batch in batches for item in batch for part in item.parts)
 
 
@@ -157,9 +157,9 @@ def test_lengths_that_no_header_knows_are_decoded(tmp_path: Path, monkeypatch: p
 def test_same_seed_and_epoch_same_batches(seed: int) -> None:
     config = TrainConfig(seed=seed, batch_seconds=30)
     made = [corpus(*lengths(60)), corpus(*lengths(20, seed=1), weight=2.5)]
-    one, other = Plan(made, config, 448), Plan(made, config, 448)
+    one, other = BatchSampler(made, config, 448), BatchSampler(made, config, 448)
     assert one.epoch(3) == other.epoch(3)
-    later, elsewhere = one.epoch(4), Plan(made, dataclasses.replace(config, seed=seed + 1), 448).epoch(3)
+    later, elsewhere = one.epoch(4), BatchSampler(made, dataclasses.replace(config, seed=seed + 1), 448).epoch(3)
     for different in (later, elsewhere):
         assert [[item.parts for item in batch] for batch in one.epoch(3)] != [
             [item.parts for item in batch] for batch in different
@@ -167,7 +167,7 @@ def test_same_seed_and_epoch_same_batches(seed: int) -> None:
 
 
 def test_every_item_has_a_seed_and_a_place_of_its_own() -> None:
-    plan = Plan([corpus(*lengths(60))], TrainConfig(batch_seconds=30), 448)
+    plan = BatchSampler([corpus(*lengths(60))], TrainConfig(batch_seconds=30), 448)
     items = [item for epoch in (0, 1) for batch in plan.epoch(epoch) for item in batch]
     assert len({item.seed for item in items}) == len(items)
     places = [[item.position for item in batch] for batch in plan.epoch(1)]
@@ -187,7 +187,7 @@ def test_any_epoch_holds_what_it_should(
 ) -> None:
     made = corpus(*seconds, weight=weight, letters=9)
     config = TrainConfig(batch_seconds=batch_seconds, join=share, join_seconds=10)
-    batches = Plan([made], config, 39).epoch(epoch)
+    batches = BatchSampler([made], config, 39).epoch(epoch)
     seen = parts(batches)
     whole, rest = divmod(weight, 1.0)
     assert set(seen.values()) <= {int(whole), int(whole) + 1}
@@ -204,45 +204,45 @@ def test_any_epoch_holds_what_it_should(
 @pytest.mark.parametrize(("text_context", "most"), [(29, 2), (30, 3), (39, 3), (40, 4)])
 def test_joined_texts_fill_the_text_context_and_no_more(text_context: int, most: int) -> None:
     made = [corpus(*[0.5] * 200, letters=9)]
-    batches = Plan(made, TrainConfig(join=1, join_seconds=20), text_context).epoch(0)
+    batches = BatchSampler(made, TrainConfig(join=1, join_seconds=20), text_context).epoch(0)
     assert max(len(item.parts) for batch in batches for item in batch) == most
 
 
 def test_every_corpus_is_seen_by_its_weight() -> None:
     made = [corpus(*lengths(30)), corpus(*lengths(10, seed=1), weight=3.0)]
-    seen = parts(Plan(made, TrainConfig(), 448).epoch(0))
+    seen = parts(BatchSampler(made, TrainConfig(), 448).epoch(0))
     assert seen == Counter({**{(0, n): 1 for n in range(30)}, **{(1, n): 3 for n in range(10)}})
 
 
 def test_joining_makes_every_length() -> None:
     made = [corpus(*lengths(4000, longest=1.0))]
     config = TrainConfig(join=0.5, join_seconds=10)
-    items = [item for batch in Plan(made, config, 448).epoch(0) for item in batch]
+    items = [item for batch in BatchSampler(made, config, 448).epoch(0) for item in batch]
     joined = [item.seconds for item in items if len(item.parts) > 1]
     assert 0.4 < len(joined) / len(items) < 0.55
     assert min(joined) < 2
     assert max(joined) > 8
-    alone = [item for batch in Plan(made, dataclasses.replace(config, join=0), 448).epoch(0) for item in batch]
+    alone = [item for batch in BatchSampler(made, dataclasses.replace(config, join=0), 448).epoch(0) for item in batch]
     assert all(len(item.parts) == 1 for item in alone)
 
 
 def test_nothing_joined_is_longer_than_the_longest_item() -> None:
     made = [corpus(*lengths(60, longest=3.0))]
-    items = [item for batch in Plan(made, TrainConfig(join=1, max_seconds=4), 448).epoch(0) for item in batch]
+    items = [item for batch in BatchSampler(made, TrainConfig(join=1, max_seconds=4), 448).epoch(0) for item in batch]
     joined = [item.seconds for item in items if len(item.parts) > 1]
     assert joined and max(joined) <= 4
 
 
 def test_a_corpus_is_joined_with_itself_alone() -> None:
     made = [corpus(*lengths(50, longest=1.0)), corpus(*lengths(50, longest=1.0))]
-    for batch in Plan(made, TrainConfig(join=1), 448).epoch(0):
+    for batch in BatchSampler(made, TrainConfig(join=1), 448).epoch(0):
         for item in batch:
             assert len({which for which, _ in item.parts}) == 1
 
 
 def test_little_padding_and_batches_in_no_order() -> None:
     made = [corpus(*lengths(500))]
-    batches = Plan(made, TrainConfig(batch_seconds=60), 448).epoch(0)
+    batches = BatchSampler(made, TrainConfig(batch_seconds=60), 448).epoch(0)
     held = sum(item.seconds for batch in batches for item in batch)
     padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
     assert 1 - held / padded < 0.10
@@ -253,21 +253,21 @@ def test_little_padding_and_batches_in_no_order() -> None:
 @pytest.mark.parametrize("first", [0, 1, 5, 17, 40])
 def test_a_resumed_plan_goes_on_where_it_stopped(first: int) -> None:
     made, config = [corpus(*lengths(40))], TrainConfig(batch_seconds=20)
-    straight = list(itertools.islice(Plan(made, config, 448), first + 30))
-    assert list(itertools.islice(Plan(made, config, 448, first), 30)) == straight[first:]
+    straight = list(itertools.islice(BatchSampler(made, config, 448), first + 30))
+    assert list(itertools.islice(BatchSampler(made, config, 448, first), 30)) == straight[first:]
     assert straight[-1][0].position[0] > 0, "the test should cross an epoch"
 
 
 # Examples and batches
 
 
-def examples(folder: Path, texts: list[str], config: TrainConfig = CLEAN) -> Examples:
+def examples(folder: Path, texts: list[str], config: TrainConfig = CLEAN) -> SpeechDataset:
     made = read_corpus(str(write_song_book(folder, texts)), TOKENIZER, MODEL, 20.0, Findings())
-    return Examples([made], config, 20, TOKENIZER.separator)
+    return SpeechDataset([made], config, 20, TOKENIZER.separator)
 
 
-def item(*indices: int, seed: int = 0, epoch: int = 0) -> Item:
-    return Item(tuple((0, index) for index in indices), 0.0, (0, epoch, seed), (epoch, 0))
+def item(*indices: int, seed: int = 0, epoch: int = 0) -> PlannedExample:
+    return PlannedExample(tuple((0, index) for index in indices), 0.0, (0, epoch, seed), (epoch, 0))
 
 
 def test_clean_examples_are_the_sound_itself(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_recordings_begin_and_end_with_and_without_silence() -> None:
 
 
 def test_collate_pads_and_marks() -> None:
-    place = Item(((0, 0),), 1.0, (0, 0, 0), (3, 7))
+    place = PlannedExample(((0, 0),), 1.0, (0, 0, 0), (3, 7))
     shifted = Masks(torch.tensor(0.9), torch.tensor([[3, 2], [0, 5]]), torch.tensor([[1, 1]]))
     made = [
         Example(torch.ones(640), NO_MASKS, 4, [1], [5, 6], place, []),
@@ -369,7 +369,7 @@ def test_collate_pads_and_marks() -> None:
 
 
 def test_a_batch_moves_and_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Item(((0, 0),), 1.0, (0, 0, 0), (3, 7))
+    place = PlannedExample(((0, 0),), 1.0, (0, 0, 0), (3, 7))
     batch = collate([Example(torch.ones(640), NO_MASKS, 4, [1], [5, 6], place, ["x is broken"])], end=2)
     moved = batch.to(torch.device("meta"))
     assert {part.device.type for part in (*moved[:2], *moved.masks, *moved[3:6])} == {"meta"}

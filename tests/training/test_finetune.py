@@ -21,7 +21,14 @@ from focusasr.runtime.settings import read_settings
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.training import validation
 from focusasr.training.augment import NO_MASKS
-from focusasr.training.batching import LARGEST_GAP_SECONDS, Example, Examples, Item, Plan, collate
+from focusasr.training.batching import (
+    LARGEST_GAP_SECONDS,
+    BatchSampler,
+    Example,
+    PlannedExample,
+    SpeechDataset,
+    collate,
+)
 from focusasr.training.dataset import Findings, read_corpus
 from focusasr.training.finetune import freeze, learn_only, remarks, settings_from, warm_model, within_window
 from tests.helpers.tiny_whisper import TEXTS, as_whisper, write_whisper
@@ -167,7 +174,7 @@ def test_what_is_not_given_is_the_sources(folder: Path) -> None:
 def test_batches_open_with_whispers_prompt(folder: Path) -> None:
     tokenizer = as_whisper(load_checkpoint(folder).tokenizer)
     text = tokenizer.encode("the cat")
-    item = Item(((0, 0),), 1.0, (0, 0, 0), (0, 0))
+    item = PlannedExample(((0, 0),), 1.0, (0, 0, 0), (0, 0))
     batch = collate([Example(torch.zeros(800), NO_MASKS, 5, tokenizer.prompt, text, item, [])], tokenizer.end)
     assert batch.tokens.tolist() == [[*tokenizer.prompt, *text]]
     assert batch.targets.tolist() == [[IGNORED] * 3 + [*text, tokenizer.end]]
@@ -186,11 +193,16 @@ def test_each_text_is_learned_in_the_language_of_its_line(folder: Path, tmp_path
     heard = [codes[prompt[1]] for prompt in corpus.prompts]
     assert heard == ["de", "de", "de", "en", "es", "es", "es", "es"]
     settings = TrainConfig(join=1.0, join_seconds=20.0, batch_seconds=100.0, silence=0.0, clean_epochs=1)
-    groups = [item.parts for epoch in range(5) for batch in Plan([corpus], settings, 60).epoch(epoch) for item in batch]
+    groups = [
+        item.parts
+        for epoch in range(5)
+        for batch in BatchSampler([corpus], settings, 60).epoch(epoch)
+        for item in batch
+    ]
     assert all(len({heard[index] for _, index in parts}) == 1 for parts in groups), "one language in one item"
     assert any(len(parts) > 1 for parts in groups)
-    examples = Examples([corpus], settings, 20, [])
-    assert examples[Item(((0, 3),), 1.0, (0, 0, 0), (0, 0))].prompt == corpus.prompts[3]
+    examples = SpeechDataset([corpus], settings, 20, [])
+    assert examples[PlannedExample(((0, 3),), 1.0, (0, 0, 0), (0, 0))].prompt == corpus.prompts[3]
 
 
 def test_dev_texts_are_read_in_the_language_of_their_line(
@@ -219,9 +231,9 @@ def test_items_are_padded_to_the_window_and_count_for_it(folder: Path, tmp_path:
     corpus = read_corpus(str(songs), source.tokenizer, source.model.config, 2.0, Findings())
     assert len(corpus.utterances) == len(SONGS)
     settings = TrainConfig(batch_seconds=6.0, join=0.0, clean_epochs=1, silence=0.0)
-    batches = Plan([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
+    batches = BatchSampler([corpus], settings, 60, shortest_seconds=2.0).epoch(0)
     assert sorted(map(len, batches)) == [2, 3, 3]
-    examples = Examples([corpus], settings, 20, [], window_samples=window)
+    examples = SpeechDataset([corpus], settings, 20, [], window_samples=window)
     batch = collate([examples[item] for item in batches[0]], source.tokenizer.end)
     assert batch.lengths.tolist() == [200] * len(batches[0]) and batch.padded_frames == 200 * len(batches[0])
     song = batches[0][0].parts[0][1]

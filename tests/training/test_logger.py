@@ -19,12 +19,12 @@ from focusasr.model.transformer import Model
 from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.files import read_json
 from focusasr.training.logger import TrainingLog, draw_curves, read_rows
-from focusasr.training.run import Run, changed, commit, read_run
-from focusasr.training.trainer import Position, Trainer
+from focusasr.training.run import TrainingRun, changed_manifests, commit, read_run
+from focusasr.training.trainer import Trainer, TrainingState
 from tests.helpers.toy_speech import TINY, write_song_book
 
 FIGURES = {"total": 1234.567, "ctc": 2345.678, "attention": 3456.789, "span": 0.5}
-BUSY = Position(
+BUSY = TrainingState(
     step=99_999, epoch=999, skipped_steps=99, seconds=3600, audio_seconds=3600 * 14_400.0,
     padded_seconds=3600 * 18_000.0, waiting_seconds=360,
 )  # fmt: skip
@@ -108,7 +108,7 @@ def test_an_evaluation_keeps_samples_and_the_focus(tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, ["bad cab", "a fed egg", "hag"])
     settings = TrainConfig(steps=1, evaluate_every=1, workers=0, intermediate_ctc=0.5)
     config = ModelConfig(**{**TINY, "encoder_layers": 2})  # type: ignore[arg-type]
-    run = Run((str(songs),), (str(songs),), tmp_path / "run", config, settings=settings)
+    run = TrainingRun((str(songs),), (str(songs),), tmp_path / "run", config, settings=settings)
     shown = io.StringIO()
     trainer = Trainer(run, torch.device("cpu"))
     with TrainingLog(run.output, settings, Console(file=shown, width=200)) as log:
@@ -124,7 +124,7 @@ def test_an_evaluation_keeps_samples_and_the_focus(tmp_path: Path) -> None:
     assert torch.__version__.startswith(made["versions"]["torch"])
     (data,) = made["data"]
     assert (data["sha256"], data["utterances"]) == (fingerprint(songs), 3)
-    assert changed(made, made, "data") == changed(made, made, "dev") == []
+    assert changed_manifests(made, made, "data") == changed_manifests(made, made, "dev") == []
     assert Trainer(run, torch.device("cpu"), resume=True).position.best_wer is not None
     songs.write_text(songs.read_text() + "\n")
     again = Trainer(run, torch.device("cpu"), resume=True)

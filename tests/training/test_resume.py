@@ -24,7 +24,7 @@ from focusasr.model.checkpoint import load_checkpoint
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json
 from focusasr.training.logger import TrainingLog
-from focusasr.training.run import Run
+from focusasr.training.run import TrainingRun
 from focusasr.training.trainer import Trainer
 from tests.helpers.toy_speech import TINY, write_song_book
 
@@ -71,7 +71,7 @@ honest_save, honest_replace = torch.save, os.replace
 MOMENTS = {
     "whole": lambda: None,
     "after a checkpoint": lambda: nth(Trainer, "_out_of_patience", 4),
-    "in a step": lambda: nth(stepper.Stepper, "_backward", 9),  # the first half of step 5
+    "in a step": lambda: nth(stepper.TrainStep, "_backward", 9),  # the first half of step 5
     "in the clipping of a gradient": lambda: nth(torch.nn.utils, "clip_grad_norm_", 5),
     "in an evaluation": lambda: nth(train, "measure", 2),
     "in the writing of weights": lambda: nth(train, "save_checkpoint", 3),
@@ -103,20 +103,20 @@ MOMENTS = [
 ]  # fmt: skip
 
 
-def made_run(folder: Path, manifest: Path, **settings: Any) -> Run:
+def made_run(folder: Path, manifest: Path, **settings: Any) -> TrainingRun:
     model = ModelConfig(**{**TINY, "dropout": 0.1})  # type: ignore[arg-type]
     manifests = (str(manifest),)
-    return Run(manifests, manifests, folder, model, settings=dataclasses.replace(SETTINGS, **settings))
+    return TrainingRun(manifests, manifests, folder, model, settings=dataclasses.replace(SETTINGS, **settings))
 
 
-def train(run: Run, resume: bool = False) -> Trainer:
+def train(run: TrainingRun, resume: bool = False) -> Trainer:
     trainer = Trainer(run, torch.device("cpu"), resume)
     with TrainingLog(run.output, run.settings, Console(file=io.StringIO())) as log:
         trainer.fit(log)
     return trainer
 
 
-def run_children(folder: Path, *runs: tuple[str, Run]) -> subprocess.CompletedProcess[str]:
+def run_children(folder: Path, *runs: tuple[str, TrainingRun]) -> subprocess.CompletedProcess[str]:
     """Train each run in a process of its own, which kills itself at the moment named or goes on to the end."""
     (folder / "child.py").write_text(CHILD)
     (folder / "runs.pickle").write_bytes(pickle.dumps(runs))
@@ -124,7 +124,7 @@ def run_children(folder: Path, *runs: tuple[str, Run]) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def state_of(run: Run) -> dict[str, Any]:
+def state_of(run: TrainingRun) -> dict[str, Any]:
     """Return everything that is kept of a run except the time it took."""
     state = torch.load(run.output / "last" / "trainer" / "state.pt", weights_only=True)
     for name in ("seconds", "waiting_seconds"):
@@ -303,7 +303,7 @@ def test_what_cannot_be_resumed_is_told_in_a_line(tmp_path: Path, songs: Path) -
     path = run.output / "last" / "trainer" / "state.pt"
     whole = path.read_bytes()
 
-    def refused(attempt: Run, says: str) -> None:
+    def refused(attempt: TrainingRun, says: str) -> None:
         with pytest.raises(InputError) as caught:
             Trainer(attempt, torch.device("cpu"), resume=True)
         assert str(caught.value).startswith(f"{path}: cannot be resumed from (")
@@ -326,7 +326,7 @@ def test_what_cannot_be_resumed_is_told_in_a_line(tmp_path: Path, songs: Path) -
 # A disk that is full, a folder that cannot be written
 
 
-def limited(run: Run, bytes_left: int) -> Trainer:
+def limited(run: TrainingRun, bytes_left: int) -> Trainer:
     """Resume where no file may grow beyond `bytes_left`, by the system's own limit: writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

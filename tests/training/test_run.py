@@ -19,18 +19,20 @@ from focusasr.model.checkpoint import Checkpoint, save_checkpoint
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json
 from focusasr.training.logger import TrainingLog, draw_curves
-from focusasr.training.run import Run, changes, read_run
+from focusasr.training.run import TrainingRun, changes, read_run
 from focusasr.training.trainer import Trainer
 from tests.helpers.toy_speech import TINY, letters_tokenizer, tiny_model, write_song_book
 
 
-def made_run(folder: Path, manifest: Path, **settings: Any) -> Run:
+def made_run(folder: Path, manifest: Path, **settings: Any) -> TrainingRun:
     model = ModelConfig(**TINY)  # type: ignore[arg-type]
     manifests = (str(manifest),)
-    return Run(manifests, manifests, folder, model, settings=TrainConfig(batch_seconds=2.5, workers=0, **settings))
+    return TrainingRun(
+        manifests, manifests, folder, model, settings=TrainConfig(batch_seconds=2.5, workers=0, **settings)
+    )
 
 
-def train(run: Run) -> None:
+def train(run: TrainingRun) -> None:
     with TrainingLog(run.output, run.settings, Console(file=io.StringIO())) as log:
         Trainer(run, torch.device("cpu")).fit(log)
 

@@ -23,9 +23,9 @@ from focusasr.runtime.errors import InputError
 from focusasr.training import step as stepper
 from focusasr.training import trainer as room
 from focusasr.training.logger import TrainingLog
-from focusasr.training.run import Run, read_run
+from focusasr.training.run import TrainingRun, read_run
 from focusasr.training.step import average, choose_precision, learning_rate, make_optimizer, start_accelerator
-from focusasr.training.trainer import MOST_BAD_STEPS, Position, Trainer
+from focusasr.training.trainer import MOST_BAD_STEPS, Trainer, TrainingState
 from focusasr.training.validation import measure, read_dev_sets
 from tests.helpers.toy_speech import TINY, mels, write_song_book
 
@@ -36,12 +36,12 @@ CLEAN = TrainConfig(
 )  # fmt: skip
 
 
-def made_run(folder: Path, manifest: Path, dev: tuple[str, ...] = (), **settings: Any) -> Run:
+def made_run(folder: Path, manifest: Path, dev: tuple[str, ...] = (), **settings: Any) -> TrainingRun:
     model = ModelConfig(**{**TINY, "width": 32})  # type: ignore[arg-type]
-    return Run((str(manifest),), dev, folder / "run", model, settings=dataclasses.replace(CLEAN, **settings))
+    return TrainingRun((str(manifest),), dev, folder / "run", model, settings=dataclasses.replace(CLEAN, **settings))
 
 
-def trained(run: Run, resume: bool = False) -> tuple[Trainer, str]:
+def trained(run: TrainingRun, resume: bool = False) -> tuple[Trainer, str]:
     """Train to the end; return the trainer and what was shown."""
     shown = io.StringIO()
     trainer = Trainer(run, torch.device("cpu"), resume)
@@ -52,7 +52,7 @@ def trained(run: Run, resume: bool = False) -> tuple[Trainer, str]:
     return trainer, shown.getvalue()
 
 
-def rows(run: Run) -> list[dict[str, Any]]:
+def rows(run: TrainingRun) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -226,7 +226,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     poison(monkeypatch, {1, 4})
     seen: list[tuple[int, torch.Tensor]] = []
 
-    def look(_log: TrainingLog, position: Position, *_: object) -> None:
+    def look(_log: TrainingLog, position: TrainingState, *_: object) -> None:
         weights = torch.cat([parameter.detach().flatten() for parameter in trainer.stepper.model.parameters()])
         averaged = torch.cat(
             [parameter.detach().flatten() for parameter in trainer.stepper.average.module.parameters()]
@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_finite_names_its_utterance(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
 ) -> None:
     bad = str(tmp_path / "songs" / "02.wav")
-    honest = stepper.Stepper._backward
+    honest = stepper.TrainStep._backward
 
     def backward(self: Any, piece: Any, whole: Any) -> Any:
         figures, rows = honest(self, piece, whole)
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_names_its_utterance(
             figures[0] = math.nan
         return figures, rows
 
-    monkeypatch.setattr(stepper.Stepper, "_backward", backward)
+    monkeypatch.setattr(stepper.TrainStep, "_backward", backward)
     _, shown = trained(made_run(tmp_path, songs, steps=3, evaluate_every=3))
     assert [line for line in shown.splitlines() if "skipped, " in line] == [
         f"step 2: skipped, its loss is nan; worst: {bad} (loss nan)"

@@ -22,8 +22,8 @@ from focusasr.training.augment import Masks
 from focusasr.training.batching import Batch
 from focusasr.training.finetune import freeze
 from focusasr.training.logger import TrainingLog
-from focusasr.training.run import Run
-from focusasr.training.step import Stepper
+from focusasr.training.run import TrainingRun
+from focusasr.training.step import TrainStep
 from focusasr.training.trainer import Trainer
 from focusasr.training.tuner import BatchTrial, find_batch, find_learning_rate, suggest
 from tests.helpers.toy_speech import TINY, write_song_book
@@ -35,7 +35,7 @@ SETTINGS = TrainConfig(steps=2, evaluate_every=2, batch_seconds=20, workers=0, j
 def trainer_in(folder: Path, **model: Any) -> Trainer:
     songs = write_song_book(folder, TEXTS)
     config = ModelConfig(**{**TINY, **model})  # type: ignore[arg-type]
-    return Trainer(Run((str(songs),), (), folder / "run", config, settings=SETTINGS), torch.device("cpu"))
+    return Trainer(TrainingRun((str(songs),), (), folder / "run", config, settings=SETTINGS), torch.device("cpu"))
 
 
 def with_log(trainer: Trainer) -> tuple[TrainingLog, io.StringIO]:
@@ -73,7 +73,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_gives_the_same_gradient(
     assert len(batch.lengths) == 6
     whole = trainer.stepper.measure([batch], 0)
     wanted = [parameter.grad.clone() for parameter in trainer.stepper.model.parameters()]
-    trainer.stepper.skip()
+    trainer.stepper.discard()
     fitted = memory_for(monkeypatch, batch.padded_frames // 2, kind)
     cut = trainer.stepper.measure([batch], 0)
     assert len(cut.notes) == 1 and "does not fit the memory; it and its like are cut" in cut.notes[0]
@@ -83,7 +83,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_gives_the_same_gradient(
         assert cut.figures[name] == pytest.approx(whole.figures[name], rel=1e-5)
     for parameter, gradient in zip(trainer.stepper.model.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-    trainer.stepper.skip()
+    trainer.stepper.discard()
     assert trainer.stepper.measure([batch], 1).notes == [], "the next of its like is cut before it fails"
 
 
@@ -207,9 +207,9 @@ def test_fp16_bears_a_step_without_any_gradient(tmp_path: Path, monkeypatch: pyt
     memory_for(monkeypatch, 0, RuntimeError)
     measured = trainer.stepper.measure([batch], 0)
     assert (measured.norm, measured.rows, len(measured.notes)) == (0.0, [], 11)  # cut to single ones, and these left
-    trainer.stepper.skip()
+    trainer.stepper.discard()
     trainer.stepper.measure([batch], 1)
-    trainer.stepper.take()
+    trainer.stepper.apply()
 
 
 def test_a_learning_rate_is_found_once_fp16_has_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,11 +258,13 @@ def test_the_engine_says_what_it_cannot_do(tmp_path: Path) -> None:
 def test_frozen_layers_keep_their_weights(tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, TEXTS)
     settings = TrainConfig(steps=2, batch_seconds=20, workers=0, learning_rate=0.01, freeze=1)
-    run = Run((str(songs),), (), tmp_path / "run", ModelConfig(**{**TINY, "encoder_layers": 2}), settings=settings)  # type: ignore[arg-type]
+    run = TrainingRun(
+        (str(songs),), (), tmp_path / "run", ModelConfig(**{**TINY, "encoder_layers": 2}), settings=settings
+    )  # type: ignore[arg-type]
     trainer = Trainer(run, torch.device("cpu"))
-    frozen: Stepper = trainer.stepper
+    frozen: TrainStep = trainer.stepper
     before = {name: value.clone() for name, value in frozen.model.named_parameters()}
     frozen.measure([first_batch(trainer)], 0)
-    frozen.take()
+    frozen.apply()
     still = {name for name, value in frozen.model.named_parameters() if torch.equal(value, before[name])}
     assert still == {name for name in before if name.startswith(("encoder.stem.", "encoder.blocks.0."))}
