@@ -65,6 +65,9 @@ class ModelConfig:
     temp_scale: float = setting(0.5, "how much the span changes the temperature")
     ctc: bool = setting(True, "CTC head on the encoder: auxiliary loss, draft and guard")
     audio_context: int = setting(1500, "encoder steps, absolute positions only: audio is padded or cut to it")
+    tail_frames: int | None = setting(
+        None, "absolute positions: audio keeps its own length, plus this many 10 ms frames of silence; none: padded"
+    )
     text_context: int = setting(448, "most tokens of one text, special tokens included")
     dropout: float = setting(0.1, "dropout on the residual stream")
 
@@ -89,6 +92,10 @@ class ModelConfig:
         require(fits, "conv_kernel", self.conv_kernel, f"0 or an odd number below {LARGEST}")
         require(self.base > 0, "base", self.base, "above 0")
         require(1 <= self.audio_context <= LARGEST, "audio_context", self.audio_context, f"1 to {LARGEST}")
+        fits = self.tail_frames is None or 0 <= self.tail_frames <= LARGEST
+        require(fits, "tail_frames", self.tail_frames, f"0 to {LARGEST}, or none")
+        absolute = self.tail_frames is None or self.positions == "absolute"
+        require(absolute, "tail_frames", self.tail_frames, "none, since {positions} keep lengths", positions="rotary")
         fits = 4 <= self.text_context <= LARGEST_TEXT
         require(fits, "text_context", self.text_context, f"at least 4, at most {LARGEST_TEXT}")
         require(0 <= self.vocabulary <= LARGEST, "vocabulary", self.vocabulary, f"0 to {LARGEST}")
@@ -99,11 +106,26 @@ class ModelConfig:
         return 0.01 * self.strides[0] * self.strides[1]
 
     @property
-    def window_samples(self) -> int | None:
+    def longest_samples(self) -> int | None:
         """Samples that absolute positions have room for, 30 s in Whisper; None: any length."""
         if self.positions == "rotary":
             return None
         return self.audio_context * self.strides[0] * self.strides[1] * SAMPLE_RATE_HZ // 100
+
+    @property
+    def window_samples(self) -> int | None:
+        """Samples to which all audio is padded, as Whisper does; None: audio keeps its own length."""
+        return self.longest_samples if self.tail_frames is None else None
+
+    def input_frames(self, frames: int) -> int:
+        """Return how many frames the encoder gets for `frames` frames of audio: with the tail, or the whole window."""
+        if self.positions == "rotary":
+            return frames
+        stride = self.strides[0] * self.strides[1]
+        longest = self.audio_context * stride
+        if self.tail_frames is None:
+            return longest
+        return min(longest, -(-(frames + self.tail_frames) // stride) * stride)
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,7 @@ class DataConfig:
 
     train: list[str] = dataclasses.field(default_factory=list)
     dev: list[str] = dataclasses.field(default_factory=list)
+    texts: list[str] = dataclasses.field(default_factory=list)  # of an adaptation: manifests whose texts are learned
 
 
 @dataclass(frozen=True)
@@ -181,6 +204,9 @@ class TrainConfig:
     )
     seed: int = setting(0, "one seed makes one run")
     evaluate_every: int = setting(500, "steps between evaluations on dev, each followed by a checkpoint")
+    dev_normalizer: Literal["none", "basic", "english"] = setting(
+        "none", "what dev texts lose before they are compared, as evaluate's normalizer"
+    )
     patience: int = setting(0, "stop after so many evaluations without a better dev WER; 0: never")
     workers: int = setting(1, "processes that read and augment audio; 0: in the training process")
     clean_epochs: int = setting(1, "epochs before augmentation begins: CTC finds its alignments sooner on clean speech")
@@ -237,6 +263,46 @@ class TrainConfig:
         require(0 <= self.speed < 0.9, "speed", self.speed, "at least 0 and below 0.9")
         require(0 <= self.formant < 0.5, "formant", self.formant, "at least 0 and below 0.5")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class AdaptConfig(TrainConfig):
+    """One adaptation of a Whisper model to audio of its own length; the padded source is the teacher."""
+
+    steps: int = setting(1500, "optimizer steps in all")
+    batch_seconds: float = setting(40.0, "audio per batch, padding to the longest included")
+    learning_rate: float = setting(3e-5, "peak")
+    warmup_steps: int = setting(50, "linear rise of the learning rate")
+    weight_decay: float = setting(0.0, "matrices only")
+    label_smoothing: float = setting(0.0, "decoder targets of --texts")
+    ema_decay: float = setting(0.99, "weights averaged over about 1/(1 - decay) steps; 0: off")
+    evaluate_every: int = setting(250, "steps between evaluations on dev, each followed by a checkpoint")
+    dev_normalizer: Literal["none", "basic", "english"] = setting(
+        "english", "what dev texts lose before they are compared, as evaluate's normalizer"
+    )
+    clean_epochs: int = setting(0, "epochs before augmentation begins")
+    spec_augment: bool = setting(False, "masks over time and frequency (Park et al. 2019)")
+    formant: float = setting(0.0, "mel axis stretched by up to this (Jaitly & Hinton 2013)")
+    noise: float = setting(0.2, "share of utterances with noise made up on the spot")
+    reverberation: float = setting(0.1, "share of utterances put into a made-up room")
+    telephone: float = setting(0.05, "share of utterances band-limited to 8 kHz")
+    silence: float = setting(0.06, "share of training items replaced by noise or silence without text")
+    join: float = setting(0.4, "share of training items made by joining utterances, so that every length is seen")
+    join_seconds: float = setting(26.0, "longest item made by joining")
+    max_seconds: float = setting(26.0, "longest training item; longer recordings are cut into parts of this length")
+    longest_tail: int = setting(64, "frames of silence after the audio, sampled from 0 to this")
+    cut: float = setting(0.3, "share of recordings cut short, to 0.3 s or more")
+    padded: float = setting(0.1, "share of batches padded to the window, as the source had them")
+    timestamps: float = setting(0.5, "share of batches with timestamp tokens")
+    divergence: float = setting(0.1, "weight of the KL divergence of the output, beside the error of decoder states")
+    text_weight: float = setting(0.2, "weight of the cross-entropy of --texts and of audio without speech")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("cut", "padded", "timestamps"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        for name in ("longest_tail", "divergence", "text_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True)

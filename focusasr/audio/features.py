@@ -17,13 +17,13 @@ from torch import Tensor
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import refuse, stream
 from focusasr.audio.source import Source
-from focusasr.config import SAMPLE_RATE_HZ, SHORTEST_SAMPLES
+from focusasr.config import SAMPLE_RATE_HZ, SHORTEST_SAMPLES, ModelConfig
 
 FFT_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES
 
-WINDOW_FRAMES = 30 * SAMPLE_RATE_HZ // HOP_SAMPLES
+WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # where the model does not say
 BLOCK_FRAMES = 1000
 EDGE = FFT_SAMPLES // 2  # samples that a frame sees to each side of its middle
 
@@ -53,6 +53,12 @@ def _filters(mel_bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return mel_filters(mel_bands).float().to(device), torch.hann_window(FFT_SAMPLES, device=device)
 
 
+def input_mel(waveform: Tensor, config: ModelConfig) -> Tensor:
+    """Return the log-mel spectrogram (F, M) of a waveform (N,) as a model's encoder reads it, its tail included."""
+    mel = log_mel(waveform[: config.longest_samples], config.mel_bands, config.window_samples)
+    return torch.nn.functional.pad(mel, (0, 0, 0, config.input_frames(len(mel)) - len(mel)))
+
+
 def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = None) -> Tensor:
     """Return the log-mel spectrogram of one recording.
 
@@ -63,6 +69,13 @@ def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = 
     mel = log_power(_fitted(waveform, window_samples), mel_bands)
     mel = torch.maximum(mel, mel.max() - 8.0)
     return (mel + 4.0) / 4.0
+
+
+def input_mels(waveforms: Tensor, samples: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Return the spectrograms of a batch as `log_mels` does, as a model's encoder reads them, tails included."""
+    mel, lengths = log_mels(waveforms[:, : config.longest_samples], samples, config.mel_bands, config.window_samples)
+    lengths = torch.tensor([config.input_frames(length) for length in lengths.tolist()], device=mel.device)
+    return torch.nn.functional.pad(mel, (0, 0, 0, int(lengths.max()) - mel.shape[1])), lengths
 
 
 def _fitted(waveform: Tensor, window_samples: int | None) -> Tensor:
@@ -139,25 +152,23 @@ class LogMelStream:
     def __init__(
         self,
         source: Source,
-        mel_bands: int,
+        config: ModelConfig,
         device: torch.device,
-        window_frames: int = WINDOW_FRAMES,
         cut_off: Callable[[CutOff], object] = refuse,
     ) -> None:
         self._cut_off = cut_off
-        self._source, self._mel_bands, self._device = source, mel_bands, device
-        self._window_frames = window_frames
+        self._source, self._config, self._mel_bands, self._device = source, config, config.mel_bands, device
         self.samples, loudest = 0, -torch.inf
         for block in self._blocks(count=True):
             loudest = max(loudest, float(block.max()))
         self.frames = self.samples // HOP_SAMPLES
         self._floor = loudest - 8.0
         self._ahead = self._blocks()
-        self._held = torch.zeros(0, mel_bands, device=device)
+        self._held = torch.zeros(0, config.mel_bands, device=device)
         self._first = 0  # frame at which `_held` begins
 
     def window(self, start: int, frames: int) -> Tensor:
-        """Return `frames` frames (window_frames, M) from `start` on, zeros after them; cheapest in order of time."""
+        """Return `frames` frames (F, M) from `start` on, then zeros, as the model wants; fastest in order of time."""
         if start < self._first:
             self._ahead, self._held, self._first = self._blocks(), self._held[:0], 0
         while self._first + len(self._held) < start + frames and (block := next(self._ahead, None)) is not None:
@@ -165,11 +176,11 @@ class LogMelStream:
             self._held, self._first = torch.cat((self._held[skip:], block)), self._first + skip
         at = start - self._first
         mel = (self._held[at : at + frames].clamp(min=self._floor) + 4.0) / 4.0
-        return torch.nn.functional.pad(mel, (0, 0, 0, self._window_frames - len(mel)))
+        return torch.nn.functional.pad(mel, (0, 0, 0, self._config.input_frames(len(mel)) - len(mel)))
 
     def _blocks(self, count: bool = False) -> Iterator[Tensor]:
         """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the window of silence that Whisper adds."""
-        silence = np.zeros(self._window_frames * HOP_SAMPLES, np.float32)
+        silence = np.zeros(self._config.longest_samples or WINDOW_SAMPLES, np.float32)
         held = np.zeros(0, np.float32)
         begun = False
         for samples in self._sound(silence, count):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from focusasr import __version__
+from focusasr.cli.adapt import adapt
 from focusasr.cli.checkpoints import convert, info, inspect
 from focusasr.cli.evaluate import evaluate
 from focusasr.cli.options import BOTH_SPELLINGS, WhisperSpelling, misuse
@@ -25,7 +26,9 @@ app = typer.Typer(
     add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 Misused: Any = typer.BadParameter.__base__  # of all that the options refuse; each Typer has it elsewhere
-COMMANDS = {command.__name__: command for command in (preprocess, train, transcribe, evaluate, inspect, info, convert)}
+COMMANDS = {
+    command.__name__: command for command in (preprocess, train, adapt, transcribe, evaluate, inspect, info, convert)
+}
 for command in COMMANDS.values():
     summary = (command.__doc__ or "").partition("\n")[0]
     app.command(cls=WhisperSpelling, context_settings=BOTH_SPELLINGS, short_help=summary)(command)

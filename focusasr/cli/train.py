@@ -158,13 +158,18 @@ def carry_out(trial: TrainJob, device: Any, reason: str) -> None:
 
 
 def collected(
-    manifests: list[str] | None, dev: list[str] | None, config: Path | None, resumed_from: Path | None
+    manifests: list[str] | None,
+    dev: list[str] | None,
+    config: Path | None,
+    resumed_from: Path | None,
+    texts: list[str] | None = None,
 ) -> dict[str, Any]:
     """Return the tables of the TOML file or of the run that goes on, with the manifests that were given here."""
     tables: dict[str, Any] = read_toml(config) if config else resumed_settings(resumed_from) if resumed_from else {}
     here = {
         "train": [str(Path(m).absolute()) for m in manifests or []],
         "dev": [str(Path(m).absolute()) for m in dev or []],
+        "texts": [str(Path(m).absolute()) for m in texts or []],
     }
     for name, value in tables.items():
         if not isinstance(value, dict):

@@ -76,11 +76,13 @@ def read_manifest(path: Path, on_bad_line: Callable[[str], object] | None = None
     return [utterance for _, utterance in read_utterances(path, on_bad_line)]
 
 
-def read_utterances(path: Path, on_bad_line: Callable[[str], object] | None = None) -> Iterator[tuple[int, Utterance]]:
+def read_utterances(
+    path: Path, on_bad_line: Callable[[str], object] | None = None, text_required: bool = True
+) -> Iterator[tuple[int, Utterance]]:
     """Yield (line number, utterance) of a manifest, as `read_manifest` has them."""
     for number, line in numbered_lines(path):
         try:
-            utterance = parse_line(line, number, path)
+            utterance = parse_line(line, number, path, text_required)
         except InputError as error:
             if on_bad_line is None:
                 raise

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from focusasr.audio.features import log_mel, stack
+from focusasr.audio.features import input_mel, stack
 from focusasr.audio.load import load
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig
@@ -126,8 +126,7 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
             raise SettingError("layer", layer, f"1 to {count}, the encoder's layers")
     waveform = load(Source(path, config.offset, config.seconds))
     device = next(model.parameters()).device
-    bands, window = model.config.mel_bands, model.config.window_samples
-    mel = log_mel(torch.from_numpy(waveform).to(device), bands, window)
+    mel = input_mel(torch.from_numpy(waveform).to(device), model.config)
     chosen = layers or (1, (count + 1) // 2, count)
     settings = model.config
     figures, kept = [], {}

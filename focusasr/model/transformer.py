@@ -266,6 +266,19 @@ class Decoder(nn.Module):
             caches.append(cache)
         return self._logits(x), state._replace(caches=caches, length=state.length + tokens.shape[1])
 
+    def hidden(self, tokens: Tensor, memory: EncoderOutput) -> list[Tensor]:
+        """Read whole texts (B, L) from their first token; return the states (B, L, D) after each block and at the end.
+
+        The last ones, times the embedding, are the logits.
+        """
+        state = self.start(memory)
+        x, rotation = self._embed(tokens, state)
+        states = []
+        for layer, block in enumerate(self.blocks):
+            x, _ = block(x, state, layer, rotation)
+            states.append(x)
+        return [*states, self.ln(x)]
+
     def cross_attention_scores(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, list[Tensor]]:
         """Read tokens (B, L); return logits (B, L, V) and, per layer, where each head listens: scores (B, H, L, S).
 

@@ -158,6 +158,7 @@ class Batch(NamedTuple):
     targets: Tensor
     items: list[PlannedExample]  # what each row is
     broken: list[str]  # what could not be read
+    speechless: Tensor  # (B,), rows whose audio was replaced by noise or silence
 
     @property
     def position(self) -> tuple[int, int]:
@@ -184,7 +185,7 @@ class Batch(NamedTuple):
         moved = functools.partial(Tensor.to, device=device, non_blocking=device.type == "cuda")
         return Batch(
             moved(self.waveforms), moved(self.samples), Masks(*map(moved, self.masks)), moved(self.lengths),
-            moved(self.tokens), moved(self.targets), self.items, self.broken,
+            moved(self.tokens), moved(self.targets), self.items, self.broken, moved(self.speechless),
         )  # fmt: skip
 
     def rows(self, first: int, last: int) -> Batch:
@@ -195,6 +196,7 @@ class Batch(NamedTuple):
         return Batch(
             self.waveforms[first:last, : int(samples.max())], samples, masks, self.lengths[first:last],
             self.tokens[first:last, :width], targets[:, :width], self.items[first:last], [],
+            self.speechless[first:last],
         )  # fmt: skip
 
 
@@ -208,6 +210,7 @@ class Example(NamedTuple):
     tokens: list[int]
     item: PlannedExample
     broken: list[str]
+    speechless: bool = False
 
 
 class SpeechDataset(Dataset):
@@ -247,9 +250,10 @@ class SpeechDataset(Dataset):
             tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
         clean = clean or not pieces  # where nothing could be read, no sound is made up
         waveform = join(pieces, draw, around=0.0 if clean else 0.5)
-        plain, said = waveform, tokens
+        plain, said, speechless = waveform, tokens, False
         try:
             if draw.random() < self.config.silence:
+                speechless = True
                 brief = draw.random() < BRIEF_NOISE
                 samples = int(draw.uniform(*BRIEF_SECONDS) * SAMPLE_RATE_HZ) if brief else len(waveform)
                 waveform, tokens = noise_alone(min(samples, len(waveform)), draw, self.sounds.noises), []
@@ -257,12 +261,12 @@ class SpeechDataset(Dataset):
                 waveform = augment_waveform(waveform, self.config, draw, self.sounds)
         except InputError as error:  # of a recorded noise or room, whose header was fine
             broken.append(str(error))
-            waveform, tokens = plain, said
+            waveform, tokens, speechless = plain, said, False
         frames = frame_count(len(waveform), self.window_samples)
         masks = NO_MASKS if clean else draw_masks(frames, self.mel_bands, self.config, draw)
         first, index = item.parts[0]
         prompt = self.corpora[first].prompts[index]
-        return Example(torch.from_numpy(waveform), masks, frames, prompt, tokens, item, broken)
+        return Example(torch.from_numpy(waveform), masks, frames, prompt, tokens, item, broken, speechless)
 
 
 def join(pieces: Sequence[np.ndarray], draw: np.random.Generator, around: float = 0.0) -> np.ndarray:
@@ -297,6 +301,7 @@ def collate(examples: Sequence[Example], end: int) -> Batch:
         pad(targets, padding_value=IGNORED),
         [example.item for example in examples],
         [line for example in examples for line in example.broken],
+        torch.tensor([example.speechless for example in examples]),
     )
 
 

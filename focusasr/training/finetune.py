@@ -20,7 +20,7 @@ from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.training.batching import LARGEST_GAP_SECONDS
 
 # What may differ from the source: the first always, the others where the source has no hybrid layer yet.
-FREE = {"dropout"}
+FREE = {"dropout", "tail_frames"}
 FOCUS = {
     "attention", "decoder_attention", "max_span", "initial_span", "ramp", "win_size", "temperature", "sharpen_longer",
     "temp_scale",
@@ -122,9 +122,9 @@ def learn_only(model: Model, settings: TrainConfig) -> None:
 
 def within_window(settings: TrainConfig, model: ModelConfig) -> TrainConfig:
     """Return the settings with items short enough for absolute positions, however they are slowed and joined."""
-    if model.window_samples is None:
+    if model.longest_samples is None:
         return settings
-    longest = model.window_samples / SAMPLE_RATE_HZ * (1 - settings.speed) - 2 * LARGEST_GAP_SECONDS
+    longest = model.longest_samples / SAMPLE_RATE_HZ * (1 - settings.speed) - 2 * LARGEST_GAP_SECONDS
     if longest <= 0:
         raise SettingError("audio_context", model.audio_context, "room for more than a second of sound")
     joined = min(settings.join_seconds, longest / 2)  # the rest is for the silences between

@@ -41,14 +41,21 @@ class TrainingRun:
     model: ModelConfig = ModelConfig()
     text: TextConfig = TextConfig()
     settings: TrainConfig = TrainConfig()
+    texts: tuple[str, ...] = ()  # of an adaptation: manifests whose texts are learned
 
     def to_json(self) -> dict[str, Any]:
         """Return what is kept in the checkpoint of how it was made."""
-        return {"data": {"train": list(self.train), "dev": list(self.dev)}, "train": to_settings(self.settings)}
+        data = {"train": list(self.train), "dev": list(self.dev), **({"texts": list(self.texts)} if self.texts else {})}
+        return {"data": data, "train": to_settings(self.settings)}
 
 
 def read_run(
-    settings: dict[str, Any], folder: Path, output: Path, where: str, typed: Collection[str] = ()
+    settings: dict[str, Any],
+    folder: Path,
+    output: Path,
+    where: str,
+    typed: Collection[str] = (),
+    kind: type[TrainConfig] = TrainConfig,
 ) -> TrainingRun:
     """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
 
@@ -58,9 +65,9 @@ def read_run(
     unknown = settings.keys() - TABLES.keys()
     if unknown:
         raise InputError(f"{where}: unknown table [{quote(min(unknown))[1:-1]}]; wanted: {', '.join(TABLES)}")
-    for table, kind in TABLES.items():
+    for table, known in {**TABLES, "train": kind}.items():
         for name in _table(settings.get(table)):
-            if name not in hints_of(kind) and (homes := homes_of(name) - {table}):
+            if name not in hints_of(known) and (homes := homes_of(name) - {table}):
                 raise InputError(f"{where} [{table}]: unknown setting {quote(name)}; it belongs below [{min(homes)}]")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
     model = settings.get("model", {})
@@ -76,9 +83,8 @@ def read_run(
         output=output,
         model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]", typed),
         text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]", typed),
-        settings=_with_folders(
-            read_settings(TrainConfig, settings.get("train", {}), f"{where} [train]", typed), folder
-        ),
+        settings=_with_folders(read_settings(kind, settings.get("train", {}), f"{where} [train]", typed), folder),
+        texts=tuple(_anchored(option, folder) for option in data.texts),
     )
 
 

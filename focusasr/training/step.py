@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from focusasr.audio.features import log_mels
+from focusasr.audio.features import input_mels
 from focusasr.config import TrainConfig
 from focusasr.model.losses import IGNORED, LossWeights, Size, joint_loss
 from focusasr.model.transformer import Model
@@ -174,7 +174,7 @@ class TrainStep:
 
     def _backward(self, piece: Batch, whole: Size) -> tuple[list[float], list[tuple[float, PlannedExample]]]:
         there, config = piece.to(self.accelerator.device), self.model.config
-        mel, lengths = log_mels(there.waveforms, there.samples, config.mel_bands, config.window_samples)
+        mel, lengths = input_mels(there.waveforms, there.samples, config)
         mel = apply_masks(mel, lengths, there.masks)  # like `log_mels` in float32, whatever the precision
         with self.accelerator.autocast():
             heard = self.model(mel, lengths, there.tokens, self.settings.intermediate_ctc > 0)

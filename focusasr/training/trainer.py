@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from focusasr.training.run import (
     with_plain_paths,
 )
 from focusasr.training.step import MOST_NAMED, StepResult, TrainStep, learning_rate, start_accelerator
-from focusasr.training.validation import few_mels, focus, measure, model_card, overall_wer, read_dev_sets
+from focusasr.training.validation import Measured, few_mels, focus, measure, model_card, overall_wer, read_dev_sets
 
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
 MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
@@ -125,7 +125,7 @@ class Trainer:
         self.scores, self.saved = dict[str, Score](), time.monotonic()  # of the last evaluation; when it was kept
         model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
         learn_only(model, run.settings)
-        self.stepper = TrainStep(self.accelerator, model, self.run.settings, self.tokenizer.blank)
+        self.stepper = self._make_step(model)
         if before:
             with contextlib.suppress(TypeError, AttributeError):  # of another version's: only shown
                 self.scores = {name: Score(**one) for name, one in before.metrics.get("dev", {}).items()}
@@ -138,12 +138,18 @@ class Trainer:
             for manifest in changed_manifests(made_before, self.made_with, "data") + other_dev:
                 self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
 
+    def _make_step(self, model: Model) -> TrainStep:
+        return TrainStep(self.accelerator, model, self.run.settings, self.tokenizer.blank)
+
     def _read_corpora(self) -> list[Corpus]:
+        return self._read_manifests(self.run.train)
+
+    def _read_manifests(self, options: Sequence[str]) -> list[Corpus]:
         read = functools.partial(
             read_corpus, tokenizer=self.tokenizer, model=self.run.model,
             max_seconds=self.run.settings.max_seconds, found=self.findings,
         )  # fmt: skip
-        corpora = [read(option) for option in self.run.train]
+        corpora = [read(option) for option in options]
         for corpus in corpora:
             if not corpus.utterances:
                 reasons = "; ".join(self.findings.lines()) or "it has no lines"
@@ -219,7 +225,7 @@ class Trainer:
             self._write_findings()
         first = self.position.step
         log.go_on(self.position.step)
-        if self.position.due:
+        if self.position.due or (first == 0 and settings.init_from and self.dev_sets):
             self._evaluate(log)
         with self.batches() as batches:
             while self.position.step < settings.steps and not self._out_of_patience():
@@ -314,11 +320,22 @@ class Trainer:
     def _place(self, item: PlannedExample) -> str:
         return " + ".join(utterance_name(self.corpora[corpus].utterances[index]) for corpus, index in item.parts)
 
+    def _measures(self, model: Model) -> dict[str, Measured]:
+        """Return what each dev set gives, by name."""
+        normalizer = self.run.settings.dev_normalizer
+        return {
+            dev.name: measure(model, self.tokenizer, dev, self.stepper.processes, normalizer) for dev in self.dev_sets
+        }
+
+    def _overall(self, scores: dict[str, Score]) -> float | None:
+        """Return what the best checkpoint is chosen by."""
+        return overall_wer(scores)
+
     def _evaluate(self, log: TrainingLog) -> None:
         began = time.perf_counter()
         model, position = self.stepper.best_model, self.position
         try:
-            measures = {dev.name: measure(model, self.tokenizer, dev, self.stepper.processes) for dev in self.dev_sets}
+            measures = self._measures(model)
         except InputError:
             position.due = True
             self._save(self.scores, better=False)
@@ -328,7 +345,7 @@ class Trainer:
             log.broken(measured.broken)
         log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # of the training audio of all
         scores = {name: measured.score for name, measured in measures.items()}
-        overall, best = overall_wer(scores), position.best_wer
+        overall, best = self._overall(scores), position.best_wer
         better = overall is None or best is None or overall < best
         position.best_wer = overall if better else best
         position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1

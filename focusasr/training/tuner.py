@@ -169,7 +169,8 @@ class BatchTrial:
         waveforms = torch.randn(rows, samples, generator=draw)
         items = [PlannedExample(((0, 0),), longest, (0, 0, row), (0, 0)) for row in range(rows)]
         counts, frames = torch.full((rows,), samples), torch.full((rows,), frame_count(samples))
-        return Batch(waveforms, counts, stack_masks([NO_MASKS] * rows), frames, tokens, tokens, items, [])
+        masks, speechless = stack_masks([NO_MASKS] * rows), torch.zeros(rows, dtype=torch.bool)
+        return Batch(waveforms, counts, masks, frames, tokens, tokens, items, [], speechless)
 
 
 def used_bytes() -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focusasr.audio.features import log_mel, stack
+from focusasr.audio.features import input_mel, stack
 from focusasr.audio.load import load
 from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.data.manifest import Utterance, read_manifest
@@ -70,7 +70,9 @@ def read_dev_sets(options: Iterable[str]) -> list[DevSet]:
     return sets
 
 
-def measure(model: Model, tokenizer: Tokenizer, dev: DevSet, processes: Processes = ALONE) -> Measured:
+def measure(
+    model: Model, tokenizer: Tokenizer, dev: DevSet, processes: Processes = ALONE, normalizer: str = "none"
+) -> Measured:
     """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where none can be read.
 
     Every process transcribes its share and gets the whole result.
@@ -83,7 +85,7 @@ def measure(model: Model, tokenizer: Tokenizer, dev: DevSet, processes: Processe
         raise InputError(f"dev set {dev.name}: no recording can be read, such as {broken[0]}")
     references = [apply_policy(dev.utterances[number].text, tokenizer.policy) for number, _ in heard]
     hypotheses = [text for _, text in heard]
-    return Measured(score(references, hypotheses, normalizer="none"), references, hypotheses, broken)
+    return Measured(score(references, hypotheses, normalizer=normalizer), references, hypotheses, broken)
 
 
 def overall_wer(scores: dict[str, Score]) -> float | None:
@@ -129,7 +131,7 @@ def _decoded(
 def spectrogram(utterance: Utterance, model: ModelConfig) -> Tensor:
     """Return the spectrogram (F, M) of an utterance as a model reads it; InputError where it cannot be read."""
     waveform = load(utterance.source)
-    return log_mel(torch.from_numpy(waveform), model.mel_bands, model.window_samples)
+    return input_mel(torch.from_numpy(waveform), model)
 
 
 def few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:

@@ -74,7 +74,7 @@ class Recognizer:
                 load_aligner()
             except LibraryError as error:  # texts without the times of their words, and an error each
                 self._timing, self._timing_error = False, error
-        window = checkpoint.model.config.window_samples
+        window = checkpoint.model.config.longest_samples
         self.batch_size = config.batch_size  # smaller once so many did not fit the memory
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, LogMelStream
+from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, WINDOW_SAMPLES, LogMelStream
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream
 from focusasr.audio.segmentation import merge_segments, split_at_pauses
@@ -37,7 +37,6 @@ from focusasr.transcription.word_timestamps import (
 )
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
-WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # where the model does not say
 FRAMES_PER_TIMESTAMP = 2
 SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
 RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
@@ -228,7 +227,7 @@ class WhisperRecognizer:
         cut_off: Callable[[CutOff], object],
     ) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
-        sound = LogMelStream(source, self.engine.config.mel_bands, self.device, self.window_frames, cut_off)
+        sound = LogMelStream(source, self.engine.config, self.device, cut_off)
         stretches = self._clips(stream(source, cut_off=cut_off), sound.frames)
         first = stretches[0] if stretches and self.longform.vad_filter and not any(self.longform.clips or ()) else None
         begin, frames = (first[0], min(self.window_frames, first[1] - first[0])) if first else (0, self.window_frames)

@@ -99,7 +99,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
 
     def _mel(self, piece: AudioSegment) -> torch.Tensor:
         mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
-        return torch.nn.functional.pad(mel, (0, 0, 0, self.window_frames - len(mel)))
+        return torch.nn.functional.pad(mel, (0, 0, 0, self.engine.config.input_frames(len(mel)) - len(mel)))
 
     def _segments(
         self, reader: WhisperDecoder, piece: AudioSegment, answer: DecodingResult

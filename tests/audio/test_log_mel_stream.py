@@ -8,13 +8,16 @@ import soundfile
 import torch
 import whisper
 
-from focusasr.audio.features import WINDOW_FRAMES, LogMelStream
+from focusasr.audio.features import LogMelStream
 from focusasr.audio.integrity import AudioError
 from focusasr.audio.load import load
 from focusasr.audio.source import Source
+from focusasr.config import ModelConfig
 from tests.helpers.whisper_pairs import chirps
 
 CPU = torch.device("cpu")
+WHISPER = ModelConfig(positions="absolute", strides=(1, 2))
+WINDOW_FRAMES = 3000
 
 
 def write(seconds: float, name: str = "sound.wav") -> Source:
@@ -28,7 +31,7 @@ def write(seconds: float, name: str = "sound.wav") -> Source:
 def test_every_window_is_that_of_whisper(seconds: float) -> None:
     source = write(seconds)
     expected = whisper.log_mel_spectrogram(load(source), padding=480_000)
-    sound = LogMelStream(source, 80, CPU)
+    sound = LogMelStream(source, WHISPER, CPU)
     assert sound.frames == expected.shape[1] - 3000
     assert sound.samples == round(seconds * 16_000)
     for start in (0, 7, sound.frames // 2, 3, sound.frames):
@@ -40,17 +43,17 @@ def test_every_window_is_that_of_whisper(seconds: float) -> None:
 
 def test_a_recording_without_samples_has_no_frames() -> None:
     soundfile.write("empty.wav", np.zeros(0, np.float32), 16_000)
-    sound = LogMelStream(Source("empty.wav"), 80, CPU)
+    sound = LogMelStream(Source("empty.wav"), WHISPER, CPU)
     assert (sound.frames, sound.samples) == (0, 0)
 
 
 def test_what_cannot_be_read_is_refused_before_the_first_window() -> None:
     with pytest.raises(AudioError, match=r"absent\.wav"):
-        LogMelStream(Source("absent.wav"), 80, CPU)
+        LogMelStream(Source("absent.wav"), WHISPER, CPU)
 
 
 def test_memory_does_not_grow_with_the_recording() -> None:
-    sound = LogMelStream(write(200.0), 80, CPU)
+    sound = LogMelStream(write(200.0), WHISPER, CPU)
     for start in range(0, sound.frames, 2900):
         sound.window(start, min(WINDOW_FRAMES, sound.frames - start))
         assert len(sound._held) <= WINDOW_FRAMES + 2 * 1000
