@@ -111,7 +111,10 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="as --model: a folder, .pt, or name on the hub")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a new folder for the checkpoint")],
     dtype: Annotated[
-        Literal["float32", "float16"], typer.Option(help="how weights are stored; float16 takes half the space")
+        Literal["float32", "float16", "int8"],
+        typer.Option(
+            help="how weights are stored: float16 takes half the space, int8 a quarter"
+        ),
     ] = "float32",
     local_files_only: LocalFilesOption = False,
 ) -> None:
@@ -127,8 +130,8 @@ def convert(
     ensure_writable(folder, "choose another folder")
     checkpoint = load_checkpoint(find_checkpoint(source, local_files_only))
     largest = max(float(weight.abs().max()) for weight in checkpoint.model.state_dict().values())
-    if dtype == "float16" and not largest <= torch.finfo(torch.float16).max:
-        raise InputError(f"{source}: has a weight of {largest:.3g}, too large for float16; use --dtype float32")
+    if dtype != "float32" and not largest <= torch.finfo(torch.float16).max:
+        raise InputError(f"{source}: has a weight of {largest:.3g}, too large for {dtype}; use --dtype float32")
     card = checkpoint.card.replace("weights (float32)", f"weights ({dtype})")
     try:
         with written_aside(folder) as aside:

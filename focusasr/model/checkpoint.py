@@ -23,7 +23,7 @@ from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig, Whisper
 from focusasr.model.huggingface import download, load_hugging_face
 from focusasr.model.openai import load_openai
 from focusasr.model.transformer import Model
-from focusasr.model.weights import build_model, safetensors_in
+from focusasr.model.weights import as_int8, build_model, from_int8, safetensors_in
 from focusasr.model.whisper_weights import ImportedCheckpoint, check_generation
 from focusasr.runtime.cache import fingerprint, json_digest
 from focusasr.runtime.errors import InputError
@@ -112,7 +112,7 @@ def save_checkpoint(
 ) -> None:
     """Write the pieces into `folder`, an empty or new one; `run` and `made_with` are kept in config.json.
 
-    Weights are written as `dtype`; they are float32 again when loaded.
+    Weights are written as `dtype` (int8: `as_int8`); they are float32 again when loaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
@@ -129,7 +129,9 @@ def save_checkpoint(
     _write_json(folder / "metrics.json", checkpoint.metrics)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(checkpoint.card, encoding="utf-8", errors="backslashreplace")
-    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    integers = dtype == torch.int8
+    weights = as_int8(state) if integers else {name: value.to(dtype).contiguous() for name, value in state.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
 
@@ -167,7 +169,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         )
     path = folder / "model.safetensors"
     with contextlib.ExitStack() as files:
-        model = build_model(settings, dict(safetensors_in(path, str(device), files)), path)
+        model = build_model(settings, from_int8(dict(safetensors_in(path, str(device), files))), path)
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
     return Checkpoint(model, tokenizer, metrics, card, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import pickletools
 import re
@@ -25,6 +26,11 @@ NAMED_IN_PICKLES = re.compile(
 )
 
 
+SCALE = ".scale"  # behind the name of a weight that is stored as int8
+HALVES = "attention.projection.weight"
+SMALLEST_PEAK = 1e-20  # of a row of zeros
+
+
 class Weight(NamedTuple):
     """A weight as it lies in a file: its shape, and how to read it."""
 
@@ -41,6 +47,44 @@ def safetensors_in(path: Path, device: str, files: contextlib.ExitStack) -> Iter
             yield name, Weight(shape, lambda name=name: file.get_tensor(name))  # type: ignore[misc]
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+
+
+def as_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights for storage: matrices as int8 with a scale per row, all else as float16.
+
+    A hybrid layer's projection has a scale for each of its halves [local | global]. The int8 engine computes with
+    exactly these integers.
+    """
+    stored: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if value.dim() != 2 or not name.endswith(".weight"):
+            stored[name] = value.half().contiguous()
+            continue
+        grouped = value.float().unflatten(1, (2 if name.endswith(HALVES) else 1, -1))  # (N, groups, K / groups)
+        scale = grouped.abs().amax(dim=2, keepdim=True).clamp(min=SMALLEST_PEAK) / 127
+        stored[name] = (grouped / scale).round().to(torch.int8).flatten(1).contiguous()
+        stored[name + SCALE] = scale.squeeze(2).contiguous()
+    return stored
+
+
+def from_int8(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Return stored weights under their own names, those of int8 times their scales."""
+    return {
+        name: Weight(weight.shape, functools.partial(_scaled, weight, weights[name + SCALE]))
+        if name + SCALE in weights
+        else weight
+        for name, weight in weights.items()
+        if not name.endswith(SCALE)
+    }
+
+
+def _scaled(weight: Weight, scale: Weight) -> Tensor:
+    values, scales = weight.read(), scale.read().float()
+    fits = values.dtype == torch.int8 and values.dim() == scales.dim() == 2 and len(scales) == len(values)
+    if not fits or not scales.shape[1] or values.shape[1] % scales.shape[1]:
+        shapes = f"int8 weights of shape {weight.shape} have scales of shape {scale.shape}"
+        raise InputError(f"{shapes}; copy the file again")
+    return (values.float().unflatten(1, (scales.shape[1], -1)) * scales[..., None]).flatten(1)
 
 
 def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Path) -> Model:

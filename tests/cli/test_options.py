@@ -55,7 +55,7 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
         ),
         (["transcribe", "x.wav", "-v"], "no such option: -v; see focusasr transcribe --help"),
         (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; wanted: 2 whole numbers behind it"),
-        (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; wanted: float32, float16"),
+        (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; wanted: float32, float16, int8"),
         (
             ["train", "m", "--find-batch", "--find-lr"],
             "--find-batch and --find-lr go one after the other; give one of them",

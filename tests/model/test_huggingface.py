@@ -182,7 +182,7 @@ def to_openai(folder: Path, path: Path) -> Path:
 def test_openais_file(folder: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(find_checkpoint(str(to_openai(folder, tmp_path / "small.pt"))))
     wanted = load_checkpoint(folder)
-    torch.testing.assert_close(answers(loaded), answers(wanted), rtol=0, atol=0.05)  # the file's are float16
+    torch.testing.assert_close(answers(loaded), answers(wanted), rtol=0, atol=0.2 if dtype == "int8" else 0.05)  # the file's are float16
     for name, weight in loaded.model.state_dict().items():
         torch.testing.assert_close(weight, wanted.model.state_dict()[name].half().float(), rtol=0, atol=0, msg=name)
     tokenizer = as_whisper(loaded.tokenizer)
@@ -328,7 +328,7 @@ def test_other_pt_files(tmp_path: Path, saved: Any) -> None:
 # In use
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_convert_writes_a_folder_that_needs_nothing_else(run, folder: Path, tmp_path: Path, dtype: str) -> None:
     wanted = load_checkpoint(folder)
     result = run("convert", folder, tmp_path / "native", "--dtype", dtype)
@@ -337,12 +337,14 @@ def test_convert_writes_a_folder_that_needs_nothing_else(run, folder: Path, tmp_
         path.unlink()
     loaded = load_checkpoint(tmp_path / "native")
     assert loaded.whisper == wanted.whisper and loaded.tokenizer.policy == wanted.tokenizer.policy
-    assert {str(value.dtype) for value in load_file(tmp_path / "native" / "model.safetensors").values()} == {
-        f"torch.{dtype}"
+    stored = {
+        str(value.dtype).removeprefix("torch.")
+        for value in load_file(tmp_path / "native" / "model.safetensors").values()
     }
+    assert stored == ({"int8", "float16", "float32"} if dtype == "int8" else {dtype})
     if dtype == "float32":
         same(loaded, wanted)
-    torch.testing.assert_close(answers(loaded), answers(wanted), rtol=0, atol=0.05)
+    torch.testing.assert_close(answers(loaded), answers(wanted), rtol=0, atol=0.2 if dtype == "int8" else 0.05)
 
 
 def test_convert_overwrites_nothing_and_names_what_does_not_fit(run, folder: Path, tmp_path: Path) -> None:

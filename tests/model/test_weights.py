@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from focusasr.model import huggingface
-from focusasr.model.checkpoint import find_checkpoint
+from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.weights import Weight, as_int8, from_int8
 from focusasr.runtime.errors import InputError
 from tests.helpers.bad_checkpoints import SECONDS, all_bad
 from tests.helpers.bad_weights import MARKER, traps
+from tests.helpers.toy_speech import letters_tokenizer, tiny_model
 
 MOST_GROWN_MB = 64  # the good ones take 57 at most: PyTorch and the tokenizer, the first time each is used
 EVERY = 7  # of the absurd sizes so many-th is tried here; `python -m tests.helpers.bad_checkpoints` tries all
@@ -135,3 +139,33 @@ def test_names_of_the_hub_are_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
     for name in names:
         assert find_checkpoint(name) == Path("place")
     assert asked == names and huggingface.download("c/d") == Path("place")
+
+
+def test_int8_storage_is_computed_as_stored(tmp_path: Path) -> None:
+    tokenizer = letters_tokenizer()
+    model = tiny_model(tokenizer, max_span=8)
+    folder = tmp_path / "stored"
+    save_checkpoint(folder, Checkpoint(model, tokenizer, {}, ""), dtype=torch.int8)
+    loaded = load_checkpoint(folder).model
+    again = tmp_path / "again"
+    save_checkpoint(again, Checkpoint(loaded, tokenizer, {}, ""), dtype=torch.int8)
+    first, second = (load_file(place / "model.safetensors") for place in (folder, again))
+    integers = [name for name, value in first.items() if value.dtype == torch.int8]
+    assert len(integers) > 10 and all(torch.equal(first[name], second[name]) for name in integers)
+    weight = model.state_dict()["encoder.blocks.0.mlp.1.weight"]
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert ((loaded.state_dict()["encoder.blocks.0.mlp.1.weight"] - weight).abs() <= 0.501 * step).all()
+
+
+def test_halves_of_a_projection_have_scales_of_their_own() -> None:
+    local, other = torch.full((2, 3), 0.001), torch.eye(3)[:2]
+    name = "encoder.blocks.0.attention.projection.weight"
+    stored = as_int8({name: torch.cat((local, other), dim=1)})
+    assert stored[name][:, :3].eq(127).all() and stored[name + ".scale"].shape == (2, 2)
+
+
+def test_int8_scales_of_another_shape_are_refused() -> None:
+    values, scales = torch.ones(4, 4, dtype=torch.int8), torch.ones(3, 1)
+    weights = {"a": Weight((4, 4), lambda: values), "a.scale": Weight((3, 1), lambda: scales)}
+    with pytest.raises(InputError, match="scales of shape"):
+        from_int8(weights)["a"].read()
