@@ -112,9 +112,7 @@ def convert(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a new folder for the checkpoint")],
     dtype: Annotated[
         Literal["float32", "float16", "int8"],
-        typer.Option(
-            help="how weights are stored: float16 takes half the space, int8 a quarter"
-        ),
+        typer.Option(help="how weights are stored: float16 takes half the space, int8 a quarter"),
     ] = "float32",
     local_files_only: LocalFilesOption = False,
 ) -> None:

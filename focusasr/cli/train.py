@@ -66,7 +66,7 @@ def train(
     import torch
 
     from focusasr.runtime.devices import choose_device
-    from focusasr.training.finetune import find_source, settings_from
+    from focusasr.training.finetune import find_source, settings_for, settings_from
 
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
     given[ModelConfig] |= {"preset": preset} if preset else {}
@@ -88,7 +88,7 @@ def train(
     file = config or (output_dir / "last" / "config.json" if resume else None)
     blame = InputError if resume and not config else UsageError  # a checkpoint that is bad, or what the user wrote
     with said_as_given(given, file, blame) as typed:
-        tables = settings_from(source, tables) if source else tables
+        tables = settings_for(source, settings_from(source, tables)) if source else tables
         try:
             run = read_run(tables, folder, output_dir, str(file or "options"), typed)
         except InputError as error:

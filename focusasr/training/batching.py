@@ -116,7 +116,8 @@ class BatchSampler(Sampler[list[PlannedExample]]):
                 groups.append((parts, seconds))
                 parts, seconds, written = (), 0.0, 0
             if not parts:
-                goal = draw.uniform(0, longest) if draw.random() < self.config.join else 0.0
+                goal = draw.uniform(longest * (self.shortest_seconds >= longest), longest)  # a window is filled
+                goal *= draw.random() < self.config.join
             parts, seconds = (*parts, (index, choice)), seconds + length
             written += letters
         return [*groups, (parts, seconds)]

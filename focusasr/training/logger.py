@@ -25,6 +25,7 @@ from focusasr.runtime.files import ensure_writable, written_aside
 
 LINE_SECONDS = 600.0  # between lines on how far a run is, off a terminal
 STEPS_PER_ROW = 20  # of metrics.jsonl
+ROWS_OF_SHORT_RUNS = 20  # at least, so that their curves show something
 MOST_BROKEN_SHOWN = 10
 SAMPLES = 8  # dev utterances whose texts are kept at each evaluation, the same each time
 SAMPLES_SHOWN = 2
@@ -117,7 +118,7 @@ class TrainingLog:
             self.lines.plain = "\n".join(self.dashboard(position, figures, rate))
         else:
             self._say_pace(position.step)
-        if position.step % STEPS_PER_ROW == 0:
+        if position.step % min(STEPS_PER_ROW, max(1, self.steps // ROWS_OF_SHORT_RUNS)) == 0:
             row = {name: figures[name] for name in ("total", "ctc", "attention", "span")}
             row |= {"learning_rate": rate, "audio_seconds_per_second": position.speed, "epoch": position.epoch}
             row |= {"padding_share": position.padding, "waiting_share": position.waiting}
@@ -128,7 +129,7 @@ class TrainingLog:
         now = time.monotonic()
         first, began = self.begun = self.begun or (step - 1, now)
         made = step - 1 - first  # since the clock runs
-        if made == STEPS_PER_ROW or (made > STEPS_PER_ROW and now - self.told > LINE_SECONDS):
+        if made in (1, STEPS_PER_ROW) or (made > STEPS_PER_ROW and now - self.told > LINE_SECONDS):
             self.told, pace = now, (now - began) / made
             hours = pace * (self.steps - step) / 3600
             left = f"{hours:.1f} h" if hours >= 1.5 else f"{60 * hours:.0f} min"

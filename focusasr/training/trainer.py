@@ -39,7 +39,7 @@ from focusasr.training.batching import (
     with_possible_workers,
 )
 from focusasr.training.dataset import Corpus, Findings, read_corpus, read_texts, utterance_name, warn_duplicates
-from focusasr.training.finetune import learn_only, remarks, warm_model, warm_tokenizer, within_window
+from focusasr.training.finetune import learn_only, remarks, style_remarks, warm_model, warm_tokenizer, within_window
 from focusasr.training.logger import TrainingLog
 from focusasr.training.run import (
     TrainingRun,
@@ -57,6 +57,7 @@ from focusasr.training.validation import Measured, few_mels, focus, measure, mod
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
 MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
 SAVE_SECONDS = 600.0  # a run that is killed between two evaluations loses no more
+LOST_WER = 0.2  # beyond twice the WER before the first step
 USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
 
 
@@ -76,6 +77,7 @@ class TrainingState:
     padded_seconds: float = 0.0  # of audio, padding counted
     waiting_seconds: float = 0.0  # of training, for data
     usual_loss: float | None = None  # of attention, a moving mean
+    first_wer: float | None = None  # on dev, before the first step
     due: bool = False  # an evaluation that failed: it comes first when the run goes on
 
     @property
@@ -102,6 +104,7 @@ class Trainer:
     ) -> None:
         last = run.output / "last"
         check_place(run.output, resume)
+        self.source = source
         torch.manual_seed(run.settings.seed)
         self.accelerator = start_accelerator(run.settings, device)
         before = load_checkpoint(last) if resume else None
@@ -165,10 +168,14 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
+        lines += style_remarks(
+            [one.text for corpus in self.corpora for one in corpus.utterances if one.text], self.source
+        )
         lines += self.changes + remarks(self.run.settings, model, self.tokenizer, bool(self.dev_sets))
         batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
-        padded = sum(len(batch) * max(item.seconds for item in batch) for batch in batches)
+        window = (model.window_samples or 0) / SAMPLE_RATE_HZ
+        padded = sum(len(batch) * max(window, *(item.seconds for item in batch)) for batch in batches)
         lines.append(
             f"{len(batches)} batches an epoch, {held / 3600:.1f} h, {100 * max(0.0, 1 - held / padded):.0f} % padding"
         )
@@ -224,6 +231,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._write_findings()
         first = self.position.step
+        if not first:
+            on_interrupt_message("no checkpoint is written yet; the same command starts again from the beginning")
         log.go_on(self.position.step)
         if self.position.due or (first == 0 and settings.init_from and self.dev_sets):
             self._evaluate(log)
@@ -348,6 +357,7 @@ class Trainer:
         overall, best = self._overall(scores), position.best_wer
         better = overall is None or best is None or overall < best
         position.best_wer = overall if better else best
+        position.first_wer = overall if position.step == 0 else position.first_wer
         position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
         position.seconds += time.perf_counter() - began
         log.evaluation(position, scores, overall, better)
@@ -360,6 +370,17 @@ class Trainer:
         if self.accelerator.is_main_process:
             log.draw()
         model.train()
+        self._check_dev(overall)
+
+    def _check_dev(self, overall: float | None) -> None:
+        """Refuse to continue when dev has become far worse than before the first step: InputError."""
+        first = self.position.first_wer
+        if first is not None and overall is not None and overall > 2 * first + LOST_WER:
+            rates = f"dev WER rose from {100 * first:.1f} to {100 * overall:.1f} %"
+            raise InputError(
+                f"step {self.position.step}: {rates}, so training has destroyed what the source could do; "
+                f"lower --learning-rate ({self.run.settings.learning_rate:g}); best/ holds the best checkpoint so far"
+            )
 
     def _save(self, scores: dict[str, Score], better: bool) -> None:
         """Write best/, where it is better, and then last/: killed between them, the run comes to this point again."""

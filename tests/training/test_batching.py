@@ -372,12 +372,12 @@ def test_a_batch_moves_and_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> N
     place = PlannedExample(((0, 0),), 1.0, (0, 0, 0), (3, 7))
     batch = collate([Example(torch.ones(640), NO_MASKS, 4, [1], [5, 6], place, ["x is broken"])], end=2)
     moved = batch.to(torch.device("meta"))
-    assert {part.device.type for part in (*moved[:2], *moved.masks, *moved[3:6])} == {"meta"}
-    assert moved[6:] == batch[6:]
+    assert {part.device.type for part in (*moved[:2], *moved.masks, *moved[3:6], moved.speechless)} == {"meta"}
+    assert moved[6:8] == batch[6:8]
     pinned: list[torch.Tensor] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     held = pin_memory(batch)
-    assert len(pinned) == 8 and type(held) is type(batch) and type(held.masks) is Masks
+    assert len(pinned) == 9 and type(held) is type(batch) and type(held.masks) is Masks
     assert held.items == batch.items and held.position == (3, 7)
 
 

@@ -68,6 +68,7 @@ def test_off_a_terminal_a_line_tells_the_pace_now_and_then(tmp_path: Path, monke
             log.step(dataclasses.replace(BUSY, step=step), FIGURES, 1e-3)
             clock[0] += 2.0
     assert shown.getvalue().splitlines() == [
+        "step 102 of 10000: 2 s a step, 5.5 h left",
         "step 121 of 10000: 2 s a step, 5.5 h left",
         "step 422 of 10000: 2 s a step, 5.3 h left",
         "step 723 of 10000: 2 s a step, 5.2 h left",
