@@ -25,6 +25,8 @@ FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # where the model does not say
 BLOCK_FRAMES = 1000
+MOST_KEPT_BLOCKS = 6
+SILENT_LOG10 = -10.0  # log10 power of digital silence
 EDGE = FFT_SAMPLES // 2  # samples that a frame sees to each side of its middle
 
 
@@ -134,7 +136,7 @@ def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor
     )  # (..., bins, F)
     spectrum = spectrum[..., :-1] if centered else spectrum
     power = spectrum.real.square() + spectrum.imag.square()  # the absolute value, squared, takes several times as long
-    return (bank @ power).clamp(min=1e-10).log10().mT
+    return (bank @ power).clamp(min=10**SILENT_LOG10).log10().mT
 
 
 def stack(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -159,28 +161,39 @@ class LogMelStream:
         self._cut_off = cut_off
         self._source, self._config, self._mel_bands, self._device = source, config, config.mel_bands, device
         self.samples, loudest = 0, -torch.inf
+        kept: list[Tensor] | None = []  # of a short recording, which then is decoded once
         for block in self._blocks(count=True):
             loudest = max(loudest, float(block.max()))
+            kept = [*kept, block] if kept is not None and len(kept) < MOST_KEPT_BLOCKS else None
         self.frames = self.samples // HOP_SAMPLES
         self._floor = loudest - 8.0
-        self._ahead = self._blocks()
+        self._kept = kept
+        self._ahead = self._again()
         self._held = torch.zeros(0, config.mel_bands, device=device)
         self._first = 0  # frame at which `_held` begins
 
     def window(self, start: int, frames: int) -> Tensor:
         """Return `frames` frames (F, M) from `start` on, then zeros, as the model wants; fastest in order of time."""
         if start < self._first:
-            self._ahead, self._held, self._first = self._blocks(), self._held[:0], 0
+            self._ahead, self._held, self._first = self._again(), self._held[:0], 0
         while self._first + len(self._held) < start + frames and (block := next(self._ahead, None)) is not None:
             skip = min(start - self._first, len(self._held))
             self._held, self._first = torch.cat((self._held[skip:], block)), self._first + skip
         at = start - self._first
-        mel = (self._held[at : at + frames].clamp(min=self._floor) + 4.0) / 4.0
+        mel = self._held[at : at + frames]
+        silent = (0, 0, 0, max(0, frames - len(mel)))  # after the end, if it is asked for
+        mel = (torch.nn.functional.pad(mel, silent, value=SILENT_LOG10).clamp(min=self._floor) + 4.0) / 4.0
         return torch.nn.functional.pad(mel, (0, 0, 0, self._config.input_frames(len(mel)) - len(mel)))
 
+    def _again(self) -> Iterator[Tensor]:
+        return iter(self._kept) if self._kept is not None else self._blocks()
+
     def _blocks(self, count: bool = False) -> Iterator[Tensor]:
-        """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the window of silence that Whisper adds."""
-        silence = np.zeros(self._config.longest_samples or WINDOW_SAMPLES, np.float32)
+        """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the silence that its last frames reach into.
+
+        Whisper adds a whole window of silence; of its frames only the floor counts, which quiet frames have anyway.
+        """
+        silence = np.zeros(2 * FFT_SAMPLES, np.float32)
         held = np.zeros(0, np.float32)
         begun = False
         for samples in self._sound(silence, count):

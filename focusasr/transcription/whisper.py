@@ -231,6 +231,8 @@ class WhisperRecognizer:
         stretches = self._clips(stream(source, cut_off=cut_off), sound.frames)
         first = stretches[0] if stretches and self.longform.vad_filter and not any(self.longform.clips or ()) else None
         begin, frames = (first[0], min(self.window_frames, first[1] - first[0])) if first else (0, self.window_frames)
+        if self.engine.config.tail_frames is not None:
+            frames = max(1, min(frames, sound.frames - begin))
         reader = self._reader(lambda: self.engine.encode([sound.window(begin, frames)]))
         script = PromptHistory(self._initial(reader), self.engine.config.text_context // 2 - 1)
         if any(self.longform.clips or ()) and not any(start < end for start, end in stretches):
