@@ -119,7 +119,7 @@ def _sampled(
     for step in range(goal.max_tokens):
         logits = apply_rules(goal.rules, logits.float(), said)
         tokens = _choose(logits, owners, chances, options.temperature)
-        scores = scores + logits.log_softmax(dim=-1).gather(1, tokens)[:, 0]
+        scores = scores + logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)
         said = torch.cat((said, tokens), dim=1)
         ended = tokens[:, 0] == goal.end
         for row in ended.nonzero()[:, 0].tolist():
@@ -209,8 +209,9 @@ def _beams(
     said = torch.zeros(len(logits), 0, dtype=torch.long, device=device)
     scores = torch.zeros(len(logits), device=device)
     for step in range(goal.max_tokens):
-        log_probs = apply_rules(goal.rules, logits.float(), said).log_softmax(dim=-1)
-        best, tokens = log_probs.topk(size + 1)
+        logits = apply_rules(goal.rules, logits.float(), said)
+        best, tokens = logits.topk(size + 1)
+        best = best - logits.logsumexp(dim=-1, keepdim=True)
         totals = scores[:, None] + best
         chosen: list[_Step] = []
         left: list[_Beams] = []

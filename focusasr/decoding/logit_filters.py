@@ -6,38 +6,56 @@ decoding; repetition penalty and n-grams, which it lacks, look at these tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-LogitFilter = Callable[[Tensor, Tensor], Tensor]  # logits (B, V) and the tokens (B, L) → logits (B, V)
+
+class LogitFilter(ABC):
+    """A rule on logits (B, V), given the tokens (B, L) since the prompt."""
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return logits (B, V) after the rule; the given ones stay."""
+        return self.apply(logits.clone(), tokens)
+
+    @abstractmethod
+    def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return logits (B, V) after the rule, changed in place where that is faster."""
 
 
 def apply_rules(rules: Iterable[LogitFilter], logits: Tensor, tokens: Tensor) -> Tensor:
     """Return logits (B, V) after all rules, one after the other; `tokens` (B, L) are the tokens since the prompt."""
+    logits = logits.clone()
     for rule in rules:
-        logits = rule(logits, tokens)
+        logits = rule.apply(logits, tokens)
     return logits
 
 
+@functools.lru_cache(maxsize=32)
+def _index(tokens: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(tokens, dtype=torch.long, device=device)
+
+
 @dataclass(frozen=True)
-class Suppress:
+class Suppress(LogitFilter):
     """Some tokens never come; with `at_start` they only never come first."""
 
     tokens: tuple[int, ...]
     at_start: bool = False
 
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+    def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V) with -inf at the tokens."""
         if self.at_start and tokens.shape[1]:
             return logits
-        return logits.index_fill(1, torch.tensor(self.tokens, dtype=torch.long, device=logits.device), -torch.inf)
+        return logits.index_fill_(1, _index(self.tokens, logits.device), -torch.inf)
 
 
 @dataclass(frozen=True)
-class Timestamps:
+class Timestamps(LogitFilter):
     """Timestamps come in pairs around text, never go back, and come first where together they outweigh any text.
 
     `first` is the id of <|0.00|>, with all later times after it; `end` that of the end token, below which all tokens
@@ -49,39 +67,40 @@ class Timestamps:
     no_timestamps: int
     max_initial: int | None = None
 
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+    def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V) with -inf where a token would break the order of time."""
-        logits = logits.masked_fill(self._forbidden(tokens, logits.shape[1]), -torch.inf)
-        log_probs = logits.float().log_softmax(dim=-1)
-        timed = log_probs[:, self.first :].logsumexp(dim=-1) > log_probs[:, : self.first].max(dim=-1).values
-        text = torch.arange(logits.shape[1], device=logits.device) < self.first
-        return logits.masked_fill(timed[:, None] & text, -torch.inf)
+        logits[:, self.no_timestamps] = -torch.inf
+        for row, said in enumerate(tokens.tolist()):
+            for start, stop in self._forbidden(said):
+                logits[row, start:stop] = -torch.inf
+        text = logits[:, : self.first].amax(dim=-1)
+        timed = logits[:, self.first :].logsumexp(dim=-1) > text  # the sum over all tokens would be on both sides
+        logits[:, : self.first].masked_fill_(timed[:, None], -torch.inf)
+        return logits
 
-    def _forbidden(self, tokens: Tensor, vocabulary: int) -> Tensor:
-        """Return which tokens (B, V) may not follow."""
-        ids = torch.arange(vocabulary, device=tokens.device)
-        times = ids >= self.first
-        forbidden = (ids == self.no_timestamps).expand(len(tokens), -1)
-        if tokens.shape[1] == 0:
-            late = ids > (vocabulary if self.max_initial is None else self.first + self.max_initial)
-            return forbidden | ~times | late
-        was_time = tokens >= self.first
-        last = was_time[:, -1:]
-        before = was_time[:, -2:-1] if tokens.shape[1] > 1 else torch.ones_like(last)
-        forbidden = forbidden | (last & before & times) | (last & ~before & (ids < self.end))
-        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device) * was_time
-        latest = tokens.gather(1, places.argmax(dim=1, keepdim=True))  # of rows with a timestamp
-        earliest = torch.where(last & ~before, latest, latest + 1)  # the end of a stretch may start the next one
-        return forbidden | (was_time.any(dim=1, keepdim=True) & times & (ids < earliest))
+    def _forbidden(self, said: list[int]) -> Iterable[tuple[int, int | None]]:
+        """Yield ranges of tokens that may not follow one row's tokens."""
+        if not said:
+            yield 0, self.first
+            if self.max_initial is not None:
+                yield self.first + self.max_initial + 1, None
+            return
+        last = said[-1] >= self.first
+        before = len(said) < 2 or said[-2] >= self.first
+        if last:
+            yield (self.first, None) if before else (0, self.end)
+        latest = next((token for token in reversed(said) if token >= self.first), None)
+        if latest is not None:  # the end of a segment may be the start of the next one
+            yield self.first, latest + (0 if last and not before else 1)
 
 
 @dataclass(frozen=True)
-class RepetitionPenalty:
+class RepetitionPenalty(LogitFilter):
     """Earlier tokens become less likely: logits divided, negative ones multiplied (Keskar et al. 2019, 4.1)."""
 
     penalty: float
 
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+    def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V), lower at these tokens where the penalty is above 1."""
         if tokens.shape[1] == 0:
             return logits
@@ -90,12 +109,12 @@ class RepetitionPenalty:
 
 
 @dataclass(frozen=True)
-class NoRepeatNgram:
+class NoRepeatNgram(LogitFilter):
     """No sequence of `size` tokens comes twice."""
 
     size: int
 
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+    def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V) with -inf at tokens that would complete a sequence for the second time."""
         forbidden = torch.zeros_like(logits, dtype=torch.bool)
         for row, ids in enumerate(tokens.tolist()):
