@@ -99,7 +99,8 @@ class _Layer:
         if isinstance(attention, HybridAttention):
             self.local = attention.attn_local
             self.local_qkv = _fused([self.local.query, self.local.key, self.local.value], compute_type)
-            self.projection = _fused([attention.projection], compute_type)
+            projection = attention.projection  # of [local | global]
+            self.projection = make_linear(projection.weight, projection.bias, compute_type, parts=2)
         self.ln_cross = block.ln_cross
         self.cross_query = _fused([block.cross.query], compute_type)
         self.cross_out = _fused([block.cross.out], compute_type)

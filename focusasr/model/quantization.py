@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from focusasr.config import ModelConfig
+from focusasr.model.attention import HybridAttention
 from focusasr.runtime.errors import SettingError
 
 ComputeType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
-STEPS = 63  # activations become -63 ... 63: with 8 bits a sum of two products would overflow on CPUs without VNNI
+STEPS = 127  # activations become -127 ... 127
+NARROW_STEPS = 63  # and -63 ... 63 on CPUs that add two products in 16 bits, where wider ones would saturate
 SMALLEST = 1e-20  # peak of a row of zeros
 WIDE_ENOUGH = 320  # width from which 8 bit integers pay on a CPU; scripts/benchmarks/speed.py measures it
 
@@ -32,38 +35,69 @@ class Linear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of 8 bit weights, one scale per output, and 7 bit activations, one scale per row.
+    """A linear layer of 8 bit weights, one scale per output, and 8 bit activations, one scale per row.
 
     A row's scale is its own, so that what stands beside it in a batch changes nothing, and sums of integers are
-    exact in any order. CPU only. Dettmers et al. 2022, LLM.int8(), section 3.1, without the outliers.
+    exact in any order. CPU only; one without VNNI has 7 bit activations.
+    Dettmers et al. 2022, LLM.int8(), section 3.1, without the outliers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         weight = weight.detach().float()
-        scales = weight.abs().amax(dim=1).clamp(min=SMALLEST).double() / 127
-        zeros = torch.zeros(len(weight), dtype=torch.long)
-        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self._packed = _pack(weight)
         self.bias = nn.Buffer(_bias(weight, bias), persistent=False)
+        self.steps = STEPS if has_wide_products() else NARROW_STEPS
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn x (…, K) into (…, N)."""
         rows = x.reshape(-1, x.shape[-1])
         peak = torch.linalg.vector_norm(rows, torch.inf, 1, True).clamp_(min=SMALLEST)
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows / peak, 1 / STEPS, STEPS + 1, self._packed
-        )
-        return torch.addcmul(self.bias, product, peak).view(*x.shape[:-1], -1)
+        return torch.addcmul(self.bias, _product(rows / peak, self._packed, self.steps), peak).view(*x.shape[:-1], -1)
+
+
+class JoinedInt8Linear(nn.Module):
+    """A linear layer whose input is several vectors side by side, each with its weights and scales apart.
+
+    With one scale for all, a part with small weights or values would be rounded to nothing.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, parts: int) -> None:
+        super().__init__()
+        biases = (bias, *[None] * (parts - 1))
+        pairs = zip(weight.detach().chunk(parts, dim=1), biases, strict=True)
+        self.parts = nn.ModuleList(Int8Linear(part, own) for part, own in pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn x (…, K) into (…, N)."""
+        first, *others = (layer(own) for layer, own in zip(self.parts, x.chunk(len(self.parts), dim=-1), strict=True))
+        return sum(others, first)
+
+
+def _pack(weight: Tensor) -> torch.ScriptObject:
+    """Return weights (N, K) as 8 bit integers, one scale per row, in the order that the product reads them."""
+    scales = weight.abs().amax(dim=1).clamp(min=SMALLEST).double() / 127
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    return torch.ops.quantized.linear_prepack(torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8), None)
+
+
+def _product(rows: Tensor, packed: torch.ScriptObject, steps: int) -> Tensor:
+    """Return the product of rows (B, K) in -1 ... 1, rounded to so many steps, and packed weights: (B, N)."""
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1 / steps, steps + 1, packed)
 
 
 def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
     return weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
 
 
-def make_linear(weight: Tensor, bias: Tensor | None, compute_type: ComputeType) -> nn.Module:
-    """Return a layer that computes x @ weight.T + bias for weight (N, K) and bias (N,) or None."""
-    return (Int8Linear if compute_type == "int8" else Linear)(weight, bias)
+def make_linear(weight: Tensor, bias: Tensor | None, compute_type: ComputeType, parts: int = 1) -> nn.Module:
+    """Return a layer that computes x @ weight.T + bias for weight (N, K) and bias (N,) or None.
+
+    `parts` is how many vectors of one width, side by side, x is made of.
+    """
+    if compute_type != "int8":
+        return Linear(weight, bias)
+    return Int8Linear(weight, bias) if parts == 1 else JoinedInt8Linear(weight, bias, parts)
 
 
 def choose_compute_type(wanted: ComputeType, device: torch.device, config: ModelConfig) -> ComputeType:
@@ -79,12 +113,22 @@ def choose_compute_type(wanted: ComputeType, device: torch.device, config: Model
     if device.type == "cuda":
         return "float16"
     wide = device.type == "cpu" and config.width >= WIDE_ENOUGH
-    return "int8" if wide and has_products() else "float32"
+    return "int8" if wide and has_products() and has_wide_products() else "float32"
 
 
 def has_products() -> bool:
     """Return whether PyTorch has the product of `Int8Linear` for this CPU, which its engine for ARM lacks."""
     return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+@functools.cache
+def has_wide_products() -> bool:
+    """Return whether the product of `Int8Linear` is exact for 8 bit activations: asked of the product itself.
+
+    FBGEMM's kernels for AVX2 and AVX512 add two products of 8 bits in 16, which saturate; those for VNNI add in 32.
+    """
+    ones = torch.ones(1, 64)
+    return float(_product(ones, _pack(ones), STEPS)) > 63.5
 
 
 def converted(module: nn.Module, compute_type: ComputeType) -> nn.Module:
@@ -105,6 +149,7 @@ def converted(module: nn.Module, compute_type: ComputeType) -> nn.Module:
 def _replace_linears(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            setattr(module, name, Int8Linear(child.weight, child.bias))
+            parts = 2 if isinstance(module, HybridAttention) and name == "projection" else 1  # [local | global]
+            setattr(module, name, make_linear(child.weight, child.bias, "int8", parts))
         else:
             _replace_linears(child)
