@@ -27,6 +27,7 @@ WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # where the model does not say
 BLOCK_FRAMES = 1000
 MOST_KEPT_BLOCKS = 6
 SILENT_LOG10 = -10.0  # log10 power of digital silence
+LOWEST_DB = -200.0  # of zeros; full scale is 0
 EDGE = FFT_SAMPLES // 2  # samples that a frame sees to each side of its middle
 
 
@@ -145,9 +146,16 @@ def stack(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(list(mels), batch_first=True), lengths
 
 
+def levels_db(samples: np.ndarray) -> np.ndarray:
+    """Return the level of each whole 10 ms (F,) in decibels of full scale."""
+    frames = samples[: len(samples) // HOP_SAMPLES * HOP_SAMPLES].reshape(-1, HOP_SAMPLES)
+    return (10 * np.log10(np.square(frames, dtype=np.float64).mean(axis=1) + 10 ** (LOWEST_DB / 10))).astype(np.float32)
+
+
 class LogMelStream:
     """The frames of one recording; `frames` is their number, a last piece shorter than a hop not counted.
 
+    `levels` (frames,) are their loudness in decibels of full scale.
     AudioError, before any frame, where the recording cannot be read; `cut_off` is that of `audio.stream`.
     """
 
@@ -162,10 +170,12 @@ class LogMelStream:
         self._source, self._config, self._mel_bands, self._device = source, config, config.mel_bands, device
         self.samples, loudest = 0, -torch.inf
         kept: list[Tensor] | None = []  # of a short recording, which then is decoded once
+        self._levels: list[np.ndarray] = []
         for block in self._blocks(count=True):
             loudest = max(loudest, float(block.max()))
             kept = [*kept, block] if kept is not None and len(kept) < MOST_KEPT_BLOCKS else None
         self.frames = self.samples // HOP_SAMPLES
+        self.levels = np.concatenate([np.zeros(0, np.float32), *self._levels])
         self._floor = loudest - 8.0
         self._kept = kept
         self._ahead = self._again()
@@ -207,7 +217,9 @@ class LogMelStream:
 
     def _sound(self, silence: np.ndarray, count: bool) -> Iterator[np.ndarray]:
         for block in stream(self._source, cut_off=self._cut_off):
-            self.samples += len(block) if count else 0
+            if count:
+                self.samples += len(block)
+                self._levels.append(levels_db(block))
             yield block
         yield silence
 

@@ -51,6 +51,15 @@ def has_failed(answer: DecodingResult, config: SearchConfig) -> bool:
     return (looping or unlikely) and not silent
 
 
+def best_of_tries(answers: Sequence[DecodingResult], config: SearchConfig) -> DecodingResult:
+    """Return the last of several tries, or where it failed too the likeliest, of those that are no loops if any are."""
+    if not has_failed(answers[-1], config):
+        return answers[-1]
+    most = config.compression_ratio_threshold
+    plain = [answer for answer in answers if most is None or answer.compression_ratio <= most]
+    return max(plain or answers, key=lambda answer: answer.avg_logprob)
+
+
 class EngineDecoder:
     """The engine's decoder as search knows decoders: its states are changed in place and passed on."""
 
@@ -135,20 +144,23 @@ class WhisperDecoder:
     def answers(
         self, memory: EncoderOutput, prompts: Sequence[Sequence[int]], timestamps: bool = True
     ) -> list[DecodingResult]:
-        """Return the text of each window; prompts have one length. Those that fail are tried again, warmer."""
+        """Return the text of each window; prompts have one length. Those that fail are tried again, warmer.
+
+        Where all fail it is the likeliest of them, as faster-whisper has it; openai/whisper takes the warmest.
+        """
         rules = self.rules(timestamps)
-        answers: dict[int, DecodingResult] = {}
+        tried: list[list[DecodingResult]] = [[] for _ in prompts]
         waiting = list(range(len(prompts)))
         for temperature in self.config.temperatures:
             prompt = torch.tensor([list(prompts[row]) for row in waiting], device=memory.states.device)
             for row, answer in zip(waiting, self._tried(memory, prompt, rules, temperature), strict=True):
-                answers[row] = answer
-            failed = [place for place, row in enumerate(waiting) if has_failed(answers[row], self.config)]
+                tried[row].append(answer)
+            failed = [place for place, row in enumerate(waiting) if has_failed(tried[row][-1], self.config)]
             waiting = [waiting[place] for place in failed]
             if not waiting:
                 break
             memory = memory.select(torch.tensor(failed, device=memory.states.device))
-        return [answers[row] for row in range(len(prompts))]
+        return [best_of_tries(answers, self.config) for answers in tried]
 
     def _tried(
         self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[LogitFilter], temperature: float

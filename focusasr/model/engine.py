@@ -94,7 +94,7 @@ class _Layer:
         self.globe = cast(MultiheadAttention, attention.attn_global)
         self.heads = self.globe.heads
         self.qkv = _fused([self.globe.query, self.globe.key, self.globe.value], compute_type)
-        self.out = _fused([self.globe.out], compute_type)
+        self.out = _fused([self.globe.out], compute_type, fine=True)
         self.local: AdaptiveSpanAttention | None = None
         if isinstance(attention, HybridAttention):
             self.local = attention.attn_local
@@ -103,9 +103,9 @@ class _Layer:
             self.projection = make_linear(projection.weight, projection.bias, compute_type, parts=2)
         self.ln_cross = block.ln_cross
         self.cross_query = _fused([block.cross.query], compute_type)
-        self.cross_out = _fused([block.cross.out], compute_type)
+        self.cross_out = _fused([block.cross.out], compute_type, fine=True)
         self.ln_mlp, inner, _, outer = block.mlp
-        self.inner, self.outer = _fused([inner], compute_type), _fused([outer], compute_type)
+        self.inner, self.outer = _fused([inner], compute_type), _fused([outer], compute_type, fine=True)
 
     def __call__(self, x: Tensor, layer: int, state: DecodingState, place: _PassPositions) -> Tensor:
         x = x + self._self_attend(x, state.caches[layer], state.spans[layer], place)
@@ -145,7 +145,7 @@ class _Layer:
         return self.cross_out(_merge(mixed).view(q.shape))
 
 
-def _fused(layers: Sequence[nn.Module], compute_type: ComputeType) -> nn.Module:
+def _fused(layers: Sequence[nn.Module], compute_type: ComputeType, fine: bool = False) -> nn.Module:
     """Return one layer that computes what several linear ones compute of the same input, side by side."""
     linears = [cast(nn.Linear, layer) for layer in layers]
     weights: list[Tensor] = [linear.weight for linear in linears]
@@ -153,7 +153,7 @@ def _fused(layers: Sequence[nn.Module], compute_type: ComputeType) -> nn.Module:
         weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
         for linear, weight in zip(linears, weights, strict=True)
     ]
-    return make_linear(torch.cat(weights), torch.cat(biases), compute_type)
+    return make_linear(torch.cat(weights), torch.cat(biases), compute_type, fine)
 
 
 def _merge(x: Tensor) -> Tensor:

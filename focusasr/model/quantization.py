@@ -38,22 +38,31 @@ class Int8Linear(nn.Module):
     """A linear layer of 8 bit weights, one scale per output, and 8 bit activations, one scale per row.
 
     A row's scale is its own, so that what stands beside it in a batch changes nothing, and sums of integers are
-    exact in any order. CPU only; one without VNNI has 7 bit activations.
-    Dettmers et al. 2022, LLM.int8(), section 3.1, without the outliers.
+    exact in any order. CPU only; one without VNNI has 7 bit activations. Dettmers et al. 2022, LLM.int8(), section 3.1.
+    A `fine` layer also multiplies what rounding left over, in place of their outliers: inputs that no LayerNorm evens
+    out have values far above the others, beside which those would lose most of their digits.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, fine: bool = False) -> None:
         super().__init__()
         weight = weight.detach().float()
         self._packed = _pack(weight)
         self.bias = nn.Buffer(_bias(weight, bias), persistent=False)
-        self.steps = STEPS if has_wide_products() else NARROW_STEPS
+        self.steps, self.fine = STEPS if has_wide_products() else NARROW_STEPS, fine
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn x (…, K) into (…, N)."""
         rows = x.reshape(-1, x.shape[-1])
         peak = torch.linalg.vector_norm(rows, torch.inf, 1, True).clamp_(min=SMALLEST)
-        return torch.addcmul(self.bias, _product(rows / peak, self._packed, self.steps), peak).view(*x.shape[:-1], -1)
+        rows = rows / peak
+        if self.fine:
+            rounded = (rows * self.steps).round_().div_(self.steps)
+            rest = (rows - rounded).mul_(2 * self.steps)
+            large, small = _product(torch.cat((rounded, rest)), self._packed, self.steps).chunk(2)
+            product = large.add_(small, alpha=0.5 / self.steps)
+        else:
+            product = _product(rows, self._packed, self.steps)
+        return torch.addcmul(self.bias, product, peak).view(*x.shape[:-1], -1)
 
 
 class JoinedInt8Linear(nn.Module):
@@ -66,7 +75,7 @@ class JoinedInt8Linear(nn.Module):
         super().__init__()
         biases = (bias, *[None] * (parts - 1))
         pairs = zip(weight.detach().chunk(parts, dim=1), biases, strict=True)
-        self.parts = nn.ModuleList(Int8Linear(part, own) for part, own in pairs)
+        self.parts = nn.ModuleList(Int8Linear(part, own, fine=True) for part, own in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn x (…, K) into (…, N)."""
@@ -90,14 +99,16 @@ def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
     return weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
 
 
-def make_linear(weight: Tensor, bias: Tensor | None, compute_type: ComputeType, parts: int = 1) -> nn.Module:
+def make_linear(
+    weight: Tensor, bias: Tensor | None, compute_type: ComputeType, fine: bool = False, parts: int = 1
+) -> nn.Module:
     """Return a layer that computes x @ weight.T + bias for weight (N, K) and bias (N,) or None.
 
-    `parts` is how many vectors of one width, side by side, x is made of.
+    `fine` says that x is no LayerNorm's output, `parts` how many vectors of one width, side by side, it is made of.
     """
     if compute_type != "int8":
         return Linear(weight, bias)
-    return Int8Linear(weight, bias) if parts == 1 else JoinedInt8Linear(weight, bias, parts)
+    return Int8Linear(weight, bias, fine) if parts == 1 else JoinedInt8Linear(weight, bias, parts)
 
 
 def choose_compute_type(wanted: ComputeType, device: torch.device, config: ModelConfig) -> ComputeType:
@@ -147,9 +158,12 @@ def converted(module: nn.Module, compute_type: ComputeType) -> nn.Module:
 
 
 def _replace_linears(module: nn.Module) -> None:
+    before: nn.Module | None = None
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             parts = 2 if isinstance(module, HybridAttention) and name == "projection" else 1  # [local | global]
-            setattr(module, name, make_linear(child.weight, child.bias, "int8", parts))
+            fine = name not in ("query", "key", "value") and not isinstance(before, nn.LayerNorm)
+            setattr(module, name, make_linear(child.weight, child.bias, "int8", fine, parts))
         else:
             _replace_linears(child)
+        before = child

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, WINDOW_SAMPL
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream
 from focusasr.audio.segmentation import merge_segments, split_at_pauses
+from focusasr.audio.silence import Silence, find_silence, first_speech
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.dtw_alignment import align_words
-from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, is_silence
+from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, has_failed, is_silence
 from focusasr.model.attention import with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine
@@ -228,31 +229,44 @@ class WhisperRecognizer:
     ) -> tuple[Transcript, float]:
         """Return what is said in a recording, and its length in seconds."""
         sound = LogMelStream(source, self.engine.config, self.device, cut_off)
-        stretches = self._clips(stream(source, cut_off=cut_off), sound.frames)
-        first = stretches[0] if stretches and self.longform.vad_filter and not any(self.longform.clips or ()) else None
-        begin, frames = (first[0], min(self.window_frames, first[1] - first[0])) if first else (0, self.window_frames)
-        if self.engine.config.tail_frames is not None:
-            frames = max(1, min(frames, sound.frames - begin))
-        reader = self._reader(lambda: self.engine.encode([sound.window(begin, frames)]))
-        script = PromptHistory(self._initial(reader), self.engine.config.text_context // 2 - 1)
+        blocks = lambda: stream(source, cut_off=cut_off)  # noqa: E731
+        silence = find_silence(sound.levels, blocks)
+        stretches = self._clips(blocks(), sound.frames)
         if any(self.longform.clips or ()) and not any(start < end for start, end in stretches):
             asked, seconds = self.longform.clip_timestamps, sound.samples / SAMPLE_RATE_HZ
             raise InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
+        reader = self._reader(lambda: self._opening(sound, silence, stretches, blocks()))
+        script = PromptHistory(self._initial(reader), self.engine.config.text_context // 2 - 1)
         for clip, (start, end) in enumerate(stretches):
             seek = start
             while seek < end:
-                window = MelWindow(seek, min(self.window_frames, end - seek))
-                if known := heard.get(f"{clip}:{seek}"):  # clips may overlap
-                    step = Step.known(known)
-                else:
-                    step = self._read(reader, sound, window, script)
-                    heard.note(f"{clip}:{seek}", step.noted())
-                self._go_on(script, step)
-                seek = step.next_seek
-                progress((min(seek, end) - window.seek) / FRAMES_PER_SECOND)
+                before, seek = seek, silence.begin(seek, end)
+                if seek < end:
+                    stop = silence.stop(seek, min(seek + self.window_frames, end))
+                    step = self._step(reader, sound, MelWindow(seek, stop - seek), script, (heard, f"{clip}:{seek}"))
+                    self._go_on(script, step)
+                    seek = step.next_seek
+                progress((min(seek, end) - before) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
         transcript = Transcript(text, script.segments, reader.tokenizer.policy.language)
         return transcript, sound.samples / SAMPLE_RATE_HZ
+
+    def _opening(
+        self, sound: LogMelStream, silence: Silence, stretches: Sequence[tuple[int, int]], blocks: Iterator[np.ndarray]
+    ) -> EncoderOutput | None:
+        """Return the first window that is read, or one that begins with the first speech if that is later.
+
+        None where all is silent. The language is found in it.
+        """
+        begins = ((silence.begin(start, end), end) for start, end in stretches)
+        read = next(((begin, end) for begin, end in begins if begin < end), None)
+        if read is None:
+            return None
+        begin, end = read
+        speech = first_speech(blocks, self.config.vad_threshold) if len(stretches) == 1 else None
+        if speech is not None and begin + self.window_frames <= speech < end:
+            begin = speech
+        return self.engine.encode([sound.window(begin, min(self.window_frames, end - begin))])
 
     def _clips(self, blocks: Iterator[np.ndarray], frames: int) -> list[tuple[int, int]]:
         """Return what is read, as frames (from, to): what was asked for, or where speech is heard."""
@@ -268,14 +282,30 @@ class WhisperRecognizer:
         prompt = self.longform.initial_prompt
         return reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
 
-    def _reader(self, first: Callable[[], EncoderOutput]) -> WhisperDecoder:
-        """Return a reader for the language that was asked for, or for the one that the first window is in."""
+    def _reader(self, first: Callable[[], EncoderOutput | None]) -> WhisperDecoder:
+        """Return a reader for the language that was asked for, or for the one that the first window is in, if any."""
         tokenizer = self.tokenizer
         reader = WhisperDecoder(self.engine, tokenizer, self.search, self.longform)
-        if tokenizer.policy.language is None:
-            (language,) = reader.languages(first())
+        if tokenizer.policy.language is None and (opening := first()) is not None:
+            (language,) = reader.languages(opening)
             reader.tokenizer = tokenizer.speaking(language)
         return reader
+
+    def _step(
+        self,
+        reader: WhisperDecoder,
+        sound: LogMelStream,
+        window: MelWindow,
+        script: PromptHistory,
+        noted: tuple[SegmentCache, str],
+    ) -> Step:
+        """Return what a window adds, read now or `noted` before under a place."""
+        heard, place = noted
+        if known := heard.get(place):
+            return Step.known(known)
+        step = self._read(reader, sound, window, script)
+        heard.note(place, step.noted())
+        return step
 
     def _go_on(self, script: PromptHistory, step: Step) -> None:
         """Add a window's text to the script."""
@@ -299,7 +329,8 @@ class WhisperRecognizer:
             if kept.segments is None:
                 return Step([], kept.next_seek)
             segments, next_seek = kept.segments, kept.next_seek
-        forget = not self.longform.condition_on_previous_text or answer.temperature > RESET_TEMPERATURE
+        warmth = self.search.temperatures[-1] if has_failed(answer, self.search) else answer.temperature
+        forget = not self.longform.condition_on_previous_text or warmth > RESET_TEMPERATURE
         return Step(segments, next_seek, forget)
 
     def _with_words(

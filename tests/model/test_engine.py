@@ -174,6 +174,15 @@ def test_linear_layers_compute_what_torch_computes() -> None:
     assert 0 < error.norm() / wanted.norm() < (0.012 if has_wide_products() else 0.03)
 
 
+@torch.inference_mode()
+def test_fine_layers_keep_small_values_beside_an_outlier() -> None:
+    x = torch.randn(9, 64)
+    x[:, 7] = 200.0
+    fine, plain = (Int8Linear(torch.eye(64), None, fine)(x) - x for fine in (True, False))
+    assert fine.norm() / x.norm() < 1e-4
+    assert plain.norm() / x.norm() > 1e-3
+
+
 @pytest.mark.skipif(not has_wide_products(), reason="this CPU has no VNNI, so that both ways are the same")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512"])
 def test_a_cpu_whose_products_saturate_gets_float32_or_narrow_activations(instructions: str) -> None:

@@ -78,7 +78,7 @@ def check(mine: dict[str, Any], wanted: dict[str, Any]) -> None:
     [
         {},
         {"beam_size": 2, "clip_timestamps": "30"},
-        {"condition_on_previous_text": False, "clip_timestamps": "20,69"},
+        {"condition_on_previous_text": False, "clip_timestamps": "20,69", "language": "en"},
         {"initial_prompt": "Chirps", "carry_initial_prompt": True},
         {"prefix": "Well"},
         {"clip_timestamps": "5,14.5,40"},
@@ -99,10 +99,11 @@ def test_the_language_is_that_of_the_first_speech_that_is_read(
 ) -> None:
     checkpoint = pair(MULTILINGUAL)[1]
     loud = lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05  # noqa: E731
-    monkeypatch.setattr("focusasr.audio.segmentation.detector", loud)
+    for module in ("segmentation", "silence"):
+        monkeypatch.setattr(f"focusasr.audio.{module}.detector", loud)
     soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(40 * 16_000), load(recording)]), 16_000)
     honest = LogMelStream.window
-    for vad_filter, clips, begin in ((True, "0", 3950), (False, "0", 0), (True, "50,60", 0)):
+    for vad_filter, clips, begin in ((True, "0", 3950), (False, "0", 3950), (True, "50,60", 5000)):
         settings = LongformConfig(vad_filter=vad_filter, clip_timestamps=clips)
         reader = WhisperRecognizer(checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(**GREEDY), settings)
         seen: list[int] = []

@@ -1,0 +1,94 @@
+"""Where a recording is silent: zeros, or far softer than its loudest sound and no speech to the pause finder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, LOWEST_DB
+from focusasr.audio.load import rechunk
+from focusasr.audio.vad import FRAME_SAMPLES, detector, whole_frames
+
+GROUP_SAMPLES = 32 * FRAME_SAMPLES  # judged in one call
+
+NOTHING_DB, NOTHING_BELOW_DB = (
+    -100.0,
+    60.0,
+)  # of full scale: softer than this, or so far below the loudest frame, is silence
+FAINT_DB, FAINT_BELOW_DB = -55.0, 30.0  # softer than this, or so far below, is silence where there is no speech
+SPEECH_THRESHOLD = 0.3  # speech probability above which faint sound may be a voice
+WORTH_ASKING = 1 * FRAMES_PER_SECOND  # faint stretches that the pause finder is asked about
+LONG_FRAMES = 3 * FRAMES_PER_SECOND  # silence that is left out at the edges of a window
+MARGIN_FRAMES = FRAMES_PER_SECOND // 2  # of it that is kept
+LEAST_SPEECH = 8  # frames of the pause finder, 0.26 s: less is a click
+
+
+class Silence:
+    """The silent stretches of a recording, for a reader that goes through it in windows; places are 10 ms frames."""
+
+    def __init__(self, silent: np.ndarray) -> None:
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], silent, [False]))))
+        self._starts, self._stops = edges[::2], edges[1::2]
+
+    def _around(self, frame: int) -> tuple[int, int] | None:
+        place = int(np.searchsorted(self._starts, frame, side="right")) - 1
+        inside = place >= 0 and frame < self._stops[place]
+        return (int(self._starts[place]), int(self._stops[place])) if inside else None
+
+    def begin(self, seek: int, end: int) -> int:
+        """Return where to read on from `seek`: there, behind a long silence, or at the `end` if only silence follows."""
+        around = self._around(seek)
+        if around is None:
+            return seek
+        if around[1] >= end:
+            return end
+        return around[1] - MARGIN_FRAMES if around[1] - seek >= LONG_FRAMES else seek
+
+    def stop(self, seek: int, stop: int) -> int:
+        """Return where a window from `seek` to `stop` ends if a long silence at its end is left out."""
+        around = self._around(stop - 1)
+        if around is None or stop - around[0] < LONG_FRAMES or around[0] <= seek:
+            return stop
+        return around[0] + MARGIN_FRAMES
+
+
+def find_silence(levels: np.ndarray, blocks: Callable[[], Iterable[np.ndarray]]) -> Silence:
+    """Return where a recording of such levels (F,) is silent.
+
+    `blocks` gives its samples at 16 kHz; they are read only if faint stretches may hold speech.
+    """
+    loudest = levels.max(initial=LOWEST_DB)
+    nothing = levels < max(NOTHING_DB, loudest - NOTHING_BELOW_DB)
+    faint = levels < max(FAINT_DB, loudest - FAINT_BELOW_DB)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], faint & ~nothing, [False]))))
+    worth = min(WORTH_ASKING, len(levels))
+    if len(edges) and (edges[1::2] - edges[::2]).max() >= worth:
+        return Silence(nothing | (faint & ~_speech(blocks(), len(levels))))
+    return Silence(nothing)
+
+
+def _speech(blocks: Iterable[np.ndarray], frames: int) -> np.ndarray:
+    """Return which of so many 10 ms frames may be speech."""
+    found = np.concatenate([np.zeros(1, bool), *_judged(blocks, SPEECH_THRESHOLD)])[1:]
+    middles = (np.arange(frames) * HOP_SAMPLES + HOP_SAMPLES // 2) // FRAME_SAMPLES
+    return found[np.minimum(middles, len(found) - 1)]
+
+
+def _judged(blocks: Iterable[np.ndarray], threshold: float) -> Iterator[np.ndarray]:
+    detect = detector(threshold)
+    for group in rechunk(blocks, GROUP_SAMPLES):
+        yield detect(whole_frames(group))
+
+
+def first_speech(blocks: Iterable[np.ndarray], threshold: float) -> int | None:
+    """Return the 10 ms frame at which speech begins; None without speech. No more is read than that takes."""
+    held, before = np.zeros(0, bool), 0
+    for speech in _judged(blocks, threshold):
+        held = np.concatenate((held, speech))
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], held, [False]))))
+        long = edges[::2][edges[1::2] - edges[::2] >= LEAST_SPEECH]
+        if len(long):
+            return (before + int(long[0])) * FRAME_SAMPLES // HOP_SAMPLES
+        before, held = before + max(0, len(held) - LEAST_SPEECH), held[-LEAST_SPEECH:]
+    return None
