@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+HOME = Path.home()  # tests have another
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "2")  # before torch is imported
@@ -56,6 +57,24 @@ def real_data() -> Path:
     folder = Path(os.environ.get("FOCUSASR_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real speech in {folder}; FOCUSASR_DATA can name another folder")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def whisper_weights() -> Path:
+    """Return the folder of real Whisper weights, tiny.en and base (FOCUSASR_WHISPER can name it), or skip."""
+    folder = Path(os.environ.get("FOCUSASR_WHISPER", HOME / ".cache" / "focusasr-tests" / "whisper"))
+    if not all((folder / name).is_dir() for name in ("tiny.en", "base")):
+        pytest.skip(f"no real Whisper weights in {folder}; FOCUSASR_WHISPER can name another folder")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def sound_cases() -> Path:
+    """Return the folder of recordings that went wrong once (FOCUSASR_CASES, or ../shared/cases), or skip."""
+    folder = Path(os.environ.get("FOCUSASR_CASES", ROOT.parent / "shared" / "cases")) / "sound"
+    if not folder.is_dir():
+        pytest.skip(f"no recordings in {folder}; FOCUSASR_CASES can name another folder")
     return folder.resolve()
 
 

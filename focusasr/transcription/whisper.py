@@ -40,6 +40,8 @@ from focusasr.whisper_config import LongformConfig, SearchConfig
 
 FRAMES_PER_TIMESTAMP = 2
 SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
+SLOW_FRAMES = FRAMES_PER_SECOND  # a window that moves on by less is slow; of several, each moves on further
+SLOW_ALLOWED = 2  # windows in a row that may be as slow as they are
 RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
 
 
@@ -96,6 +98,17 @@ class PromptHistory:
     segments: list[Segment] = field(default_factory=list)
     known_from: int = 0  # tokens before are no prompt any more; counted with the initial prompt
     last_speech: float = 0.0
+    slow: int = 0  # windows in a row that moved on by less than SLOW_FRAMES
+
+    def seek_after(self, window: MelWindow, next_seek: int) -> int:
+        """Return the frame to go on from: `next_seek`, but within the window, and further on if that goes nowhere.
+
+        Timestamps, words and silence rules may each ask for the same sound once more, in the end for ever.
+        """
+        step = min(next_seek - window.seek, window.frames)
+        self.slow = self.slow + 1 if step < min(SLOW_FRAMES, window.frames) else 0
+        least = max(1, (self.slow - SLOW_ALLOWED) * SLOW_FRAMES // 2)
+        return window.seek + max(step, min(least, window.frames))
 
     def before(self, carry: bool) -> list[int]:
         """Return the tokens that come before the next window."""
@@ -243,9 +256,10 @@ class WhisperRecognizer:
                 before, seek = seek, silence.begin(seek, end)
                 if seek < end:
                     stop = silence.stop(seek, min(seek + self.window_frames, end))
-                    step = self._step(reader, sound, MelWindow(seek, stop - seek), script, (heard, f"{clip}:{seek}"))
+                    window = MelWindow(seek, stop - seek)
+                    step = self._step(reader, sound, window, script, (heard, f"{clip}:{seek}"))
                     self._go_on(script, step)
-                    seek = step.next_seek
+                    seek = script.seek_after(window, step.next_seek)
                 progress((min(seek, end) - before) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
         transcript = Transcript(text, script.segments, reader.tokenizer.policy.language)

@@ -18,7 +18,7 @@ from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.transcription.resume import SegmentCache
-from focusasr.transcription.whisper import WhisperRecognizer
+from focusasr.transcription.whisper import MelWindow, PromptHistory, WhisperRecognizer
 from focusasr.transcription.writers import to_json_dict
 from focusasr.whisper_config import LongformConfig, SearchConfig
 from tests.helpers.whisper_pairs import ENGLISH, MULTILINGUAL, chirps, ours, peer_model
@@ -137,3 +137,15 @@ def test_an_english_model_is_read_likewise(recording: Source) -> None:
     wanted = theirs(recording, ENGLISH)
     assert wanted["language"] == "en" and len(wanted["segments"]) > 3
     check(recognize(recording, ENGLISH, **GREEDY), wanted)
+
+
+@pytest.mark.parametrize("asked", [-5, 0, 1, 99])
+def test_no_answer_makes_a_window_search_for_ever(asked: int) -> None:
+    script, seek, windows = PromptHistory([], 223), 0, 0
+    while seek < 6000:
+        window = MelWindow(seek, min(3000, 6000 - seek))
+        assert (after := script.seek_after(window, seek + asked)) > seek
+        seek, windows = after, windows + 1
+    assert windows < 25
+    assert PromptHistory([], 223).seek_after(MelWindow(100, 3000), 2600) == 2600
+    assert PromptHistory([], 223).seek_after(MelWindow(100, 500), 2600) == 600, "nothing is passed over"
