@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import difflib
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Engine
 
 from focusasr.config import TextConfig, WhisperConfig
 from focusasr.runtime.errors import InputError, SettingError
+from focusasr.text.languages import OWN_NAMES, without_region
 from focusasr.text.normalize import apply_policy
 from focusasr.text.tokenizer import Tokenizer, check_ids
 
@@ -127,9 +128,9 @@ class WhisperTokenizer(Tokenizer):
         """
         if not self.whisper.multilingual or not language or language == self.policy.language:
             return self
-        named = language.strip().lower()
-        code = LANGUAGE_CODES.get(named, re.split("[-_]", named)[0])
-        return self.speaking(code) if code in self.languages else self
+        with contextlib.suppress(SettingError):
+            return self.speaking(language_code(language))
+        return self
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a transcript after the policy, with the space that Whisper's begin with."""
@@ -300,12 +301,16 @@ LANGUAGE_CODES = _table(LANGUAGE_NAMES) | _table(OTHER_LANGUAGE_NAMES)  # name â
 
 
 def language_code(given: str) -> str:
-    """Return the code of a language given by code or English name, in any case; SettingError with the nearest name."""
-    wanted = given.strip().lower()
-    if wanted in LANGUAGE_CODES.values():
-        return wanted
-    if wanted not in LANGUAGE_CODES:
-        near = difflib.get_close_matches(wanted, LANGUAGE_CODES, n=1)
-        hint = f"; did you mean {near[0].title()}?" if near else ""
-        raise SettingError("language", given, f"a code such as en or a name such as English{hint}")
-    return LANGUAGE_CODES[wanted]
+    """Return the code of a language given by code, with or without a region, or by its English or its own name.
+
+    Case does not count. SettingError with the nearest name.
+    """
+    wanted = given.strip().casefold()
+    names = {**OWN_NAMES, **LANGUAGE_CODES}
+    if wanted in names:
+        return names[wanted]
+    if (code := without_region(wanted)) in LANGUAGE_CODES.values():
+        return code
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"; did you mean {near[0].title()}?" if near else ""
+    raise SettingError("language", given, f"a code such as en or a name such as English{hint}")

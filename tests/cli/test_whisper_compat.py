@@ -11,7 +11,8 @@ import soundfile
 
 from focusasr.model import checkpoint
 from focusasr.runtime.errors import InputError
-from focusasr.text.whisper_tokenizer import language_code
+from focusasr.text.languages import OWN_NAMES
+from focusasr.text.whisper_tokenizer import LANGUAGES, language_code
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 from tests.helpers.tiny_whisper import write_whisper
 
@@ -215,3 +216,22 @@ def test_names_of_languages() -> None:
     assert {language_code(code.upper()) for code in LANGUAGES} == set(LANGUAGES)
     with pytest.raises(InputError, match="did you mean Welsh"):
         language_code("welch")
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        *(("Deutsch", "de"), ("français", "fr"), ("ESPAÑOL", "es"), ("日本語", "ja"), ("русский", "ru")),
+        *(("en-US", "en"), ("zh-CN", "zh"), ("zh_Hant_TW", "zh"), ("zh-HK", "yue"), ("pt_BR", "pt"), ("sv-SE", "sv")),
+        *(("nb-NO", "no"), ("nn-NO", "nn"), ("haw-US", "haw"), ("iw", "he"), ("fil", "tl")),
+    ],
+)
+def test_languages_may_have_regions_or_their_own_names(given: str, code: str) -> None:
+    assert language_code(given) == code
+
+
+def test_own_names_stand_for_languages_of_whisper() -> None:
+    assert set(OWN_NAMES.values()) <= set(LANGUAGES) and len(set(OWN_NAMES.values())) > 85
+    for wrong in ("xx-US", "-US", "deutsches", ""):
+        with pytest.raises(InputError, match="language"):
+            language_code(wrong)
