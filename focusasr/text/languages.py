@@ -17,8 +17,8 @@ OWN_NAMES = {
         "ગુજરાતી gu, தமிழ் ta, తెలుగు te, ಕನ್ನಡ kn, മലയാളം ml, සිංහල si, ไทย th, ລາວ lo, မြန်မာ my, ខ្មែរ "
         "km, བོད་སྐད bo, Tiếng Việt vi, Bahasa Indonesia id, Bahasa Melayu ms, Basa Jawa jw, Basa Sunda "
         "su, Tagalog tl, Filipino tl, Հայերեն hy, ქართული ka, Тоҷикӣ tg, Türkmençe tk, 中文 zh, 汉语 zh, 漢語 "
-        "zh, 普通话 zh, 國語 zh, 粵語 yue, 广东话 yue, 日本語 ja, 한국어 ko, Kreyòl ayisyen ht, Māori mi, ʻŌlelo Hawaiʻi "
-        "haw"
+        "zh, 普通话 zh, 國語 zh, 粵語 yue, 广东话 yue, 日本語 ja, 한국어 ko, Kreyòl ayisyen ht, Māori mi, "
+        "ʻŌlelo Hawaiʻi haw"
     ).split(", ")
     for name, code in [entry.casefold().rsplit(" ", 1)]
 }

@@ -77,3 +77,16 @@ def as_segments(known: Iterable[dict[str, Any]]) -> list[Segment]:
     """Return segments from what `dataclasses.asdict` made of them."""
 
     return [Segment(**segment) for segment in known]
+
+
+def within(segment: Segment, seconds: float) -> Segment:
+    """Return a segment that ends, with its words, within a recording of so many seconds."""
+    if segment.end <= seconds and all(word["end"] <= seconds for word in segment.words or ()):
+        return segment
+    words = [{**word, **{edge: min(word[edge], seconds) for edge in ("start", "end")}} for word in segment.words or ()]
+    return replace(
+        segment,
+        start=min(segment.start, seconds),
+        end=min(segment.end, seconds),
+        words=None if segment.words is None else words,
+    )

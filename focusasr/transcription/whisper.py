@@ -26,8 +26,9 @@ from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
-from focusasr.transcription.result import Outcome, Segment, Transcript, as_segments
+from focusasr.transcription.result import Outcome, Segment, Transcript, as_segments, within
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
+from focusasr.transcription.word_edges import with_edges
 from focusasr.transcription.word_timestamps import (
     Bounds,
     Kept,
@@ -258,7 +259,7 @@ class WhisperRecognizer:
                     stop = silence.stop(seek, min(seek + self.window_frames, end))
                     window = MelWindow(seek, stop - seek)
                     step = self._step(reader, sound, window, script, (heard, f"{clip}:{seek}"))
-                    self._go_on(script, step)
+                    self._go_on(script, step, sound.levels)
                     seek = script.seek_after(window, step.next_seek)
                 progress((min(seek, end) - before) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
@@ -321,11 +322,13 @@ class WhisperRecognizer:
         heard.note(place, step.noted())
         return step
 
-    def _go_on(self, script: PromptHistory, step: Step) -> None:
-        """Add a window's text to the script."""
+    def _go_on(self, script: PromptHistory, step: Step, levels: np.ndarray) -> None:
+        """Add a window's text to the script, its words at their sound."""
+        segments = step.segments
         if self.config.word_timestamps:
-            script.last_speech = last_word_end(step.segments) or script.last_speech
-        script.add(step.segments)
+            script.last_speech = last_word_end(segments) or script.last_speech
+            segments = with_edges(segments, levels)
+        script.add([within(segment, len(levels) / FRAMES_PER_SECOND) for segment in segments])
         if step.forget:
             script.forget()
 

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, log_mel
+from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, levels_db, log_mel
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream, to_samples
 from focusasr.audio.segmentation import AudioSegment, merge_segments, split_at_pauses
@@ -20,6 +20,7 @@ from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import SegmentCache
 from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, MelWindow, WhisperRecognizer, split
+from focusasr.transcription.word_edges import with_edges
 
 
 class BatchedWhisperRecognizer(WhisperRecognizer):
@@ -92,6 +93,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
                 alone = memory.select(torch.tensor([row], device=self.device))
                 frames = len(piece.waveform) // HOP_SAMPLES
                 segments = self._timed(reader, alone, frames, segments, piece.start_seconds)
+                segments = with_edges(segments, levels_db(piece.waveform), piece.start_seconds)
             result.append(segments)
         for row, segments in zip(left, self._decoded(reader, list(left.values())) if left else (), strict=True):
             result[row] += segments

@@ -1,0 +1,125 @@
+"""Where words begin and end in the sound: attention finds a word, but counts the pause beside it as a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from focusasr.audio.features import FRAMES_PER_SECOND
+from focusasr.transcription.result import Segment
+
+LOUD = 0.2  # of the way, in decibels, from the quietest sound around a segment to its loudest: above it there is speech
+LEAST_RANGE_DB = 20.0  # between these: in louder noise nothing tells pauses from speech
+AROUND_FRAMES = 2 * FRAMES_PER_SECOND  # that show how quiet it is around a segment
+PAUSE_FRAMES = 25  # quiet as long as this parts a word from a sound beside it; a closure before a p, t or k is shorter
+CLICK_FRAMES = 4  # a sound shorter than this is no word
+REACH_FRAMES = 30  # how far a word may go on behind the end that attention saw, while the sound does
+
+
+def with_edges(segments: Sequence[Segment], levels: np.ndarray, start_seconds: float = 0.0) -> list[Segment]:
+    """Return segments with words that begin and end with their sound; `levels` (F,) are of 10 ms from a start on.
+
+    A word is only moved within itself, or up to 0.3 s towards the next one; one without any loud sound stays.
+    """
+    result = []
+    for place, segment in enumerate(segments):
+        following = next((other.words[0]["start"] for other in segments[place + 1 :] if other.words), None)
+        words = _trimmed(segment.words or [], levels, start_seconds, following)
+        edges = {"words": words, "start": words[0]["start"], "end": words[-1]["end"]} if words else {}
+        result.append(replace(segment, **edges))
+    return result
+
+
+def _trimmed(
+    words: Sequence[dict[str, Any]], levels: np.ndarray, start_seconds: float, following: float | None
+) -> list[dict[str, Any]]:
+    """Return the words of a segment at their sound; `following` is where the next segment's words begin."""
+    if not words:
+        return []
+    frames = [
+        (_frame(word["start"] - start_seconds, len(levels)), _frame(word["end"] - start_seconds, len(levels)))
+        for word in words
+    ]
+    near = levels[max(0, frames[0][0] - AROUND_FRAMES) : frames[-1][1] + AROUND_FRAMES]
+    own = levels[frames[0][0] : frames[-1][1]]
+    if not len(own) or own.max() - near.min() < LEAST_RANGE_DB:
+        return list(words)
+    floor = max(near.min(), own.max() - 60.0)
+    loud = levels >= floor + LOUD * (own.max() - floor)
+    limit = len(levels) if following is None else _frame(following - start_seconds, len(levels))
+    result = []
+    groups = _groups([bool(loud[start:end].any()) for start, end in frames])
+    for place, (first, behind) in enumerate(groups):
+        start, end = frames[first][0], frames[behind - 1][1]
+        island = _island(loud[start:end], place == 0, place == len(groups) - 1)
+        if island is None:
+            result += words[first:behind]
+            continue
+        begin, stop = start + island[0], start + island[1]
+        if stop == end:
+            beyond = frames[behind][0] if behind < len(frames) else limit
+            stop = _onward(loud, end, min(beyond, end + REACH_FRAMES))
+        times = [start_seconds + frame / FRAMES_PER_SECOND for frame in (begin, stop)]
+        edges = (
+            words[first]["start"] if begin == start else times[0],
+            words[behind - 1]["end"] if stop == end else times[1],
+        )
+        result += _shared(words[first:behind], *edges)
+    return result
+
+
+def _groups(sounding: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return words by their places, from and to, that share one sound: silent words at the edges join their neighbor.
+
+    The neighbor has their sound, with the pause beside it.
+    """
+    if not any(sounding):
+        return [(place, place + 1) for place in range(len(sounding))]
+    first = list(sounding).index(True)
+    last = len(sounding) - 1 - list(sounding)[::-1].index(True)
+    if first == last:
+        return [(0, len(sounding))]
+    return [(0, first + 1), *((place, place + 1) for place in range(first + 1, last)), (last, len(sounding))]
+
+
+def _shared(words: Sequence[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]]:
+    """Return words that share the time from `start` to `end` by their length."""
+    ends = np.cumsum([len(word["word"]) for word in words])
+    edges = [start, *(start + (end - start) * ends[:-1] / ends[-1]), end]
+    return [
+        {**word, "start": round(float(begin), 2), "end": round(float(stop), 2)}
+        for word, begin, stop in zip(words, edges, edges[1:], strict=False)
+    ]
+
+
+def _frame(seconds: float, frames: int) -> int:
+    return min(max(0, round(seconds * FRAMES_PER_SECOND)), frames)
+
+
+def _island(loud: np.ndarray, first: bool, last: bool) -> tuple[int, int] | None:
+    """Return from where to where a word is loud, in its frames; None where it is nowhere.
+
+    Of several sounds with pauses between, the last one is the first word of a segment, the first one its last word.
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], loud, [False]))))
+    starts, stops = edges[::2], edges[1::2]
+    if not len(starts):
+        return None
+    parted = np.flatnonzero(starts[1:] - stops[:-1] >= PAUSE_FRAMES)
+    islands = [
+        (int(starts[begin]), int(stops[end]))
+        for begin, end in zip([0, *(parted + 1)], [*parted, len(starts) - 1], strict=True)
+    ]
+    long = [island for island in islands if island[1] - island[0] >= CLICK_FRAMES] or islands
+    if first != last:
+        return long[-1] if first else long[0]
+    return max(long, key=lambda island: island[1] - island[0])
+
+
+def _onward(loud: np.ndarray, end: int, limit: int) -> int:
+    """Return where the sound that is loud before `end` stops, at most at `limit`."""
+    quiet = np.flatnonzero(~loud[end:limit])
+    return end + int(quiet[0]) if len(quiet) else max(end, limit)
