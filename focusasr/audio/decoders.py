@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from focusasr.audio.channels import check_channel, choose_track, frame_values, mix
 from focusasr.audio.integrity import (
     AudioError,
     CutOff,
@@ -27,14 +28,16 @@ from focusasr.runtime.libraries import library
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # beyond these a header lies, and resampling would need any memory
 READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB however many channels a header claims
 SLACK_SECONDS = 0.5  # containers round the length of their last packets
+LEAST_LEAD_SECONDS, MOST_LEAD_SECONDS = 0.05, 24 * 3600.0  # by which a track may begin after the picture
 STEP_FRAMES = 1024  # read at once up to the place where a decoder fails
 HEADERLESS = frozenset(("adp",))  # what FFmpeg takes bare samples for, as nothing marks the beginning of such files
 
 
 class Sound(Protocol):
-    """An open recording: its rate, its length where the header knows it, and its samples."""
+    """An open recording: its rate, its channels, its length where the header knows it, and its samples."""
 
     rate_hz: int
+    channels: int
     seconds: float | None
 
     def close(self) -> None:
@@ -47,8 +50,8 @@ class Sound(Protocol):
 
 
 @contextmanager
-def open_audio(file: BinaryIO, name: str) -> Iterator[Sound]:
-    """Open the recording in a file that can be sought; `name` is what errors call it.
+def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[Sound]:
+    """Open the recording in a file that can be sought; `name` is what errors call it, `track` one of several.
 
     AudioError where it is empty, not sound, cut off before its sound, or has a sample rate that cannot be.
     """
@@ -58,7 +61,7 @@ def open_audio(file: BinaryIO, name: str) -> Iterator[Sound]:
     missing, for_ffmpeg = missing_bytes(file, size)
     sound: Sound
     try:
-        sound = _open_ffmpeg(file, name) if for_ffmpeg or is_mpeg(file) else _open_any(file, name)
+        sound = (_open_ffmpeg if for_ffmpeg or is_mpeg(file) else _open_any)(file, name, track)
     except AudioError:
         if missing:
             raise _damaged(name, 0.0) from None
@@ -86,7 +89,7 @@ class _TruncatedAudio:
     def __init__(self, sound: Sound, name: str) -> None:
         self._sound, self._name = sound, name
         self.seconds: float | None = None
-        self.rate_hz, self.close = sound.rate_hz, sound.close
+        self.rate_hz, self.channels, self.close = sound.rate_hz, sound.channels, sound.close
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
         """Yield what there is."""
@@ -101,14 +104,16 @@ class _TruncatedAudio:
         raise _damaged(self._name, position / self.rate_hz)
 
 
-def _open_any(file: BinaryIO, name: str) -> Sound:
+def _open_any(file: BinaryIO, name: str, track: int | None) -> Sound:
     with library("soundfile"):
         import soundfile
 
     try:
         sound = soundfile.SoundFile(_bytes_only(file))
     except soundfile.LibsndfileError:
-        return _open_ffmpeg(file, name)
+        return _open_ffmpeg(file, name, track)
+    if track is not None:
+        choose_track([sound], track, name)
     return _Sndfile(sound, name, file)
 
 
@@ -119,6 +124,7 @@ class _Sndfile:
         self._sound, self._name, self._file = sound, name, file
         self._frames: int | None = sound.frames if sound.frames < 2**62 else None  # FLAC from a pipe does not know
         self.rate_hz: int = sound.samplerate
+        self.channels: int = sound.channels
         self.seconds = None if self._frames is None else self._frames / max(1, self.rate_hz)
 
     def close(self) -> None:
@@ -127,7 +133,7 @@ class _Sndfile:
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
         """Yield one channel, or the mean of all, from sample `start` on, sought where the file allows that."""
-        _check_channel(channel, self._sound.channels, self._name)
+        check_channel(channel, self._sound.channels, self._name)
         if self._frames is not None and start > self._frames:
             raise _past_the_end(self._name, start, self._frames, self.rate_hz)
         position = start if self._frames is not None and self._sound.seekable() else 0
@@ -145,7 +151,7 @@ class _Sndfile:
                 if position and self._sound.seek(position) != position:  # nonsense, of a damaged Ogg
                     raise _damaged(self._name, position / self.rate_hz if failed else 0.0)
                 while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
-                    yield _mixed(block) if channel is None else block[:, channel]
+                    yield mix(block, self._name) if channel is None else block[:, channel]
                     position += len(block)
                 break
             except soundfile.LibsndfileError:  # nothing is given of a block that fails
@@ -156,7 +162,7 @@ class _Sndfile:
             raise CutOff(f"{self._name}: damaged at byte {at}, and not all of it was heard; get a whole copy")
 
 
-def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
+def _open_ffmpeg(file: BinaryIO, name: str, track: int | None) -> Sound:
     with library("av"):
         import av
 
@@ -175,30 +181,39 @@ def _open_ffmpeg(file: BinaryIO, name: str) -> Sound:
         seen = f"no sound in it ({container.format.name})"
         container.close()
         raise AudioError(f"{name}: {seen}; give a file with an audio track")
-    return _Ffmpeg(container, name, guessed)
+    try:
+        return _Ffmpeg(container, name, guessed, choose_track(container.streams.audio, track, name))
+    except AudioError:
+        container.close()
+        raise
 
 
 class _Ffmpeg:
-    """The first audio track of a recording open in FFmpeg."""
+    """An audio track of a recording open in FFmpeg.
 
-    def __init__(self, container: Any, name: str, guessed: bool) -> None:
+    Where it begins after the picture there is silence before it, so that times are those of the picture.
+    """
+
+    def __init__(self, container: Any, name: str, guessed: bool, track: Any) -> None:
         self._container, self._name = container, name
-        self._track = container.streams.audio[0]
+        self._track = track
         if self._track.codec_context is None:  # PyAV before 18.1 would decode with it all the same, and crash
             raise AudioError(f"{name}: nothing in it can be decoded (no decoder for its format); export it again")
         self._end_seconds = 0.0  # what is decoded so far, by the file's own clock
+        self._lead_seconds = _lead_seconds(container, track)
         self.seconds = None if guessed else self._header_seconds()
         self.close = container.close
         self._frames = self._decode()
         self._first = next(self._frames, None)  # only a decoded frame knows the rate: AAC may double its header's
         self.rate_hz: int = self._first.sample_rate if self._first else self._track.rate or SAMPLE_RATE_HZ
+        self.channels: int = self._first.layout.nb_channels if self._first else 1
 
     def _header_seconds(self) -> float | None:
         """Return the length, None where FFmpeg could only guess it from the bit rate."""
         family, track = self._container.format.name, self._track
         known = "mp4" in family or family == "flac" or (family == "mp3" and track.start_time)  # whose header was read
         if known and track.duration is not None:
-            return float(track.duration * track.time_base)
+            return float(track.duration * track.time_base) + self._lead_seconds
         if "matroska" in family and len(self._container.streams) == 1 and self._container.duration is not None:
             return float(self._container.duration / 1e6)
         return None
@@ -208,12 +223,16 @@ class _Ffmpeg:
         return _after(self._blocks(channel), start, self.rate_hz, self._name)
 
     def _blocks(self, channel: int | None) -> Iterator[np.ndarray]:
+        lead = round(self._lead_seconds * self.rate_hz) if self._first else 0
+        for begin in range(0, lead, READ_VALUES):
+            yield np.zeros(min(READ_VALUES, lead - begin), np.float32)
         for frame in itertools.chain([self._first] if self._first else [], self._frames):
             if frame.sample_rate != self.rate_hz:
                 change = f"changes from {self.rate_hz} to {frame.sample_rate} Hz after {self._end_seconds:.1f} s"
                 raise AudioError(f"{self._name}: {change}; export it with one sample rate")
-            _check_channel(channel, frame.layout.nb_channels, self._name)
-            yield _mono(frame, channel)
+            check_channel(channel, frame.layout.nb_channels, self._name)
+            values = frame_values(frame)
+            yield mix(values, self._name) if channel is None else values[:, channel]
         if self._cut_off():
             raise _damaged(self._name, self._end_seconds)
 
@@ -246,32 +265,12 @@ class _Ffmpeg:
             raise AudioError(f"{self._name}: nothing in it can be decoded ({_reason(failed)}); export it again")
 
 
-def _mixed(block: np.ndarray) -> np.ndarray:
-    """Return the mean of the channels of a block (n, channels); column by column, which NumPy does much faster."""
-    if block.shape[1] > 8:
-        return block.mean(axis=1)
-    total = block[:, 0].copy()
-    for column in range(1, block.shape[1]):
-        total += block[:, column]
-    return total / np.float32(block.shape[1])
-
-
-def _check_channel(channel: int | None, channels: int, name: str) -> None:
-    if channel is not None and channel >= channels:
-        seen = f"channel {channel} is wanted and it has {channels}, counted from 0"
-        raise AudioError(f"{name}: {seen}; correct --channel, or the line's channel")
-
-
-def _mono(frame: Any, channel: int | None) -> np.ndarray:
-    """Return one channel of an FFmpeg frame, or the mean of all (n,), integers scaled to -1 ... 1."""
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(frame.samples, -1).T
-    if values.dtype.kind in "iu":
-        half = 2.0 ** (8 * values.itemsize - 1)
-        values = values / half - (1.0 if values.dtype.kind == "u" else 0.0)
-    chosen = values.mean(axis=0, dtype=np.float64) if channel is None else values[channel]
-    return chosen.astype(np.float32)
+def _lead_seconds(container: Any, track: Any) -> float:
+    """Return how long after the recording a track begins; 0 where that is no more than the delay of a codec."""
+    if container.start_time is None or track.start_time is None:
+        return 0.0
+    lead = float(track.start_time * track.time_base) - container.start_time / 1e6
+    return lead if LEAST_LEAD_SECONDS < lead < MOST_LEAD_SECONDS else 0.0
 
 
 def _after(blocks: Iterator[np.ndarray], start: int, rate_hz: int, name: str) -> Iterator[np.ndarray]:

@@ -60,10 +60,16 @@ def probe_seconds(path: Source | str | Path) -> float | None:
     if not os.path.isfile(source.path):
         return None
     try:
-        with _file(source) as file, open_audio(file, source.name) as sound:
+        with _file(source) as file, open_audio(file, source.name, source.track) as sound:
             return sound.seconds
     except AudioError:
         return None
+
+
+def channel_count(source: Source) -> int:
+    """Return how many channels a recording has; AudioError where it cannot be read."""
+    with _file(source) as file, open_audio(file, source.name, source.track) as sound:
+        return sound.channels
 
 
 def total_seconds(sources: Iterable[Source]) -> float | None:
@@ -105,7 +111,7 @@ def _as_source(source: Source | str | Path) -> Source:
 
 def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object] = refuse) -> Iterator[np.ndarray]:
     """Yield what a source asks for at the wanted rate, mono, each sample checked."""
-    with _file(source) as file, open_audio(file, source.name) as sound:
+    with _file(source) as file, open_audio(file, source.name, source.track) as sound:
         blocks = _up_to_cut(_span(sound, source), cut_off)
         if sound.rate_hz == rate_hz:
             yield from blocks

@@ -37,7 +37,7 @@ class Silence:
         return (int(self._starts[place]), int(self._stops[place])) if inside else None
 
     def begin(self, seek: int, end: int) -> int:
-        """Return where to read on from `seek`: there, behind a long silence, or at the `end` if only silence follows."""
+        """Return where to read on from `seek`: there, behind a long silence, or the `end` if only silence follows."""
         around = self._around(seek)
         if around is None:
             return seek
@@ -51,6 +51,13 @@ class Silence:
         if around is None or stop - around[0] < LONG_FRAMES or around[0] <= seek:
             return stop
         return around[0] + MARGIN_FRAMES
+
+    def shrink(self, start: int, end: int) -> tuple[int, int]:
+        """Return what is left of a stretch without the silence of half a second and more that its edges lie in."""
+        opening, closing = self._around(start), self._around(max(0, end - 1))
+        begin = opening[1] if opening and opening[1] - opening[0] >= MARGIN_FRAMES else start
+        stop = closing[0] if closing and closing[1] - closing[0] >= MARGIN_FRAMES else end
+        return (begin, stop) if begin < stop else (start, end)
 
 
 def find_silence(levels: np.ndarray, blocks: Callable[[], Iterable[np.ndarray]]) -> Silence:

@@ -27,13 +27,15 @@ JOINERS = "\u200c\u200d"  # of Persian letters, of emoji
 class Source:
     """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input.
 
-    `channel` chooses one of several, counted from 0; None is their mean.
+    `channel` chooses one of several, counted from 0; None is their mean. `track` chooses one of several audio tracks;
+    None is the one that the file calls its default, or else the first.
     """
 
     path: str
     offset: float = 0.0
     duration: float | None = None
     channel: int | None = None
+    track: int | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("offset", self.offset), ("duration", self.duration)):

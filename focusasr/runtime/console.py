@@ -34,6 +34,12 @@ def warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@functools.cache
+def warn_once(line: str) -> None:
+    """Print one line on stderr, and never again in this process: of a recording that is read several times."""
+    warn(line)
+
+
 def note(*lines: str) -> None:
     """Print lines on stderr where somebody looks on: what is written where, which a script knows."""
     for line in lines if shows() else ():

@@ -181,6 +181,17 @@ def _segment(
     )
 
 
+def _shrunk(segment: Segment, silence: Silence) -> Segment:
+    """Return a segment that neither begins nor ends in silence."""
+    frames = [round(seconds * FRAMES_PER_SECOND) for seconds in (segment.start, segment.end)]
+    start, end = silence.shrink(*frames)
+    return replace(
+        segment,
+        start=segment.start if start == frames[0] else start / FRAMES_PER_SECOND,
+        end=segment.end if end == frames[1] else end / FRAMES_PER_SECOND,
+    )
+
+
 def clips(seconds: list[float], frames: int) -> list[tuple[int, int]]:
     """Return the stretches to read as frames (from, to): pairs of times, the last one up to the recording's end."""
     points = [round(second * FRAMES_PER_SECOND) for second in seconds] or [0]
@@ -259,7 +270,7 @@ class WhisperRecognizer:
                     stop = silence.stop(seek, min(seek + self.window_frames, end))
                     window = MelWindow(seek, stop - seek)
                     step = self._step(reader, sound, window, script, (heard, f"{clip}:{seek}"))
-                    self._go_on(script, step, sound.levels)
+                    self._go_on(script, step, sound.levels, silence)
                     seek = script.seek_after(window, step.next_seek)
                 progress((min(seek, end) - before) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
@@ -322,12 +333,14 @@ class WhisperRecognizer:
         heard.note(place, step.noted())
         return step
 
-    def _go_on(self, script: PromptHistory, step: Step, levels: np.ndarray) -> None:
-        """Add a window's text to the script, its words at their sound."""
+    def _go_on(self, script: PromptHistory, step: Step, levels: np.ndarray, silence: Silence) -> None:
+        """Add a window's text to the script, its segments or its words at their sound."""
         segments = step.segments
         if self.config.word_timestamps:
             script.last_speech = last_word_end(segments) or script.last_speech
             segments = with_edges(segments, levels)
+        else:
+            segments = [_shrunk(segment, silence) for segment in segments]
         script.add([within(segment, len(levels) / FRAMES_PER_SECOND) for segment in segments])
         if step.forget:
             script.forget()
