@@ -419,6 +419,27 @@ class InspectionConfig(AttentionScaling):
 
 
 @dataclass(frozen=True)
+class RecordingConfig:
+    """What of a recording is transcribed."""
+
+    title = "Tracks and channels"  # of its options
+
+    audio_track: int | None = setting(None, "which of several audio tracks, counted from 0; none: the file's default")
+    channel: int | None = setting(None, "which of several channels, counted from 0; none: as channels says")
+    channels: Literal["mix", "separate"] = setting(
+        "mix", "mix: their mean; separate: a text for each, by time, for calls with a speaker a channel"
+    )
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        for name in ("audio_track", "channel"):
+            given = getattr(self, name)
+            require(given is None or 0 <= given <= LARGEST, name, given, f"0 to {LARGEST}, or none")
+        fits = self.channel is None or self.channels == "mix"
+        require(fits, "channel", self.channel, "none with {channels}", channels=self.channels)
+
+
+@dataclass(frozen=True)
 class DecodingConfig(AttentionScaling):
     """How text is found for sound. The result does not depend on `batch_size`."""
 

@@ -100,8 +100,6 @@ class LongformConfig:
         require(clips is not None, "clip_timestamps", given, "seconds, with commas between")
         rising = all(start < end for start, end in zip((clips or [])[::2], (clips or [])[1::2], strict=False))
         require(rising, "clip_timestamps", given, "pairs of a start and a later end")
-        fits = not (self.batched and any(clips or ()))
-        require(fits, "clip_timestamps", given, "0, the whole recording, with {batched}", batched=self.batched)
 
     @property
     def clips(self) -> list[float] | None:

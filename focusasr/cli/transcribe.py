@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from focusasr.cli.live import LiveText
 from focusasr.cli.options import (
     DeviceOption,
     LocalFilesOption,
@@ -20,7 +21,7 @@ from focusasr.cli.options import (
     with_settings,
 )
 from focusasr.cli.outcomes import doubts_told, shared_work, tell_remarks, told
-from focusasr.config import DecodingConfig
+from focusasr.config import DecodingConfig, RecordingConfig
 from focusasr.runtime.console import note, pluralize, progress_bar, warn
 from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import ensure_writable, real_path
@@ -32,7 +33,7 @@ from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 if TYPE_CHECKING:
     from focusasr.audio.source import Source
     from focusasr.runtime.devices import Processes
-    from focusasr.transcription.result import Outcome
+    from focusasr.transcription.result import Outcome, Transcript
     from focusasr.transcription.resume import OutputCache, SegmentCacheOf
 
 
@@ -47,7 +48,7 @@ FormatOption = Annotated[
 ]
 
 
-@with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
+@with_settings(DecodingConfig, RecordingConfig, OutputConfig, SearchConfig, LongformConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],
@@ -88,14 +89,18 @@ def transcribe(
         given[DecodingConfig].setdefault("compute_type", "float32")
     output = read_options(OutputConfig, given[OutputConfig])
     _check_output(output, given[DecodingConfig].get("word_timestamps", False))
+    recording = read_options(RecordingConfig, given[RecordingConfig])
     formats = _formats(output_format or ["all"])
     repeated: list[Source] = []
     barren: list[InputError] = []
-    sources = find_sources(files, repeated.append, barren.append)
+    sources = [
+        replace(source, channel=recording.channel, track=recording.audio_track)
+        for source in find_sources(files, repeated.append, barren.append)
+    ]
     several = len(sources) + len(repeated) + len(barren) > 1
     subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
     choice = ModelChoice(model, device, threads, local_files_only, model_dir)
-    loaded = load_recognizer(choice, given, subtitles)
+    loaded = replace(load_recognizer(choice, given, subtitles), separate=recording.channels == "separate")
     tell_remarks(loaded, repeated, barren)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
@@ -105,9 +110,15 @@ def transcribe(
         return
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
     writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
-    noisy = loaded.is_whisper and output.verbose and not isinstance(sys.stdout, Closed)
     notes = again.notes if again else None
-    deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output, noisy), len(barren), notes)
+    whole: Callable[[Iterator[Outcome]], Iterator[Outcome]] = lambda outcomes: outcomes  # noqa: E731
+    if loaded.is_whisper and output.verbose and not isinstance(sys.stdout, Closed):
+        live = LiveText(several, given[LongformConfig].get("language") is None and loaded.detects_language)
+        if loaded.separate or loaded.processes.count > 1:
+            whole = live.whole
+        else:
+            loaded = replace(loaded, listen=live)
+    deliver(loaded, writing.sources, lambda outcomes: writing.write(whole(outcomes), output), len(barren), notes)
 
 
 def deliver(
@@ -174,16 +185,6 @@ def _check_output(output: OutputConfig, word_timestamps: bool) -> None:
             raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")
 
 
-def shown(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Print each transcript's segments with their times to stdout, as whisper does."""
-    from focusasr.transcription.writers import clock
-
-    for outcome in outcomes:
-        for segment in outcome.transcript.segments if outcome.transcript else ():
-            print(f"[{clock(segment.start)} --> {clock(segment.end)}] {segment.text}", flush=True)
-        yield outcome
-
-
 def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
     """Promise the texts that are written: when the next one is asked for, the one before is."""
     written = 0
@@ -205,13 +206,20 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
         failed += outcome.error is not None
         if outcome.transcript is None:
             continue
-        if several:
-            print(f"{outcome.source.name}\t{outcome.transcript.text.strip()}", flush=True)
-        elif suffix in ("txt", "all"):
-            print(outcome.transcript.text.strip(), flush=True)
+        if several or suffix in ("txt", "all"):
+            name = f"{outcome.source.name}\t" if several else ""
+            for line in printed_lines(outcome.transcript):
+                print(f"{name}{line}", flush=True)
         else:
             print(render(outcome.transcript, suffix, output).removesuffix("\n"), flush=True)
     return failed
+
+
+def printed_lines(transcript: Transcript) -> list[str]:
+    """Return a text in one line, or where channels are told apart a line for each segment."""
+    if any(segment.channel is not None for segment in transcript.segments):
+        return [segment.shown.text.strip() for segment in transcript.segments]
+    return [transcript.text.strip()]
 
 
 def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], folder: Path) -> OutputCache:
@@ -219,7 +227,7 @@ def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], f
     from focusasr.model.checkpoint import fingerprint_of_model
     from focusasr.transcription.resume import OutputCache
 
-    kinds: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig)
+    kinds: tuple[type[Any], ...] = (DecodingConfig, RecordingConfig, SearchConfig, LongformConfig, OutputConfig)
     settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind])).items()}
     decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
     return OutputCache(folder, {"model": fingerprint_of_model(loaded.path), **decided})
@@ -262,12 +270,12 @@ class Writing:
             warn(f"focusasr: {anew}: changed since, or of another sound, model or options")
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
-    def write(self, outcomes: Iterable[Outcome], output: OutputConfig, noisy: bool = False) -> int:
-        """Write each transcript's files as it comes, printed too where `noisy`; return how many failed."""
+    def write(self, outcomes: Iterable[Outcome], output: OutputConfig) -> int:
+        """Write each transcript's files as it comes; return how many failed."""
         from focusasr.transcription.writers import write
 
         failed = written = 0
-        for stem, outcome in zip(self.stems, shown(outcomes) if noisy else outcomes, strict=True):
+        for stem, outcome in zip(self.stems, outcomes, strict=True):
             failed += outcome.error is not None
             if outcome.transcript is None:
                 continue

@@ -104,14 +104,38 @@ class WhisperDecoder:
         As openai/whisper has it, and faster-whisper for the words to expect; the text before is cut at its front to
         half the context, and to less beside a long prefix, so that a quarter is left to write.
         """
-        tokenizer, longform = self.tokenizer, self.longform
-        most = self.context // 2 - 1
+        tokenizer = self.tokenizer
         start = [*tokenizer.sot_sequence, *([] if timestamps else [tokenizer.no_timestamps])]
-        prefix = self._encoded(longform.prefix)[:most]
-        expected = [] if longform.prefix else self._encoded(longform.hotwords)[:most]
-        room = min(most, self.context - self.context // 4 - 1 - len(start) - len(prefix)) - len(expected)
+        prefix, expected = (given[: self._most] for given in (self._prefix(), self._expected()))
+        room = self._room(len(start), len(prefix), len(expected))
         before = [*expected, *(list(previous)[-room:] if room > 0 else [])]
         return [*([tokenizer.sot_prev, *before] if before else []), *start, *prefix]
+
+    @property
+    def _most(self) -> int:
+        return self.context // 2 - 1
+
+    def _room(self, start: int, prefix: int, expected: int) -> int:
+        """Return how many tokens of the text before have room beside so many others."""
+        return min(self._most, self.context - self.context // 4 - 1 - start - prefix) - expected
+
+    def _prefix(self) -> list[int]:
+        return self._encoded(self.longform.prefix)
+
+    def _expected(self) -> list[int]:
+        return [] if self.longform.prefix else self._encoded(self.longform.hotwords)
+
+    def remarks(self) -> list[str]:
+        """Return what the user should know of prompts that are too long."""
+        prefix, expected, initial = self._prefix(), self._expected(), self._encoded(self.longform.initial_prompt)
+        lengths = (min(len(given), self._most) for given in (prefix, expected))
+        room = max(0, self._room(len(self.tokenizer.sot_sequence), *lengths))
+        parts = (("--prefix", prefix, self._most, "last"), ("--hotwords", expected, self._most, "last"))
+        return [
+            f"{option}: {len(given)} tokens, of which the {end} {len(given) - most} are cut; this model reads {most}"
+            for option, given, most, end in (*parts, ("--initial-prompt", initial, room, "first"))
+            if len(given) > most
+        ]
 
     def _encoded(self, text: str | None) -> list[int]:
         return self.tokenizer.encode_exactly(" " + text.strip()) if text and text.strip() else []

@@ -300,6 +300,12 @@ def _table(text: str) -> dict[str, str]:
 LANGUAGE_CODES = _table(LANGUAGE_NAMES) | _table(OTHER_LANGUAGE_NAMES)  # name → code
 
 
+def language_name(code: str) -> str:
+    """Return the English name of a language that Whisper knows, such as German for de."""
+    names = {code: name.title() for name, code in _table(LANGUAGE_NAMES).items()}
+    return names.get(code, code)
+
+
 def language_code(given: str) -> str:
     """Return the code of a language given by code, with or without a region, or by its English or its own name.
 

@@ -26,7 +26,7 @@ from focusasr.model.engine import Engine
 from focusasr.runtime.devices import run_in_halves
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
-from focusasr.transcription.result import Outcome, Segment, Transcript
+from focusasr.transcription.result import Listen, Outcome, Segment, Transcript
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
@@ -63,6 +63,7 @@ class Recognizer:
                 "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
                 "or train with --ctc"
             )
+        self.listen: Listen | None = None  # segments of native models are known out of order
         self.engine = Engine(with_attention_scaling(checkpoint.model.to(device).eval(), config), config.compute_type)
         self.tokenizer = checkpoint.tokenizer
         self.device = device

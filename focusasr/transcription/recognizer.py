@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from focusasr.model.checkpoint import Checkpoint
-    from focusasr.transcription.result import Outcome
+    from focusasr.transcription.result import Listen, Outcome
     from focusasr.transcription.resume import SegmentCacheOf
 
 
@@ -39,6 +39,7 @@ class AnyRecognizer(Protocol):
     """What transcribes: a native checkpoint or a Whisper model."""
 
     device: torch.device
+    listen: Listen | None
 
     def transcribe(
         self, sources: Iterable[Source], progress: Callable[[float], None] = ..., notes: SegmentCacheOf | None = ...
@@ -67,16 +68,43 @@ class LoadedRecognizer:
     remarks: list[str]
     processes: Processes
     on_cpu: Callable[[], AnyRecognizer]
+    separate: bool = False  # channels are transcribed one by one
+    listen: Listen | None = None  # is given segments as soon as they are known, by Whisper models
+
+    @property
+    def detects_language(self) -> bool:
+        """Return whether the model finds out what is spoken."""
+        return bool(getattr(self.recognizer, "detects_language", False))
 
     def shared(
         self, sources: Iterable[Source], tell: Callable[[int, float], None], notes: SegmentCacheOf | None = None
     ) -> Iterator[Outcome]:
         """Yield every source's outcome, in order and in every process; the processes share the work."""
+        from focusasr.transcription.channels import by_channel
 
+        if not self.separate:
+            return self._shared(sources, lambda seconds: tell(0, seconds), notes)
+
+        whole = list(sources)
+
+        def work(parts: list[Source]) -> Iterator[Outcome]:
+            return self._shared(parts, lambda seconds: tell(0, seconds * len(whole) / len(parts)), notes)
+
+        return by_channel(whole, work)
+
+    def _shared(
+        self, sources: Iterable[Source], progress: Callable[[float], None], notes: SegmentCacheOf | None
+    ) -> Iterator[Outcome]:
         def work(mine: Iterable[Source]) -> Iterator[Outcome]:
-            return with_cpu_fallback(self.recognizer, self.on_cpu, mine, lambda seconds: tell(0, seconds), notes)
+            on_cpu = lambda: self._heard(self.on_cpu())  # noqa: E731
+            return with_cpu_fallback(self._heard(self.recognizer), on_cpu, mine, progress, notes)
 
         return work(sources) if self.processes.count == 1 else self.processes.in_order(list(sources), work)
+
+    def _heard(self, recognizer: AnyRecognizer) -> AnyRecognizer:
+        if self.listen is not None:
+            recognizer.listen = self.listen
+        return recognizer
 
 
 def with_cpu_fallback(
@@ -151,7 +179,9 @@ def _load(
     longform, remarks = heard_as(checkpoint, longform)
     remarks += idle
     kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-    return LoadedRecognizer(kind(checkpoint, device, config, search, longform), path, True, remarks, processes, on_cpu)
+    recognizer = kind(checkpoint, device, config, search, longform)
+    remarks += recognizer.remarks()
+    return LoadedRecognizer(recognizer, path, True, remarks, processes, on_cpu)
 
 
 def native_remarks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ class Segment:
 
     `start` and `end` are seconds, `seek` a mel frame (10 ms). `words`, where word times were asked for, is a list of
     {word, start, end, probability}; `subtitle_words` are such words for subtitles alone, of segments that are too long
-    to be one.
+    to be one. `channel` is the channel that it was said in, where channels are transcribed one by one.
     """
 
     id: int
@@ -33,6 +33,20 @@ class Segment:
     no_speech_prob: float
     words: list[dict[str, Any]] | None = None
     subtitle_words: list[dict[str, Any]] | None = None
+    channel: int | None = None
+
+    @property
+    def shown(self) -> Segment:
+        """Return the segment as people read it: with its channel before its text, if it has one."""
+        if self.channel is None:
+            return self
+        mark = f"[{self.channel}] "
+        words, subtitle_words = (
+            given and [{**given[0], "word": f" {mark}{given[0]['word'].lstrip()}"}, *given[1:]]
+            for given in (self.words, self.subtitle_words)
+        )
+        text = f" {mark}{self.text.lstrip()}"
+        return replace(self, text=text, words=words, subtitle_words=subtitle_words, channel=None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,9 @@ class Outcome:
         kept = self.transcript if isinstance(error, (CutOff, LibraryError)) and self.audio_seconds else None
         trace = "".join(traceback.format_exception(error))
         return replace(self, transcript=kept, error=str(error), trace=trace)
+
+
+Listen = Callable[[Source, "str | None", "list[Segment]"], None]  # given a source, its language, its next segments
 
 
 def as_segments(known: Iterable[dict[str, Any]]) -> list[Segment]:

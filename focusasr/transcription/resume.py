@@ -60,14 +60,17 @@ class OutputCache:
         self._forget(source)
 
     def _forget(self, source: Source) -> None:
-        own = _half_heard(source, json_digest(self._made_from(source))[:16])
-        for name in {own, *self._half_heard.pop(own.partition("-")[0], ())}:
+        for name in set(self._half_heard.pop(_half_heard(source, "").partition("-")[0], ())):
             (self._folder / name).unlink(missing_ok=True)
 
     def notes(self, source: Source) -> SegmentCache:
         """Return what was heard of a source by a run that broke off; it notes what is heard from now on."""
         made_from = self._made_from(source)
-        return SegmentCache(self._folder / _half_heard(source, json_digest(made_from)[:16]) if made_from else None)
+        if made_from is None:
+            return SegmentCache()
+        name = _half_heard(source, json_digest([made_from, source.channel])[:16])
+        self._half_heard[name.partition("-")[0]].append(name)
+        return SegmentCache(self._folder / name)
 
     def _made_from(self, source: Source) -> dict[str, Any] | None:
         if source not in self._seen:

@@ -26,7 +26,7 @@ from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
-from focusasr.transcription.result import Outcome, Segment, Transcript, as_segments, within
+from focusasr.transcription.result import Listen, Outcome, Segment, Transcript, as_segments, within
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 from focusasr.transcription.word_edges import with_edges
 from focusasr.transcription.word_timestamps import (
@@ -181,6 +181,12 @@ def _segment(
     )
 
 
+def behind_end(source: Source, longform: LongformConfig, seconds: float) -> InputError:
+    """Return the error of clips of which none is in a recording of so many seconds."""
+    asked = longform.clip_timestamps
+    return InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
+
+
 def _shrunk(segment: Segment, silence: Silence) -> Segment:
     """Return a segment that neither begins nor ends in silence."""
     frames = [round(seconds * FRAMES_PER_SECOND) for seconds in (segment.start, segment.end)]
@@ -218,7 +224,21 @@ class WhisperRecognizer:
         self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
+        self.listen: Listen | None = None
         self.batch_size = config.batch_size  # smaller once so many did not fit the memory
+
+    @property
+    def detects_language(self) -> bool:
+        """Return whether the language of each recording is found out."""
+        return self.tokenizer.policy.language is None
+
+    def remarks(self) -> list[str]:
+        """Return what of the prompts is cut."""
+        return WhisperDecoder(self.engine, self.tokenizer, self.search, self.longform).remarks()
+
+    def _tell(self, source: Source, reader: WhisperDecoder, segments: list[Segment]) -> None:
+        if self.listen is not None:
+            self.listen(source, reader.tokenizer.policy.language, segments)
 
     def transcribe(
         self,
@@ -258,8 +278,7 @@ class WhisperRecognizer:
         silence = find_silence(sound.levels, blocks)
         stretches = self._clips(blocks(), sound.frames)
         if any(self.longform.clips or ()) and not any(start < end for start, end in stretches):
-            asked, seconds = self.longform.clip_timestamps, sound.samples / SAMPLE_RATE_HZ
-            raise InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
+            raise behind_end(source, self.longform, sound.samples / SAMPLE_RATE_HZ)
         reader = self._reader(lambda: self._opening(sound, silence, stretches, blocks()))
         script = PromptHistory(self._initial(reader), self.engine.config.text_context // 2 - 1)
         for clip, (start, end) in enumerate(stretches):
@@ -270,7 +289,7 @@ class WhisperRecognizer:
                     stop = silence.stop(seek, min(seek + self.window_frames, end))
                     window = MelWindow(seek, stop - seek)
                     step = self._step(reader, sound, window, script, (heard, f"{clip}:{seek}"))
-                    self._go_on(script, step, sound.levels, silence)
+                    self._tell(source, reader, self._go_on(script, step, sound.levels, silence))
                     seek = script.seek_after(window, step.next_seek)
                 progress((min(seek, end) - before) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
@@ -333,17 +352,19 @@ class WhisperRecognizer:
         heard.note(place, step.noted())
         return step
 
-    def _go_on(self, script: PromptHistory, step: Step, levels: np.ndarray, silence: Silence) -> None:
-        """Add a window's text to the script, its segments or its words at their sound."""
+    def _go_on(self, script: PromptHistory, step: Step, levels: np.ndarray, silence: Silence) -> list[Segment]:
+        """Add a window's text to the script and return it, its segments or its words at their sound."""
         segments = step.segments
         if self.config.word_timestamps:
             script.last_speech = last_word_end(segments) or script.last_speech
             segments = with_edges(segments, levels)
         else:
             segments = [_shrunk(segment, silence) for segment in segments]
-        script.add([within(segment, len(levels) / FRAMES_PER_SECOND) for segment in segments])
+        segments = [within(segment, len(levels) / FRAMES_PER_SECOND) for segment in segments]
+        script.add(segments)
         if step.forget:
             script.forget()
+        return segments
 
     def _read(self, reader: WhisperDecoder, sound: LogMelStream, window: MelWindow, script: PromptHistory) -> Step:
         """Return a window's text and the frame at which the next one begins."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 import torch
@@ -19,8 +19,19 @@ from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, is
 from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import SegmentCache
-from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, MelWindow, WhisperRecognizer, split
+from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, MelWindow, WhisperRecognizer, behind_end, split
 from focusasr.transcription.word_edges import with_edges
+
+
+def _between(blocks: Iterator[np.ndarray], start: int, end: int | None, read: list[int]) -> Iterator[np.ndarray]:
+    """Yield the samples from `start` to `end`, or to the last; `read` becomes how many were read at most."""
+    position = 0
+    for block in blocks:
+        yield block[max(0, start - position) : None if end is None else max(0, end - position)]
+        position += len(block)
+        read[0] = max(read[0], position)
+        if end is not None and position >= end:
+            return
 
 
 class BatchedWhisperRecognizer(WhisperRecognizer):
@@ -37,27 +48,39 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         heard: SegmentCache,
         cut_off: Callable[[CutOff], object],
     ) -> tuple[Transcript, float]:
-        samples = 0
-
-        def blocks() -> Iterator[np.ndarray]:
-            nonlocal samples
-            for block in stream(source, cut_off=cut_off):
-                samples += len(block)
-                yield block
-
-        longest = self.window_frames / FRAMES_PER_SECOND
-        pieces = merge_segments(split_at_pauses(blocks(), longest, self.config.vad_threshold, whole=False), longest)
+        read = [0]
+        pieces = self._pieces(source, cut_off, read)
         batch = head = list(islice(pieces, self.batch_size))
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
         while reader and batch:
-            segments += self._found(reader, batch, heard)
+            found = self._found(reader, batch, heard)
+            segments += found
+            self._tell(source, reader, found)
             progress(sum(len(piece.waveform) for piece in batch) / SAMPLE_RATE_HZ)
             batch = list(islice(pieces, self.batch_size))
         numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
         text = "".join(segment.text for segment in numbered)
         language = (reader or self).tokenizer.policy.language
-        return Transcript(text, numbered, language), samples / SAMPLE_RATE_HZ
+        return Transcript(text, numbered, language), read[0] / SAMPLE_RATE_HZ
+
+    def _pieces(self, source: Source, cut_off: Callable[[CutOff], object], read: list[int]) -> Iterator[AudioSegment]:
+        """Yield the pieces of speech of what is asked for; `read` becomes the samples that were read.
+
+        InputError where all that is asked for lies behind the end.
+        """
+        longest = self.window_frames / FRAMES_PER_SECOND
+        asked = [to_samples(second, SAMPLE_RATE_HZ) for second in self.longform.clips or []] or [0]
+        found = False
+        for start, end in zip_longest(asked[::2], asked[1::2]):
+            blocks = _between(stream(source, cut_off=cut_off), start, end, read)
+            for piece in merge_segments(
+                split_at_pauses(blocks, longest, self.config.vad_threshold, whole=False), longest
+            ):
+                yield replace(piece, start_seconds=piece.start_seconds + start / SAMPLE_RATE_HZ)
+            found = found or read[0] > start
+        if not found and any(asked):
+            raise behind_end(source, self.longform, read[0] / SAMPLE_RATE_HZ)
 
     def _found(self, reader: WhisperDecoder, batch: list[AudioSegment], heard: SegmentCache) -> list[Segment]:
         """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""

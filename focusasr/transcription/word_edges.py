@@ -50,7 +50,7 @@ def _trimmed(
     floor = max(near.min(), own.max() - 60.0)
     loud = levels >= floor + LOUD * (own.max() - floor)
     limit = len(levels) if following is None else _frame(following - start_seconds, len(levels))
-    result = []
+    result: list[dict[str, Any]] = []
     groups = _groups([bool(loud[start:end].any()) for start, end in frames])
     for place, (first, behind) in enumerate(groups):
         start, end = frames[first][0], frames[behind - 1][1]

@@ -26,12 +26,13 @@ LONGEST_NAME = 240  # bytes of a file's name, suffix apart
 
 
 def to_json_dict(transcript: Transcript) -> dict[str, Any]:
-    """Return Whisper's object {text, segments, language}; a segment has `words` only where there are some to tell."""
+    """Return Whisper's object {text, segments, language}; a segment has `words` and a `channel` only if it has any."""
     result = dataclasses.asdict(transcript)
     for segment in result["segments"]:
         del segment["subtitle_words"]
-        if segment["words"] is None:
-            del segment["words"]
+        for name in ("words", "channel"):
+            if segment[name] is None:
+                del segment[name]
     return result
 
 
@@ -169,7 +170,7 @@ def _folded(name: str) -> str:
 
 def _line(segment: Segment) -> str:
     """Return the segment's text on one line: a line break inside would end a row, a blank line a cue."""
-    return " ".join(segment.text.strip().splitlines())
+    return " ".join(segment.shown.text.strip().splitlines())
 
 
 def _cues(transcript: Transcript, config: OutputConfig, clock: Clock) -> Iterator[Cue]:
@@ -177,7 +178,7 @@ def _cues(transcript: Transcript, config: OutputConfig, clock: Clock) -> Iterato
 
     Segments that are too long to be read are parted where no line is asked for.
     """
-    segments = transcript.segments
+    segments = [segment.shown for segment in transcript.segments]
     if any(segment.subtitle_words for segment in segments) and not config.shapes_lines:
         parts = [part for one in segments for part in split_for_reading(one.subtitle_words or _as_word(one))]
         yield from cues(parts, replace(config, max_line_width=LINE_WIDTH), parts[0][0]["start"], clock)

@@ -1,0 +1,44 @@
+"""What Whisper models print while they transcribe: which file, its language, each segment as soon as it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from focusasr.audio.source import Source
+    from focusasr.transcription.result import Outcome, Segment
+
+
+class LiveText:
+    """Segments on stdout with their times, as whisper prints them.
+
+    Of `several` recordings each is named first. The language is printed where it was `detected`.
+    """
+
+    def __init__(self, several: bool, detected: bool) -> None:
+        self._several, self._detected = several, detected
+        self._begun: Source | None = None
+
+    def __call__(self, source: Source, language: str | None, segments: Sequence[Segment]) -> None:
+        """Print segments of a source, and before the first ones what it is."""
+        from focusasr.text.whisper_tokenizer import language_name
+        from focusasr.transcription.writers import clock
+
+        if source != self._begun:
+            self._begun = source
+            if self._several:
+                print(f"{source.name}:", flush=True)
+            if self._detected and language is not None:
+                print(f"Detected language: {language_name(language)}", flush=True)
+        for segment in segments:
+            if segment.text.strip():
+                times = f"[{clock(segment.start)} --> {clock(segment.end)}]"
+                print(f"{times} {segment.shown.text}", flush=True)
+
+    def whole(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+        """Print each transcript when it is whole: of channels, and of several processes."""
+        for outcome in outcomes:
+            if outcome.transcript:
+                self(outcome.source, outcome.transcript.language, outcome.transcript.segments)
+            yield outcome

@@ -1,0 +1,61 @@
+"""Channels transcribed one by one, and their texts joined by time: a call with a speaker a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from focusasr.audio.integrity import AudioError
+from focusasr.audio.load import channel_count
+from focusasr.audio.source import Source
+from focusasr.runtime.libraries import LibraryError
+from focusasr.transcription.result import Outcome, Transcript
+
+
+def channels_of(source: Source) -> list[Source]:
+    """Return a source for each channel of a recording; the recording itself where it cannot be read."""
+    try:
+        return [replace(source, channel=channel) for channel in range(channel_count(source))]
+    except (AudioError, LibraryError):
+        return [source]
+
+
+def by_channel(sources: Sequence[Source], transcribe: Callable[[list[Source]], Iterator[Outcome]]) -> Iterator[Outcome]:
+    """Yield one outcome per source, in order, of what `transcribe` yields for each of its channels."""
+    groups = [channels_of(source) for source in sources]
+    outcomes = transcribe([channel for group in groups for channel in group])
+    for source, group in zip(sources, groups, strict=True):
+        yield joined(source, list(islice(outcomes, len(group))))
+
+
+def joined(source: Source, outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what became of a recording, from the outcomes of its channels: segments by time, each with its channel.
+
+    Where a channel fails, so does the recording; what was understood of the others is kept.
+    """
+    failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
+    transcripts = [outcome.transcript for outcome in outcomes]
+    whole = None if any(one is None for one in transcripts) else _by_time(one for one in transcripts if one)
+    return Outcome(
+        source,
+        whole,
+        failed.error if failed else None,
+        max(outcome.audio_seconds for outcome in outcomes),
+        sum(outcome.tokens for outcome in outcomes),
+        sum(outcome.passes for outcome in outcomes),
+        failed.trace if failed else "",
+    )
+
+
+def _by_time(transcripts: Iterable[Transcript]) -> Transcript:
+    languages: list[str | None] = []
+    segments = []
+    for channel, transcript in enumerate(transcripts):
+        languages += [transcript.language] if transcript.segments else []
+        segments += [replace(segment, channel=channel) for segment in transcript.segments]
+    segments = [segment for segment in segments if segment.text.strip()]
+    segments.sort(key=lambda segment: (segment.start, segment.end))
+    text = " ".join(segment.text.strip() for segment in segments)
+    numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
+    return Transcript(text, numbered, next(iter(languages), None))
