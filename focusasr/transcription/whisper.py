@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from focusasr.audio.silence import Silence, find_silence, first_speech
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.dtw_alignment import align_words
-from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, has_failed, is_silence
+from focusasr.decoding.whisper_decoder import WhisperDecoder, has_failed, is_silence
 from focusasr.model.attention import with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine
@@ -26,8 +25,19 @@ from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
-from focusasr.transcription.result import Listen, Outcome, Segment, Transcript, as_segments, within
+from focusasr.transcription.result import Listen, Outcome, Segment, Transcript, within
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
+from focusasr.transcription.whisper_window import (
+    FRAMES_PER_TIMESTAMP,
+    MelWindow,
+    PromptHistory,
+    Step,
+    Stretch,
+    behind_end,
+    clips,
+    shrunk,
+    split,
+)
 from focusasr.transcription.word_edges import with_edges
 from focusasr.transcription.word_timestamps import (
     Bounds,
@@ -39,171 +49,7 @@ from focusasr.transcription.word_timestamps import (
 )
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
-FRAMES_PER_TIMESTAMP = 2
-SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
-SLOW_FRAMES = FRAMES_PER_SECOND  # a window that moves on by less is slow; of several, each moves on further
-SLOW_ALLOWED = 2  # windows in a row that may be as slow as they are
 RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
-
-
-class MelWindow(NamedTuple):
-    """Which frames are read: `frames` of them from `seek` on."""
-
-    seek: int
-    frames: int
-
-    @property
-    def start(self) -> float:
-        """Return the time of the first frame, in seconds."""
-        return self.seek / FRAMES_PER_SECOND
-
-    @property
-    def seconds(self) -> float:
-        """Return the length in seconds."""
-        return self.frames / FRAMES_PER_SECOND
-
-
-class Stretch(NamedTuple):
-    """What a window gave: its segments, the frame to go on from, and whether its last word is known to end there."""
-
-    segments: list[Segment]
-    next_seek: int
-    closed: bool
-
-
-class Step(NamedTuple):
-    """What a window adds to the script, the frame to go on from, and whether the next window knows no text before."""
-
-    segments: list[Segment]
-    next_seek: int
-    forget: bool = False
-
-    @classmethod
-    def known(cls, noted: list[Any]) -> Step:
-        """Return what `noted` came from."""
-        segments, next_seek, forget = noted
-        return cls(as_segments(segments), next_seek, forget)
-
-    def noted(self) -> list[Any]:
-        """Return what goes into a note."""
-        return [[asdict(segment) for segment in self.segments], self.next_seek, self.forget]
-
-
-@dataclass
-class PromptHistory:
-    """What was written so far of one recording, and what of it the next window may know."""
-
-    initial: list[int]  # tokens of the initial prompt
-    room: int  # tokens of the prompt
-    tokens: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    known_from: int = 0  # tokens before are no prompt any more; counted with the initial prompt
-    last_speech: float = 0.0
-    slow: int = 0  # windows in a row that moved on by less than SLOW_FRAMES
-
-    def seek_after(self, window: MelWindow, next_seek: int) -> int:
-        """Return the frame to go on from: `next_seek`, but within the window, and further on if that goes nowhere.
-
-        Timestamps, words and silence rules may each ask for the same sound once more, in the end for ever.
-        """
-        step = min(next_seek - window.seek, window.frames)
-        self.slow = self.slow + 1 if step < min(SLOW_FRAMES, window.frames) else 0
-        least = max(1, (self.slow - SLOW_ALLOWED) * SLOW_FRAMES // 2)
-        return window.seek + max(step, min(least, window.frames))
-
-    def before(self, carry: bool) -> list[int]:
-        """Return the tokens that come before the next window."""
-        if not carry:
-            return [*self.initial, *self.tokens][self.known_from :]
-        kept = self.room - len(self.initial)
-        return [*self.initial, *self.tokens[max(0, self.known_from - len(self.initial)) :][-kept:]]
-
-    def add(self, segments: list[Segment]) -> None:
-        """Go on with a window's segments; those without text or length keep their place only."""
-        for segment in segments:
-            if segment.start == segment.end or not segment.text.strip():
-                segment = replace(segment, text="", tokens=[], words=[])
-            self.segments.append(replace(segment, id=len(self.segments)))
-            self.tokens += segment.tokens
-
-    def forget(self) -> None:
-        """Let the next window know nothing of the text so far."""
-        self.known_from = len(self.initial) + len(self.tokens)
-
-
-def split(window: MelWindow, answer: DecodingResult, tokenizer: WhisperTokenizer) -> Stretch:
-    """Cut a window's text where two timestamps meet, and return where to go on.
-
-    A text that ends with a single timestamp is complete, and so is one without pairs: the next window follows this
-    one. Else what comes after the last pair is read again, from there on.
-    """
-    tokens = answer.tokens
-    times = [token >= tokenizer.timestamp_begin for token in tokens]
-    closed = times[-2:] == [False, True]
-    cuts = [place for place in range(1, len(tokens)) if times[place - 1] and times[place]]
-    if not cuts:
-        seconds = window.seconds
-        last = next((token for token in reversed(tokens) if token >= tokenizer.timestamp_begin), None)
-        if last is not None and last != tokenizer.timestamp_begin:
-            seconds = (last - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
-        whole = _segment(window, answer, tokenizer, tokens, (window.start, window.start + seconds))
-        return Stretch([whole], window.seek + window.frames, closed)
-    if closed:
-        cuts.append(len(tokens))
-    segments = []
-    for first, last in zip([0, *cuts], cuts, strict=False):
-        piece = tokens[first:last]
-        start, end = (
-            window.start + (token - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
-            for token in (piece[0], piece[-1])
-        )
-        segments.append(_segment(window, answer, tokenizer, piece, (start, end)))
-    if closed:
-        return Stretch(segments, window.seek + window.frames, closed)
-    last_time = tokens[cuts[-1] - 1] - tokenizer.timestamp_begin
-    return Stretch(segments, window.seek + last_time * FRAMES_PER_TIMESTAMP, closed)
-
-
-def _segment(
-    window: MelWindow, answer: DecodingResult, tokenizer: WhisperTokenizer, tokens: list[int], span: tuple[float, float]
-) -> Segment:
-    return Segment(
-        id=0,
-        seek=window.seek,
-        start=span[0],
-        end=span[1],
-        text=tokenizer.decode_exactly([token for token in tokens if token < tokenizer.end]),
-        tokens=tokens,
-        temperature=answer.temperature,
-        avg_logprob=answer.avg_logprob,
-        compression_ratio=answer.compression_ratio,
-        no_speech_prob=answer.no_speech_prob,
-    )
-
-
-def behind_end(source: Source, longform: LongformConfig, seconds: float) -> InputError:
-    """Return the error of clips of which none is in a recording of so many seconds."""
-    asked = longform.clip_timestamps
-    return InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
-
-
-def _shrunk(segment: Segment, silence: Silence) -> Segment:
-    """Return a segment that neither begins nor ends in silence."""
-    frames = [round(seconds * FRAMES_PER_SECOND) for seconds in (segment.start, segment.end)]
-    start, end = silence.shrink(*frames)
-    return replace(
-        segment,
-        start=segment.start if start == frames[0] else start / FRAMES_PER_SECOND,
-        end=segment.end if end == frames[1] else end / FRAMES_PER_SECOND,
-    )
-
-
-def clips(seconds: list[float], frames: int) -> list[tuple[int, int]]:
-    """Return the stretches to read as frames (from, to): pairs of times, the last one up to the recording's end."""
-    points = [round(second * FRAMES_PER_SECOND) for second in seconds] or [0]
-    if len(points) % 2:
-        points.append(frames)
-    return [(start, min(end, frames)) for start, end in zip(points[::2], points[1::2], strict=True)]
 
 
 class WhisperRecognizer:
@@ -359,7 +205,7 @@ class WhisperRecognizer:
             script.last_speech = last_word_end(segments) or script.last_speech
             segments = with_edges(segments, levels)
         else:
-            segments = [_shrunk(segment, silence) for segment in segments]
+            segments = [shrunk(segment, silence) for segment in segments]
         segments = [within(segment, len(levels) / FRAMES_PER_SECOND) for segment in segments]
         script.add(segments)
         if step.forget:

@@ -19,7 +19,8 @@ from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, is
 from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import SegmentCache
-from focusasr.transcription.whisper import SECONDS_PER_TIMESTAMP, MelWindow, WhisperRecognizer, behind_end, split
+from focusasr.transcription.whisper import WhisperRecognizer
+from focusasr.transcription.whisper_window import SECONDS_PER_TIMESTAMP, MelWindow, behind_end, split
 from focusasr.transcription.word_edges import with_edges
 
 

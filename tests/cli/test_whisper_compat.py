@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from focusasr.model import checkpoint
 from focusasr.runtime.errors import InputError
 from focusasr.text.languages import OWN_NAMES
 from focusasr.text.whisper_tokenizer import LANGUAGES, language_code
+from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 from tests.helpers.tiny_whisper import write_whisper
+from tests.helpers.whisper_pairs import chirps
 
 RATE_HZ = 16_000
 
@@ -83,9 +86,49 @@ def test_whisper_models_write_here_and_print_times(run, model: Path, talk: str) 
     result = run("transcribe", talk, "--model", model, "-f", "srt", "--beam_size", "None", "--temperature", "1")
     assert result.status == 0
     assert [path.name for path in Path().iterdir()] == [talk, "talk.srt"] or Path("talk.srt").is_file()
-    assert result.out.startswith("[00:00") and " --> " in result.out
+    language, *segments = result.out.splitlines()
+    assert language.startswith("Detected language: ") and segments
+    assert all(line.startswith("[0") and " --> " in line for line in segments)
     printed = run("transcribe", talk, "--model", model, "-o", "-", "--beam_size", "None", "-f", "txt")
     assert printed.status == 0 and not Path("-").exists() and "-->" not in printed.out
+
+
+def test_several_recordings_are_named_before_their_text(run, model: Path, talk: str) -> None:
+    Path("other.wav").write_bytes(Path(talk).read_bytes())
+    result = run(
+        "transcribe", talk, "other.wav", "--model", model, "-f", "txt", "--language", "en", "--beam_size", "None"
+    )
+    lines = result.out.splitlines()
+    named = [place for place, line in enumerate(lines) if not line.startswith("[")]
+    assert result.status == 0 and [lines[place] for place in named] == [f"{talk}:", "other.wav:"]
+    assert lines[1 : named[1]] == lines[named[1] + 1 :] != []
+
+
+def test_text_appears_while_a_recording_is_transcribed(
+    run, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of two windows the first one's text is printed before the second one is read."""
+    soundfile.write("long.wav", chirps(50.0).numpy(), 16_000)
+    printed: list[str] = []
+    honest = WhisperRecognizer._read
+
+    def look(*arguments: Any) -> Any:
+        printed.append(capfd.readouterr().out)
+        return honest(*arguments)
+
+    monkeypatch.setattr(WhisperRecognizer, "_read", look)
+    options = ("--language", "en", "--beam_size", "None", "--temperature_increment_on_fallback", "None")
+    assert run("transcribe", "long.wav", "--model", model, "-f", "txt", *options).status == 0
+    assert len(printed) > 1 and not printed[0] and printed[1].startswith("[00:")
+
+
+def test_a_prompt_that_is_cut_is_told(run, model: Path, talk: str) -> None:
+    long = "one two three four " * 100
+    for option in ("--initial_prompt", "--hotwords", "--prefix"):
+        result = run("transcribe", talk, "--model", model, "--language", "en", "--beam_size", "None", option, long)
+        (line,) = [line for line in result.err.splitlines() if "are cut" in line]
+        assert option.replace("_", "-") in line and result.status == 0
+    assert "are cut" not in run("transcribe", talk, "--model", model, "--beam_size", "None", option, "one two").err
 
 
 def test_a_language_is_detected_and_written(run, model: Path, talk: str) -> None:

@@ -18,7 +18,8 @@ from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.transcription.resume import SegmentCache
-from focusasr.transcription.whisper import MelWindow, PromptHistory, WhisperRecognizer
+from focusasr.transcription.whisper import WhisperRecognizer
+from focusasr.transcription.whisper_window import MelWindow, PromptHistory
 from focusasr.transcription.writers import to_json_dict
 from focusasr.whisper_config import LongformConfig, SearchConfig
 from tests.helpers.whisper_pairs import ENGLISH, MULTILINGUAL, chirps, ours, peer_model

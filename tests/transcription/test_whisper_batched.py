@@ -135,6 +135,11 @@ def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.Monke
 def test_silence_gives_no_text() -> None:
     soundfile.write("silence.wav", np.zeros(50 * SAMPLE_RATE_HZ), 16_000)
     assert recognize(Source("silence.wav")) == Transcript("", [], None)
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    longform = LongformConfig(hotwords="Zyxwel")
+    recognizer = WhisperRecognizer(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+    (outcome,) = recognizer.transcribe([Source("silence.wav")])
+    assert (outcome.transcript, outcome.audio_seconds) == (Transcript("", [], None), 50.0)
 
 
 def test_neighbors_join_while_they_fit() -> None:
@@ -163,19 +168,39 @@ def test_a_recording_that_is_cut_off_is_read_up_to_there(kind: type[WhisperRecog
     assert "CutOff" in cut.trace and not nine.trace
 
 
-def test_clips_go_before_the_pause_finder_and_are_refused_in_batches() -> None:
+@pytest.mark.parametrize("kind", [BatchedWhisperRecognizer, WhisperRecognizer])
+def test_clips_go_before_the_pause_finder(kind: type[WhisperRecognizer]) -> None:
     soundfile.write("talk.wav", np.concatenate([chirps(9.0, 0).numpy(), chirps(9.0, 1).numpy()]), SAMPLE_RATE_HZ)
     search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
     texts = []
     for vad_filter, asked in ((False, "9,12"), (True, "9,12"), (True, "0")):
         longform = LongformConfig(vad_filter=vad_filter, clip_timestamps=asked, language="en")
-        recognizer = WhisperRecognizer(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+        recognizer = kind(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
         (outcome,) = recognizer.transcribe([Source("talk.wav")])
         assert outcome.transcript
         texts.append(outcome.transcript.text)
+        if asked != "0":
+            assert all(8.9 < segment.start < segment.end <= 12 for segment in outcome.transcript.segments)
     assert "" != texts[0] == texts[1] != texts[2]
-    with pytest.raises(InputError, match="clip_timestamps is '9,12'; wanted: 0, the whole recording, with batched"):
-        LongformConfig(batched=True, clip_timestamps="9,12")
+
+
+def test_clips_of_a_batch_are_read_one_by_one_and_refused_behind_the_end() -> None:
+    soundfile.write("talk.wav", np.concatenate([chirps(9.0, seed).numpy() for seed in range(3)]), SAMPLE_RATE_HZ)
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+
+    def segments(asked: str) -> list[tuple[float, float, str]]:
+        longform = LongformConfig(clip_timestamps=asked, language="en")
+        recognizer = BatchedWhisperRecognizer(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+        (outcome,) = recognizer.transcribe([Source("talk.wav")])
+        if outcome.error:
+            raise InputError(outcome.error)
+        assert outcome.transcript
+        return [(one.start, one.end, one.text) for one in outcome.transcript.segments]
+
+    both = segments("2,6,20")
+    assert both == segments("2,6") + segments("20") and segments("2,6") and segments("20")
+    with pytest.raises(InputError, match=r"talk\.wav: --clip-timestamps 90,95 lie behind its end, 27\.00 s"):
+        segments("90,95")
 
 
 def test_a_recording_of_one_frame_has_no_negative_times() -> None:
