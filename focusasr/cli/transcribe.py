@@ -83,8 +83,6 @@ def transcribe(
     given; with --output-dir they write files. Whisper models write files as whisper does, and print what they heard
     with its times. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
     """
-    from focusasr.audio.source import find_sources
-
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
     output = read_options(OutputConfig, given[OutputConfig])
@@ -93,10 +91,7 @@ def transcribe(
     formats = _formats(output_format or ["all"])
     repeated: list[Source] = []
     barren: list[InputError] = []
-    sources = [
-        replace(source, channel=recording.channel, track=recording.audio_track)
-        for source in find_sources(files, repeated.append, barren.append)
-    ]
+    sources = sources_of(files, recording, repeated, barren)
     several = len(sources) + len(repeated) + len(barren) > 1
     subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
     choice = ModelChoice(model, device, threads, local_files_only, model_dir)
@@ -111,14 +106,33 @@ def transcribe(
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
     writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
     notes = again.notes if again else None
-    whole: Callable[[Iterator[Outcome]], Iterator[Outcome]] = lambda outcomes: outcomes  # noqa: E731
-    if loaded.is_whisper and output.verbose and not isinstance(sys.stdout, Closed):
-        live = LiveText(several, given[LongformConfig].get("language") is None and loaded.detects_language)
-        if loaded.separate or loaded.processes.count > 1:
-            whole = live.whole
-        else:
-            loaded = replace(loaded, listen=live)
+    loaded, whole = with_live_text(loaded, several, output)
     deliver(loaded, writing.sources, lambda outcomes: writing.write(whole(outcomes), output), len(barren), notes)
+
+
+def sources_of(
+    files: list[str], recording: RecordingConfig, repeated: list[Source], barren: list[InputError]
+) -> list[Source]:
+    """Return what is to be read of the files; `repeated` and `barren` get what is left out."""
+    from focusasr.audio.source import find_sources
+
+    found = find_sources(files, repeated.append, barren.append)
+    return [replace(source, channel=recording.channel, track=recording.audio_track) for source in found]
+
+
+def with_live_text(
+    loaded: LoadedRecognizer, several: bool, output: OutputConfig
+) -> tuple[LoadedRecognizer, Callable[[Iterator[Outcome]], Iterator[Outcome]]]:
+    """Return a recognizer that prints text as soon as it is known, and what prints each text when it is whole.
+
+    Only one of them prints, and only for Whisper models: of channels and of several processes texts come out of order.
+    """
+    if not (loaded.is_whisper and output.verbose) or isinstance(sys.stdout, Closed):
+        return loaded, lambda outcomes: outcomes
+    live = LiveText(several, loaded.detects_language)
+    if loaded.separate or loaded.processes.count > 1:
+        return loaded, live.whole
+    return replace(loaded, listen=live), lambda outcomes: outcomes
 
 
 def deliver(

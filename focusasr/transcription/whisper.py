@@ -135,7 +135,7 @@ class WhisperRecognizer:
                     stop = silence.stop(seek, min(seek + self.window_frames, end))
                     window = MelWindow(seek, stop - seek)
                     step = self._step(reader, sound, window, script, (heard, f"{clip}:{seek}"))
-                    self._tell(source, reader, self._go_on(script, step, sound.levels, silence))
+                    self._tell(source, reader, self._go_on(script, step, window, (sound.levels, silence)))
                     seek = script.seek_after(window, step.next_seek)
                 progress((min(seek, end) - before) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
@@ -198,15 +198,20 @@ class WhisperRecognizer:
         heard.note(place, step.noted())
         return step
 
-    def _go_on(self, script: PromptHistory, step: Step, levels: np.ndarray, silence: Silence) -> list[Segment]:
-        """Add a window's text to the script and return it, its segments or its words at their sound."""
-        segments = step.segments
+    def _go_on(
+        self, script: PromptHistory, step: Step, window: MelWindow, sound: tuple[np.ndarray, Silence]
+    ) -> list[Segment]:
+        """Add a window's text to the script and return it, its segments or its words at their sound and within it.
+
+        `sound` is how loud the recording is, and where silent.
+        """
+        segments, (levels, silence) = step.segments, sound
         if self.config.word_timestamps:
             script.last_speech = last_word_end(segments) or script.last_speech
             segments = with_edges(segments, levels)
         else:
             segments = [shrunk(segment, silence) for segment in segments]
-        segments = [within(segment, len(levels) / FRAMES_PER_SECOND) for segment in segments]
+        segments = [within(segment, window.start + window.seconds) for segment in segments]
         script.add(segments)
         if step.forget:
             script.forget()
