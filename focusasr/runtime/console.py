@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 TIME_WIDTH = len("0:00:00")
+LINE_SECONDS = 60.0  # between lines of progress where there is no terminal
 BESIDE_WIDTH = len(" ━━━━━━━━ 100% 0:00:00 gone 0:00:00 left")
 
 
@@ -54,20 +55,25 @@ def shown_on_stderr() -> dict[str, Any]:
 
 def shows() -> bool:
     """Return whether there is a terminal to show progress on; of several processes, one shows."""
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return sys.stderr.isatty() and is_main()
+
+
+def is_main() -> bool:
+    """Return whether this process speaks for all: of several, one does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def progress_bar(
     files: int, what: str, seconds: Callable[[], float | None] = lambda: None
 ) -> Iterator[Callable[[int, float], None]]:
-    """Show `what` on stderr while files are heard; yields a function told (files done, seconds of audio).
+    """Show `what` on stderr while files are read; yields a function that is given (files done, seconds of audio).
 
-    `seconds` tells the length of all sound, or None where nobody knows; it is asked only where a bar is shown, which
-    then shows the time left. Else the bar counts files.
+    A terminal shows a bar, anything else a line each minute. `seconds` returns the length of all sound, or None where
+    that is unknown; it is asked only where something is shown. A bar then has the time left, else it counts files.
     """
     if not shows():
-        yield lambda files, seconds: None
+        yield _lines(files, what, seconds)
         return
     whole = seconds()
     began, heard, done = time.perf_counter(), 0.0, 0
@@ -76,10 +82,9 @@ def progress_bar(
         def tell(more_files: int, more_seconds: float) -> None:
             nonlocal heard, done
             heard, done = heard + more_seconds, done + more_files
-            speed = heard / (time.perf_counter() - began)
-            count, fast = f"{done}/{files}", f"{speed:.0f}x real time"
+            count, fast = f"{done}/{files}", _speed(heard, began)
             fuller = (
-                f"{count} files, {heard:.0f} s of sound, {fast}",
+                f"{count} files, {_sound(heard, whole)}, {fast}",
                 f"{count} files, {fast}",
                 f"{count} files",
                 count,
@@ -88,6 +93,34 @@ def progress_bar(
 
         tell(0, 0.0)
         yield tell
+
+
+def _lines(files: int, what: str, seconds: Callable[[], float | None]) -> Callable[[int, float], None]:
+    """Return what counts progress as a line each minute, for a log; nothing is printed of what is done sooner."""
+    began = last = time.perf_counter()
+    heard, done = 0.0, 0
+    whole = functools.cache(seconds)
+
+    def tell(more_files: int, more_seconds: float) -> None:
+        nonlocal heard, done, last
+        heard, done = heard + more_seconds, done + more_files
+        now = time.perf_counter()
+        if now - last >= LINE_SECONDS and done < files and is_main():
+            last = now
+            warn(f"focusasr: {what}: {done}/{files} files, {_sound(heard, whole())}, {_speed(heard, began)}")
+
+    return tell
+
+
+def _sound(heard: float, whole: float | None) -> str:
+    """Return how much sound was heard, of all where that is known: in minutes, or in seconds if it is little."""
+    unit, name = (60, "min") if max(heard, whole or 0.0) >= 120 else (1, "s")
+    of = "" if whole is None else f" of {whole / unit:.0f}"
+    return f"{heard / unit:.0f}{of} {name} of sound"
+
+
+def _speed(heard: float, began: float) -> str:
+    return f"{heard / max(1e-9, time.perf_counter() - began):.0f}x real time"
 
 
 @contextmanager

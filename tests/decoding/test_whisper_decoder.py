@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, compression_ratio, has_failed, is_silence
+from focusasr.decoding.whisper_decoder import (
+    DecodingResult,
+    WhisperDecoder,
+    best_of_tries,
+    compression_ratio,
+    has_failed,
+    is_silence,
+)
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -37,6 +44,20 @@ def test_texts_are_judged_as_in_whisper(
 ) -> None:
     config = SearchConfig(**settings)  # type: ignore[arg-type]
     assert (has_failed(given, config), is_silence(given, config)) == (failed, silent)
+
+
+@pytest.mark.parametrize(
+    ("tries", "chosen"),
+    [
+        ([answer(-1.2), answer(-0.9)], 1),  # the last one is good
+        ([answer(-1.2), answer(-1.1), answer(-2.7)], 1),  # all are unlikely
+        ([answer(-0.1, ratio=9.0), answer(-1.4), answer(-2.7)], 1),  # loops are likely and no text
+        ([answer(-0.3, ratio=9.0), answer(-0.2, ratio=9.0)], 1),
+        ([answer(-1.1, no_speech=0.9)], 0),
+    ],
+)
+def test_of_tries_that_all_fail_the_likeliest_is_taken(tries: list[DecodingResult], chosen: int) -> None:
+    assert best_of_tries(tries, SearchConfig()) is tries[chosen]
 
 
 def test_a_loop_compresses_well() -> None:

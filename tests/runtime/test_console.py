@@ -27,7 +27,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, width: int, work: Callable[[], None])
 @pytest.mark.parametrize(
     ("width", "said"),
     [
-        (120, r"transcribing: 7/12 files, 43 s of sound, \d+x real time"),
+        (120, r"transcribing: 7/12 files, 43 of 100 s of sound, \d+x real time"),
         (80, r"transcribing: 7/12 files(, \d+x real time)?"),
         (60, "transcribing: 7/12"),
         (44, "7/12"),
@@ -53,3 +53,21 @@ def test_files_without_lengths_have_their_percentage_too(monkeypatch: pytest.Mon
 
     line = drawn(monkeypatch, width, work)
     assert re.fullmatch(rf"preprocessing: 6/12( files)? [━╸╺ ]{{8,}}{TIMES} *", line) and " 50% " in line, line
+
+
+def test_without_a_terminal_a_line_each_minute(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    with progress.progress_bar(3, "transcribing", lambda: 5400.0) as tell:
+        for minutes in (0.5, 1.1, 1.9, 2.2):
+            now = 1000.0 + 60 * minutes
+            tell(0, 600.0)
+        tell(2, 0.0)
+        now += 100
+        tell(1, 3000.0)  # all is done: results say so
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == "focusasr: transcribing: 0/3 files, 20 of 90 min of sound, 18x real time"
+    assert "40 of 90 min" in lines[1]
