@@ -69,12 +69,42 @@ def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[
     if missing:
         sound = _TruncatedAudio(sound, name)
     try:
-        if not LOWEST_RATE_HZ <= sound.rate_hz <= HIGHEST_RATE_HZ:
+        if not _is_rate(sound.rate_hz):
             wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
             raise AudioError(f"{name}: its header says {sound.rate_hz} Hz; wanted: {wanted}, export it again")
         yield sound
     finally:
         sound.close()
+
+
+def open_samples(samples: np.ndarray, rate_hz: int, name: str) -> Sound:
+    """Open mono samples (N,) float32 as a recording; AudioError if they cannot have that rate."""
+    if not isinstance(rate_hz, int) or not _is_rate(rate_hz):
+        expected = f"a whole number of Hz from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}"
+        raise AudioError(f"{name}: sampling_rate is {rate_hz!r}. It must be {expected}.")
+    return _Samples(samples, rate_hz, name)
+
+
+def _is_rate(rate_hz: int) -> bool:
+    return LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ
+
+
+class _Samples:
+    """Samples in memory."""
+
+    def __init__(self, samples: np.ndarray, rate_hz: int, name: str) -> None:
+        self._samples, self._name, self.rate_hz, self.channels = samples, name, rate_hz, 1
+        self.seconds: float | None = len(samples) / rate_hz
+
+    def close(self) -> None:
+        """Do nothing: the samples belong to the caller."""
+
+    def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
+        """Yield the samples from `start` on."""
+        check_channel(channel, self.channels, self._name)
+        if start > len(self._samples):
+            raise _past_the_end(self._name, start, len(self._samples), self.rate_hz)
+        return (self._samples[at : at + READ_VALUES] for at in range(start, len(self._samples), READ_VALUES))
 
 
 def _bytes_only(file: BinaryIO) -> Any:

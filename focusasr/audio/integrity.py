@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from focusasr.runtime.errors import InputError
 
@@ -14,7 +14,12 @@ REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class AudioError(InputError):
-    """A recording that cannot be read, told in one line that names it, what was seen and the remedy."""
+    """A recording that cannot be read, told in one line that names it, what was seen and the remedy.
+
+    The Python interface sets `partial`, for a truncated recording the result of its beginning.
+    """
+
+    partial: Any = None
 
 
 class CutOff(AudioError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import os
 import shutil
@@ -17,9 +18,9 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from focusasr.audio.decoders import Sound, open_audio
+from focusasr.audio.decoders import Sound, open_audio, open_samples
 from focusasr.audio.integrity import AudioError, CutOff
-from focusasr.audio.source import STDIN, Source
+from focusasr.audio.source import MemoryAudio, Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.libraries import library
 
@@ -57,10 +58,10 @@ def stream(
 def probe_seconds(path: Source | str | Path) -> float | None:
     """Return a recording's length without decoding it; None where its header does not know or it is no whole file."""
     source = _as_source(path)
-    if not os.path.isfile(source.path):
+    if not source.is_repeatable:
         return None
     try:
-        with _file(source) as file, open_audio(file, source.name, source.track) as sound:
+        with _opened(source) as sound:
             return sound.seconds
     except AudioError:
         return None
@@ -68,7 +69,7 @@ def probe_seconds(path: Source | str | Path) -> float | None:
 
 def channel_count(source: Source) -> int:
     """Return how many channels a recording has; AudioError where it cannot be read."""
-    with _file(source) as file, open_audio(file, source.name, source.track) as sound:
+    with _opened(source) as sound:
         return sound.channels
 
 
@@ -111,7 +112,7 @@ def _as_source(source: Source | str | Path) -> Source:
 
 def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object] = refuse) -> Iterator[np.ndarray]:
     """Yield what a source asks for at the wanted rate, mono, each sample checked."""
-    with _file(source) as file, open_audio(file, source.name, source.track) as sound:
+    with _opened(source) as sound:
         blocks = _up_to_cut(_span(sound, source), cut_off)
         if sound.rate_hz == rate_hz:
             yield from blocks
@@ -149,9 +150,22 @@ def _span(sound: Sound, source: Source) -> Iterator[np.ndarray]:
 
 
 @contextmanager
+def _opened(source: Source) -> Iterator[Sound]:
+    memory = source.memory
+    if memory is not None and isinstance(memory.content, np.ndarray):
+        yield open_samples(memory.content, memory.rate_hz, source.name)
+        return
+    with _file(source) as file, open_audio(file, source.name, source.track) as sound:
+        yield sound
+
+
+@contextmanager
 def _file(source: Source) -> Iterator[BinaryIO]:
-    if source.path == STDIN:
+    if source.is_stdin:
         yield _standard_input()
+        return
+    if source.memory is not None:
+        yield _in_memory(source.memory, source.name)
         return
     try:
         mode = os.stat(source.path).st_mode
@@ -171,6 +185,16 @@ def _file(source: Source) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise AudioError(f"{source.name}: cannot be read ({error.strerror}); check the file and its rights") from None
+
+
+def _in_memory(memory: MemoryAudio, name: str) -> BinaryIO:
+    content = memory.content
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    assert not isinstance(content, np.ndarray)
+    if content.closed:
+        raise AudioError(f"{name}: the file is closed. Keep it open until the transcript is complete.")
+    return content
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Recordings to read: files, folders, globs, standard input, or parts of a recording."""
+"""Recordings to read: files, folders, globs, standard input, audio in memory, or parts of a recording."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from focusasr.audio.integrity import AudioError
-from focusasr.runtime.errors import InputError
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.files import real_path
 from focusasr.runtime.settings import LONGEST_SECONDS
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 AUDIO_SUFFIXES = frozenset(
     ".3gp .aac .ac3 .aif .aifc .aiff .amr .ape .au .avi .caf .flac .flv .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 "
@@ -23,12 +29,61 @@ STDIN = "-"
 JOINERS = "\u200c\u200d"  # of Persian letters, of emoji
 
 
+@dataclass(frozen=True, eq=False)
+class MemoryAudio:
+    """Audio of this process: the bytes of a recording, an open binary file, or mono samples (N,) float32.
+
+    A file is read from its start, and it must be seekable, since it may be read several times. `rate_hz` is the
+    sampling rate of samples.
+    """
+
+    content: bytes | BinaryIO | np.ndarray
+    rate_hz: int = SAMPLE_RATE_HZ
+
+    @classmethod
+    def of(cls, audio: Any, rate_hz: int | None = None) -> MemoryAudio:
+        """Return audio in memory from bytes, a binary file, or a NumPy array or PyTorch tensor (N,) of floats.
+
+        A file that is not seekable, such as a network response, is read into memory.
+
+        InputError if it is none of these, if samples are no floats or have several channels, or if `rate_hz` is given
+        for a recording, which states its own.
+        """
+        if hasattr(audio, "is_floating_point"):  # a tensor, on whatever device
+            audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
+        if hasattr(audio, "__array_interface__"):
+            return cls(_mono_floats(audio), SAMPLE_RATE_HZ if rate_hz is None else rate_hz)
+        if rate_hz is not None:
+            raise InputError(f"sampling_rate is {quote(rate_hz)}: only arrays of samples need it. Leave it out.")
+        if isinstance(audio, (bytes, bytearray, memoryview)):
+            return cls(bytes(audio))
+        if not hasattr(audio, "read"):
+            kinds = "a path, bytes, a binary file, or an array of samples"
+            raise InputError(f"audio: cannot be of type {type(audio).__name__}. Give {kinds}.")
+        if not isinstance(audio.read(0), bytes):
+            raise InputError("audio: the file is open in text mode. Open it with mode 'rb'.")
+        seekable = hasattr(audio, "readinto") and hasattr(audio, "seekable") and audio.seekable()
+        return cls(audio if seekable else audio.read())
+
+
+def _mono_floats(samples: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    if samples.ndim != 1:
+        raise InputError(f"audio: expected one channel (N,), got shape {samples.shape}. Average the channels first.")
+    if samples.dtype.kind != "f":
+        scaled = "Convert it to float32 between -1 and 1: divide int16 by 32768."
+        raise InputError(f"audio: expected float32 samples, got {samples.dtype}. {scaled}")
+    return np.ascontiguousarray(samples, np.float32)
+
+
 @dataclass(frozen=True)
 class Source:
     """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input.
 
     `channel` chooses one of several, counted from 0; None is their mean. `track` chooses one of several audio tracks;
-    None is the one that the file calls its default, or else the first.
+    None is the one that the file calls its default, or else the first. Audio in `memory` is read in place of a file,
+    and `path` then only names it.
     """
 
     path: str
@@ -36,6 +91,7 @@ class Source:
     duration: float | None = None
     channel: int | None = None
     track: int | None = None
+    memory: MemoryAudio | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("offset", self.offset), ("duration", self.duration)):
@@ -45,10 +101,20 @@ class Source:
     @property
     def name(self) -> str:
         """The path as it goes into a line of text."""
-        if self.path == STDIN:
+        if self.is_stdin:
             return "standard input"
         plain = all(sign.isprintable() or sign in JOINERS or unicodedata.category(sign) == "Zs" for sign in self.path)
         return self.path if self.path and plain else repr(self.path)
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether it is standard input."""
+        return self.memory is None and self.path == STDIN
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it can be opened again at any time, as a regular file or memory can, but not a pipe."""
+        return self.memory is not None or os.path.isfile(self.path)
 
 
 def find_sources(

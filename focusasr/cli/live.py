@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from focusasr.audio.source import Source
-    from focusasr.transcription.result import Outcome, Segment
+    from focusasr.transcription.result import Segment
 
 
-class LiveText:
+class SegmentPrinter:
     """Segments on stdout with their times, as whisper prints them.
 
     Of `several` recordings each is named first. The language is printed where it was `detected`.
@@ -35,10 +35,3 @@ class LiveText:
             if segment.text.strip():
                 times = f"[{clock(segment.start)} --> {clock(segment.end)}]"
                 print(f"{times} {segment.shown.text}", flush=True)
-
-    def whole(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-        """Print each transcript when it is whole: of channels, and of several processes."""
-        for outcome in outcomes:
-            if outcome.transcript:
-                self(outcome.source, outcome.transcript.language, outcome.transcript.segments)
-            yield outcome

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.live import LiveText
+from focusasr.cli.live import SegmentPrinter
 from focusasr.cli.options import (
     DeviceOption,
     LocalFilesOption,
@@ -23,11 +23,12 @@ from focusasr.cli.options import (
 from focusasr.cli.outcomes import doubts_told, shared_work, tell_remarks, told
 from focusasr.config import DecodingConfig, RecordingConfig
 from focusasr.runtime.console import note, pluralize, progress_bar, warn
-from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.files import ensure_writable, real_path
 from focusasr.runtime.process import Closed, on_interrupt_message
-from focusasr.runtime.settings import read_options
+from focusasr.transcription.options import Options
 from focusasr.transcription.recognizer import LoadedRecognizer, ModelChoice, load_recognizer
+from focusasr.transcription.result import SegmentsFound, ignore
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -83,19 +84,20 @@ def transcribe(
     given; with --output-dir they write files. Whisper models write files as whisper does, and print what they heard
     with its times. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
     """
+    from focusasr.audio.source import find_sources
+    from focusasr.transcription.writers import parse_formats
+
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
-    output = read_options(OutputConfig, given[OutputConfig])
-    _check_output(output, given[DecodingConfig].get("word_timestamps", False))
-    recording = read_options(RecordingConfig, given[RecordingConfig])
-    formats = _formats(output_format or ["all"])
+    options = Options.read(given)
+    output, formats = options.output, parse_formats(output_format or ["all"])
     repeated: list[Source] = []
     barren: list[InputError] = []
-    sources = sources_of(files, recording, repeated, barren)
+    sources = [options.chosen(source) for source in find_sources(files, repeated.append, barren.append)]
     several = len(sources) + len(repeated) + len(barren) > 1
     subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
     choice = ModelChoice(model, device, threads, local_files_only, model_dir)
-    loaded = replace(load_recognizer(choice, given, subtitles), separate=recording.channels == "separate")
+    loaded = load_recognizer(choice, given, subtitles)
     tell_remarks(loaded, repeated, barren)
     if output_dir is None and loaded.is_whisper:
         output_dir = Path()
@@ -106,33 +108,15 @@ def transcribe(
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
     writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
     notes = again.notes if again else None
-    loaded, whole = with_live_text(loaded, several, output)
-    deliver(loaded, writing.sources, lambda outcomes: writing.write(whole(outcomes), output), len(barren), notes)
+    live = live_text(loaded, several, output)
+    deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output), len(barren), notes, live)
 
 
-def sources_of(
-    files: list[str], recording: RecordingConfig, repeated: list[Source], barren: list[InputError]
-) -> list[Source]:
-    """Return what is to be read of the files; `repeated` and `barren` get what is left out."""
-    from focusasr.audio.source import find_sources
-
-    found = find_sources(files, repeated.append, barren.append)
-    return [replace(source, channel=recording.channel, track=recording.audio_track) for source in found]
-
-
-def with_live_text(
-    loaded: LoadedRecognizer, several: bool, output: OutputConfig
-) -> tuple[LoadedRecognizer, Callable[[Iterator[Outcome]], Iterator[Outcome]]]:
-    """Return a recognizer that prints text as soon as it is known, and what prints each text when it is whole.
-
-    Only one of them prints, and only for Whisper models: of channels and of several processes texts come out of order.
-    """
-    if not (loaded.is_whisper and output.verbose) or isinstance(sys.stdout, Closed):
-        return loaded, lambda outcomes: outcomes
-    live = LiveText(several, loaded.detects_language)
-    if loaded.separate or loaded.processes.count > 1:
-        return loaded, live.whole
-    return replace(loaded, listen=live), lambda outcomes: outcomes
+def live_text(loaded: LoadedRecognizer, several: bool, output: OutputConfig) -> SegmentsFound:
+    """Return what prints segments as soon as they are known: of Whisper models, in the main process."""
+    if loaded.is_whisper and output.verbose and loaded.processes.main and not isinstance(sys.stdout, Closed):
+        return SegmentPrinter(several, loaded.detects_language)
+    return ignore
 
 
 def deliver(
@@ -141,20 +125,21 @@ def deliver(
     give: Callable[[Iterator[Outcome]], int],
     barren: int = 0,
     notes: SegmentCacheOf | None = None,
+    found: SegmentsFound = ignore,
 ) -> None:
     """Transcribe, and give the outcomes to what prints or writes them and counts failures; exit status 1 with any.
 
-    `barren` inputs, which stand for no file, count as failures.
+    `barren` inputs, which stand for no file, count as failures. `found` gets segments as they are decoded.
     """
     from focusasr.audio.load import total_seconds
-    from focusasr.audio.source import STDIN
 
     processes = loaded.processes
-    if processes.count > 1 and any(source.path == STDIN for source in sources):
+    if processes.count > 1 and any(source.is_stdin for source in sources):
         raise UsageError("- (standard input) cannot be shared among processes; give it to one alone")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
-        outcomes = promised(told(loaded.shared(sources, tell, notes), tell, processes), len(sources), notes is not None)
+        coming = told(loaded.shared(sources, tell, notes, found), tell, processes)
+        outcomes = promised(coming, len(sources), notes is not None)
         if processes.main:
             failed = give(doubts_told(outcomes, loaded.is_whisper))
         else:
@@ -171,17 +156,6 @@ def _leave_with(failed: int, count: int) -> None:
         raise typer.Exit(1)
 
 
-def _formats(asked: list[str]) -> list[str]:
-    """Return the formats asked for, with commas or by an option each; SettingError where there is no such format."""
-    from focusasr.transcription.writers import FORMATS
-
-    named = [name.strip().lower() for one in asked for name in one.split(",")]
-    for name in named:
-        if name not in (*FORMATS, "all"):
-            raise SettingError("output_format", name, f"{', '.join(FORMATS)} or all")
-    return list(dict.fromkeys(named))
-
-
 def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> None:
     """Refuse what makes no sense where nothing is written."""
     if len(formats) > 1:
@@ -190,13 +164,6 @@ def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> N
         raise UsageError(f"--output-format {formats[0]} of several files needs --output-dir")
     if skip_existing:
         raise UsageError("--skip-existing needs --output-dir; what is printed is not kept")
-
-
-def _check_output(output: OutputConfig, word_timestamps: bool) -> None:
-    """Refuse subtitle settings that need word times where none are asked for, as whisper does."""
-    for name in ("highlight_words", "max_line_width", "max_line_count", "max_words_per_line"):
-        if getattr(output, name) and not word_timestamps:
-            raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")
 
 
 def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
@@ -241,8 +208,7 @@ def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], f
     from focusasr.model.checkpoint import fingerprint_of_model
     from focusasr.transcription.resume import OutputCache
 
-    kinds: tuple[type[Any], ...] = (DecodingConfig, RecordingConfig, SearchConfig, LongformConfig, OutputConfig)
-    settings = {name: value for kind in kinds for name, value in asdict(read_options(kind, given[kind])).items()}
+    settings = {name: value for part in asdict(Options.read(given)).values() for name, value in part.items()}
     decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
     return OutputCache(folder, {"model": fingerprint_of_model(loaded.path), **decided})
 

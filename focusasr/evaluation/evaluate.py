@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.audio.load import probe_seconds
-from focusasr.audio.source import STDIN, Source
+from focusasr.audio.source import Source
 from focusasr.data.manifest import Utterance
 from focusasr.evaluation.bootstrap import resampling_unit
 from focusasr.evaluation.wer import Errors, Score, count_character_errors, count_errors, normalize, summarize
@@ -263,7 +263,7 @@ class TranscriptCache:
 
     def _key(self, source: Source) -> str:
         """Return what decides a text; empty for what cannot be read, which is tried each time."""
-        content = _content(source.path) if source.path != STDIN else ""
+        content = _content(source.path) if source.is_repeatable and not source.memory else ""
         whole = f"{self._decided_by} {content} {source.offset} {source.duration} {source.channel}"
         return hashlib.sha256(whole.encode()).hexdigest() if content else ""
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusasr.audio.features import stack
+from focusasr.config import DecodingConfig
 from focusasr.model.attention import (
     AdaptiveSpanAttention,
     HybridAttention,
@@ -24,6 +25,7 @@ from focusasr.model.attention import (
     Rotation,
     rotary,
     rotate,
+    with_attention_scaling,
 )
 from focusasr.model.local_attention import log_mask
 from focusasr.model.quantization import ComputeType, choose_compute_type, converted, make_linear
@@ -333,3 +335,8 @@ class Engine:
 def layer_norm(x: Tensor, norm: Any) -> Tensor:
     """Apply an nn.LayerNorm without the cost of calling a module."""
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def prepare(model: Model, device: torch.device, config: DecodingConfig) -> Engine:
+    """Return the engine of a model on a device, with the scaling and the compute type of `config`."""
+    return Engine(with_attention_scaling(model.to(device).eval(), config), config.compute_type)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,15 +31,37 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+_printed_once: set[str] = set()
+
+
 def warn(line: str) -> None:
-    """Print one line on stderr, above the bar where there is one."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one line on stderr, above the bar where there is one; within `collect_warnings` it is kept instead."""
+    lines = _collected.get()
+    if lines is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        lines.append(line.removeprefix("focusasr: "))
 
 
-@functools.cache
+@contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Yield a list of the lines that this thread would print on stderr in the block."""
+    lines: list[str] = []
+    token = _collected.set(lines)
+    try:
+        yield lines
+    finally:
+        _collected.reset(token)
+
+
 def warn_once(line: str) -> None:
-    """Print one line on stderr, and never again in this process: of a recording that is read several times."""
-    warn(line)
+    """Print one line on stderr, or keep it, if it was not before: of a recording that is read several times."""
+    lines = _collected.get()
+    if line.removeprefix("focusasr: ") not in (_printed_once if lines is None else lines):
+        if lines is None:
+            _printed_once.add(line.removeprefix("focusasr: "))
+        warn(line)
 
 
 def note(*lines: str) -> None:

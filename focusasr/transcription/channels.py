@@ -45,6 +45,7 @@ def joined(source: Source, outcomes: Sequence[Outcome]) -> Outcome:
         sum(outcome.tokens for outcome in outcomes),
         sum(outcome.passes for outcome in outcomes),
         failed.trace if failed else "",
+        failed.kind if failed else Outcome.kind,
     )
 
 

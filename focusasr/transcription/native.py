@@ -20,13 +20,12 @@ from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.ctc_alignment import Word, load_aligner
 from focusasr.decoding.ctc_attention import Hypothesis, decode
-from focusasr.model.attention import with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint
-from focusasr.model.engine import Engine
+from focusasr.model.engine import Engine, prepare
 from focusasr.runtime.devices import run_in_halves
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
-from focusasr.transcription.result import Listen, Outcome, Segment, Transcript
+from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 
 BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
@@ -45,8 +44,16 @@ class _Job:
     waiting: int = 0  # pieces not decoded yet
     complete: bool = False
     segments: list[Segment] = field(default_factory=list)
+    delivered: int = 0  # segments
     tokens: int = 0
     passes: int = 0
+
+    def fresh(self) -> list[Segment]:
+        """Return the segments since the last call, numbered as in the transcript; nothing before them may be open."""
+        ordered = sorted(self.segments[self.delivered :], key=lambda segment: segment.start)
+        numbered = [replace(segment, id=self.delivered + index) for index, segment in enumerate(ordered)]
+        self.delivered = len(self.segments)
+        return numbered
 
 
 class Recognizer:
@@ -56,15 +63,19 @@ class Recognizer:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, config: DecodingConfig, subtitles: bool = False
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        config: DecodingConfig,
+        subtitles: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         if config.word_timestamps and checkpoint.model.ctc_head is None:
             raise UsageError(
                 "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
                 "or train with --ctc"
             )
-        self.listen: Listen | None = None  # segments of native models are known out of order
-        self.engine = Engine(with_attention_scaling(checkpoint.model.to(device).eval(), config), config.compute_type)
+        self.engine = engine or prepare(checkpoint.model, device, config)
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.config = config
@@ -82,10 +93,13 @@ class Recognizer:
     def transcribe(
         self,
         sources: Iterable[Source],
-        progress: Callable[[float], None] = lambda seconds: None,
+        progress: Callable[[float], object] = lambda seconds: None,
         notes: SegmentCacheOf | None = None,
+        found: SegmentsFound = ignore,
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order; `progress` is told the seconds of audio of each decoded batch.
+
+        `found` gets the segments of each source in order, as they are decoded; smaller batches then bring them sooner.
 
         A source that cannot be read gives an outcome with an error, and the others go on. Pieces that `notes` knows of
         a source are not decoded again.
@@ -95,24 +109,31 @@ class Recognizer:
             (_Job(source, notes(source) if notes else SegmentCache()) for source in sources), jobs, progress
         )
         while True:
-            held = self._hold(pieces)
+            held = self._hold(pieces, soon=found is not ignore)
             last = not held
             while held:
                 batch = self._batch(held)
                 self._decode(batch)
                 progress(sum(len(piece.waveform) for _, piece in batch) / SAMPLE_RATE_HZ)
+            for job in jobs:
+                if fresh := job.fresh():
+                    found(job.source, self.tokenizer.policy.language, fresh)
             while jobs and jobs[0].complete and not jobs[0].waiting:
                 yield self._outcome(jobs.pop(0))
             if last:
                 return
 
-    def _hold(self, pieces: Iterator[tuple[_Job, AudioSegment]]) -> list[tuple[_Job, AudioSegment]]:
-        """Take the next pieces, as many as may be held at once, and return them, the longest first."""
+    def _hold(self, pieces: Iterator[tuple[_Job, AudioSegment]], soon: bool = False) -> list[tuple[_Job, AudioSegment]]:
+        """Take the next pieces, as many as may be held at once, and return them, the longest first.
+
+        If their texts are needed `soon`, there are no more than in one batch.
+        """
         held, samples = [], 0
-        for job, piece in islice(pieces, self.batch_size * BATCHES_AHEAD):
+        ahead, seconds = (1, CPU_BATCH_SECONDS) if soon else (BATCHES_AHEAD, HELD_SECONDS)
+        for job, piece in islice(pieces, self.batch_size * ahead):
             held.append((job, piece))
             samples += len(piece.waveform)
-            if samples >= HELD_SECONDS * SAMPLE_RATE_HZ:
+            if samples >= seconds * SAMPLE_RATE_HZ:
                 break
         return sorted(held, key=lambda pair: -len(pair[1].waveform))
 
@@ -125,7 +146,7 @@ class Recognizer:
         return batch
 
     def _pieces(
-        self, coming: Iterable[_Job], jobs: list[_Job], progress: Callable[[float], None]
+        self, coming: Iterable[_Job], jobs: list[_Job], progress: Callable[[float], object]
     ) -> Iterator[tuple[_Job, AudioSegment]]:
         """Yield what is to be decoded of each job, which goes onto `jobs` first."""
         for job in coming:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
@@ -18,18 +18,19 @@ from focusasr.runtime.console import warn
 from focusasr.runtime.devices import Processes, join_processes
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.process import loading
-from focusasr.runtime.settings import read_options
+from focusasr.transcription.options import Given, Options
+from focusasr.transcription.result import Outcome, SegmentsFound, ignore
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
     import torch
 
     from focusasr.model.checkpoint import Checkpoint
-    from focusasr.transcription.result import Listen, Outcome
+    from focusasr.model.engine import Engine
+    from focusasr.transcription.result import Segment
     from focusasr.transcription.resume import SegmentCacheOf
 
 
-Given = dict[type, dict[str, Any]]
 HARMLESS = {"language", "vad_filter", "condition_on_previous_text", "carry_initial_prompt", "beam_size", "task"}
 HEAD_SECONDS = 60.0  # where speech is looked for, if only whether there is any
 LEAST_SPEECH_SECONDS = 0.5
@@ -39,12 +40,15 @@ class AnyRecognizer(Protocol):
     """What transcribes: a native checkpoint or a Whisper model."""
 
     device: torch.device
-    listen: Listen | None
 
     def transcribe(
-        self, sources: Iterable[Source], progress: Callable[[float], None] = ..., notes: SegmentCacheOf | None = ...
+        self,
+        sources: Iterable[Source],
+        progress: Callable[[float], object] = ...,
+        notes: SegmentCacheOf | None = ...,
+        found: SegmentsFound = ...,
     ) -> Iterator[Outcome]:
-        """Yield one outcome per source, in order."""
+        """Yield one outcome per source, in order; `found` gets the segments of each as they are decoded, in order."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,6 @@ class LoadedRecognizer:
     processes: Processes
     on_cpu: Callable[[], AnyRecognizer]
     separate: bool = False  # channels are transcribed one by one
-    listen: Listen | None = None  # is given segments as soon as they are known, by Whisper models
 
     @property
     def detects_language(self) -> bool:
@@ -77,111 +80,171 @@ class LoadedRecognizer:
         return bool(getattr(self.recognizer, "detects_language", False))
 
     def shared(
-        self, sources: Iterable[Source], tell: Callable[[int, float], None], notes: SegmentCacheOf | None = None
+        self,
+        sources: Iterable[Source],
+        tell: Callable[[int, float], object],
+        notes: SegmentCacheOf | None = None,
+        found: SegmentsFound = ignore,
     ) -> Iterator[Outcome]:
-        """Yield every source's outcome, in order and in every process; the processes share the work."""
+        """Yield every source's outcome, in order and in every process; the processes share the work.
+
+        `found` gets the segments of each source in order, as they are decoded; those of separate channels and of
+        several processes when the text is whole.
+        """
         from focusasr.transcription.channels import by_channel
 
         if not self.separate:
-            return self._shared(sources, lambda seconds: tell(0, seconds), notes)
+            if self.processes.count == 1:
+                return self._shared(sources, lambda seconds: tell(0, seconds), notes, found)
+            return _found_whole(self._shared(sources, lambda seconds: tell(0, seconds), notes), found)
 
         whole = list(sources)
 
         def work(parts: list[Source]) -> Iterator[Outcome]:
             return self._shared(parts, lambda seconds: tell(0, seconds * len(whole) / len(parts)), notes)
 
-        return by_channel(whole, work)
+        return _found_whole(by_channel(whole, work), found)
 
     def _shared(
-        self, sources: Iterable[Source], progress: Callable[[float], None], notes: SegmentCacheOf | None
+        self,
+        sources: Iterable[Source],
+        progress: Callable[[float], object],
+        notes: SegmentCacheOf | None,
+        found: SegmentsFound = ignore,
     ) -> Iterator[Outcome]:
         def work(mine: Iterable[Source]) -> Iterator[Outcome]:
-            on_cpu = lambda: self._heard(self.on_cpu())  # noqa: E731
-            return with_cpu_fallback(self._heard(self.recognizer), on_cpu, mine, progress, notes)
+            return with_cpu_fallback(self.recognizer, self.on_cpu, mine, progress, notes, found)
 
         return work(sources) if self.processes.count == 1 else self.processes.in_order(list(sources), work)
 
-    def _heard(self, recognizer: AnyRecognizer) -> AnyRecognizer:
-        if self.listen is not None:
-            recognizer.listen = self.listen
-        return recognizer
+
+def _found_whole(outcomes: Iterable[Outcome], found: SegmentsFound) -> Iterator[Outcome]:
+    """Yield outcomes; `found` gets all segments of each before it."""
+    for outcome in outcomes:
+        if outcome.transcript:
+            found(outcome.source, outcome.transcript.language, outcome.transcript.segments)
+        yield outcome
 
 
 def with_cpu_fallback(
     recognizer: AnyRecognizer,
     on_cpu: Callable[[], AnyRecognizer],
     sources: Iterable[Source],
-    progress: Callable[[float], None],
+    progress: Callable[[float], object],
     notes: SegmentCacheOf | None = None,
+    found: SegmentsFound = ignore,
 ) -> Iterator[Outcome]:
     """Yield every source's outcome, in order; where the device fails the CPU goes on from the first one missing."""
     from focusasr.runtime.devices import device_fails
 
     left: deque[Source] = deque()
     coming = iter(sources)
+    reached: dict[Source, float] = {}  # where the segments found so far end, in seconds
 
     def taken() -> Iterator[Source]:
         for source in coming:
             left.append(source)
             yield source
 
+    def first(source: Source, language: str | None, segments: Sequence[Segment]) -> None:
+        found(source, language, segments)
+        reached[source] = max([reached.get(source, 0.0), *(segment.end for segment in segments)])
+
+    def again(source: Source, language: str | None, segments: Sequence[Segment]) -> None:
+        found(source, language, [segment for segment in segments if segment.start >= reached.get(source, 0.0)])
+
+    once = (ignore, ignore) if found is ignore else (first, again)
     try:
-        for outcome in recognizer.transcribe(taken(), progress, notes):
+        for outcome in recognizer.transcribe(taken(), progress, notes, once[0]):
             left.popleft()
             yield outcome
     except (MemoryError, RuntimeError) as error:
         if not device_fails(recognizer.device, error):
             raise
         warn(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); going on with the CPU")
-        yield from on_cpu().transcribe(itertools.chain(left, coming), progress, notes)
+        yield from on_cpu().transcribe(itertools.chain(left, coming), progress, notes, once[1])
 
 
 def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) -> LoadedRecognizer:
-    """Load what transcribes, with what `subtitles` need if they are wanted; torch is imported here.
+    """Load a recognizer for this process of a command, with word times for `subtitles`; torch is imported here.
 
     InputError where the settings are wrong, where there is no such checkpoint, or where it cannot do what is asked.
     """
-    config = read_options(DecodingConfig, given.get(DecodingConfig, {}))
-    search = read_options(SearchConfig, given.get(SearchConfig, {}))
-    longform = read_options(LongformConfig, given.get(LongformConfig, {}))
+    options = Options.read(given)
     with loading():
-        return _load(choice, config, search, longform, subtitles)
+        model = LoadedModel(choice, *join_processes(_device(choice)))
+        return model.recognizer(options, subtitles)
 
 
-def _load(
-    choice: ModelChoice, config: DecodingConfig, search: SearchConfig, longform: LongformConfig, subtitles: bool
-) -> LoadedRecognizer:
+def _device(choice: ModelChoice) -> torch.device:
     import torch
 
-    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.runtime.devices import choose_device
 
     if choice.threads:
         torch.set_num_threads(choice.threads)
-    processes, device = join_processes(choose_device(choice.device)[0])
-    path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
-    checkpoint = load_checkpoint(path, device)
+    return choose_device(choice.device)[0]
 
-    def on_cpu() -> AnyRecognizer:
-        return _load(replace(choice, device="cpu"), config, search, longform, subtitles).recognizer
 
-    if checkpoint.whisper is None:
+class LoadedModel:
+    """A checkpoint on a device; its weights are prepared once for all recognizers that compute alike.
+
+    InputError if there is no such checkpoint or device.
+    """
+
+    def __init__(
+        self, choice: ModelChoice, processes: Processes | None = None, device: torch.device | None = None
+    ) -> None:
+        from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+
+        self.choice, self.processes = choice, processes or Processes()
+        self.device = device or _device(choice)
+        self.path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
+        self.checkpoint = load_checkpoint(self.path, self.device)
+        self.is_whisper = self.checkpoint.whisper is not None
+        self._engine: tuple[object, Engine] | None = None  # the last one, and what it was made for
+
+    def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
+        """Return a recognizer with these options; InputError if the model cannot do what they ask for."""
+        make = self._whisper if self.is_whisper else self._native
+        recognizer, remarks = make(options, subtitles)
+
+        def on_cpu() -> AnyRecognizer:
+            return self._on_cpu.recognizer(options, subtitles).recognizer
+
+        separate = options.recording.channels == "separate"
+        return LoadedRecognizer(recognizer, self.path, self.is_whisper, remarks, self.processes, on_cpu, separate)
+
+    @functools.cached_property
+    def _on_cpu(self) -> LoadedModel:
+        return LoadedModel(replace(self.choice, device="cpu"), self.processes)
+
+    def _native(self, options: Options, subtitles: bool) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.native import Recognizer
 
-        remarks = native_remarks(checkpoint, config, search, longform)
-        return LoadedRecognizer(
-            Recognizer(checkpoint, device, config, subtitles), path, False, remarks, processes, on_cpu
-        )
-    from focusasr.transcription.whisper import WhisperRecognizer
-    from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
+        config = options.decoding
+        remarks = native_remarks(self.checkpoint, config, options.search, options.longform)
+        return Recognizer(self.checkpoint, self.device, config, subtitles, self._prepared(config)), remarks
 
-    idle = without_effect(config, longform)
-    longform, remarks = heard_as(checkpoint, longform)
-    remarks += idle
-    kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-    recognizer = kind(checkpoint, device, config, search, longform)
-    remarks += recognizer.remarks()
-    return LoadedRecognizer(recognizer, path, True, remarks, processes, on_cpu)
+    def _whisper(self, options: Options, subtitles: bool) -> tuple[AnyRecognizer, list[str]]:
+        from focusasr.transcription.whisper import WhisperRecognizer
+        from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
+
+        idle = without_effect(options.decoding, options.longform)
+        longform, remarks = heard_as(self.checkpoint, options.longform)
+        kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
+        engine = self._prepared(options.decoding)
+        recognizer = kind(self.checkpoint, self.device, options.decoding, options.search, longform, engine)
+        return recognizer, remarks + idle + recognizer.remarks()
+
+    def _prepared(self, config: DecodingConfig) -> Engine:
+        from focusasr.model.engine import prepare
+
+        key = (config.compute_type, config.span_scale, config.temperature_scale)
+        if self._engine is None or self._engine[0] != key:
+            self._engine = None  # so that two are never in memory
+            self._engine = key, prepare(self.checkpoint.model, self.device, config)
+        return self._engine[1]
 
 
 def native_remarks(
@@ -261,7 +324,7 @@ def has_speech(source: Source) -> bool:
     from focusasr.audio.load import load
     from focusasr.audio.vad import FRAMES_PER_SECOND, speech_frames
 
-    if not os.path.isfile(source.path):
+    if not source.is_repeatable:
         return False
     head = replace(source, duration=min(source.duration or HEAD_SECONDS, HEAD_SECONDS))
     waveform = load(head)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.source import Source
+from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 
 
@@ -79,15 +80,13 @@ class Outcome:
     tokens: int = 0  # that the decoder wrote, ends included, and passes that it took; 0 where nobody counted
     passes: int = 0
     trace: str = ""
+    kind: type[Exception] = InputError  # of the error
 
     def but(self, error: Exception) -> Outcome:
         """Return what became of the source if this went wrong; of one that is cut off, what was heard is kept."""
         kept = self.transcript if isinstance(error, (CutOff, LibraryError)) and self.audio_seconds else None
         trace = "".join(traceback.format_exception(error))
-        return replace(self, transcript=kept, error=str(error), trace=trace)
-
-
-Listen = Callable[[Source, "str | None", "list[Segment]"], None]  # given a source, its language, its next segments
+        return replace(self, transcript=kept, error=str(error), trace=trace, kind=type(error))
 
 
 def as_segments(known: Iterable[dict[str, Any]]) -> list[Segment]:
@@ -107,3 +106,10 @@ def within(segment: Segment, seconds: float) -> Segment:
         end=min(segment.end, seconds),
         words=None if segment.words is None else words,
     )
+
+
+SegmentsFound = Callable[[Source, "str | None", Sequence[Segment]], object]  # a source, its language, its next segments
+
+
+def ignore(source: Source, language: str | None, segments: Sequence[Segment]) -> None:
+    """Use no segment before the transcript is complete."""

@@ -24,7 +24,7 @@ JOURNAL = ".transcribed.jsonl"
 class OutputCache:
     """The finished outputs below a folder, by what they were made from: sound, and `made_with` (model and options).
 
-    Only regular files can be recognized; anything else (a pipe, a missing file) is never finished.
+    Only regular files can be recognized; anything else (a pipe, memory, a missing file) is never finished.
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class OutputCache:
 
     def _made_from(self, source: Source) -> dict[str, Any] | None:
         if source not in self._seen:
-            self._seen[source] = self._looked_at(Path(source.path))
+            self._seen[source] = self._looked_at(Path(source.path)) if source.memory is None else None
         return self._seen[source]
 
     def _looked_at(self, path: Path) -> dict[str, Any] | None:

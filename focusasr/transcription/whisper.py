@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -17,15 +18,14 @@ from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.dtw_alignment import align_words
 from focusasr.decoding.whisper_decoder import WhisperDecoder, has_failed, is_silence
-from focusasr.model.attention import with_attention_scaling
 from focusasr.model.checkpoint import Checkpoint
-from focusasr.model.engine import Engine
+from focusasr.model.engine import Engine, prepare
 from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
-from focusasr.transcription.result import Listen, Outcome, Segment, Transcript, within
+from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore, within
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 from focusasr.transcription.whisper_window import (
     FRAMES_PER_TIMESTAMP,
@@ -62,15 +62,15 @@ class WhisperRecognizer:
         config: DecodingConfig,
         search: SearchConfig,
         longform: LongformConfig,
+        engine: Engine | None = None,
     ) -> None:
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
         search.fit(checkpoint.model.config.vocabulary)
         self.aligner = checkpoint.model.decoder if config.word_timestamps else None
-        self.engine = Engine(with_attention_scaling(checkpoint.model.to(device).eval(), config), config.compute_type)
+        self.engine = engine or prepare(checkpoint.model, device, config)
         self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
-        self.listen: Listen | None = None
         self.batch_size = config.batch_size  # smaller once so many did not fit the memory
 
     @property
@@ -82,17 +82,16 @@ class WhisperRecognizer:
         """Return what of the prompts is cut."""
         return WhisperDecoder(self.engine, self.tokenizer, self.search, self.longform).remarks()
 
-    def _tell(self, source: Source, reader: WhisperDecoder, segments: list[Segment]) -> None:
-        if self.listen is not None:
-            self.listen(source, reader.tokenizer.policy.language, segments)
-
     def transcribe(
         self,
         sources: Iterable[Source],
-        progress: Callable[[float], None] = lambda seconds: None,
+        progress: Callable[[float], object] = lambda seconds: None,
         notes: SegmentCacheOf | None = None,
+        found: SegmentsFound = ignore,
     ) -> Iterator[Outcome]:
         """Yield one outcome per source, in order; `progress` is told the seconds of audio that were read.
+
+        `found` gets the segments of each source in order, as they are decoded.
 
         A source that cannot be read gives an outcome with an error, and the others go on. Windows that `notes` knows of
         a source are not decoded again.
@@ -101,7 +100,8 @@ class WhisperRecognizer:
             outcome, cuts = Outcome(source, None, None, 0.0), list[CutOff]()
             try:
                 heard = notes(source) if notes else SegmentCache()
-                transcript, seconds = self._recognized(source, progress, heard, cuts.append)
+                ready = functools.partial(found, source)
+                transcript, seconds = self._recognized(source, progress, heard, cuts.append, ready)
                 outcome = replace(outcome, transcript=transcript, audio_seconds=seconds)
                 yield outcome.but(cuts[0]) if cuts else outcome
             except (InputError, LibraryError) as error:
@@ -114,11 +114,12 @@ class WhisperRecognizer:
     def _recognized(
         self,
         source: Source,
-        progress: Callable[[float], None],
+        progress: Callable[[float], object],
         heard: SegmentCache,
         cut_off: Callable[[CutOff], object],
+        ready: Callable[[str | None, Sequence[Segment]], object],
     ) -> tuple[Transcript, float]:
-        """Return what is said in a recording, and its length in seconds."""
+        """Return what is said in a recording, and its length in seconds; `ready` gets its segments as they come."""
         sound = LogMelStream(source, self.engine.config, self.device, cut_off)
         blocks = lambda: stream(source, cut_off=cut_off)  # noqa: E731
         silence = find_silence(sound.levels, blocks)
@@ -135,7 +136,8 @@ class WhisperRecognizer:
                     stop = silence.stop(seek, min(seek + self.window_frames, end))
                     window = MelWindow(seek, stop - seek)
                     step = self._step(reader, sound, window, script, (heard, f"{clip}:{seek}"))
-                    self._tell(source, reader, self._go_on(script, step, window, (sound.levels, silence)))
+                    added = self._go_on(script, step, window, (sound.levels, silence))
+                    ready(reader.tokenizer.policy.language, added)
                     seek = script.seek_after(window, step.next_seek)
                 progress((min(seek, end) - before) / FRAMES_PER_SECOND)
         text = reader.text(script.tokens)
@@ -201,7 +203,7 @@ class WhisperRecognizer:
     def _go_on(
         self, script: PromptHistory, step: Step, window: MelWindow, sound: tuple[np.ndarray, Silence]
     ) -> list[Segment]:
-        """Add a window's text to the script and return it, its segments or its words at their sound and within it.
+        """Add a window's text to the script, its segments or words at their sound and within it; return what was added.
 
         `sound` is how loud the recording is, and where silent.
         """
@@ -212,10 +214,10 @@ class WhisperRecognizer:
         else:
             segments = [shrunk(segment, silence) for segment in segments]
         segments = [within(segment, window.start + window.seconds) for segment in segments]
-        script.add(segments)
+        added = script.add(segments)
         if step.forget:
             script.forget()
-        return segments
+        return added
 
     def _read(self, reader: WhisperDecoder, sound: LogMelStream, window: MelWindow, script: PromptHistory) -> Step:
         """Return a window's text and the frame at which the next one begins."""

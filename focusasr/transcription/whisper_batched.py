@@ -45,9 +45,10 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     def _recognized(
         self,
         source: Source,
-        progress: Callable[[float], None],
+        progress: Callable[[float], object],
         heard: SegmentCache,
         cut_off: Callable[[CutOff], object],
+        ready: Callable[[str | None, Sequence[Segment]], object],
     ) -> tuple[Transcript, float]:
         read = [0]
         pieces = self._pieces(source, cut_off, read)
@@ -55,15 +56,17 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
         while reader and batch:
-            found = self._found(reader, batch, heard)
-            segments += found
-            self._tell(source, reader, found)
+            fresh = [
+                replace(segment, id=len(segments) + index)
+                for index, segment in enumerate(self._found(reader, batch, heard))
+            ]
+            segments += fresh
+            ready(reader.tokenizer.policy.language, fresh)
             progress(sum(len(piece.waveform) for piece in batch) / SAMPLE_RATE_HZ)
             batch = list(islice(pieces, self.batch_size))
-        numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
-        text = "".join(segment.text for segment in numbered)
+        text = "".join(segment.text for segment in segments)
         language = (reader or self).tokenizer.policy.language
-        return Transcript(text, numbered, language), read[0] / SAMPLE_RATE_HZ
+        return Transcript(text, segments, language), read[0] / SAMPLE_RATE_HZ
 
     def _pieces(self, source: Source, cut_off: Callable[[CutOff], object], read: list[int]) -> Iterator[AudioSegment]:
         """Yield the pieces of speech of what is asked for; `read` becomes the samples that were read.

@@ -92,13 +92,18 @@ class PromptHistory:
         kept = self.room - len(self.initial)
         return [*self.initial, *self.tokens[max(0, self.known_from - len(self.initial)) :][-kept:]]
 
-    def add(self, segments: list[Segment]) -> None:
-        """Go on with a window's segments; those without text or length keep their place only."""
+    def add(self, segments: list[Segment]) -> list[Segment]:
+        """Go on with a window's segments, and return them, numbered.
+
+        Of those without text or length only their place is kept.
+        """
+        before = len(self.segments)
         for segment in segments:
             if segment.start == segment.end or not segment.text.strip():
                 segment = replace(segment, text="", tokens=[], words=[])
             self.segments.append(replace(segment, id=len(self.segments)))
             self.tokens += segment.tokens
+        return self.segments[before:]
 
     def forget(self) -> None:
         """Let the next window know nothing of the text so far."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.runtime.errors import InputError
+from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.files import unwritable, written_aside
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.subtitles import LINE_WIDTH, Clock, Cue, cues, split_for_reading
@@ -76,6 +76,19 @@ _RENDERERS: dict[str, Callable[[Transcript, OutputConfig], str]] = {
 }
 FORMATS = tuple(_RENDERERS)
 ANOTHER = "choose another folder with --output-dir"
+
+
+def parse_formats(asked: str | Iterable[str]) -> list[str]:
+    """Return the formats asked for, as names or with commas between them; SettingError if there is no such format.
+
+    "all" stands for every format, and stays as it is.
+    """
+    several = [asked] if isinstance(asked, str) else asked
+    named = [name.strip().lower() for one in several for name in one.split(",")]
+    for name in named:
+        if name not in (*FORMATS, "all"):
+            raise SettingError("output_format", name, f"{', '.join(FORMATS)} or all")
+    return list(dict.fromkeys(named))
 
 
 def render(transcript: Transcript, suffix: str, config: OutputConfig = OutputConfig()) -> str:

@@ -15,14 +15,13 @@ from focusasr.audio.channels import mix
 from focusasr.audio.integrity import AudioError
 from focusasr.audio.load import channel_count, load, probe_seconds
 from focusasr.audio.source import Source
-from focusasr.runtime.console import warn_once
 
 RATE = 16_000
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_said_before() -> None:
-    warn_once.cache_clear()
+def nothing_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("focusasr.runtime.console._printed_once", set())
 
 
 def tone(hertz: float, seconds: float = 3.0) -> np.ndarray:

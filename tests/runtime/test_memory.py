@@ -140,7 +140,7 @@ class Frail:
     def __init__(self, device: torch.device, error: Exception | None = None, after: int = 0) -> None:
         self.device, self.error, self.after = device, error, after
 
-    def transcribe(self, sources: Iterable[Source], progress: object = None, notes: object = None) -> Iterator[Outcome]:
+    def transcribe(self, sources: Iterable[Source], *_: object) -> Iterator[Outcome]:
         for number, source in enumerate(sources):
             if self.error and number == self.after:
                 raise self.error

@@ -126,7 +126,9 @@ def test_overlapping_clips_are_remembered_apart(recording: Source, tmp_path: Pat
     checkpoint = pair(ENGLISH)[1]
     settings = LongformConfig(clip_timestamps="0,4,0,8")
     reader = WhisperRecognizer(checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(**GREEDY), settings)
-    first, again = (reader._recognized(recording, print, SegmentCache(tmp_path / "notes"), print) for _ in range(2))
+    first, again = (
+        reader._recognized(recording, print, SegmentCache(tmp_path / "notes"), print, print) for _ in range(2)
+    )
     assert first == again and first[0].text
 
 

@@ -1,0 +1,385 @@
+"""The Python interface: load a model, transcribe audio, and score transcripts.
+
+>>> import focusasr
+>>> recognizer = focusasr.load()
+>>> result = recognizer.transcribe("tests/data/sample.flac")
+>>> result.language
+'en'
+>>> result.text == result["text"] == result.to_dict()["text"]
+True
+
+Options are those of `focusasr transcribe`, with underscores: `recognizer.transcribe(path, word_timestamps=True)`. Given
+to `load`, they hold for every call. An unknown option or a value that cannot be raises `InputError`, with the line
+that the command prints:
+
+>>> recognizer.transcribe("tests/data/sample.flac", beem_size=5)
+Traceback (most recent call last):
+    ...
+focusasr.runtime.errors.UsageError: unknown option 'beem_size'. Did you mean 'beam_size'?
+
+Audio is a path, the bytes of a recording, a binary file, or mono float samples with their sampling rate:
+
+>>> import numpy
+>>> silence = numpy.zeros(8_000, numpy.float32)
+>>> recognizer.transcribe(silence, sampling_rate=8_000).text
+''
+
+Segments come while a long recording is still being transcribed:
+
+>>> segments = recognizer.segments("tests/data/sample.flac")
+>>> [segment.text for segment in segments] == [segment.text for segment in result.segments]
+True
+>>> segments.result.text == result.text
+True
+
+Word error rates have a 95 % interval:
+
+>>> score = focusasr.score(["one two three", "four"], ["one two tree", "four"])
+>>> score.wer, score.wer_low, score.wer_high
+(0.25, 0.0, 0.3333333333333333)
+
+A recognizer may be used by several threads: their calls run one after the other. Nothing is printed; what the command
+would warn of is in `result.warnings`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from focusasr.audio.integrity import AudioError
+from focusasr.audio.source import MemoryAudio, Source
+from focusasr.runtime.console import collect_warnings
+from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.libraries import LibraryError, explain
+from focusasr.transcription.options import Options, sort_options
+from focusasr.transcription.recognizer import LoadedModel, ModelChoice
+from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from focusasr.evaluation.wer import Score
+    from focusasr.whisper_config import OutputConfig
+
+    Audio = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | torch.Tensor
+
+
+__all__ = [
+    "AudioError",
+    "InputError",
+    "Recognizer",
+    "Result",
+    "Segment",
+    "SegmentStream",
+    "UsageError",
+    "available_models",
+    "load",
+    "load_model",
+    "score",
+]
+
+NAME_IN_MEMORY = "audio"  # of what has no file name, in messages and of its outputs
+
+
+def load(
+    model: str | None = None,
+    device: str = "auto",
+    *,
+    threads: int = 0,
+    local_files_only: bool = False,
+    model_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Recognizer:
+    """Load a model: a checkpoint folder, an OpenAI .pt file, a name such as tiny.en, or the bundled one.
+
+    `device`, `threads`, `local_files_only` and `model_dir` are those of the command. `options` hold for every call.
+    InputError if there is no such model or device, or if an option cannot be.
+    """
+    folder = None if model_dir is None else Path(model_dir)
+    with _plain_errors():
+        return Recognizer(ModelChoice(model, device, threads, local_files_only, folder), options)
+
+
+def load_model(
+    name: str | None = None, device: str | None = None, download_root: str | None = None, **options: Any
+) -> Recognizer:
+    """Do what `load` does, with the argument names of openai/whisper."""
+    return load(name, device or "auto", model_dir=download_root, **options)
+
+
+def available_models() -> list[str]:
+    """Return the names that `load` knows: default, the bundled model, and OpenAI's, which are downloaded once."""
+    from focusasr.model.checkpoint import WHISPER_NAMES
+
+    return ["default", *WHISPER_NAMES]
+
+
+def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic", seed: int = 0) -> Score:
+    """Compare transcripts with reference texts: error rates, each with its 95 % bootstrap interval.
+
+    `normalizer` is none, basic or english. InputError if the two differ in number or are empty.
+    """
+    from focusasr.evaluation import wer
+
+    said, found = ([one] if isinstance(one, str) else list(one) for one in (references, hypotheses))
+    if len(said) != len(found) or not said:
+        counts = f"{len(said)} references and {len(found)} hypotheses"
+        raise InputError(f"score: got {counts}. Give one hypothesis for each reference, and at least one.")
+    with _plain_errors():
+        return wer.score(said, found, normalizer, seed)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A transcript, how long its audio is, and what the command would have warned of.
+
+    `result["text"]`, `result["segments"]` and `result["language"]` are openai/whisper's.
+    """
+
+    transcript: Transcript
+    duration: float  # seconds
+    warnings: list[str]
+    _source: Source
+    _output: OutputConfig
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.transcript.text
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Segments with their times in seconds, in order."""
+        return self.transcript.segments
+
+    @property
+    def words(self) -> list[dict[str, Any]]:
+        """All words as {word, start, end, probability}; empty without the option `word_timestamps`."""
+        return [word for segment in self.segments for word in segment.words or ()]
+
+    @property
+    def language(self) -> str | None:
+        """Language code, such as en; None if the model does not state one."""
+        return self.transcript.language
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return openai/whisper's {text, segments, language}, ready for JSON."""
+        from focusasr.transcription.writers import to_json_dict
+
+        return to_json_dict(self.transcript)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return one entry of `to_dict`; KeyError if it has none of that name."""
+        return self.to_dict()[name]
+
+    def render(self, suffix: str) -> str:
+        """Return the content of a file: suffix txt, vtt, srt, tsv or json; InputError on another one."""
+        from focusasr.transcription.writers import render
+
+        return render(self.transcript, suffix, self._output)
+
+    def write(self, folder: str | os.PathLike[str], formats: str | Iterable[str] = "all") -> list[Path]:
+        """Write a file per format, named after the recording, each whole or not at all; return their paths.
+
+        Audio without a file name gives `audio.txt` and so on. InputError on an unknown format or a folder that cannot
+        be written.
+        """
+        from focusasr.transcription.writers import FORMATS, output_stems, parse_formats, write
+
+        with _plain_errors():
+            named = parse_formats(formats)
+            (stem,) = output_stems([self._source], Path(folder))
+            return write(self.transcript, stem, FORMATS if "all" in named else named, self._output)
+
+
+class Recognizer:
+    """A loaded model that transcribes; safe to share among threads, whose calls run one after the other."""
+
+    def __init__(self, choice: ModelChoice, options: dict[str, Any]) -> None:
+        self._defaults = dict(options)
+        usual = self._options({})
+        self._lock = threading.RLock()  # around the weights and the settings of PyTorch
+        self._model = LoadedModel(choice)
+        self._model.recognizer(usual)  # refuses what this model cannot do, and prepares its weights
+
+    @property
+    def path(self) -> Path:
+        """Where the model is on disk."""
+        return self._model.path
+
+    @property
+    def is_whisper(self) -> bool:
+        """Whether it is a Whisper model."""
+        return self._model.is_whisper
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+        return self._model.device
+
+    def transcribe(
+        self,
+        audio: Audio | Source,
+        *,
+        sampling_rate: int | None = None,
+        progress: Callable[[float], object] = lambda seconds: None,
+        **options: Any,
+    ) -> Result:
+        """Transcribe a recording: a path, bytes, a binary file, or mono float samples (N,) at `sampling_rate` Hz.
+
+        `sampling_rate` is 16,000 unless stated, and only for samples. `progress` gets the seconds of audio that were
+        transcribed since its last call; an exception that it raises ends the work. InputError if the audio or an
+        option cannot be used; of a truncated recording the error has the beginning as its `partial`, a Result.
+        """
+        source, read = _source(audio, sampling_rate), self._options(options)
+        with _plain_errors():
+            return self._transcribe(source, read, progress, ignore)
+
+    def segments(self, audio: Audio | Source, *, sampling_rate: int | None = None, **options: Any) -> SegmentStream:
+        """Return an iterator over the segments of `transcribe`, each as soon as it is decoded.
+
+        A thread of its own decodes, ahead of what is taken. A smaller `batch_size` brings first segments sooner.
+        """
+        source, read = _source(audio, sampling_rate), self._options(options)
+
+        def work(found: Callable[[Sequence[Segment]], object], progress: Callable[[float], object]) -> Result:
+            with _plain_errors():
+                return self._transcribe(source, read, progress, lambda _source, _language, segments: found(segments))
+
+        return SegmentStream(work)
+
+    def _options(self, options: dict[str, Any]) -> Options:
+        with _plain_errors():
+            return Options.read(sort_options({**self._defaults, **options}))
+
+    def _transcribe(
+        self,
+        source: Source,
+        options: Options,
+        progress: Callable[[float], object],
+        found: SegmentsFound,
+    ) -> Result:
+        with self._lock, collect_warnings() as warnings:
+            loaded = self._model.recognizer(options, subtitles=True)
+            (outcome,) = loaded.shared([options.chosen(source)], lambda files, seconds: progress(seconds), found=found)
+        result = None
+        if outcome.transcript is not None:
+            lines = [*loaded.remarks, *warnings]
+            result = Result(outcome.transcript, outcome.audio_seconds, lines, source, options.output)
+        if result is None or outcome.error is not None:
+            raise _error(outcome, result)
+        return result
+
+
+class _Closed(Exception):
+    """Nobody takes the segments any more."""
+
+
+class SegmentStream(Iterator[Segment]):
+    """The segments of a recording as they come; `result` is the whole transcript.
+
+    `close` ends the work early, and so does dropping the iterator or leaving its `with` block.
+    """
+
+    def __init__(
+        self, work: Callable[[Callable[[Sequence[Segment]], object], Callable[[float], object]], Result]
+    ) -> None:
+        self._coming: queue.SimpleQueue[Segment | Result | BaseException] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._end: Result | BaseException | None = None
+        arguments = (work, self._coming, self._closed)  # not this object, so that it can be dropped
+        self._thread = threading.Thread(target=_decode, args=arguments, daemon=True, name="focusasr segments")
+        self._thread.start()
+
+    def __next__(self) -> Segment:
+        """Return the next segment; the errors of `transcribe`."""
+        if self._end is None:
+            item = self._coming.get()
+            if isinstance(item, Segment):
+                return item
+            self._end = item
+        if isinstance(self._end, BaseException) and not isinstance(self._end, _Closed):
+            raise self._end
+        raise StopIteration
+
+    @property
+    def result(self) -> Result:
+        """The whole result; it waits for the end, and drops segments that were not taken."""
+        for _ in self:
+            pass
+        if not isinstance(self._end, Result):
+            raise InputError("segments: closed before the end. Take the result before closing.")
+        return self._end
+
+    def close(self) -> None:
+        """End the work after what is being decoded."""
+        self._closed.set()
+
+    def __enter__(self) -> SegmentStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._closed.set()
+
+
+def _decode(
+    work: Callable[[Callable[[Sequence[Segment]], object], Callable[[float], object]], Result],
+    coming: queue.SimpleQueue[Segment | Result | BaseException],
+    closed: threading.Event,
+) -> None:
+    def progress(seconds: float) -> None:
+        if closed.is_set():
+            raise _Closed
+
+    def found(segments: Sequence[Segment]) -> None:
+        progress(0.0)
+        for segment in segments:
+            coming.put(segment)
+
+    try:
+        progress(0.0)
+        coming.put(work(found, progress))
+    except BaseException as error:
+        coming.put(error)
+
+
+def _error(outcome: Outcome, partial: Result | None) -> Exception:
+    """Return the exception of an outcome, with the command's line, and the beginning of a truncated recording."""
+    kinds = (AudioError, LibraryError, MemoryError)
+    error: Any = (outcome.kind if issubclass(outcome.kind, kinds) else InputError)(outcome.error)
+    error.partial = partial
+    return error
+
+
+def _source(audio: Any, rate_hz: int | None) -> Source:
+    """Return what is to be read; a file object with a name keeps it for messages and outputs."""
+    if isinstance(audio, Source):
+        return audio
+    if isinstance(audio, (str, os.PathLike)):
+        if rate_hz is not None:
+            raise InputError(f"sampling_rate is {rate_hz!r}: only arrays of samples need it. Leave it out.")
+        return Source(os.fsdecode(audio))
+    name = getattr(audio, "name", None)
+    return Source(name if isinstance(name, str) else NAME_IN_MEMORY, memory=MemoryAudio.of(audio, rate_hz))
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the command's line: for a setting the option's name, for a library what is wrong with its installation."""
+    try:
+        yield
+    except SettingError as error:
+        raise error.as_options() from None
+    except ImportError as error:
+        raise explain(error) or error from error

@@ -1,0 +1,66 @@
+"""The options of a transcription, sorted into their configurations."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from focusasr.audio.source import Source
+from focusasr.config import DecodingConfig, RecordingConfig
+from focusasr.runtime.errors import LONGEST_SHOWN, UsageError, quote
+from focusasr.runtime.settings import read_options
+from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
+
+KINDS: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig, RecordingConfig)
+NEED_WORDS = ("highlight_words", "max_line_width", "max_line_count", "max_words_per_line")
+
+Given = dict[type, dict[str, Any]]  # for each configuration the settings that were given
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to decode, to search, to go through long recordings, to write files, and what of a recording to read."""
+
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    longform: LongformConfig = field(default_factory=LongformConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
+
+    @classmethod
+    def read(cls, given: Given) -> Options:
+        """Build the configurations from the settings that were given; UsageError if one cannot be."""
+        options = cls(*(read_options(kind, given.get(kind, {})) for kind in KINDS))
+        for name in NEED_WORDS:
+            if getattr(options.output, name) and not options.decoding.word_timestamps:
+                raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")
+        return options
+
+    def chosen(self, source: Source) -> Source:
+        """Return a source with the track and the channel that were chosen; its own where none was."""
+        track, channel = self.recording.audio_track, self.recording.channel
+        return replace(
+            source,
+            track=source.track if track is None else track,
+            channel=source.channel if channel is None else channel,
+        )
+
+
+def sort_options(options: dict[str, Any]) -> Given:
+    """Sort options by the configuration that has a field of that name; UsageError, with the nearest name, if none has.
+
+    Whisper's `fp16` is one of them: False is `compute_type="float32"`.
+    """
+    options = dict(options)
+    if not options.pop("fp16", True):
+        options.setdefault("compute_type", "float32")
+    homes = {one.name: kind for kind in KINDS for one in fields(kind)}
+    given: Given = {kind: {} for kind in KINDS}
+    for name, value in options.items():
+        if name not in homes:
+            near = difflib.get_close_matches(name[:LONGEST_SHOWN], homes, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " See 'focusasr transcribe --help' for all names."
+            raise UsageError(f"unknown option {quote(name)}.{hint}")
+        given[homes[name]][name] = value
+    return given
