@@ -465,3 +465,27 @@ class DecodingConfig(AttentionScaling):
         require(0 <= self.ctc_weight <= 1, "ctc_weight", self.ctc_weight, "0 to 1")
         require(self.max_segment_seconds >= 1, "max_segment_seconds", self.max_segment_seconds, "at least 1")
         require(0 < self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Where the server listens, and what it refuses."""
+
+    title = "Server"  # of its options
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is every network of this machine")
+    port: int = setting(8000, "port to listen on; 0 is any free one")
+    cors_origin: str | None = setting(None, "origin whose web pages may use the server, such as https://example.org")
+    max_upload_mb: float = setting(100.0, "largest upload, in megabytes (413 above it)")
+    max_audio_seconds: float = setting(14_400.0, "longest recording, in seconds (413 above it)")
+    max_requests: int = setting(32, "requests uploading, queued and transcribed at a time (503 above it)")
+    max_client_requests: int = setting(16, "such requests of one client address (429 above it)")
+    upload_seconds: float = setting(120.0, "longest time for one upload, in seconds (408 after it)")
+    timeout_seconds: float = setting(1800.0, "longest time from upload to transcript, in seconds (503 after it)")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
+        for name in ("max_requests", "max_client_requests"):
+            require(1 <= getattr(self, name) <= LARGEST, name, getattr(self, name), f"1 to {LARGEST}")
+        for name in ("max_upload_mb", "max_audio_seconds", "upload_seconds", "timeout_seconds"):
+            require(0 < getattr(self, name) <= 1e9, name, getattr(self, name), "above 0, at most 1e9")

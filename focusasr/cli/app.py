@@ -15,6 +15,7 @@ from focusasr.cli.checkpoints import convert, info, inspect
 from focusasr.cli.evaluate import evaluate
 from focusasr.cli.options import BOTH_SPELLINGS, WhisperSpelling, misuse
 from focusasr.cli.preprocess import preprocess
+from focusasr.cli.serve import serve
 from focusasr.cli.train import train
 from focusasr.cli.transcribe import transcribe
 from focusasr.runtime.errors import InputError, SettingError, UsageError
@@ -27,7 +28,8 @@ app = typer.Typer(
 )
 Misused: Any = typer.BadParameter.__base__  # of all that the options refuse; each Typer has it elsewhere
 COMMANDS = {
-    command.__name__: command for command in (preprocess, train, adapt, transcribe, evaluate, inspect, info, convert)
+    command.__name__: command
+    for command in (preprocess, train, adapt, transcribe, serve, evaluate, inspect, info, convert)
 }
 for command in COMMANDS.values():
     summary = (command.__doc__ or "").partition("\n")[0]

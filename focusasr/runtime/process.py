@@ -127,6 +127,16 @@ def answer_interrupts() -> None:
     threading.Thread(target=_watch, args=(reader, writer, answered), daemon=True).start()
 
 
+def restore_interrupts() -> None:
+    """Undo `answer_interrupts`, for a program that ends in its own way."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.set_wakeup_fd(-1)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is _pause:
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def block_sigint() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: it is their parent's, which ends them."""

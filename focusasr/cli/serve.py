@@ -1,0 +1,137 @@
+"""The command `serve`: transcription over HTTP, with OpenAI's interface and a page for browsers."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from focusasr.cli.options import (
+    DeviceOption,
+    LocalFilesOption,
+    ModelDirOption,
+    ModelOption,
+    ThreadsOption,
+    with_settings,
+)
+from focusasr.config import DEFAULT_CHECKPOINT, DecodingConfig, ServeConfig
+from focusasr.runtime.console import warn
+from focusasr.runtime.errors import InputError, UsageError
+from focusasr.runtime.libraries import LibraryError
+from focusasr.runtime.process import restore_interrupts
+from focusasr.runtime.settings import read_options
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+BACKLOG = 128  # connections that wait to be accepted
+KEY_SIGNS = 8  # fewest in an API key
+
+
+@with_settings(ServeConfig, DecodingConfig, SearchConfig, LongformConfig)
+def serve(
+    given: dict[type, dict[str, Any]],
+    model: ModelOption = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="FOCUSASR_API_KEY",
+            help="key that clients must send; better given as FOCUSASR_API_KEY, which other users cannot list",
+            show_default=False,
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
+    model_dir: ModelDirOption = None,
+) -> None:
+    """Transcribe over HTTP, with OpenAI's interface and a page for browsers.
+
+    POST /v1/audio/transcriptions and /v1/audio/translations, GET /v1/models, /health, /metrics, and / for browsers.
+    One recording is transcribed at a time, the others wait. Uploads are removed after their transcript. SIGTERM and
+    Ctrl-C end the server when the requests under way are answered.
+    """
+    import focusasr
+
+    config = read_options(ServeConfig, given.pop(ServeConfig))
+    if api_key is not None and len(api_key) < KEY_SIGNS:
+        raise UsageError(f"--api-key has {len(api_key)} characters. It must have at least {KEY_SIGNS}.")
+    _require_libraries()
+    from focusasr.cli.server_app import Server, make_app
+
+    with _listening(config) as listener:
+        options = {name: value for values in given.values() for name, value in values.items()}
+        recognizer = focusasr.load(
+            model, device, threads=threads, local_files_only=local_files_only, model_dir=model_dir, **options
+        )
+        server = Server(recognizer, _name_of(model, recognizer.path), config, api_key)
+        host, port = listener.getsockname()[:2]
+        warn(f"focusasr: {server.model_id} at http://{f'[{host}]' if ':' in host else host}:{port}")
+        if api_key is None and not _is_local(host):
+            warn("focusasr: anybody in this network can use the server. Set FOCUSASR_API_KEY to require a key.")
+        _run(make_app(server), listener, config)
+
+
+def _require_libraries() -> None:
+    try:
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        name = error.name or "uvicorn"
+        raise LibraryError(f"{name} is not installed; pip install 'focusasr[serve]' installs it", name=name) from None
+
+
+@contextmanager
+def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+    """Listen before the model is loaded, so that an address in use is refused at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        listener = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        place = f"{config.host}:{config.port}"
+        raise InputError(
+            f"{place}: cannot listen ({error.strerror or error}). Choose another --host or --port."
+        ) from None
+    with listener:
+        yield listener
+
+
+def _is_local(host: str) -> bool:
+    return host == "::1" or host.startswith("127.")
+
+
+def _name_of(model: str | None, path: Path) -> str:
+    """Return the name of the model for clients, which does not show where it is on disk."""
+    if model is None or model == "default":
+        return DEFAULT_CHECKPOINT
+    return (path.stem if path.suffix == ".pt" else path.name) if Path(model).exists() else model
+
+
+def _run(app: Any, listener: socket.socket, config: ServeConfig) -> None:
+    """Serve until a signal comes, and then until the requests under way are answered; a second Ctrl-C ends at once."""
+    import uvicorn
+
+    class Graceful(uvicorn.Server):
+        """uvicorn's server, which here ends with status 0 after a signal."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle_exit)
+            yield
+
+    restore_interrupts()
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=int(config.timeout_seconds) + 1,
+    )
+    Graceful(settings).run(sockets=[listener])

@@ -1,0 +1,380 @@
+"""The HTTP interface: OpenAI's audio endpoints, a page, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import FormData, UploadFile
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from focusasr.api import Recognizer, Result
+from focusasr.audio.source import MemoryAudio, Source
+from focusasr.cli.server_queue import (
+    RETRY_SECONDS,
+    Abandoned,
+    Deadline,
+    Gate,
+    Job,
+    Metrics,
+    Refused,
+    Worker,
+    client_gone,
+    drain,
+    read_form,
+)
+from focusasr.config import ServeConfig
+from focusasr.transcription.result import Segment
+
+FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+STREAMED = ("json", "text", "verbose_json")
+GRANULARITIES = ("segment", "word")
+FIELDS = frozenset(
+    "file model language prompt response_format temperature stream chunking_strategy timestamp_granularities "
+    "timestamp_granularities[]".split()
+)  # chunking_strategy is OpenAI's and has no effect: recordings are always cut at pauses
+ANY_MODEL = ("default", "whisper-1")  # names by which clients ask for whatever is served
+PAGE = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
+PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+SAFE = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one request asks for."""
+
+    source: Source
+    response_format: str
+    granularities: frozenset[str]
+    stream: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def words(self) -> bool:
+        """Whether the times of words are asked for."""
+        return "word" in self.granularities
+
+
+class Server:
+    """A recognizer with its queue, its limits and its figures."""
+
+    def __init__(self, recognizer: Recognizer, model_id: str, config: ServeConfig, api_key: str | None = None) -> None:
+        self.recognizer, self.model_id, self.config = recognizer, model_id, config
+        self._key = api_key.encode() if api_key else None
+        self.metrics, self.gate = Metrics(), Gate(config)
+        self.worker = Worker(self.metrics)
+
+    def check_key(self, request: Request) -> None:
+        """Refuse a request without the key, in a time that does not depend on what it has."""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if self._key is None or (scheme.lower() == "bearer" and secrets.compare_digest(given.encode(), self._key)):
+            return
+        raise Refused(401, "a valid API key is required, as the header 'Authorization: Bearer KEY'.", None, "api_key")
+
+    def check_origin(self, request: Request) -> None:
+        """Refuse what a browser sends for a page of another site, which could keep the server busy unseen."""
+        origin = request.headers.get("origin")
+        own = (self.config.cors_origin, f"{request.url.scheme}://{request.headers.get('host')}")
+        if origin is not None and origin not in own:
+            raise Refused(403, f"pages of {origin[:80]!r} may not use this server. Start it with --cors-origin.")
+
+    def work(self, task: Task, job: Job) -> Any:
+        """Transcribe, in the worker's thread; a stream of segments if they are asked for."""
+        self._check_length(task.source)
+        options = {**task.options, "word_timestamps": True} if task.words else task.options
+        if task.stream:
+            return self.recognizer.segments(task.source, **options)
+        return self.recognizer.transcribe(task.source, progress=job.check, **options)
+
+    def _check_length(self, source: Source) -> None:
+        from focusasr.audio.load import probe_seconds
+
+        if (probe_seconds(source) or 0.0) > self.config.max_audio_seconds:
+            raise self.too_long()
+
+    def too_long(self) -> Refused:
+        """Return the refusal of a recording that is too long."""
+        most = self.config.max_audio_seconds
+        return Refused(
+            413, f"the recording is longer than {most:g} s. Send a shorter one, or send it in parts.", "file"
+        )
+
+
+class Audio:
+    """The endpoint of transcriptions, or of translations into English."""
+
+    def __init__(self, server: Server, task: str) -> None:
+        self._server, self._task = server, task
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request; whatever happens to it, its upload is closed and its place is free afterwards."""
+        server, request = self._server, Request(scope, receive)
+        try:
+            server.check_origin(request)
+            server.check_key(request)
+            with server.gate.admitted(request.client.host if request.client else "unknown"):
+                form = await read_form(request, server.config)
+                try:
+                    await self._answer(request, read_task(form, self._task, server), send)
+                finally:
+                    await form.close()
+        except (ClientDisconnect, Abandoned):
+            server.metrics.answers[499] += 1  # as nginx calls it: nobody reads the answer
+        except Refused as refusal:
+            await drain(request, server.config)
+            await self._refuse(refusal, request, send)
+
+    async def _refuse(self, refusal: Refused, request: Request, send: Any) -> None:
+        self._server.metrics.answers[refusal.status] += 1
+        await refused(refusal)(request.scope, request.receive, send)
+
+    async def _answer(self, request: Request, task: Task, send: Any) -> None:
+        server = self._server
+        job = server.worker.start(lambda job: server.work(task, job))
+        gone, deadline = asyncio.ensure_future(client_gone(request)), Deadline(server.config.timeout_seconds)
+        try:
+            event = await self._next(deadline, job, gone)  # before any status is sent
+            if task.stream:
+                await self._stream(event, task, lambda: self._next(deadline, job, gone), send)
+            else:
+                await render(event, task, self._task)(request.scope, request.receive, send)
+            server.metrics.answers[200] += 1
+        except Refused as refusal:
+            await self._refuse(refusal, request, send)
+        finally:
+            gone.cancel()
+            server.worker.cancel(job)
+            await job.ended()  # it may still read the upload
+
+    async def _next(self, deadline: Deadline, job: Job, gone: asyncio.Future[Any]) -> Segment | Result:
+        event = await deadline.next(job, gone)
+        if isinstance(event, BaseException):
+            job.over = True
+            raise event if isinstance(event, Abandoned) else Refused.of(event)
+        if isinstance(event, Result):
+            job.over = True
+            if event.duration > self._server.config.max_audio_seconds:
+                raise self._server.too_long()
+        return event
+
+    async def _stream(self, event: Segment | Result, task: Task, following: Callable[[], Any], send: Any) -> None:
+        """Send events as they come: a delta for each segment, then the whole text, or an error."""
+        head = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        verbose = task.response_format == "verbose_json"
+        first = True
+        try:
+            while isinstance(event, Segment):
+                await send(_event(delta_of(event, first, verbose)))
+                first = not event.text.strip() and first
+                event = await following()
+            await send(_event(done_of(event, task, self._task)))
+        except Refused as refusal:  # too late for a status
+            await send(_event(error_body(refusal)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def read_task(form: FormData, task: str, server: Server) -> Task:
+    """Return what a form asks for; Refused, with the field at fault, if it cannot be."""
+    for name in form:
+        if name not in FIELDS:
+            raise Refused(422, f"unknown field {name!r:.80}. Known are {', '.join(sorted(FIELDS))}.", str(name)[:80])
+    upload = form.get("file")
+    if not isinstance(upload, UploadFile):
+        raise Refused(422, "the field 'file' with the recording is missing.", "file")
+    _check_model(_text(form, "model"), server.model_id)
+    response_format = _text(form, "response_format") or "json"
+    if response_format not in FORMATS:
+        raise Refused(422, f"response_format must be one of {', '.join(FORMATS)}.", "response_format")
+    stream = _switch(form, "stream")
+    if stream and response_format not in STREAMED:
+        raise Refused(422, f"stream needs the response_format {' or '.join(STREAMED)}.", "stream")
+    asked = {one for name in ("timestamp_granularities", "timestamp_granularities[]") for one in form.getlist(name)}
+    if not asked <= set(GRANULARITIES):
+        raise Refused(422, f"timestamp_granularities must be {' or '.join(GRANULARITIES)}.", "timestamp_granularities")
+    if asked and response_format != "verbose_json":
+        raise Refused(422, "timestamp_granularities needs the response_format verbose_json.", "timestamp_granularities")
+    options: dict[str, Any] = {"task": task, "temperature": _temperature(form)}
+    for name, option in (("language", "language"), ("prompt", "initial_prompt")):
+        if given := _text(form, name):
+            options[option] = given
+    # one second more than the limit, so that a longer recording shows however its length is stated
+    source = Source(
+        upload.filename or "audio",
+        duration=min(server.config.max_audio_seconds + 1, 1e9),
+        memory=MemoryAudio.of(upload.file),
+    )
+    return Task(source, response_format, frozenset(map(str, asked)) or frozenset(("segment",)), stream, options)
+
+
+def _check_model(asked: str, served: str) -> None:
+    if asked and asked not in (served, *ANY_MODEL):
+        seen = f"the model {asked[:80]!r} is not served here. Ask for {served!r}."
+        raise Refused(404, seen, "model", "model_not_found")
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name, "")
+    if not isinstance(value, str):
+        raise Refused(422, f"the field {name!r} must be text, not a file.", name)
+    return value.strip()
+
+
+def _switch(form: FormData, name: str) -> bool:
+    value = (_text(form, name) or "false").lower()
+    if value not in ("true", "false"):
+        raise Refused(422, f"{name} must be true or false.", name)
+    return value == "true"
+
+
+def _temperature(form: FormData) -> float:
+    try:
+        value = float(_text(form, "temperature") or 0.0)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise Refused(422, "temperature must be a number from 0 to 1.", "temperature")
+    return value
+
+
+def render(result: Segment | Result, task: Task, kind: str) -> Response:
+    """Return the answer in the format that was asked for."""
+    assert isinstance(result, Result)
+    if task.response_format == "json":
+        return JSONResponse({"text": result.text.strip(), "usage": _usage(result)})
+    if task.response_format == "verbose_json":
+        return JSONResponse(verbose(result, task, kind))
+    if task.response_format == "text":
+        return PlainTextResponse(result.text.strip() + "\n")
+    content_type = "text/vtt" if task.response_format == "vtt" else "application/x-subrip"
+    return Response(result.render(task.response_format), media_type=f"{content_type}; charset=utf-8")
+
+
+def verbose(result: Result, task: Task, kind: str) -> dict[str, Any]:
+    """Return OpenAI's verbose JSON: the text, its language and length, and segments or words with their times."""
+    from focusasr.text.whisper_tokenizer import LANGUAGE_CODES
+
+    names = {code: name for name, code in LANGUAGE_CODES.items()}
+    language = names.get(result.language or "", result.language or "unknown")
+    answer = {"task": kind, "language": language, "duration": result.duration, "text": result.text.strip()}
+    if "segment" in task.granularities:
+        answer["segments"] = [_without_words(segment) for segment in result.to_dict()["segments"]]
+    if task.words:
+        answer["words"] = [_word(word) for word in result.words]
+    if result.warnings:
+        answer["warnings"] = result.warnings
+    return {**answer, "usage": _usage(result)}
+
+
+def _usage(result: Result) -> dict[str, Any]:
+    return {"type": "duration", "seconds": result.duration}
+
+
+def _without_words(segment: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in segment.items() if name != "words"}
+
+
+def _word(word: dict[str, Any]) -> dict[str, Any]:
+    return {"word": word["word"].strip(), "start": word["start"], "end": word["end"]}
+
+
+def delta_of(segment: Segment, first: bool, with_times: bool) -> dict[str, Any]:
+    """Return the event of a segment; the texts of all, joined, are the text of the recording."""
+    text = segment.text.strip()
+    delta = text if first or not text else segment.text if segment.text[:1].isspace() else f" {text}"
+    event: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta}
+    if with_times:
+        words = [_word(word) for word in segment.words or ()]
+        event["segment"] = {"id": segment.id, "start": segment.start, "end": segment.end, "text": text, "words": words}
+    return event
+
+
+def done_of(event: Segment | Result, task: Task, kind: str) -> dict[str, Any]:
+    """Return the last event of a stream; in verbose JSON with all that it has, and with subtitles."""
+    assert isinstance(event, Result)
+    done = {"type": "transcript.text.done", "text": event.text.strip()}
+    if task.response_format == "verbose_json":
+        done |= {**verbose(event, task, kind), "srt": event.render("srt"), "vtt": event.render("vtt")}
+    return done
+
+
+def _event(body: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": f"data: {json.dumps(body)}\n\n".encode(), "more_body": True}
+
+
+def error_body(refusal: Refused) -> dict[str, Any]:
+    """Return OpenAI's object of an error."""
+    kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
+    return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}}
+
+
+def refused(refusal: Refused) -> JSONResponse:
+    """Return the answer to a request that is refused."""
+    headers = {"Retry-After": str(RETRY_SECONDS)} if refusal.status in (429, 503) else {}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(refusal), refusal.status, headers)
+
+
+def make_app(server: Server) -> Starlette:
+    """Return the ASGI application of a server."""
+    owner = {"id": server.model_id, "object": "model", "created": 0, "owned_by": "focusasr"}
+
+    async def models(request: Request) -> Response:
+        server.check_key(request)
+        return JSONResponse({"object": "list", "data": [owner]})
+
+    async def model(request: Request) -> Response:
+        server.check_key(request)
+        _check_model(request.path_params["name"], server.model_id)
+        return JSONResponse(owner)
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok", "model": server.model_id})
+
+    async def metrics(request: Request) -> Response:
+        server.check_key(request)
+        return PlainTextResponse(server.metrics.render(server.gate.under_way, server.worker.queued))
+
+    async def page(request: Request) -> Response:
+        name = PAGE[request.url.path]
+        content = (files("focusasr.cli") / "page" / name).read_text(encoding="utf-8")
+        return Response(content, media_type=f"{PAGE_TYPES[name.rpartition('.')[2]]}; charset=utf-8", headers=SAFE)
+
+    async def on_refused(request: Request, error: Exception) -> Response:
+        return refused(Refused.of(error))
+
+    async def on_unknown(request: Request, error: Any) -> Response:
+        return refused(Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}."))
+
+    routes = [
+        Route("/v1/audio/transcriptions", Audio(server, "transcribe"), methods=["POST"]),
+        Route("/v1/audio/translations", Audio(server, "translate"), methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/health", health),
+        Route("/metrics", metrics),
+        *(Route(path, page) for path in PAGE),
+    ]
+    origins = [server.config.cors_origin] if server.config.cors_origin else []
+    cors = Middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["Authorization"]
+    )
+    handlers: Any = {Refused: on_refused, 404: on_unknown, 405: on_unknown}
+    return Starlette(routes=routes, middleware=[cors] if origins else [], exception_handlers=handlers)

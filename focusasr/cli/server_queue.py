@@ -1,0 +1,276 @@
+"""What the server does with a request before and while it is transcribed: admission, upload, queue, figures."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from focusasr.api import Result, SegmentStream
+from focusasr.audio.integrity import AudioError, CutOff
+from focusasr.config import ServeConfig
+from focusasr.runtime.console import warn
+from focusasr.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from starlette.datastructures import FormData
+    from starlette.requests import Request
+
+    from focusasr.transcription.result import Segment
+
+
+MEGABYTE = 1_000_000
+LARGEST_FIELD_BYTES = 65_536
+MOST_FIELDS = 32
+RETRY_SECONDS = 1  # after which a client may try again
+DRAIN_SECONDS = 5.0  # that a client may still send after a refusal, so that it reads the answer
+
+
+class Refused(Exception):
+    """A request that is answered with a status and one line; `param` is the form field at fault."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    @classmethod
+    def of(cls, error: BaseException) -> Refused:
+        """Return the answer to an exception of the recognizer; one of our own faults is printed and not shown."""
+        if isinstance(error, Refused):
+            return error
+        if isinstance(error, InputError):
+            status = 422 if isinstance(error, CutOff) or not isinstance(error, AudioError) else 415
+            return cls(status, str(error), "file" if isinstance(error, AudioError) else None)
+        if isinstance(error, MemoryError):
+            return cls(503, "the memory of the server is full. Try again later, or send a shorter recording.")
+        warn(f"focusasr: internal error: {type(error).__name__}: {error}")
+        return cls(500, "internal error. The server has printed what failed.")
+
+
+class Abandoned(Exception):
+    """The client is gone, or its time is over."""
+
+
+@dataclass
+class Metrics:
+    """Figures since the start, in Prometheus' text format."""
+
+    audio_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    answers: Counter[int] = field(default_factory=Counter)  # by status
+
+    def render(self, under_way: int, queued: int) -> str:
+        """Return all figures as text."""
+        figures: list[tuple[str, str, dict[str, float]]] = [
+            ("requests_total", "counter", {f'{{status="{key}"}}': self.answers[key] for key in sorted(self.answers)}),
+            ("requests_under_way", "gauge", {"": under_way}),
+            ("requests_queued", "gauge", {"": queued}),
+            ("audio_seconds_total", "counter", {"": self.audio_seconds}),
+            ("transcribe_seconds_total", "counter", {"": self.busy_seconds}),
+        ]
+        lines = []
+        for name, kind, values in figures:
+            lines.append(f"# TYPE focusasr_{name} {kind}")
+            lines += [f"focusasr_{name}{label} {value:.10g}" for label, value in values.items()]
+        return "\n".join(lines) + "\n"
+
+
+class Gate:
+    """Admits requests while there are few enough, in all and of each client."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._clients: Counter[str] = Counter()
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are admitted now."""
+        return sum(self._clients.values())
+
+    @contextmanager
+    def admitted(self, client: str) -> Iterator[None]:
+        """Count a request of a client in this block; Refused if there are too many."""
+        if self._clients[client] >= self._config.max_client_requests:
+            most = self._config.max_client_requests
+            raise Refused(429, f"too many requests at a time from {client}: at most {most}. Wait for an answer first.")
+        if self.under_way >= self._config.max_requests:
+            most = self._config.max_requests
+            raise Refused(503, f"the server is busy with {most} requests. Try again in a moment.")
+        self._clients[client] += 1
+        try:
+            yield
+        finally:
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
+
+
+class Job:
+    """One transcription: its segments, if they are asked for, then its result or exception, in `events`."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Segment | Result | BaseException] = asyncio.Queue()
+        self.cancelled = threading.Event()
+        self.over = False  # whether the last event was taken
+
+    def check(self, seconds: float = 0.0) -> None:
+        """Abandoned if nobody needs the result any more; also the `progress` of a recognizer."""
+        if self.cancelled.is_set():
+            raise Abandoned
+
+    async def ended(self) -> None:
+        """Wait until the worker has left the job, and drop its events."""
+        while not self.over:
+            self.over = isinstance(await self.events.get(), (Result, BaseException))
+
+
+class Worker:
+    """One thread that transcribes; requests wait for it in the order in which they came."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._pool = ThreadPoolExecutor(1, "focusasr worker")
+        self._metrics = metrics
+        self._queue: dict[Job, Future[None]] = {}  # what has not begun
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait."""
+        return len(self._queue)
+
+    def start(self, work: Callable[[Job], Result | SegmentStream]) -> Job:
+        """Queue a job; its events come to this event loop."""
+        job, loop = Job(), asyncio.get_running_loop()
+
+        def put(event: Segment | Result | BaseException) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the server ends
+                loop.call_soon_threadsafe(job.events.put_nowait, event)
+
+        begin = threading.Event()  # once it is in the queue, from which it takes itself
+        self._queue[job] = self._pool.submit(self._run, work, job, put, begin)
+        begin.set()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End a job, at once if it has not begun."""
+        job.cancelled.set()
+        future = self._queue.get(job)
+        if future is not None and future.cancel():
+            self._queue.pop(job, None)
+            job.over = True
+
+    def _run(
+        self,
+        work: Callable[[Job], Result | SegmentStream],
+        job: Job,
+        put: Callable[[Segment | Result | BaseException], None],
+        begin: threading.Event,
+    ) -> None:
+        begin.wait()
+        self._queue.pop(job, None)
+        start = time.perf_counter()
+        try:
+            outcome: Any = _result(work, job, put)
+            self._metrics.audio_seconds += outcome.duration
+        except BaseException as error:
+            outcome = error
+        self._metrics.busy_seconds += time.perf_counter() - start
+        put(outcome)
+
+
+def _result(work: Callable[[Job], Result | SegmentStream], job: Job, put: Callable[[Segment], None]) -> Result:
+    job.check()
+    outcome = work(job)
+    if isinstance(outcome, Result):
+        return outcome
+    with outcome:
+        for segment in outcome:
+            job.check()
+            put(segment)
+        return outcome.result
+
+
+class Deadline:
+    """The time that is left to a request."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._end = seconds, time.monotonic() + seconds
+
+    async def next(self, job: Job, gone: asyncio.Future[Any]) -> Any:
+        """Return the next event of a job; Abandoned if the client is gone first, Refused if the time is over."""
+        event = asyncio.ensure_future(job.events.get())
+        left = max(0.0, self._end - time.monotonic())
+        done, _ = await asyncio.wait({event, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if event in done:
+            return event.result()
+        event.cancel()
+        if gone in done:
+            raise Abandoned
+        raise Refused(503, f"no transcript within {self._seconds:g} s. Try again later, or send a shorter recording.")
+
+
+async def client_gone(request: Request) -> None:
+    """Return when the client closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_form(request: Request, config: ServeConfig) -> FormData:
+    """Read a form with at most one file; Refused if it is none, too large, or too slow."""
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+
+    limit = int(config.max_upload_mb * MEGABYTE)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Refused(415, "the body must be multipart/form-data with the recording as its file.")
+    if (announced := request.headers.get("content-length", "")).isdecimal() and int(announced) > limit:
+        raise _too_large(config)
+    received = 0
+
+    async def receive() -> Any:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(config)
+        return message
+
+    try:
+        form = Request(request.scope, receive).form(
+            max_files=1, max_fields=MOST_FIELDS, max_part_size=LARGEST_FIELD_BYTES
+        )
+        return await asyncio.wait_for(_opened(form), config.upload_seconds)
+    except HTTPException as error:
+        raise Refused(422, f"the form cannot be read: {error.detail}") from None
+    except asyncio.TimeoutError:
+        raise Refused(408, f"the upload took longer than {config.upload_seconds:g} s. Send a smaller file.") from None
+
+
+async def _opened(form: Any) -> FormData:
+    return await form
+
+
+def _too_large(config: ServeConfig) -> Refused:
+    return Refused(413, f"the upload is larger than {config.max_upload_mb:g} MB. Send a smaller file.", "file")
+
+
+async def drain(request: Request, config: ServeConfig) -> None:
+    """Read what a refused client still sends, within limits: a closed connection would hide the answer from it."""
+    most = int(config.max_upload_mb * MEGABYTE)
+
+    async def read() -> None:
+        received, more = 0, True
+        while more and received <= most:
+            message = await request.receive()
+            received += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)
+
+    try:
+        await asyncio.wait_for(read(), DRAIN_SECONDS)
+    except asyncio.TimeoutError:
+        return
