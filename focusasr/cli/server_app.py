@@ -24,14 +24,13 @@ from focusasr.audio.source import MemoryAudio, Source
 from focusasr.cli.server_queue import (
     RETRY_SECONDS,
     Abandoned,
+    Body,
     Deadline,
     Gate,
     Job,
     Metrics,
     Refused,
     Worker,
-    client_gone,
-    drain,
     read_form,
 )
 from focusasr.config import ServeConfig
@@ -90,9 +89,9 @@ class Server:
     def check_origin(self, request: Request) -> None:
         """Refuse what a browser sends for a page of another site, which could keep the server busy unseen."""
         origin = request.headers.get("origin")
-        own = (self.config.cors_origin, f"{request.url.scheme}://{request.headers.get('host')}")
-        if origin is not None and origin not in own:
-            raise Refused(403, f"pages of {origin[:80]!r} may not use this server. Start it with --cors-origin.")
+        own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+        if not own and origin != self.config.cors_origin:
+            raise Refused(403, f"pages of {origin!r:.80} may not use this server. Start it with --cors-origin.")
 
     def work(self, task: Task, job: Job) -> Any:
         """Transcribe, in the worker's thread; a stream of segments if they are asked for."""
@@ -124,30 +123,32 @@ class Audio:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request; whatever happens to it, its upload is closed and its place is free afterwards."""
-        server, request = self._server, Request(scope, receive)
+        server, body = self._server, Body(receive, self._server.config)
+        request = Request(scope, body.receive)
         try:
             server.check_origin(request)
             server.check_key(request)
             with server.gate.admitted(request.client.host if request.client else "unknown"):
-                form = await read_form(request, server.config)
+                form = await read_form(request, body, server.config)
                 try:
-                    await self._answer(request, read_task(form, self._task, server), send)
+                    await self._answer(request, body, read_task(form, self._task, server), send)
                 finally:
                     await form.close()
         except (ClientDisconnect, Abandoned):
             server.metrics.answers[499] += 1  # as nginx calls it: nobody reads the answer
         except Refused as refusal:
-            await drain(request, server.config)
+            if refusal.status != 408:  # whose time is over
+                await body.drain()
             await self._refuse(refusal, request, send)
 
     async def _refuse(self, refusal: Refused, request: Request, send: Any) -> None:
         self._server.metrics.answers[refusal.status] += 1
         await refused(refusal)(request.scope, request.receive, send)
 
-    async def _answer(self, request: Request, task: Task, send: Any) -> None:
+    async def _answer(self, request: Request, body: Body, task: Task, send: Any) -> None:
         server = self._server
         job = server.worker.start(lambda job: server.work(task, job))
-        gone, deadline = asyncio.ensure_future(client_gone(request)), Deadline(server.config.timeout_seconds)
+        gone, deadline = asyncio.ensure_future(body.client_gone()), Deadline(server.config.timeout_seconds)
         try:
             event = await self._next(deadline, job, gone)  # before any status is sent
             if task.stream:

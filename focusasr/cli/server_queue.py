@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -214,63 +214,70 @@ class Deadline:
         raise Refused(503, f"no transcript within {self._seconds:g} s. Try again later, or send a shorter recording.")
 
 
-async def client_gone(request: Request) -> None:
-    """Return when the client closes its connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class Body:
+    """The body of a request, and how much of it has come; `receive` is that of ASGI."""
+
+    def __init__(self, receive: Callable[[], Awaitable[Any]], config: ServeConfig) -> None:
+        self._receive = receive
+        self._limit = int(config.max_upload_mb * MEGABYTE)
+        self._received = 0
+        self._complete = False
+
+    @property
+    def too_large(self) -> bool:
+        """Whether more has come than a client may send."""
+        return self._received > self._limit
+
+    async def receive(self) -> Any:
+        """Return the next message."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read what a refused client still sends, within limits: a connection closed early would hide the answer."""
+        self._received = 0
+
+        async def read() -> None:
+            while not self._complete and not self.too_large:
+                await self.receive()
+
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(read(), DRAIN_SECONDS)
+
+    async def client_gone(self) -> None:
+        """Return when the client closes its connection."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
 
-async def read_form(request: Request, config: ServeConfig) -> FormData:
+async def read_form(request: Request, body: Body, config: ServeConfig) -> FormData:
     """Read a form with at most one file; Refused if it is none, too large, or too slow."""
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
 
-    limit = int(config.max_upload_mb * MEGABYTE)
+    too_large = Refused(413, f"the upload is larger than {config.max_upload_mb:g} MB. Send a smaller file.", "file")
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "the body must be multipart/form-data with the recording as its file.")
-    if (announced := request.headers.get("content-length", "")).isdecimal() and int(announced) > limit:
-        raise _too_large(config)
-    received = 0
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > config.max_upload_mb * MEGABYTE:
+        raise too_large
 
     async def receive() -> Any:
-        nonlocal received
-        message = await request.receive()
-        received += len(message.get("body", b""))
-        if received > limit:
-            raise _too_large(config)
+        message = await body.receive()
+        if body.too_large:
+            raise too_large
         return message
 
-    try:
-        form = Request(request.scope, receive).form(
+    async def read() -> FormData:
+        return await Request(request.scope, receive).form(
             max_files=1, max_fields=MOST_FIELDS, max_part_size=LARGEST_FIELD_BYTES
         )
-        return await asyncio.wait_for(_opened(form), config.upload_seconds)
+
+    try:
+        return await asyncio.wait_for(read(), config.upload_seconds)
     except HTTPException as error:
         raise Refused(422, f"the form cannot be read: {error.detail}") from None
     except asyncio.TimeoutError:
         raise Refused(408, f"the upload took longer than {config.upload_seconds:g} s. Send a smaller file.") from None
-
-
-async def _opened(form: Any) -> FormData:
-    return await form
-
-
-def _too_large(config: ServeConfig) -> Refused:
-    return Refused(413, f"the upload is larger than {config.max_upload_mb:g} MB. Send a smaller file.", "file")
-
-
-async def drain(request: Request, config: ServeConfig) -> None:
-    """Read what a refused client still sends, within limits: a closed connection would hide the answer from it."""
-    most = int(config.max_upload_mb * MEGABYTE)
-
-    async def read() -> None:
-        received, more = 0, True
-        while more and received <= most:
-            message = await request.receive()
-            received += len(message.get("body", b""))
-            more = message["type"] == "http.request" and message.get("more_body", False)
-
-    try:
-        await asyncio.wait_for(read(), DRAIN_SECONDS)
-    except asyncio.TimeoutError:
-        return
