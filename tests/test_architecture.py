@@ -155,10 +155,10 @@ try:
     focusasr.cli.app.main()
 except SystemExit as end:
     assert not end.code, end.code
-heavy = {"torch", "torchaudio", "librosa", "scipy", "numba", "transformers", "matplotlib", "sklearn"} & set(sys.modules)
+heavy = {"asyncio", "torch", "torchaudio", "librosa", "scipy", "numba", "transformers", "matplotlib", "sklearn"} & set(sys.modules)
 assert not heavy, f"focusasr --help loads {sorted(heavy)}"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    for command in ("preprocess", "train", "transcribe", "evaluate", "inspect", "info", "convert"):
+    for command in ("preprocess", "train", "transcribe", "serve", "evaluate", "inspect", "info", "convert"):
         assert command in result.stdout
