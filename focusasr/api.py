@@ -129,12 +129,12 @@ def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str 
     """
     from focusasr.evaluation import wer
 
-    said, found = ([one] if isinstance(one, str) else list(one) for one in (references, hypotheses))
-    if len(said) != len(found) or not said:
-        counts = f"{len(said)} references and {len(found)} hypotheses"
+    truths, texts = ([one] if isinstance(one, str) else list(one) for one in (references, hypotheses))
+    if len(truths) != len(texts) or not truths:
+        counts = f"{len(truths)} references and {len(texts)} hypotheses"
         raise InputError(f"score: got {counts}. Give one hypothesis for each reference, and at least one.")
     with _plain_errors():
-        return wer.score(said, found, normalizer, seed)
+        return wer.score(truths, texts, normalizer, seed)
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,7 @@ def test_segments_raise_what_transcribe_raises(recognizer: focusasr.Recognizer) 
             next(stream)
 
 
-def test_progress_is_told_all_seconds_and_may_end_the_work(
+def test_progress_gets_all_seconds_and_may_end_the_work(
     recognizer: focusasr.Recognizer, long_recording: Path, sample: Path, heard: str
 ) -> None:
     seconds: list[float] = []

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from focusasr.audio.load import rechunk, to_samples
-from focusasr.audio.vad import FRAME_SAMPLES, FRAMES_PER_SECOND, Detector, detector, whole_frames
+from focusasr.audio.vad import FRAME_SAMPLES, FRAMES_PER_SECOND, detector, whole_frames
 from focusasr.config import SAMPLE_RATE_HZ
 
 GROUP_FRAMES = 32  # frames judged in one call, 1.024 s; groups lie where they lie however the sound comes in
@@ -48,7 +48,7 @@ def split_at_pauses(
         head.append(block)
         samples += len(block)
     if samples > limit_samples or (samples and not whole):
-        yield from _cut_long(itertools.chain(head, blocks), limit_samples // FRAME_SAMPLES, detector(vad_threshold))
+        yield from _cut_long(itertools.chain(head, blocks), PauseCutter(max_seconds, vad_threshold))
     elif samples:
         yield AudioSegment(0.0, np.concatenate(head))
 
@@ -70,24 +70,48 @@ def merge_segments(pieces: Iterable[AudioSegment], max_seconds: float) -> Iterat
         yield held
 
 
-def _cut_long(blocks: Iterable[np.ndarray], limit: int, detect: Detector) -> Iterator[AudioSegment]:
-    """Hold sound until `_decide` knows the next piece, yield it, forget everything up to its end; `limit` in frames."""
-    waveform, speech, origin = np.zeros(0, np.float32), np.zeros(0, bool), 0
-    groups = rechunk(blocks, GROUP_FRAMES * FRAME_SAMPLES)
-    ended = False
-    while not ended:
-        group = next(groups, None)
-        ended = group is None
-        if group is not None:
-            waveform = np.concatenate([waveform, group])
-            speech = np.concatenate([speech, detect(whole_frames(group))])
-        while len(speech) and (span := _decide(speech, waveform, limit, ended)):
+class PauseCutter:
+    """Cuts a recording that comes in groups of samples, and holds what is in no segment yet."""
+
+    def __init__(self, max_seconds: float, vad_threshold: float) -> None:
+        self._limit = to_samples(max_seconds, SAMPLE_RATE_HZ) // FRAME_SAMPLES
+        self._detect = detector(vad_threshold)
+        self._waveform, self._speech = np.zeros(0, np.float32), np.zeros(0, bool)
+        self._origin = 0  # sample of the recording at which they begin
+
+    def add(self, group: np.ndarray) -> Iterator[AudioSegment]:
+        """Yield the segments that are complete with the next samples (n * 512,); only the last n need not be whole."""
+        self._waveform = np.concatenate([self._waveform, group])
+        self._speech = np.concatenate([self._speech, self._detect(whole_frames(group))])
+        return self._complete(ended=False)
+
+    def end(self) -> Iterator[AudioSegment]:
+        """Yield the segments that the end of the recording completes."""
+        return self._complete(ended=True)
+
+    @property
+    def open(self) -> AudioSegment | None:
+        """The segment under way, from a little before its first speech up to now; None in silence."""
+        voiced = np.flatnonzero(self._speech)
+        if not len(voiced):
+            return None
+        at = max(0, int(voiced[0]) - PADDING_FRAMES) * FRAME_SAMPLES
+        return AudioSegment((self._origin + at) / SAMPLE_RATE_HZ, self._waveform[at:])
+
+    def _complete(self, ended: bool) -> Iterator[AudioSegment]:
+        while len(self._speech) and (span := _decide(self._speech, self._waveform, self._limit, ended)):
             if span.stop > span.start:
                 at = span.start * FRAME_SAMPLES
-                piece = waveform[at : span.stop * FRAME_SAMPLES].copy()
-                yield AudioSegment((origin + at) / SAMPLE_RATE_HZ, piece)
-            waveform, speech = waveform[span.stop * FRAME_SAMPLES :], speech[span.stop :]
-            origin += span.stop * FRAME_SAMPLES
+                piece = self._waveform[at : span.stop * FRAME_SAMPLES].copy()
+                yield AudioSegment((self._origin + at) / SAMPLE_RATE_HZ, piece)
+            self._waveform, self._speech = self._waveform[span.stop * FRAME_SAMPLES :], self._speech[span.stop :]
+            self._origin += span.stop * FRAME_SAMPLES
+
+
+def _cut_long(blocks: Iterable[np.ndarray], cutter: PauseCutter) -> Iterator[AudioSegment]:
+    for group in rechunk(blocks, GROUP_FRAMES * FRAME_SAMPLES):
+        yield from cutter.add(group)
+    yield from cutter.end()
 
 
 class _Span(NamedTuple):

@@ -1,0 +1,125 @@
+"""Load on `focusasr serve`: good clients are answered, and memory stays flat, while as many others misbehave.
+
+    python scripts/checks/serve_load.py --seconds 300 --clients 8
+
+Half of the clients send recordings that are corrupt, uploads that stop half-way, slow uploads, or leave before the
+answer. Prints JSON: requests, failures of good clients, latencies in seconds, memory in megabytes. Status 1 if a good
+client failed or if memory grew by more than 10 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.helpers.http_server import FORM, PATH, Server, form  # noqa: E402
+
+CLIP = ROOT / "tests" / "data" / "sample.flac"
+MOST_GROWTH = 1.1
+WARM_UP_SHARE = 0.2  # of the time, before memory is measured first
+
+
+class Load:
+    """Clients of a server until an end, and what became of their requests."""
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self.server, self.end = server, time.monotonic() + seconds
+        self.clip = CLIP.read_bytes()
+        self.expected = server.send(self.clip)[1]["text"]
+        self.latencies: list[float] = []
+        self.failures: list[str] = []
+        self.bad = 0
+
+    def good(self) -> None:
+        """Send recordings, one after the other, and compare their texts."""
+        while time.monotonic() < self.end:
+            start = time.perf_counter()
+            try:
+                status, answer = self.server.send(self.clip)
+            except OSError as error:
+                self.failures.append(str(error))
+                continue
+            self.latencies.append(time.perf_counter() - start)
+            if status != 200 or answer["text"] != self.expected:
+                self.failures.append(f"{status} {answer}")
+
+    def misbehaving(self) -> None:
+        """Send what no server wants, one after the other."""
+        kinds = (self.corrupt, self.cut_off, self.slow, self.leave)
+        for kind in itertools.cycle(kinds):
+            if time.monotonic() >= self.end:
+                return
+            self.bad += 1
+            kind()
+
+    def corrupt(self) -> None:
+        """Send a recording that ends in its middle."""
+        assert self.server.send(self.clip[: len(self.clip) // 2])[0] == 422
+
+    def cut_off(self) -> None:
+        """Send half of an upload and close."""
+        self.partly(len(form(self.clip)) // 2, 0.0)
+
+    def slow(self) -> None:
+        """Send a tenth of an upload, wait, and close."""
+        self.partly(len(form(self.clip)) // 10, 1.0)
+
+    def leave(self) -> None:
+        """Send everything and close before the answer."""
+        self.partly(len(form(self.clip)), 0.0)
+
+    def partly(self, count: int, wait_seconds: float) -> None:
+        """Send the first bytes of a request, wait, and close."""
+        body = form(self.clip)
+        head = f"POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: {FORM['Content-Type']}\r\n"
+        with socket.create_connection(("127.0.0.1", self.server.port)) as connection:
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:count])
+            time.sleep(wait_seconds)
+
+
+def main() -> int:
+    """Run the clients and print what they met."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--clients", type=int, default=8)
+    given = parser.parse_args()
+    server = Server("--max-client-requests", 32)
+    load = Load(server, given.seconds)
+    kinds = [load.good if index % 2 else load.misbehaving for index in range(given.clients)]
+    threads = [threading.Thread(target=kind) for kind in kinds]
+    for thread in threads:
+        thread.start()
+    time.sleep(WARM_UP_SHARE * given.seconds)
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    for thread in threads:
+        thread.join()
+    after, descriptors = process.memory_info().rss, server.descriptors()
+    p50, p95, p99 = np.percentile(load.latencies, [50, 95, 99])
+    figures = {
+        "good": len(load.latencies),
+        "failures": load.failures[:10],
+        "misbehaving": load.bad,
+        "latency_seconds": {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3)},
+        "memory_mb": [round(before / 1e6, 1), round(after / 1e6, 1)],
+        "open_files": descriptors,
+        "exit_status": server.end(),
+    }
+    print(json.dumps(figures))
+    return int(bool(load.failures) or after > MOST_GROWTH * before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
