@@ -160,5 +160,5 @@ assert not heavy, f"focusasr --help loads {sorted(heavy)}"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    for command in ("preprocess", "train", "transcribe", "serve", "evaluate", "inspect", "info", "convert"):
+    for command in ("preprocess", "train", "transcribe", "listen", "serve", "evaluate", "inspect", "info", "convert"):
         assert command in result.stdout

@@ -13,6 +13,7 @@ from focusasr import __version__
 from focusasr.cli.adapt import adapt
 from focusasr.cli.checkpoints import convert, info, inspect
 from focusasr.cli.evaluate import evaluate
+from focusasr.cli.listen import listen
 from focusasr.cli.options import BOTH_SPELLINGS, WhisperSpelling, misuse
 from focusasr.cli.preprocess import preprocess
 from focusasr.cli.serve import serve
@@ -29,7 +30,7 @@ app = typer.Typer(
 Misused: Any = typer.BadParameter.__base__  # of all that the options refuse; each Typer has it elsewhere
 COMMANDS = {
     command.__name__: command
-    for command in (preprocess, train, adapt, transcribe, serve, evaluate, inspect, info, convert)
+    for command in (preprocess, train, adapt, transcribe, listen, serve, evaluate, inspect, info, convert)
 }
 for command in COMMANDS.values():
     summary = (command.__doc__ or "").partition("\n")[0]

@@ -1,0 +1,259 @@
+"""The command `listen`: live text of a microphone, a pipe, or a file played in real time."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focusasr.cli.options import (
+    DeviceOption,
+    LocalFilesOption,
+    ModelDirOption,
+    ModelOption,
+    ThreadsOption,
+    number,
+    with_settings,
+)
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.runtime.console import warn
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import ensure_writable, unwritable
+from focusasr.runtime.process import restore_interrupts
+from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from focusasr.transcription.live import LiveText, LiveTranscriber
+
+
+INSTEAD = "choose another --output-dir"
+NAME = "listen"  # of the files in --output-dir
+REST = 50.0  # times as long as writing took, before the whole transcript is written again
+WAIT_SECONDS = 0.1  # between two looks whether Ctrl-C was pressed
+
+
+@with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
+def listen(
+    given: dict[type, dict[str, Any]],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="file to play in real time, or - for WAV or raw 16-bit PCM from a pipe"),
+    ] = None,
+    rate: Annotated[
+        int, typer.Option(help="sampling rate of raw PCM, in Hz", parser=number(int, least=1000), metavar="<int>")
+    ] = SAMPLE_RATE_HZ,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="keep the audio and its transcript here")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON line for each partial and final text")] = False,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    local_files_only: LocalFilesOption = False,
+    model_dir: ModelDirOption = None,
+) -> None:
+    """Write down speech while it is spoken: from the microphone, a pipe, or a file played in real time.
+
+    Final texts are printed, a line each, when a pause ends a segment; a terminal shows the text under way too.
+    Ctrl-C ends it with the last text.
+    """
+    import focusasr
+    from focusasr.cli.live_audio import microphone, pipe, played
+    from focusasr.transcription.live import LiveTranscriber
+
+    if output_dir is not None:
+        ensure_writable(output_dir, INSTEAD)
+    options = {name: value for values in given.values() for name, value in values.items()}
+    recognizer = focusasr.load(
+        model, device, threads=threads, local_files_only=local_files_only, model_dir=model_dir, **options
+    )
+    config = DecodingConfig(**given[DecodingConfig])
+    longest = min(config.max_segment_seconds, 30.0)
+    live = LiveTranscriber(lambda samples: recognizer.transcribe(samples).transcript, longest, config.vad_threshold)
+    coming = microphone() if source is None else pipe(rate) if source == "-" else played(source)
+    with ExitStack() as stack:
+        keep = Keeping(output_dir, OutputConfig(**given[OutputConfig]), stack) if output_dir else None
+        stop = stack.enter_context(_answering_signals())
+        if source is None:
+            warn("focusasr: listening; Ctrl-C ends it")
+        errors = run(live, coming, stop, Output(Show(as_json), keep))
+    for error in errors:
+        raise error
+
+
+@contextmanager
+def _answering_signals() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one ends the process at once."""
+    stop = threading.Event()
+    restore_interrupts()
+
+    def handle(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, before in handlers.items():
+            signal.signal(number, before)
+
+
+def run(live: LiveTranscriber, coming: Iterator[np.ndarray], stop: threading.Event, output: Output) -> list[Exception]:
+    """Read samples in a thread and transcribe them here until their end; return what failed in reading or keeping.
+
+    Whatever ends it, the audio so far is transcribed.
+    """
+    import numpy as np
+
+    blocks: queue.SimpleQueue[np.ndarray | Exception | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(coming, blocks, stop), daemon=True, name="focusasr audio").start()
+    ended = False
+    while not ended:
+        items = list(_waiting(blocks, stop))
+        ended = any(not isinstance(item, np.ndarray) for item in items)
+        output.errors += [item for item in items if isinstance(item, Exception)]
+        if taken := [item for item in items if isinstance(item, np.ndarray)]:
+            samples = np.concatenate(taken)
+            output.audio(samples)
+            for text in live.feed(samples):
+                output.text(text)
+    for text in live.end():
+        output.text(text)
+    output.finish()
+    return output.errors
+
+
+def _read(coming: Iterator[np.ndarray], blocks: queue.SimpleQueue[Any], stop: threading.Event) -> None:
+    try:
+        for block in coming:
+            blocks.put(block)
+            if stop.is_set():
+                break
+        blocks.put(None)
+    except Exception as error:
+        blocks.put(error)
+
+
+def _waiting(blocks: queue.SimpleQueue[Any], stop: threading.Event) -> Iterator[Any]:
+    """Yield all that has come, after waiting a little for the first; None if it is to end."""
+    try:
+        yield blocks.get(timeout=WAIT_SECONDS)
+        while True:
+            yield blocks.get_nowait()
+    except queue.Empty:
+        if stop.is_set():
+            yield None
+
+
+class Show:
+    """Prints texts on stdout: final ones as lines, those under way in place where there is a terminal."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json, self._terminal = as_json, sys.stdout.isatty()
+
+    def __call__(self, text: LiveText) -> None:
+        """Print one text."""
+        if self._as_json:
+            times = {"start": round(text.start, 3), "end": round(text.end, 3)}
+            print(json.dumps({"type": "final" if text.final else "partial", **times, "text": text.text}), flush=True)
+        elif self._terminal:
+            line = text.text if text.final else text.text[-(shutil.get_terminal_size().columns - 1) :]
+            print(f"\r\x1b[K{line}", end="\n" if text.final and text.text else "", flush=True)
+        elif text.final and text.text:
+            print(text.text, flush=True)
+
+
+class Output:
+    """What is printed and what is kept; if nothing can be kept any more, printing continues."""
+
+    def __init__(self, show: Show, keep: Keeping | None) -> None:
+        self._show, self._keep = show, keep
+        self.errors: list[Exception] = []
+
+    def audio(self, samples: np.ndarray) -> None:
+        """Keep samples (n,)."""
+        self._try(lambda keep: keep.audio(samples))
+
+    def text(self, text: LiveText) -> None:
+        """Print a text, and keep it if it is final."""
+        self._show(text)
+        if text.final:
+            self._try(lambda keep: keep.text(text))
+
+    def finish(self) -> None:
+        """Keep what is not kept yet."""
+        self._try(lambda keep: keep.write())
+
+    def _try(self, action: Callable[[Keeping], None]) -> None:
+        if self._keep is None:
+            return
+        try:
+            action(self._keep)
+        except InputError as error:
+            self._keep = None
+            self.errors.append(error)
+            warn(f"focusasr: {error}; the text is still printed, and no longer kept")
+
+
+class Keeping:
+    """The audio as it comes, as FLAC, and the transcript so far in every format, each file whole."""
+
+    def __init__(self, folder: Path, output: OutputConfig, stack: ExitStack) -> None:
+        import soundfile
+
+        self._output = output
+        self._stem = folder / f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self._texts: list[LiveText] = []
+        self._rest_until = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            self._sound = soundfile.SoundFile(f"{self._stem}.flac", "w", SAMPLE_RATE_HZ, 1, "PCM_16")
+        stack.callback(self._sound.close)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        import soundfile
+
+        try:
+            yield
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise unwritable(Path(f"{self._stem}.flac"), error, INSTEAD) from None
+
+    def audio(self, samples: np.ndarray) -> None:
+        """Append samples (n,) to the file."""
+        with self._explained():
+            self._sound.write(samples)
+
+    def text(self, text: LiveText) -> None:
+        """Add a final text; the transcript is written now, unless that took long a short time ago."""
+        self._texts.append(text)
+        begin = time.monotonic()
+        if begin >= self._rest_until:
+            self.write()
+            now = time.monotonic()
+            self._rest_until = now + REST * (now - begin)
+
+    def write(self) -> None:
+        """Write the transcript of all final texts."""
+        from focusasr.transcription.result import Transcript
+        from focusasr.transcription.writers import FORMATS, write
+
+        segments = [segment for one in self._texts for segment in one.segments]
+        numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
+        whole = " ".join(one.text for one in self._texts if one.text)
+        language = next((one.language for one in self._texts if one.language), None)
+        write(Transcript(whole, numbered, language), self._stem, FORMATS, self._output)

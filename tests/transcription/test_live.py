@@ -1,0 +1,118 @@
+"""Live transcription: partial texts, final texts at pauses, and how much computing it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import focusasr
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.transcription.live import IDLE_SHARE, LiveText, LiveTranscriber
+from focusasr.transcription.result import Segment, Transcript
+
+
+@pytest.fixture(autouse=True)
+def loud_is_speech(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take for speech what is loud, except with real speech."""
+    if "sample" not in request.fixturenames:
+        name = "focusasr.audio.segmentation.detector"
+        monkeypatch.setattr(name, lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05)
+
+
+def lengths(samples: np.ndarray) -> Transcript:
+    """Return a transcript that shows how much was transcribed."""
+    end = len(samples) / SAMPLE_RATE_HZ
+    words = [{"word": "x", "start": 0.0, "end": end, "probability": 1.0}]
+    segment = Segment(0, 0, 0.0, end, f"{len(samples)}", [], 0.0, 0.0, 1.0, 0.0, words, words)
+    return Transcript(segment.text, [segment], "en")
+
+
+def speech(*seconds: float) -> np.ndarray:
+    """Return noise and silence by turns, of so many seconds."""
+    rng = np.random.default_rng(0)
+    parts = [
+        rng.uniform(-0.5, 0.5, round(length * SAMPLE_RATE_HZ)) * (index % 2 == 0)
+        for index, length in enumerate(seconds)
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def texts(live: LiveTranscriber, samples: np.ndarray, block: int) -> list[LiveText]:
+    """Return all texts of samples that come in blocks."""
+    found = [text for at in range(0, len(samples), block) for text in live.feed(samples[at : at + block])]
+    return [*found, *live.end()]
+
+
+@pytest.mark.parametrize("block", [160, 1600, 7001, 100_000])
+def test_final_texts_do_not_depend_on_the_blocks(block: int) -> None:
+    samples = speech(2.0, 2.0, 3.0, 1.5, 0.5)
+    finals = [text for text in texts(LiveTranscriber(lengths), samples, block) if text.final]
+    assert finals == [text for text in texts(LiveTranscriber(lengths), samples, 512) if text.final]
+    assert [round(text.end - text.start) for text in finals] == [2, 4, 1]
+
+
+def test_partial_texts_grow_until_the_final_one() -> None:
+    found = texts(LiveTranscriber(lengths, clock=lambda: 0.0), speech(3.0, 2.0), 1600)
+    *partial, final = found
+    assert final.final and not any(text.final for text in partial)
+    ends = [text.end for text in partial]
+    assert ends == sorted(ends) and len(ends) >= 10
+    assert max(np.diff(ends)) <= 0.3 + 1e-9
+
+
+def test_end_completes_what_is_under_way() -> None:
+    live = LiveTranscriber(lengths)
+    samples = speech(1.03)
+    assert not any(text.final for text in live.feed(samples))
+    (final,) = live.end()
+    assert final.text == str(len(samples)) and list(live.end()) == []
+
+
+def test_times_are_those_of_the_whole_recording() -> None:
+    found = [text for text in texts(LiveTranscriber(lengths), speech(1.0, 3.0, 1.0), 1600) if text.final]
+    assert len(found) == 2 and found[1].start == pytest.approx(3.6, abs=0.05)
+    (segment,) = found[1].segments
+    assert (segment.start, segment.end) == pytest.approx((found[1].start, found[1].end), abs=1e-3)
+    assert segment.seek == round(100 * found[1].start)
+    for words in (segment.words, segment.subtitle_words):
+        assert words is not None and words[0]["start"] == pytest.approx(found[1].start, abs=1e-3)
+
+
+def test_a_quarter_of_the_time_is_computed_at_most() -> None:
+    now, cost, spent = 0.0, 0.4, 0.0
+
+    def slow(samples: np.ndarray) -> Transcript:
+        nonlocal now, spent
+        now, spent = now + cost, spent + cost
+        return lengths(samples)
+
+    live, samples, partial = LiveTranscriber(slow, clock=lambda: now), speech(10.0), 0
+    for at in range(0, len(samples), 1600):
+        partial += len(list(live.feed(samples[at : at + 1600])))
+        now += 0.1
+    assert 5 <= partial <= now / (cost * (1 + IDLE_SHARE)) + 1
+    assert spent / now <= 1 / (1 + IDLE_SHARE) + 0.05
+
+
+def test_silence_gives_nothing_and_takes_no_memory() -> None:
+    live = LiveTranscriber(lengths)
+    for _ in range(600):
+        assert list(live.feed(np.zeros(SAMPLE_RATE_HZ, np.float32))) == []
+    assert len(live._cutter._waveform) < SAMPLE_RATE_HZ
+    assert list(live.end()) == []
+
+
+def test_final_text_is_what_transcribe_gives_for_the_segment(sample: Path) -> None:
+    recognizer = focusasr.load(device="cpu")
+    samples, rate = soundfile.read(sample, dtype="float32")
+    assert rate == SAMPLE_RATE_HZ
+    whole = np.concatenate([samples, np.zeros(2 * rate, np.float32), samples])
+    live = LiveTranscriber(lambda waveform: recognizer.transcribe(waveform).transcript)
+    finals = [text for text in texts(live, whole, 1600) if text.final]
+    assert len(finals) == 2
+    for text in finals:
+        cut = whole[round(text.start * rate) : round(text.end * rate)]
+        assert text.text == recognizer.transcribe(cut).text != ""
