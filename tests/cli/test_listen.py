@@ -20,6 +20,8 @@ import soundfile
 
 from focusasr.cli import live_audio
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PAUSE_SECONDS = 2
 

@@ -20,6 +20,8 @@ for library in ("starlette", "uvicorn", "python_multipart", "playwright"):
 
 from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_MS = 30_000
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.flac"
 KEY = "a key for tests"

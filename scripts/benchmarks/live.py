@@ -1,0 +1,105 @@
+"""How far live text is behind speech: `focusasr listen` on a file played in real time.
+
+    python scripts/benchmarks/live.py tests/data/sample.flac [--model NAME] [--repeat 6]
+
+Prints JSON: latency in seconds of words (from the end of a word to the first partial text that has it for good) and of
+final texts (from the end of a segment), corrections per word, and the share of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import focusasr  # noqa: E402
+from focusasr.audio.load import load  # noqa: E402
+from focusasr.config import SAMPLE_RATE_HZ  # noqa: E402
+from focusasr.transcription.live import LiveText, LiveTranscriber  # noqa: E402
+
+BLOCK = SAMPLE_RATE_HZ // 10
+PAUSE_SECONDS = 1.5  # between two repetitions
+
+Seen = tuple[float, LiveText]  # when a text came, in seconds of the recording's time
+
+
+def play(live: LiveTranscriber, samples: np.ndarray) -> tuple[list[Seen], float]:
+    """Return the texts of samples that are played in real time, and the share of one core that they took."""
+    start, begin, seen = time.monotonic(), time.process_time(), list[Seen]()
+    for at in range(0, len(samples), BLOCK):
+        time.sleep(max(0.0, start + (at + BLOCK) / SAMPLE_RATE_HZ - time.monotonic()))
+        seen += [(time.monotonic() - start, text) for text in live.feed(samples[at : at + BLOCK])]
+    seen += [(time.monotonic() - start, text) for text in live.end()]
+    return seen, (time.process_time() - begin) / (time.monotonic() - start)
+
+
+def by_segment(seen: list[Seen]) -> list[list[Seen]]:
+    """Return the texts of each segment, the final one last."""
+    segments: list[list[Seen]] = [[]]
+    for one in seen:
+        segments[-1].append(one)
+        if one[1].final:
+            segments.append([])
+    return segments[:-1]
+
+
+def word_latencies(segment: list[Seen]) -> list[float]:
+    """Return for each final word how long after its end it was shown for good, in seconds."""
+    final = segment[-1][1]
+    words = [word for part in final.segments for word in part.words or ()]
+    latencies = []
+    for place, word in enumerate(words):
+        shown = segment[-1][0]
+        for when, text in reversed(segment[:-1]):
+            if text.text.split()[place : place + 1] != [word["word"].strip()]:
+                break
+            shown = when
+        latencies.append(shown - word["end"])
+    return latencies
+
+
+def corrections(segment: list[Seen]) -> int:
+    """Return how many words were shown and then changed or taken back."""
+    texts = [text.text.split() for _, text in segment]
+    return sum(
+        before[place] != after[place : place + 1][0] if place < len(after) else True
+        for before, after in itertools.pairwise(texts)
+        for place in range(len(before))
+    )
+
+
+def main() -> None:
+    """Play the file and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file")
+    parser.add_argument("--model")
+    parser.add_argument("--repeat", type=int, default=1)
+    given = parser.parse_args()
+    recognizer = focusasr.load(given.model, "cpu", threads=1, word_timestamps=True)
+    pause = np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE_HZ), np.float32)
+    samples = np.concatenate([load(given.file), pause] * given.repeat)
+    recognizer.transcribe(samples[: 2 * SAMPLE_RATE_HZ])  # what is loaded at first use
+    seen, share = play(LiveTranscriber(lambda waveform: recognizer.transcribe(waveform).transcript), samples)
+    segments = by_segment(seen)
+    words = [latency for segment in segments for latency in word_latencies(segment)]
+    finals = [segment[-1][0] - segment[-1][1].end for segment in segments]
+    figures = {
+        "words": len(words),
+        "word_latency": [round(float(value), 2) for value in np.percentile(words, [50, 95])],
+        "final_latency": [round(float(value), 2) for value in np.percentile(finals, [50, 95])],
+        "corrections_per_word": round(sum(map(corrections, segments)) / len(words), 2),
+        "core_share": round(share, 2),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
