@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.live import SegmentPrinter
 from focusasr.cli.options import (
     DeviceOption,
     LocalFilesOption,
@@ -21,6 +20,7 @@ from focusasr.cli.options import (
     with_settings,
 )
 from focusasr.cli.outcomes import doubts_told, shared_work, tell_remarks, told
+from focusasr.cli.segment_printer import SegmentPrinter
 from focusasr.config import DecodingConfig, RecordingConfig
 from focusasr.runtime.console import note, pluralize, progress_bar, warn
 from focusasr.runtime.errors import InputError, UsageError
