@@ -9,7 +9,10 @@ import dataclasses
 import difflib
 import itertools
 import json
+import lzma
+import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -31,6 +34,8 @@ Task = Literal["translate", "transcribe"]
 TASKS = get_args(Task)
 TIMESTAMPS = [f"<|{step // 50}.{step % 50 * 2:02}|>" for step in range(1501)]  # 0.00 to 30.00, 20 ms apart
 ENGLISH_RANKS = 50_256  # tokens that are pieces of text; multilingual vocabularies have one more
+MERGES = Path(__file__).parent / "merges"  # see NOTICE.txt there
+MOST_SPLITTING = 20_000_000  # sum of squared token lengths; OpenAI's vocabularies have 3 million
 OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>"}  # as in the first conversions
 
 Merge = tuple[str, str]
@@ -60,6 +65,9 @@ def special_tokens(languages: int) -> list[str]:
     names = ("startoflm", "startofprev", "nospeech", "notimestamps")
     middle = [f"<|{name}|>" for name in (*LANGUAGES[:languages], *TASKS, *names)]
     return ["<|endoftext|>", "<|startoftranscript|>", *middle, *TIMESTAMPS]
+
+
+ENGLISH_VOCABULARY = ENGLISH_RANKS + len(special_tokens(99))  # multilingual ones are larger
 
 
 class WhisperTokenizer(Tokenizer):
@@ -224,28 +232,69 @@ def build_engine(
     return engine
 
 
-def engine_from_ranks(text: str, vocabulary: int) -> Engine:
-    """Return the engine for OpenAI's ranks (a line each: base64 of the bytes, rank); InputError where they are none.
+def openai_engine(vocabulary: int) -> Engine:
+    """Return the engine of OpenAI's vocabulary with so many tokens, from the merges in this package.
 
-    The number of languages follows from the size of the vocabulary.
+    InputError if OpenAI has no vocabulary of this size.
     """
+    multilingual = vocabulary > ENGLISH_VOCABULARY
+    packed = (MERGES / f"{'multilingual' if multilingual else 'english'}.xz").read_bytes()
+    pieces, merges = sorted(byte_letters()), []  # the order of GPT-2's first tokens
+    for left, right in struct.iter_unpack("<HH", lzma.decompress(packed)):
+        merges.append((pieces[left], pieces[right]))
+        pieces.append(pieces[left] + pieces[right])
+    return _with_openai_specials(pieces + [""] * multilingual, merges, vocabulary)
+
+
+def engine_from_ranks(text: str, vocabulary: int) -> Engine:
+    """Return the engine for OpenAI's ranks (a line each: base64 of the bytes, rank); InputError where they are none."""
     try:
         ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, text.splitlines())}
     except (ValueError, binascii.Error) as error:
         raise InputError(f"not a file of ranks ({error}); install openai-whisper again") from None
-    languages = vocabulary - len(ranks) - len(special_tokens(0))
-    if not 0 < languages <= len(LANGUAGES):
-        raise InputError(f"the weights have {vocabulary} tokens, which {len(ranks)} ranks do not lead to")
+    return engine_from_tokens(sorted(ranks, key=ranks.__getitem__), vocabulary)
+
+
+def engine_from_tokens(tokens: Sequence[bytes], vocabulary: int) -> Engine:
+    """Return the engine for the bytes of all tokens of text, in the order of their ids.
+
+    OpenAI's special tokens follow; the number of languages results from the size of the vocabulary. InputError if
+    the tokens are not built from each other, or do not lead to this size.
+    """
     letters = byte_letters()
-    pieces = {_spelled(token, letters): rank for token, rank in ranks.items()}
-    merges = [
-        (_spelled(left, letters), _spelled(right, letters))
-        for token in sorted(ranks, key=ranks.__getitem__)
-        if len(token) > 1
-        for left, right in [split_by_rank(token, ranks)]
-    ]
-    specials = {name: len(ranks) + place for place, name in enumerate(special_tokens(languages))}
-    return build_engine(pieces, merges, specials, vocabulary)
+    pieces = ["".join(letters[byte] for byte in token) for token in tokens]
+    return _with_openai_specials(pieces, _merges(tokens), vocabulary)
+
+
+def engine_from_pieces(pieces: Sequence[str], vocabulary: int) -> Engine:
+    """Return the engine for a vocabulary in the order of its ids, spelled in letters, special tokens at its end."""
+    bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+    end = pieces.index("<|endoftext|>") if "<|endoftext|>" in pieces else len(pieces)
+    try:
+        tokens = [bytes(bytes_of[letter] for letter in piece) for piece in pieces[:end]]
+    except KeyError as error:
+        raise InputError(f"the vocabulary has {error.args[0]!r}, which stands for no byte. Copy it again.") from None
+    numbered = {piece: id for id, piece in enumerate(pieces)}
+    text = {piece: numbered[piece] for piece in pieces[:end]}
+    return build_engine(text, _merges(tokens), {name: numbered[name] for name in pieces[end:]}, vocabulary)
+
+
+def _with_openai_specials(pieces: Sequence[str], merges: Sequence[Merge], vocabulary: int) -> Engine:
+    languages = vocabulary - len(pieces) - len(special_tokens(0))
+    if not 0 < languages <= len(LANGUAGES):
+        raise InputError(f"the weights have {vocabulary} tokens, which {len(pieces)} ranks do not lead to")
+    specials = {name: len(pieces) + place for place, name in enumerate(special_tokens(languages))}
+    return build_engine({piece: id for id, piece in enumerate(pieces)}, merges, specials, vocabulary)
+
+
+def _merges(tokens: Sequence[bytes]) -> list[Merge]:
+    """Return the merges that make tokens, given in the order of their ids."""
+    if sum(len(token) ** 2 for token in tokens) > MOST_SPLITTING:
+        raise InputError("the vocabulary has tokens that are too long. Copy it again.")
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    letters = byte_letters()
+    pairs = [split_by_rank(token, ranks) for token in tokens if len(token) > 1]
+    return [tuple("".join(letters[byte] for byte in part) for part in pair) for pair in pairs]  # type: ignore[misc]
 
 
 def split_by_rank(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
@@ -271,10 +320,6 @@ def byte_letters() -> list[str]:
         letters.append(chr(byte) if byte in seen else chr(spare))
         spare += byte not in seen
     return letters
-
-
-def _spelled(token: bytes, letters: Sequence[str]) -> str:
-    return "".join(letters[byte] for byte in token)
 
 
 def read_merges(text: str) -> list[Merge]:
