@@ -108,34 +108,46 @@ def info(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="as --model: a folder, .pt, or name on the hub")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="as --model: a folder, file, or name on the hub")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a new folder for the checkpoint")],
     dtype: Annotated[
         Literal["float32", "float16", "int8"],
         typer.Option(help="how weights are stored: float16 takes half the space, int8 a quarter"),
     ] = "float32",
+    to: Annotated[
+        Literal["focusasr", "huggingface", "ctranslate2"],
+        typer.Option(help="format to write: ours, transformers', or faster-whisper's"),
+    ] = "focusasr",
     local_files_only: LocalFilesOption = False,
 ) -> None:
-    """Write any checkpoint, a Whisper's too, as a folder of focusasr that needs nothing else."""
+    """Write any checkpoint as a folder of focusasr, or a Whisper model as one of transformers or faster-whisper."""
     import torch
     from safetensors import SafetensorError
 
     from focusasr.model.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+    from focusasr.model.export import check_plain_whisper, save_ctranslate2, save_hugging_face
     from focusasr.runtime.files import ensure_writable, unwritable, written_aside
 
+    if to != "focusasr" and dtype == "int8":
+        raise UsageError(f"--dtype int8 cannot be used with --to {to}. Use --dtype float16.")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder}: is there already; give a new folder")
     ensure_writable(folder, "choose another folder")
     checkpoint = load_checkpoint(find_checkpoint(source, local_files_only))
+    if to != "focusasr":
+        check_plain_whisper(checkpoint, source, "transformers" if to == "huggingface" else "faster-whisper")
     largest = max(float(weight.abs().max()) for weight in checkpoint.model.state_dict().values())
     if dtype != "float32" and not largest <= torch.finfo(torch.float16).max:
         raise InputError(f"{source}: has a weight of {largest:.3g}, too large for {dtype}; use --dtype float32")
-    card = checkpoint.card.replace("weights (float32)", f"weights ({dtype})")
+    checkpoint = replace(checkpoint, card=checkpoint.card.replace("weights (float32)", f"weights ({dtype})"))
+    stored = getattr(torch, dtype)
     try:
         with written_aside(folder) as aside:
-            save_checkpoint(
-                aside, replace(checkpoint, card=card), {"converted_from": source}, dtype=getattr(torch, dtype)
-            )
+            if to == "focusasr":
+                save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=stored)
+            else:
+                aside.mkdir(parents=True, exist_ok=True)
+                (save_hugging_face if to == "huggingface" else save_ctranslate2)(aside, checkpoint, stored)
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error, "choose another folder") from None
     print(folder)

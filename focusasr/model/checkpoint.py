@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import json
 import os
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from safetensors.torch import save_file
 
 from focusasr import __version__
 from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig, WhisperConfig
-from focusasr.model.huggingface import download, load_hugging_face
-from focusasr.model.openai import load_openai
+from focusasr.model.ctranslate2 import read_ctranslate2
+from focusasr.model.formats import PIECES, Format, format_of, locate
+from focusasr.model.ggml import read_ggml
+from focusasr.model.hub import HUB_NAME, WHISPER_NAMES, WHISPER_SIZES, download, find_whisper
+from focusasr.model.huggingface import read_hugging_face
+from focusasr.model.openai import read_openai
 from focusasr.model.transformer import Model
-from focusasr.model.weights import as_int8, build_model, from_int8, safetensors_in
-from focusasr.model.whisper_weights import ImportedCheckpoint, check_generation
+from focusasr.model.weights import ImportedCheckpoint, as_int8, build_model, from_int8, safetensors_in
+from focusasr.model.whisper_tokens import check_generation
 from focusasr.runtime.cache import fingerprint, json_digest
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json, read_text
@@ -33,10 +37,6 @@ from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 FORMAT = 1
-WHISPER_SIZES = "tiny tiny.en base base.en small small.en medium medium.en large-v1 large-v2 large-v3 large-v3-turbo"
-WHISPER_NAMES = {name: name for name in WHISPER_SIZES.split()} | {"large": "large-v3", "turbo": "large-v3-turbo"}
-HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-PIECES = ("config.json", "model.safetensors", "tokenizer.json")
 FOR_READERS = {"README.md", "metrics.json"}  # of a checkpoint's files: they change no text
 
 
@@ -59,9 +59,9 @@ class Checkpoint:
 def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
     """Return where a checkpoint lies; InputError where there is none of this name.
 
-    None and "default" are the default one; a training run's folder stands for its best checkpoint; else a folder,
-    OpenAI's .pt file, or a name on the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own
-    names, such as tiny.en, stand for NAME.pt in `model_dir`, where there is one, and else for the hub's.
+    None and "default" are the default one; a training run's folder stands for its best checkpoint; else a folder or
+    file of any format, the hub's cache of a model, or a name on the hub such as openai/whisper-tiny.en, which is
+    downloaded once. OpenAI's own names, such as tiny.en, stand for what the caches have of them, first `model_dir`.
     """
     if name is None or name == "default":
         inside = Path(__file__).parents[1] / "checkpoints" / DEFAULT_CHECKPOINT
@@ -74,13 +74,9 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
     if os.path.isfile(folder / "best" / "config.json") and not os.path.exists(folder / "config.json"):
         return folder / "best"
     if os.path.isdir(folder) or os.path.isfile(folder):  # of a name that no file can have, they say no
-        return folder
+        return locate(folder)
     if name in WHISPER_NAMES:
-        for file in (model_dir / f"{stem}.pt" for stem in (name, WHISPER_NAMES[name]) if model_dir is not None):
-            if file.is_file():
-                return file
-        hub = "large" if name == "large-v1" else WHISPER_NAMES[name]
-        return download(f"openai/whisper-{hub}", local_files_only, model_dir)
+        return find_whisper(name, local_files_only, model_dir)
     if HUB_NAME.fullmatch(name):
         try:
             return download(name, local_files_only, model_dir)
@@ -141,15 +137,19 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name's bytes that are no text stay escapes
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint, native or Whisper's; InputError names the piece that is missing, broken or of another size."""
-    if is_whisper(folder):
-        return _from_elsewhere(folder, str(device))
-    if not any((folder / piece).is_file() for piece in PIECES):
-        seen = "has no config.json" if folder.is_dir() else "is no folder, and no .pt"
-        raise InputError(
-            f"{folder}: no checkpoint, it {seen}; give a folder that 'focusasr train' wrote, or a Whisper's"
-        )
+Reader = Callable[[Path, str, contextlib.ExitStack], ImportedCheckpoint]
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint of any format; InputError names the piece that is missing, broken or of another size."""
+    with contextlib.ExitStack() as files:
+        read = READERS[format_of(path)](path, str(device), files)
+        model = build_model(read.config, read.tensors, read.place)
+    return Checkpoint(model, read.tokenizer, dict(read.metrics), read.card, path)
+
+
+def read_native(folder: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
+    """Read a folder that save_checkpoint wrote."""
     for piece in PIECES:
         if not (folder / piece).is_file():
             raise InputError(f"{folder}: not a whole checkpoint, {piece} is missing; copy the folder again")
@@ -168,16 +168,16 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             "it belongs to another checkpoint"
         )
     path = folder / "model.safetensors"
-    with contextlib.ExitStack() as files:
-        model = build_model(settings, from_int8(dict(safetensors_in(path, str(device), files))), path)
+    tensors = from_int8(dict(safetensors_in(path, device, files)))
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
-    return Checkpoint(model, tokenizer, metrics, card, folder)
+    return ImportedCheckpoint(settings, tokenizer, tensors, card, path, metrics)
 
 
-def _from_elsewhere(path: Path, device: str) -> Checkpoint:
-    model, tokenizer, card = load_whisper(path, device)
-    return Checkpoint(model, tokenizer, {}, card, path)
+READERS: dict[Format, Reader] = {
+    "focusasr": read_native, "huggingface": read_hugging_face, "ctranslate2": read_ctranslate2,
+    "openai": read_openai, "ggml": read_ggml,
+}  # fmt: skip
 
 
 def _read_tokenizer(folder: Path, policy: TextConfig, settings: ModelConfig, config: dict[str, Any]) -> Tokenizer:
@@ -197,18 +197,6 @@ def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise InputError(f"{folder / 'config.json'}: section {name!r} is missing; copy the folder again")
     return section
-
-
-def is_whisper(path: Path) -> bool:
-    """Return whether a file or folder is a Whisper checkpoint of another house: .pt, or config.json of that type."""
-    if path.is_file():
-        return path.suffix == ".pt"
-    return (path / "config.json").is_file() and "model_type" in read_json(path / "config.json")
-
-
-def load_whisper(path: Path, device: str = "cpu") -> ImportedCheckpoint:
-    """Read a Hugging Face folder or OpenAI's .pt; InputError names what is missing, broken or of another shape."""
-    return load_openai(path, device) if path.is_file() else load_hugging_face(path, device)
 
 
 def fingerprint_of_model(path: Path) -> str:

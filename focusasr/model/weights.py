@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from focusasr.config import ModelConfig
 from focusasr.model.transformer import Model
 from focusasr.runtime.errors import InputError
+from focusasr.text.tokenizer import Tokenizer
 
 # What a file of torch.save may name. Its reader would call more, such as bytearray, which takes any amount of memory.
 NAMED_IN_PICKLES = re.compile(
@@ -36,6 +38,20 @@ class Weight(NamedTuple):
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+
+
+class ImportedCheckpoint(NamedTuple):
+    """What a reader returns: a checkpoint without its network.
+
+    `tensors` have our names and are read one by one, so their files stay open; `place` is for messages about them.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    tensors: Mapping[str, Weight]
+    card: str
+    place: Path
+    metrics: Mapping[str, Any] = MappingProxyType({})
 
 
 def safetensors_in(path: Path, device: str, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
@@ -122,6 +138,36 @@ def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
             f"{where}: weight {name} goes from {lowest} to {highest}; wanted: finite numbers; copy it again"
         )
     return value
+
+
+def torch_weights(path: Path, device: str) -> dict[str, Weight]:
+    """Return names and weights of a file that torch.save wrote, such as pytorch_model.bin.
+
+    InputError if it has other things, names code, or claims more than its size.
+    """
+    try:
+        return tensors_by_name(read_torch(path, device), path)
+    except Exception as error:  # of PyTorch's reader, which has many kinds
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: not weights that torch.save wrote, or it would run code when read ({reason}). Copy it again."
+        ) from None
+
+
+def tensors_by_name(saved: Any, path: Path) -> dict[str, Weight]:
+    """Return weights that were read from a file; ValueError if they would take more memory than it has bytes.
+
+    An output layer tied to the token embedding, which shares its storage, does not count.
+    """
+    state = dict(saved)
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise TypeError("it has other things than named weights")
+    embeddings = {value.data_ptr() for name, value in state.items() if name.endswith("embed_tokens.weight")}
+    tied = [name for name in state if name == "proj_out.weight" and state[name].data_ptr() in embeddings]
+    size = sum(value.nbytes for name, value in state.items() if name not in tied)
+    if size > path.stat().st_size:  # one number can be said to fill a tensor of any shape
+        raise ValueError(f"its weights would be {size} bytes")
+    return {name: Weight(tuple(value.shape), lambda value=value: value) for name, value in state.items()}  # type: ignore[misc]
 
 
 def read_torch(path: Path, device: str = "cpu") -> Any:

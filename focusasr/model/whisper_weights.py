@@ -1,19 +1,19 @@
-"""What Whisper's weights are called, what shape they say the model has, and how our classes take them."""
+"""Names of Whisper's weights in each format, the shapes that they imply, and the model card."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from focusasr.config import ModelConfig, TextConfig, WhisperConfig
-from focusasr.model.transformer import Model
-from focusasr.runtime.errors import InputError
+from focusasr.audio.features import FFT_SAMPLES, HOP_SAMPLES
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
+from focusasr.model.weights import Weight
+from focusasr.runtime.errors import InputError, quote
+from focusasr.runtime.files import read_json
 from focusasr.runtime.settings import read_settings
-from focusasr.text.whisper_tokenizer import ENGLISH_RANKS, WhisperTokenizer, special_tokens
-
-ENGLISH_VOCABULARY = ENGLISH_RANKS + len(special_tokens(99))  # multilingual ones are larger
 
 # Their names → ours. Layers: {encoder,decoder}.{layers,blocks}.N.REST, where REST is one of these.
 HUGGING_FACE_PARTS = {
@@ -42,14 +42,6 @@ WHOLE_NAMES = {
 }  # fmt: skip
 
 
-class ImportedCheckpoint(NamedTuple):
-    """What a Whisper checkpoint from elsewhere consists of."""
-
-    model: Model
-    tokenizer: WhisperTokenizer
-    card: str
-
-
 def rename_weight(name: str, parts: Mapping[str, str], rest: Mapping[str, str]) -> str | None:
     """Return our name of one of their weights; None for one that we do not have."""
     name = name.removeprefix("model.")
@@ -75,38 +67,44 @@ def whisper_settings(shape: Mapping[str, Any], vocabulary: int, where: Path) -> 
     return read_settings(ModelConfig, {**whisper, **shape}, str(where))
 
 
-def whisper_policy(settings: ModelConfig, multilingual: bool) -> TextConfig:
-    """Return Whisper's text policy: as it is written; .en models speak English."""
-    language = None if multilingual else "en"
-    return TextConfig("keep", "keep", "bpe", language=language, vocabulary_size=settings.vocabulary)
+def check_front_end(folder: Path, mel_bands: Any) -> None:
+    """Refuse a preprocessor_config.json that makes other frames than ours."""
+    path = folder / "preprocessor_config.json"
+    theirs = read_json(path) if path.is_file() else {}
+    ours = {"n_fft": FFT_SAMPLES, "hop_length": HOP_SAMPLES, "sampling_rate": SAMPLE_RATE_HZ, "feature_size": mel_bands}
+    for name, value in ours.items():
+        if theirs.get(name, value) != value:
+            raise InputError(f"{path}: {name} is {quote(theirs[name])}; wanted: {quote(value)}")
 
 
-def check_generation(whisper: WhisperConfig, settings: ModelConfig, where: Path) -> None:
-    """Refuse tokens and heads that the model does not have."""
-    forced = [token for _, token in whisper.forced_decoder_ids]
-    tokens = {"suppress_tokens": whisper.suppress_tokens, "begin_suppress_tokens": whisper.begin_suppress_tokens}
-    for name, ids in {**tokens, "forced_decoder_ids": forced}.items():
-        bad = [id for id in ids if not 0 <= id < settings.vocabulary]
-        if bad:
-            raise InputError(f"{where}: {name} has {bad[0]}, but the model has {settings.vocabulary} tokens")
-    for layer, head in whisper.alignment_heads:
-        if not (0 <= layer < settings.decoder_layers and 0 <= head < settings.heads):
-            shape = f"{settings.decoder_layers} decoder layers of {settings.heads} heads"
-            raise InputError(f"{where}: alignment_heads has {[layer, head]}, but the model has {shape}")
+def openai_settings(dims: Mapping[str, Any], weights: Mapping[str, Weight], path: Path) -> ModelConfig:
+    """Return the configuration for OpenAI's dimensions; `weights` have our names, and say how many tokens there are."""
+    for audio, text in (("n_audio_state", "n_text_state"), ("n_audio_head", "n_text_head")):
+        if dims.get(audio) != dims.get(text):
+            raise InputError(f"{path}: {audio} is {dims.get(audio)}, {text} {dims.get(text)}; wanted: the same")
+    ours = {
+        "mel_bands": "n_mels", "width": "n_audio_state", "heads": "n_audio_head", "encoder_layers": "n_audio_layer",
+        "decoder_layers": "n_text_layer", "audio_context": "n_audio_ctx", "text_context": "n_text_ctx",
+    }  # fmt: skip
+    return whisper_settings(
+        {name: dims.get(theirs) for name, theirs in ours.items()}, vocabulary_of(weights, path), path
+    )
 
 
-def default_alignment_heads(settings: ModelConfig) -> list[tuple[int, int]]:
-    """Return every head of the later half of the decoder: OpenAI's choice where nobody looked for better ones."""
-    layers = range(settings.decoder_layers // 2, settings.decoder_layers)
-    return [(layer, head) for layer in layers for head in range(settings.heads)]
+def vocabulary_of(weights: Mapping[str, Weight], where: Path) -> int:
+    """Return how many tokens the weights embed; InputError without an embedding."""
+    embedding = weights.get("decoder.token_embedding.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise InputError(f"{where}: the weights hold no token embedding; it is no whole Whisper model")
+    return embedding.shape[0]
 
 
-def whisper_card(name: str, model: Model) -> str:
-    """Return the README.md of a checkpoint from elsewhere."""
-    config = model.config
+def whisper_card(name: str, config: ModelConfig, tensors: Mapping[str, Weight]) -> str:
+    """Return the README.md of a checkpoint in another format."""
     layers = f"{config.encoder_layers} + {config.decoder_layers} layers of width {config.width}"
+    count = sum(math.prod(weight.shape) for name, weight in tensors.items() if name != "encoder.positions")
     return (
-        f"# {name}\n\nA Whisper model with {model.parameter_count() / 1e6:.1f} million weights: {layers}, "
+        f"# {name}\n\nA Whisper model with {count / 1e6:.1f} million weights: {layers}, "
         f"{config.mel_bands} bands, {config.vocabulary} tokens.\n"
         "Its makers' card says what it was trained on and under which licence.\n"
     )

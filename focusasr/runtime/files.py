@@ -249,15 +249,27 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; InputError where it is none."""
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """Read a JSON array; InputError where it is none."""
+    value = _read_json(path)
+    if not isinstance(value, list):
+        raise InputError(f"{path}: expected a JSON array, got {type(value).__name__}")
+    return value
+
+
+def _read_json(path: Path) -> Any:
     try:
-        value = parse_json(read_text(path))
+        return parse_json(read_text(path))
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def real_path(path: str | Path) -> str:

@@ -234,17 +234,15 @@ def compare_features(_folder: Path) -> Iterator[Row]:
 
 
 def vocabularies() -> dict[int, WhisperTokenizer]:
-    """Return our tokenizers for the three vocabularies, built from the ranks in openai-whisper."""
+    """Return our tokenizers for the three vocabularies, built from the merges in the package."""
     from focusasr.config import TextConfig, WhisperConfig
-    from focusasr.model.openai import find_ranks
-    from focusasr.text.whisper_tokenizer import engine_from_ranks
+    from focusasr.text.whisper_tokenizer import openai_engine
 
     policy, made = TextConfig("keep", "keep", "bpe"), {}
     for vocabulary in (51_864, 51_865, 51_866):
         multilingual = vocabulary > 51_864
-        ranks = find_ranks(Path(), multilingual).read_text()
         config = WhisperConfig(multilingual=multilingual)
-        made[vocabulary] = WhisperTokenizer(engine_from_ranks(ranks, vocabulary), policy, config)
+        made[vocabulary] = WhisperTokenizer(openai_engine(vocabulary), policy, config)
     return made
 
 
