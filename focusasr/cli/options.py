@@ -27,7 +27,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="checkpoint folder, OpenAI's .pt, or a name on the hub such as openai/whisper-tiny.en; "
+        help="checkpoint folder or file (focusasr, transformers, faster-whisper, OpenAI's .pt, whisper.cpp), "
+        "a name such as tiny.en or turbo, or one on the hub such as openai/whisper-tiny.en; "
         "without it the default model that comes along",
     ),
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from focusasr.model import checkpoint
+from focusasr.model import checkpoint, hub
 from focusasr.runtime.errors import InputError
 from focusasr.text.languages import OWN_NAMES
 from focusasr.text.whisper_tokenizer import LANGUAGES, language_code
@@ -228,11 +228,12 @@ def test_switches_take_a_word_or_none(run, sample: Path, heard: str) -> None:
 
 def test_names_of_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(checkpoint, "download", lambda *arguments: asked.append(arguments) or tmp_path)
+    for module in (hub, checkpoint):
+        monkeypatch.setattr(module, "download", lambda *arguments: asked.append(arguments) or tmp_path)
     for name in ("tiny.en", "large", "turbo", "large-v1", "distil-whisper/distil-small.en"):
         checkpoint.find_checkpoint(name, True, tmp_path)
-    hub = [f"openai/whisper-{size}" for size in ("tiny.en", "large-v3", "large-v3-turbo", "large")]
-    assert asked == [(name, True, tmp_path) for name in (*hub, "distil-whisper/distil-small.en")]
+    openai = [f"openai/whisper-{size}" for size in ("tiny.en", "large-v3", "large-v3-turbo", "large")]
+    assert asked == [(name, True, tmp_path) for name in (*openai, "distil-whisper/distil-small.en")]
     (tmp_path / "tiny.en.pt").touch()
     assert checkpoint.find_checkpoint("tiny.en", False, tmp_path) == tmp_path / "tiny.en.pt"
     (tmp_path / "large-v3-turbo.pt").touch()  # as whisper keeps it

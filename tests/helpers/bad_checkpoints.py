@@ -31,7 +31,7 @@ from tests.helpers.bad_pieces import parts, saved, shards, texts, tokenizers, to
 from tests.helpers.bad_weights import MARKER, Bad, changed, pickled_traps, reweighted, weights_of
 from tests.helpers.tiny_whisper import SHAPE, write_whisper
 from tests.helpers.toy_speech import TINY, letters_tokenizer, sung, tiny_model
-from tests.model.test_huggingface import to_openai
+from tests.helpers.whisper_formats import write_openai
 
 ADDRESS_SPACE_MB = 300  # that loading and transcribing may reserve beyond what the process has
 SECONDS = 10  # of computing
@@ -158,7 +158,7 @@ def write_good(folder: Path) -> dict[str, Path]:
     state = {"model": native.model.state_dict(), "position": {"step": 3}, "optimizer": {"state": {0: torch.zeros(3)}}}
     torch.save(state, folder / "state" / "state.pt")
     places = {kind: folder / kind / "model" for kind in ("native", "whisper", "converted")}
-    return {**places, "pt": to_openai(whisper, folder / "pt" / "small.pt"), "state": folder / "state" / "state.pt"}
+    return {**places, "pt": write_openai(whisper, folder / "pt" / "small.pt"), "state": folder / "state" / "state.pt"}
 
 
 def resume(path: Path) -> None:

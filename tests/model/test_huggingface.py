@@ -15,15 +15,13 @@ from safetensors.torch import load_file, save_file
 from focusasr.audio.features import log_mel
 from focusasr.config import DecodingConfig
 from focusasr.decoding.ctc_attention import decode
-from focusasr.model import openai as openai_file
 from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.model.engine import Engine
-from focusasr.model.whisper_weights import HUGGING_FACE_PARTS, OPENAI_PARTS
 from focusasr.runtime.errors import InputError
 from focusasr.transcription.native import Recognizer
-from tests.helpers.tiny_whisper import SHAPE, as_whisper, small_vocabulary, write_whisper
+from tests.helpers.tiny_whisper import SHAPE, as_whisper, write_whisper
 from tests.helpers.toy_speech import sung
-from tests.text.test_whisper_tokenizer import ranks_text
+from tests.helpers.whisper_formats import write_openai
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -150,37 +148,8 @@ def test_half_precision_output_weights_and_bare_names(folder: Path) -> None:
     refused(folder, "proj_out differs from the token embedding")
 
 
-def to_openai(folder: Path, path: Path) -> Path:
-    """Write a folder's model as OpenAI writes its own, with its ranks beside it."""
-    names = {ours: theirs for theirs, ours in OPENAI_PARTS.items()}
-    parts = {theirs: names[ours] for theirs, ours in HUGGING_FACE_PARTS.items()}
-    whole = {
-        "embed_positions.weight": "positional_embedding", "embed_tokens.weight": "token_embedding.weight",
-        "encoder.layer_norm.weight": "encoder.ln_post.weight", "encoder.layer_norm.bias": "encoder.ln_post.bias",
-        "decoder.layer_norm.weight": "decoder.ln.weight", "decoder.layer_norm.bias": "decoder.ln.bias",
-    }  # fmt: skip
-    state = {}
-    for name, value in load_file(folder / "model.safetensors").items():
-        name = name.removeprefix("model.").replace(".layers.", ".blocks.")
-        for theirs, openai in sorted(parts.items(), key=lambda pair: -len(pair[0])):
-            if f".{theirs}." in name:
-                name = name.replace(f".{theirs}.", f".{openai}.")
-                break
-        for theirs, openai in whole.items():
-            name = name.replace(theirs, openai)
-        state[name] = value.half()
-    shape = json.loads((folder / "config.json").read_text())
-    dims = {"n_mels": shape["num_mel_bins"], "n_audio_ctx": 100, "n_text_ctx": 64, "n_vocab": shape["vocab_size"]}
-    for side, ours in (("audio", "encoder"), ("text", "decoder")):
-        dims |= {f"n_{side}_state": 16, f"n_{side}_head": 2, f"n_{side}_layer": shape[f"{ours}_layers"]}
-    torch.save({"dims": dims, "model_state_dict": state}, path)
-    for name in ("gpt2.tiktoken", "multilingual.tiktoken"):
-        (path.parent / name).write_text(ranks_text(small_vocabulary()[0]))
-    return path
-
-
 def test_openais_file(folder: Path, tmp_path: Path) -> None:
-    loaded = load_checkpoint(find_checkpoint(str(to_openai(folder, tmp_path / "small.pt"))))
+    loaded = load_checkpoint(find_checkpoint(str(write_openai(folder, tmp_path / "small.pt"))))
     wanted = load_checkpoint(folder)
     torch.testing.assert_close(answers(loaded), answers(wanted), rtol=0, atol=0.05)  # the file's are float16
     for name, weight in loaded.model.state_dict().items():
@@ -192,22 +161,10 @@ def test_openais_file(folder: Path, tmp_path: Path) -> None:
     assert loaded.whisper.begin_suppress_tokens == [*tokenizer.encode_exactly(" "), tokenizer.end]
 
 
-def test_openais_file_without_its_vocabulary(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = to_openai(folder, tmp_path / "small.pt")
+def test_openais_file_of_a_vocabulary_that_nobody_has(folder: Path, tmp_path: Path) -> None:
+    path = write_openai(folder, tmp_path / "small.pt")
     (tmp_path / "gpt2.tiktoken").unlink()
-    monkeypatch.setattr(openai_file.importlib.util, "find_spec", lambda _name: None)
-    refused(path, "put gpt2.tiktoken beside it, or 'pip install openai-whisper'")
-
-
-def test_published_alignment_heads() -> None:
-    pytest.importorskip("whisper", reason="openai-whisper is not installed")
-    from focusasr.config import ModelConfig
-
-    tiny = ModelConfig(vocabulary=51_864, width=384, heads=6, encoder_layers=4, decoder_layers=4)
-    heads = openai_file._published_heads("tiny.en", tiny)
-    assert heads == [(1, 0), (2, 0), (2, 5), (3, 0), (3, 1), (3, 2), (3, 3), (3, 4)]
-    assert openai_file._published_heads("mine", tiny) == []
-    assert openai_file._published_heads("tiny.en", ModelConfig(vocabulary=51_864)) == []
+    refused(path, "its vocabulary: the weights have")
 
 
 # The hub

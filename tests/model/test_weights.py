@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from focusasr.model import huggingface
+from focusasr.model import hub
 from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.weights import Weight, as_int8, from_int8
 from focusasr.runtime.errors import InputError
@@ -138,7 +138,7 @@ def test_names_of_the_hub_are_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
     names = ["openai/whisper-tiny.en", "a/b", "a_1/b-2.c", "a/" + "b" * 96]
     for name in names:
         assert find_checkpoint(name) == Path("place")
-    assert asked == names and huggingface.download("c/d") == Path("place")
+    assert asked == names and hub.download("c/d") == Path("place")
 
 
 def test_int8_storage_is_computed_as_stored(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 
 import pytest
@@ -16,7 +15,6 @@ from focusasr.text.whisper_tokenizer import (
     TIMESTAMPS,
     WhisperTokenizer,
     build_engine,
-    byte_letters,
     document_from_parts,
     engine_from_ranks,
     read_merges,
@@ -24,6 +22,7 @@ from focusasr.text.whisper_tokenizer import (
     split_by_rank,
 )
 from tests.helpers.tiny_whisper import SPECIALS, TEXTS, small_vocabulary
+from tests.helpers.whisper_formats import ranks_text
 
 KEEP = TextConfig("keep", "keep", "bpe")
 PIECES, MERGES = small_vocabulary()
@@ -36,13 +35,6 @@ def small_tokenizer(policy: TextConfig = KEEP, **settings: object) -> WhisperTok
 
 
 TOKENIZER = small_tokenizer()
-
-
-def ranks_text(pieces: dict[str, int]) -> str:
-    """Return a vocabulary as OpenAI writes ranks."""
-    bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
-    tokens = {bytes(bytes_of[letter] for letter in piece): rank for piece, rank in pieces.items()}
-    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in tokens.items())
 
 
 # Text
