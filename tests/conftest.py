@@ -60,6 +60,17 @@ def real_data() -> Path:
     return folder.resolve()
 
 
+WHISPER_WEIGHTS = Path(os.environ.get("FOCUSASR_WHISPER", Path.home() / ".cache" / "focusasr-tests" / "whisper"))
+
+
+@pytest.fixture(scope="session")
+def whisper_weights() -> Path:
+    """Return the folder of real Whisper weights, tiny.en and base of CTranslate2 (FOCUSASR_WHISPER), or skip."""
+    if not (WHISPER_WEIGHTS / "tiny.en" / "model.bin").is_file():
+        pytest.skip(f"no real Whisper weights in {WHISPER_WEIGHTS}; FOCUSASR_WHISPER can name another folder")
+    return WHISPER_WEIGHTS
+
+
 @pytest.fixture(scope="session")
 def whisper_weights() -> Path:
     """Return the folder of real Whisper weights, tiny.en and base (FOCUSASR_WHISPER can name it), or skip."""

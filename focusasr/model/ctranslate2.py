@@ -21,7 +21,7 @@ from focusasr.config import ModelConfig
 from focusasr.model.binary import BinaryFile
 from focusasr.model.weights import ImportedCheckpoint, Weight
 from focusasr.model.whisper_tokens import optional_json, tokenizer_of_folder
-from focusasr.model.whisper_weights import check_front_end, vocabulary_of, whisper_card, whisper_settings
+from focusasr.model.whisper_weights import check_front_end, whisper_card, whisper_settings
 from focusasr.runtime.errors import InputError
 
 SPEC = "WhisperSpec"
@@ -243,4 +243,4 @@ def _settings(variables: Variables, weights: Mapping[str, Weight]) -> ModelConfi
         "encoder_layers": _layers(variables, "encoder"), "decoder_layers": _layers(variables, "decoder"),
         "audio_context": shapes["encoder.positions"][0], "text_context": shapes["decoder.positional_embedding"][0],
     }  # fmt: skip
-    return whisper_settings(sizes, vocabulary_of(weights, path), path)
+    return whisper_settings(sizes, weights, path)

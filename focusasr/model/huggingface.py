@@ -18,7 +18,6 @@ from focusasr.model.whisper_weights import (
     HUGGING_FACE_REST,
     check_front_end,
     rename_weight,
-    vocabulary_of,
     whisper_card,
     whisper_settings,
 )
@@ -41,9 +40,8 @@ def read_hugging_face(folder: Path, device: str, files: contextlib.ExitStack) ->
         for name, weight in named.items()
         if name != "proj_out.weight"
     }
-    vocabulary = vocabulary_of(weights, folder)
+    settings = _settings(config, weights, folder / "config.json")
     _check_tied(named.get("proj_out.weight"), weights["decoder.token_embedding.weight"], folder)
-    settings = _settings(config, vocabulary, folder / "config.json")
     tokenizer = tokenizer_of_folder(folder, generation, settings)
     return ImportedCheckpoint(settings, tokenizer, weights, whisper_card(folder.name, settings, weights), folder)
 
@@ -82,13 +80,13 @@ def _check_tied(output: Weight | None, embedding: Weight, folder: Path) -> None:
         raise InputError(f"{folder}: proj_out differs from the token embedding; wanted: a model with both tied")
 
 
-def _settings(config: Mapping[str, Any], vocabulary: int, where: Path) -> ModelConfig:
+def _settings(config: Mapping[str, Any], weights: Mapping[str, Weight], where: Path) -> ModelConfig:
     ours = {
         "mel_bands": "num_mel_bins", "width": "d_model", "heads": "encoder_attention_heads",
         "encoder_layers": "encoder_layers", "decoder_layers": "decoder_layers",
         "audio_context": "max_source_positions", "text_context": "max_target_positions",
     }  # fmt: skip
-    settings = whisper_settings({name: config.get(theirs) for name, theirs in ours.items()}, vocabulary, where)
+    settings = whisper_settings({name: config.get(theirs) for name, theirs in ours.items()}, weights, where)
     wanted = {
         "activation_function": "gelu", "scale_embedding": False, "decoder_attention_heads": settings.heads,
         "encoder_ffn_dim": 4 * settings.width, "decoder_ffn_dim": 4 * settings.width,

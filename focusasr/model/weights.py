@@ -108,12 +108,7 @@ def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Pat
 
     InputError where names or shapes differ, and on weights that are no finite numbers.
     """
-    layers = settings.encoder_layers + settings.decoder_layers
-    if layers > len(weights):  # even without weights, each layer takes memory and time to make
-        raise InputError(
-            f"{where}: holds {len(weights)} weights, the configuration wants {layers} layers; "
-            "the files belong to different checkpoints"
-        )
+    check_layers(settings, len(weights), where)
     with torch.device("meta"):
         model = Model(settings)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -126,6 +121,16 @@ def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Pat
             )
     model.load_state_dict({name: _in_float32(name, weights[name].read(), where) for name in wanted}, assign=True)
     return model.eval()
+
+
+def check_layers(settings: ModelConfig, weights: int, where: Path) -> None:
+    """Refuse more layers than weights: even without weights, each layer takes memory and time to make."""
+    layers = settings.encoder_layers + settings.decoder_layers
+    if layers > weights:
+        raise InputError(
+            f"{where}: holds {weights} weights, the configuration wants {layers} layers; "
+            "the files belong to different checkpoints"
+        )
 
 
 def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from focusasr.audio.features import FFT_SAMPLES, HOP_SAMPLES
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
-from focusasr.model.weights import Weight
+from focusasr.model.weights import Weight, check_layers
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.files import read_json
 from focusasr.runtime.settings import read_settings
@@ -55,16 +55,18 @@ def rename_weight(name: str, parts: Mapping[str, str], rest: Mapping[str, str]) 
     return f"{rest[stem]}.{kind}" if stem in rest else name
 
 
-def whisper_settings(shape: Mapping[str, Any], vocabulary: int, where: Path) -> ModelConfig:
-    """Return Whisper's configuration of our classes for one of its shapes."""
+def whisper_settings(shape: Mapping[str, Any], weights: Mapping[str, Weight], where: Path) -> ModelConfig:
+    """Return Whisper's configuration of our classes for one of its shapes; the weights, under our names, fit it."""
     lacking = [name for name, value in shape.items() if value is None]
     if lacking:
         raise InputError(f"{where}: says nothing of the model's {lacking[0]}; copy it again")
     whisper = {
-        "vocabulary": vocabulary, "strides": (1, 2), "attention": "global", "decoder_attention": "global",
-        "conv_kernel": 0, "positions": "absolute", "ctc": False, "dropout": 0.0,
+        "vocabulary": _vocabulary(weights, where), "strides": (1, 2), "conv_kernel": 0, "positions": "absolute", "ctc": False,
+        "attention": "global", "decoder_attention": "global", "dropout": 0.0,
     }  # fmt: skip
-    return read_settings(ModelConfig, {**whisper, **shape}, str(where))
+    settings = read_settings(ModelConfig, {**whisper, **shape}, str(where))
+    check_layers(settings, len(weights), where)
+    return settings
 
 
 def check_front_end(folder: Path, mel_bands: Any) -> None:
@@ -86,12 +88,10 @@ def openai_settings(dims: Mapping[str, Any], weights: Mapping[str, Weight], path
         "mel_bands": "n_mels", "width": "n_audio_state", "heads": "n_audio_head", "encoder_layers": "n_audio_layer",
         "decoder_layers": "n_text_layer", "audio_context": "n_audio_ctx", "text_context": "n_text_ctx",
     }  # fmt: skip
-    return whisper_settings(
-        {name: dims.get(theirs) for name, theirs in ours.items()}, vocabulary_of(weights, path), path
-    )
+    return whisper_settings({name: dims.get(theirs) for name, theirs in ours.items()}, weights, path)
 
 
-def vocabulary_of(weights: Mapping[str, Weight], where: Path) -> int:
+def _vocabulary(weights: Mapping[str, Weight], where: Path) -> int:
     """Return how many tokens the weights embed; InputError without an embedding."""
     embedding = weights.get("decoder.token_embedding.weight")
     if embedding is None or len(embedding.shape) != 2:

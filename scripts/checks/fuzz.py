@@ -103,26 +103,31 @@ def subtitles(folder: Path) -> tuple[Reader, list[bytes]]:
 
 
 def checkpoint(folder: Path) -> tuple[Reader, list[bytes]]:
-    """Four bytes say which piece of a checkpoint, native or Whisper, is changed how and where; the rest, by what."""
+    """Four bytes say which piece of a checkpoint, of any format, is changed how and where; the rest, by what."""
     from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from tests.helpers.tiny_whisper import write_whisper
     from tests.helpers.toy_speech import letters_tokenizer, tiny_model
+    from tests.helpers.whisper_formats import write_bin, write_ctranslate2, write_ggml, write_openai
 
     tokenizer = letters_tokenizer()
     save_checkpoint(folder / "native", Checkpoint(tiny_model(tokenizer), tokenizer, {}, ""))
-    write_whisper(folder / "whisper")
+    whisper = write_whisper(folder / "whisper")
+    write_ctranslate2(whisper, folder / "ctranslate2", "int8_float16")
+    write_bin(whisper, folder / "bin")
+    files = (write_openai(whisper, folder / "openai" / "a.pt"), write_ggml(whisper, folder / "ggml" / "a.bin"))
     pieces = sorted(path for path in folder.glob("*/*") if path.name != "README.md")
     whole = {path: path.read_bytes() for path in pieces}
 
     def read(data: bytes) -> None:
-        place, how, where, rest = data[:1], data[1:2], data[2:4], data[4:]
-        path = pieces[int.from_bytes(place, "big") % len(pieces)]
+        which, how, where, rest = data[:1], data[1:2], data[2:4], data[4:]
+        path = pieces[int.from_bytes(which, "big") % len(pieces)]
         old = whole[path]
         at = int.from_bytes(where, "big") * len(old) >> 16
         kinds = (rest, old[:at] + rest + old[at + len(rest) :], old[:at] + rest + old[at:], old[:at])
         try:
             changed = kinds[int.from_bytes(how, "big") % len(kinds)]
-            _told(path, changed, lambda name: load_checkpoint(path.parent), path.parent)
+            place = next((file for file in files if file.parent == path.parent), path.parent)
+            _told(path, changed, lambda name: load_checkpoint(place), place)
         finally:
             path.write_bytes(old)
 

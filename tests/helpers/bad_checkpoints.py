@@ -27,11 +27,12 @@ from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from focusasr.runtime.errors import InputError
 from focusasr.training.trainer import Trainer
 from focusasr.transcription.recognizer import ModelChoice, load_recognizer
+from tests.helpers.bad_formats import bad_formats
 from tests.helpers.bad_pieces import parts, saved, shards, texts, tokenizers, torch_files
 from tests.helpers.bad_weights import MARKER, Bad, changed, pickled_traps, reweighted, weights_of
 from tests.helpers.tiny_whisper import SHAPE, write_whisper
 from tests.helpers.toy_speech import TINY, letters_tokenizer, sung, tiny_model
-from tests.helpers.whisper_formats import write_openai
+from tests.helpers.whisper_formats import write_bin, write_ctranslate2, write_ggml, write_openai
 
 ADDRESS_SPACE_MB = 300  # that loading and transcribing may reserve beyond what the process has
 SECONDS = 10  # of computing
@@ -70,6 +71,7 @@ CONVERTED = {
     "vocabulary": 1799, "mel_bands": 20, "width": 16, "encoder_layers": 2, "decoder_layers": 1, "conv_kernel": 0,
     "ctc": False, "audio_context": 100, "text_context": 64,
 }  # fmt: skip
+KINDS = ("native", "whisper", "converted", "pt", "state", "ct2", "bin", "ggml")
 NATIVE = {**{field.name: field.default for field in dataclasses.fields(ModelConfig)}, **TINY, "vocabulary": 13}
 
 
@@ -135,12 +137,20 @@ def _set(table: dict[str, Any], name: str, value: Any) -> None:
 
 def all_bad() -> list[Bad]:
     """Return every bad checkpoint, and the good ones that they are made of."""
-    good = [
-        Bad(kind, "good", lambda path: None, works=True) for kind in ("native", "whisper", "converted", "pt", "state")
-    ]
+    good = [Bad(kind, "good", lambda path: None, works=True) for kind in KINDS]
     weights = [bad for kind in ("native", "whisper") for bad in weights_of(kind)]
     pieces = [bad for kind in ("native", "whisper") for bad in texts(kind)]
-    rest = [pickled_traps(), sizes(), generation(), small(), tokenizers(), parts(), shards(), torch_files()]
+    rest = [
+        pickled_traps(),
+        sizes(),
+        generation(),
+        small(),
+        tokenizers(),
+        parts(),
+        shards(),
+        torch_files(),
+        bad_formats(),
+    ]
     return [*good, *weights, *pieces, *(bad for group in rest for bad in group)]
 
 
@@ -158,6 +168,9 @@ def write_good(folder: Path) -> dict[str, Path]:
     state = {"model": native.model.state_dict(), "position": {"step": 3}, "optimizer": {"state": {0: torch.zeros(3)}}}
     torch.save(state, folder / "state" / "state.pt")
     places = {kind: folder / kind / "model" for kind in ("native", "whisper", "converted")}
+    places["ct2"] = write_ctranslate2(whisper, folder / "ct2" / "model")
+    places["bin"] = write_bin(whisper, folder / "bin" / "model")
+    places["ggml"] = write_ggml(whisper, folder / "ggml" / "ggml-small.bin")
     return {**places, "pt": write_openai(whisper, folder / "pt" / "small.pt"), "state": folder / "state" / "state.pt"}
 
 

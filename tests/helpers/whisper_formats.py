@@ -203,19 +203,18 @@ def ctranslate2_bytes(variables: dict[str, Stored], version: int = 6, spec: str 
 
     first: dict[Stored, str] = {}
     aliases = {"decoder/projection/weight": "decoder/embeddings/weight"}
-    body, count = b"", 0
+    body: list[bytes] = []
     for name, (kind, shape, data) in sorted(variables.items()):
         if shape and version >= 3 and first.setdefault((kind, shape, data), name) != name:
             aliases[name] = first[kind, shape, data]
             continue
         width = {"float32": 4, "int32": 4, "int8": 1}.get(kind, 2)
         form = (NUMBERS[kind], len(data)) if version >= 4 else (width, len(data) // width)
-        body += text(name) + struct.pack(f"<B{len(shape)}I", len(shape), *shape) + struct.pack("<BI", *form) + data
-        count += 1
+        head = text(name) + struct.pack(f"<B{len(shape)}I", len(shape), *shape) + struct.pack("<BI", *form)
+        body.append(head + data)
     end = struct.pack("<I", len(aliases)) + b"".join(text(one) + text(other) for one, other in aliases.items())
-    return (
-        struct.pack("<I", version) + text(spec) + struct.pack("<II", 3, count) + body + (end if version >= 3 else b"")
-    )
+    head = struct.pack("<I", version) + text(spec) + struct.pack("<II", 3, len(body))
+    return b"".join([head, *body, end if version >= 3 else b""])
 
 
 # whisper.cpp
@@ -224,22 +223,19 @@ FTYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1"
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q6_K": 14}  # of a tensor
 
 
-def write_ggml(folder: Path, path: Path, kind: str = "f16", special: bool = False) -> Path:
-    """Write a folder's model as whisper.cpp's converter does; with `special`, with the end token in the vocabulary."""
+def write_ggml(folder: Path, path: Path, kind: str = "f16", tokens: list[bytes] | None = None) -> Path:
+    """Write a folder's model as whisper.cpp's converter does, with the small vocabulary or other tokens."""
     dims = openai_dims(folder)
-    order = (
-        "n_vocab n_audio_ctx n_audio_state n_audio_head n_audio_layer n_text_ctx n_text_state n_text_head n_text_layer"
-    )
-    sizes = [dims[name] for name in order.split()] + [dims["n_mels"]]
-    tokens = [*token_bytes(small_vocabulary()[0]), *([b"<|endoftext|>"] if special else [])]
+    names = [f"n_{side}_{name}" for side in ("audio", "text") for name in ("ctx", "state", "head", "layer")]
+    sizes = [dims[name] for name in ("n_vocab", *names, "n_mels")]
+    tokens = tokens or token_bytes(small_vocabulary()[0])
     ftype = FTYPES.get(kind, 0) + (2000 if kind[0] == "q" else 0)
     data = struct.pack("<I11i", 0x67676D6C, *sizes, ftype)
     data += struct.pack("<ii", dims["n_mels"], 201) + bytes(4 * 201 * dims["n_mels"])
     data += struct.pack("<i", len(tokens)) + b"".join(struct.pack("<I", len(token)) + token for token in tokens)
-    for name, value in openai_weights(folder).items():
-        data += ggml_tensor(name, value.numpy(), kind)
+    tensors = [ggml_tensor(name, value.numpy(), kind) for name, value in openai_weights(folder).items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    path.write_bytes(b"".join([data, *tensors]))
     return path
 
 
@@ -258,24 +254,28 @@ def ggml_tensor(name: str, value: np.ndarray, kind: str) -> bytes:
 def ggml_data(value: np.ndarray, kind: str) -> bytes:
     if kind in ("f32", "f16"):
         return value.astype(np.float32 if kind == "f32" else np.float16).tobytes()
-    return b"".join(quantized(block, kind) for block in value.reshape(-1, 32))
+    return quantized(value.reshape(-1, 32).astype(np.float32), kind).tobytes()
 
 
-def quantized(block: np.ndarray, kind: str) -> bytes:
-    """Return a block of 32 numbers in one of ggml's types, number by number."""
-    bits = int(kind[1])
+def quantized(blocks: np.ndarray, kind: str) -> np.ndarray:
+    """Return the bytes (B, n) of blocks (B, 32) in one of ggml's types."""
+
+    def half(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        narrow = numbers.astype(np.float16)[:, None]
+        return narrow.astype(np.float32), narrow.view(np.uint8)
+
+    bits, largest = int(kind[1]), np.abs(blocks).max(axis=1)
     if kind == "q8_0":
-        scale = np.float16(np.abs(block).max() / 127) or np.float16(1)
-        return scale.tobytes() + np.clip(np.rint(block / np.float32(scale)), -127, 127).astype(np.int8).tobytes()
-    lowest = block.min() if kind.endswith("1") else -np.abs(block).max()
-    span = (block.max() - lowest) if kind.endswith("1") else 2 * np.abs(block).max()
-    scale = np.float16(span / (2**bits - 1)) or np.float16(1)
-    zero = np.float32(np.float16(lowest)) if kind.endswith("1") else -np.float32(scale) * 2 ** (bits - 1)
-    numbers = [int(min(max(round(float((one - zero) / np.float32(scale))), 0), 2**bits - 1)) for one in block]
-    out = scale.tobytes() + (np.float16(lowest).tobytes() if kind.endswith("1") else b"")
-    if bits == 5:
-        out += sum((number >> 4) << place for place, number in enumerate(numbers)).to_bytes(4, "little")
-    return out + bytes((numbers[place] & 15) | (numbers[place + 16] & 15) << 4 for place in range(16))
+        scale, head = half(np.maximum(largest / 127, 1e-6))
+        return np.hstack([head, np.clip(np.rint(blocks / scale), -127, 127).astype(np.int8).view(np.uint8)])
+    lowest, below = half(blocks.min(axis=1) if kind.endswith("1") else -largest)
+    span = blocks.max(axis=1) - lowest[:, 0] if kind.endswith("1") else 2 * largest
+    scale, head = half(np.maximum(span / (2**bits - 1), 1e-6))
+    zero = lowest if kind.endswith("1") else -scale * 2 ** (bits - 1)
+    numbers = np.clip(np.rint((blocks - zero) / scale), 0, 2**bits - 1).astype(np.uint8)
+    fifth = np.packbits(numbers >> 4, axis=1, bitorder="little")
+    low = (numbers & 15)[:, :16] | (numbers & 15)[:, 16:] << 4
+    return np.hstack([head, *([below] if kind.endswith("1") else []), *([fifth] if bits == 5 else []), low])
 
 
 def write_wide(folder: Path, **changes: Any) -> Path:
