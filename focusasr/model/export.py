@@ -63,6 +63,7 @@ def save_hugging_face(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) 
     }.items():  # fmt: skip
         _write_json(folder / f"{name}.json", value)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
 
 
 def save_ctranslate2(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

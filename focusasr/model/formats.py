@@ -89,8 +89,8 @@ def _format_of_file(path: Path) -> Format:
         return "openai"
     if path.suffix == ".onnx":
         raise InputError(f"{path}: an ONNX export. Use the model that it was made from, such as openai/whisper-base.")
-    if _is_ctranslate2(head):
-        raise InputError(f"{path}: CTranslate2's weights without config.json next to them. Copy the whole folder.")
+    if _is_ctranslate2(head) or head[8:9] == b"{":
+        raise InputError(f"{path}: weights without config.json next to them. Copy the whole folder.")
     raise InputError(
         f"{path}: no checkpoint, it is no folder, and no .pt or ggml file; give a folder that 'focusasr train' wrote, "
         "or a Whisper's"

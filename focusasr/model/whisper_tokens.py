@@ -194,9 +194,9 @@ def _listed_json(path: Path) -> list[str]:
 def _language(tokenizer: WhisperTokenizer, generation: Mapping[str, Any]) -> str | None:
     """Return the language that a fine-tuned model was made for, where its generation settings force one."""
     forced = {token for _, token in tokenizer.whisper.forced_decoder_ids}
-    said = str(generation.get("language") or "").strip("<|>").lower()
-    said = LANGUAGE_CODES.get(said, said)
-    return next((code for code, id in tokenizer.languages.items() if id in forced or code == said), None)
+    named = str(generation.get("language") or "").strip("<|>").lower()
+    named = LANGUAGE_CODES.get(named, named)
+    return next((code for code, id in tokenizer.languages.items() if id in forced or code == named), None)
 
 
 def _task(tokenizer: WhisperTokenizer, generation: Mapping[str, Any]) -> Task:

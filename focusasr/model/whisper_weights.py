@@ -61,8 +61,8 @@ def whisper_settings(shape: Mapping[str, Any], weights: Mapping[str, Weight], wh
     if lacking:
         raise InputError(f"{where}: says nothing of the model's {lacking[0]}; copy it again")
     whisper = {
-        "vocabulary": _vocabulary(weights, where), "strides": (1, 2), "conv_kernel": 0, "positions": "absolute", "ctc": False,
-        "attention": "global", "decoder_attention": "global", "dropout": 0.0,
+        "vocabulary": _vocabulary(weights, where), "strides": (1, 2), "conv_kernel": 0, "positions": "absolute",
+        "ctc": False, "attention": "global", "decoder_attention": "global", "dropout": 0.0,
     }  # fmt: skip
     settings = read_settings(ModelConfig, {**whisper, **shape}, str(where))
     check_layers(settings, len(weights), where)

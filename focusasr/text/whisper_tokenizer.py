@@ -304,8 +304,10 @@ def split_by_rank(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, byte
         joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
         place = min(range(len(joined)), key=joined.__getitem__)
         if joined[place] >= ranks[token]:
-            raise InputError(f"the ranks make no way to the token {token!r}; install openai-whisper again")
+            break
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    if len(parts) > 2 or not all(part in ranks for part in parts):
+        raise InputError(f"the ranks make no way to the token {token!r}; copy the vocabulary again")
     return parts[0], parts[1]
 
 

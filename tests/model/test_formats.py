@@ -242,6 +242,9 @@ def test_formats_are_known_by_content(folder: Path, tmp_path: Path) -> None:
     for piece in (ct2 / "model.bin", ct2 / "config.json", folder / "model.safetensors", whole / "pytorch_model.bin"):
         assert find_checkpoint(str(piece)) == piece.parent
     assert find_checkpoint(str(pt)) == pt and find_checkpoint(str(ggml)) == ggml
+    for piece in (ct2 / "model.bin", folder / "model.safetensors"):
+        alone = Path(shutil.copy(piece, tmp_path / piece.name))
+        refused(alone, "weights without config.json")
     refused(ggml.parent, "ggml", "not CTranslate2's", f"--model {ggml}")
     ggml.rename(ggml.with_name("ggml-base.bin"))
     refused(ggml.parent, "a folder of model files", f"--model {ggml.with_name('ggml-base.bin')}")

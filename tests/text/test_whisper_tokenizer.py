@@ -123,6 +123,8 @@ def test_a_merge_of_low_rank_comes_first() -> None:
     assert split_by_rank(b"abc", ranks) == (b"a", b"bc")
     with pytest.raises(InputError, match="no way to the token b'abc'"):
         split_by_rank(b"abc", {b"a": 0, b"b": 1, b"c": 2, b"abc": 3})
+    with pytest.raises(InputError, match="no way to the token b'ab'"):
+        split_by_rank(b"ab", {b"a": 0, b"ab": 1})  # as the fuzzer found
 
 
 @pytest.mark.parametrize("text", ["YQ==\n", "YQ== x\n", "Y 1\n"])
