@@ -25,7 +25,7 @@ from focusasr.runtime.settings import read_options
 def inspect(
     checkpoint: Annotated[
         str,
-        typer.Argument(metavar="CHECKPOINT", help="folder, .pt, name on the hub, or default"),
+        typer.Argument(metavar="CHECKPOINT", help="folder, file, name on the hub, or default"),
     ],
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
     given: dict[type, dict[str, Any]],

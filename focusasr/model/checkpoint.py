@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
-    """Return where a checkpoint lies; InputError where there is none of this name.
+    """Return the file or folder of a checkpoint; InputError if there is none of this name.
 
     None and "default" are the default one; a training run's folder stands for its best checkpoint; else a folder or
     file of any format, the hub's cache of a model, or a name on the hub such as openai/whisper-tiny.en, which is

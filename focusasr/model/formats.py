@@ -69,7 +69,8 @@ def format_of(path: Path) -> Format:
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if "n_audio_state" in config:
         raise InputError(f"{path}: a folder of MLX, Apple's framework. Use the model that it was made from.")
-    if weights == [CTRANSLATE2_WEIGHTS] and "format" not in config:
+    only = weights == [CTRANSLATE2_WEIGHTS] or "model_type" not in config
+    if CTRANSLATE2_WEIGHTS in weights and only and "format" not in config:
         return _ctranslate2(path / CTRANSLATE2_WEIGHTS)
     if "model_type" not in config:
         if not any((path / piece).is_file() for piece in PIECES):
@@ -133,6 +134,8 @@ def _no_checkpoint(folder: Path) -> InputError:
         models = [file for file in files if _head(file).startswith(GGML) or _is_openai(file)]
         if models:
             return InputError(f"{folder}: a folder of model files. Give one of them, such as --model {models[0]}")
+    if folder.is_dir() and (folder / "blobs").is_dir():
+        return InputError(f"{folder}: a model in the hub's cache without its files. Download it again.")
     seen = "has no config.json" if folder.is_dir() else "is not there"
     return InputError(f"{folder}: no checkpoint, it {seen}; give a folder that 'focusasr train' wrote, or a Whisper's")
 

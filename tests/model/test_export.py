@@ -11,14 +11,17 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from focusasr.config import WhisperConfig
+from focusasr.audio.source import Source
+from focusasr.config import DecodingConfig
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.export import hugging_face_name
+from focusasr.model.whisper_tokens import tokenizer_of_engine
+from focusasr.text.whisper_tokenizer import ENGLISH_RANKS, openai_engine
 from focusasr.transcription.recognizer import ModelChoice, load_recognizer
 from focusasr.whisper_config import SearchConfig
 from tests.helpers.tiny_whisper import as_whisper, write_whisper
 from tests.helpers.toy_speech import letters_tokenizer, tiny_model
-from tests.helpers.whisper_formats import write_bin, write_ctranslate2, write_ggml, write_openai
+from tests.helpers.whisper_formats import token_bytes, write_bin, write_ctranslate2, write_ggml, write_openai
 from tests.model.test_huggingface import same
 
 FORMATS = ("huggingface", "ctranslate2")
@@ -125,19 +128,14 @@ def written(whisper_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def english_tokens() -> list[bytes]:
-    from focusasr.text.whisper_tokenizer import ENGLISH_RANKS, openai_engine
-    from tests.helpers.whisper_formats import token_bytes
-
     pieces = openai_engine(51_864).get_vocab()
     return token_bytes({piece: id for piece, id in pieces.items() if id < ENGLISH_RANKS})
 
 
 def tokens_of(path: Path, clip: Path) -> list[int]:
     """Return the tokens that a model decodes greedily in float32."""
-    given = {SearchConfig: {"beam_size": 1}}
+    given = {SearchConfig: {"beam_size": 1}, DecodingConfig: {"compute_type": "float32"}}
     recognizer = load_recognizer(ModelChoice(str(path), "cpu"), given).recognizer
-    from focusasr.audio.source import Source
-
     (outcome,) = recognizer.transcribe([Source(str(clip))])
     assert outcome.transcript is not None
     return [token for segment in outcome.transcript.segments for token in segment.tokens]
@@ -161,12 +159,15 @@ def test_ctranslate2_weights_come_back_to_the_byte(run, whisper_weights: Path, t
 
 
 @pytest.mark.real
-def test_settings_are_those_that_openai_published(written: dict[str, Path]) -> None:
-    """A .pt or ggml file has no generation settings: ours are transformers' and CTranslate2's."""
-    wanted = load_checkpoint(written["ctranslate2"]).whisper
-    assert isinstance(wanted, WhisperConfig)
-    for name in ("tiny.en.pt", "ggml-tiny.en.bin"):
-        assert load_checkpoint(written[name]).whisper == wanted
+@pytest.mark.parametrize("name", ["tiny.en", "base"])
+def test_settings_of_a_bare_file_are_those_that_openai_published(whisper_weights: Path, name: str) -> None:
+    """A .pt or ggml file has no generation settings: they are those of the published folders."""
+    published = load_checkpoint(whisper_weights / name)
+    settings = published.model.config
+    tokenizer = tokenizer_of_engine(openai_engine(settings.vocabulary), settings, name)
+    assert tokenizer.whisper == published.whisper and tokenizer.policy == published.tokenizer.policy
+    for text in (" Hello, world!", " Zażółć gęślą jaźń 日本語 ♪♪ it's 12345"):
+        assert tokenizer.encode(text) == published.tokenizer.encode(text)
 
 
 @pytest.mark.real

@@ -207,6 +207,15 @@ def test_dequantization_agrees_with_gguf(kind: int) -> None:
         np.testing.assert_allclose(dequantize(blocks, label), wanted, rtol=1e-6)
 
 
+def test_ggml_of_k_types(tmp_path: Path) -> None:
+    quants = pytest.importorskip("gguf.quants", reason="gguf is not installed")
+    folder = write_wide(tmp_path / "wide", d_model=256, encoder_ffn_dim=1024, decoder_ffn_dim=1024)
+    embedding = load_checkpoint(write_ggml(folder, tmp_path / "ggml.bin", "q6_K")).model.decoder.token_embedding.weight
+    stored = np.frombuffer(ggml_data(embedding.detach().numpy(), "q6_K"), np.uint8).reshape(-1, 210)
+    wanted = quants.dequantize(stored, quants.GGMLQuantizationType.Q6_K).reshape(embedding.shape)
+    np.testing.assert_array_equal(embedding.detach().numpy(), wanted)
+
+
 def test_ggml_of_k_types_needs_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_wide(tmp_path / "wide")
     path = write_ggml(folder, tmp_path / "ggml-small-q6_k.bin", "f16")
@@ -237,6 +246,9 @@ def test_formats_are_known_by_content(folder: Path, tmp_path: Path) -> None:
     ct2, whole = write_ctranslate2(folder, tmp_path / "ct2"), write_bin(folder, tmp_path / "bin")
     pt = write_openai(folder, tmp_path / "pt" / "weights.whatever")
     ggml = write_ggml(folder, tmp_path / "ggml" / "model.bin")
+    both = Path(shutil.copytree(ct2, tmp_path / "both"))
+    shutil.copy(folder / "model.safetensors", both)
+    assert format_of(both) == "ctranslate2"  # as config.json says
     wanted = {folder: "huggingface", whole: "huggingface", ct2: "ctranslate2", pt: "openai", ggml: "ggml"}
     assert {path: format_of(path) for path in wanted} == wanted
     for piece in (ct2 / "model.bin", ct2 / "config.json", folder / "model.safetensors", whole / "pytorch_model.bin"):
@@ -263,6 +275,8 @@ def test_the_hubs_cache_is_a_model(folder: Path, tmp_path: Path) -> None:
     assert load_checkpoint(place).whisper is not None
     (root / "refs" / "main").write_text("../../../elsewhere")
     assert find_checkpoint(str(root)).parent == root / "snapshots"
+    shutil.rmtree(root / "snapshots")
+    refused(find_checkpoint(str(root)), "a model in the hub's cache without its files")
 
 
 WRONG = {
