@@ -314,6 +314,9 @@ class PreprocessConfig:
     ] = setting("auto", "how the corpus is laid out; auto recognizes it")
     audio_column: str | None = setting(None, "column of a table or JSON Lines that names the audio; none: a usual name")
     text_column: str | None = setting(None, "column of a table or JSON Lines that holds the text; none: a usual name")
+    speaker_column: str | None = setting(
+        None, "column of a table or JSON Lines that names the speaker; none: a usual name"
+    )
     channel: int | None = setting(
         None, "which channel of several is kept, counted from 0; none: what a line's channel says, or else their mean"
     )

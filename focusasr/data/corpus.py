@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from focusasr.audio.source import AUDIO_SUFFIXES, Source, find_sources
 from focusasr.data.manifest import Utterance
-from focusasr.runtime.errors import InputError, quote
-from focusasr.runtime.settings import LONGEST_SECONDS
+from focusasr.runtime.errors import InputError
 
 SPLIT = re.compile("train|dev|valid|test", re.IGNORECASE)  # in the names of folders and files that are splits
-MEANT = ("offset", "duration", "speaker", "language", "split", "id")  # columns beside audio and text
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Columns of a table that the user named; None: found among the usual names."""
-
-    audio: str | None = None
-    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,8 @@ CorpusItems = Iterator[CorpusUtterance | Reject]
 def locate(folder: Path, name: str) -> Path:
     """Return the file that a corpus means: as written, in the other Unicode form, with `/` for `\\`, or with a suffix.
 
-    Where there is none it is the path as written: whoever opens it reports it.
+    A bare name may also be that of the one such file in a folder below. If there is none it is the path as written:
+    whoever opens it reports it.
     """
     for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")):
         if os.path.isfile(folder / form):  # False, not an error, for a name that no file can have
@@ -76,7 +67,19 @@ def locate(folder: Path, name: str) -> Path:
         for suffix in sorted(AUDIO_SUFFIXES):
             if os.path.isfile(folder / f"{name}{suffix}"):
                 return folder / f"{name}{suffix}"
-    return folder / name
+    below = recordings_below(folder).get(unicodedata.normalize("NFC", name), ()) if PurePath(name).name == name else ()
+    return below[0] if len(below) == 1 else folder / name
+
+
+@functools.lru_cache(maxsize=16)  # emptied when a run begins to read
+def recordings_below(folder: Path) -> dict[str, list[Path]]:
+    """Return the recordings in the folders directly inside a folder, by name and by stem."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*/*")) if folder.is_dir() else ():
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            for name in (path.name, path.stem):
+                found.setdefault(unicodedata.normalize("NFC", name), []).append(path)
+    return found
 
 
 def name_in_corpus(audio: Path, root: Path) -> str:
@@ -84,25 +87,6 @@ def name_in_corpus(audio: Path, root: Path) -> str:
     path = PurePath(os.path.relpath(audio, root))
     stem = path.with_suffix("") if path.suffix.lower() in AUDIO_SUFFIXES else path
     return "/".join(part for part in stem.parts if part != "..")
-
-
-def to_seconds(cell: object, key: str, where: str) -> float | None:
-    """Return a cell or JSON value as seconds, None as None; InputError where it is no number of at least 0."""
-    if cell is None:
-        return None
-    try:
-        number = float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number <= LONGEST_SECONDS:
-        raise InputError(f"{where}: {key} must be seconds, a number from 0 to {LONGEST_SECONDS:g}, got {quote(cell)}")
-    return number
-
-
-def usual_name(column: str, header: Collection[str]) -> str:
-    """Return a column's name in small letters, where it then means something and no other column has it."""
-    small = column.lower()
-    return small if small in MEANT and small not in header else column
 
 
 def existing(given: str | Path) -> Path:
@@ -114,6 +98,7 @@ def existing(given: str | Path) -> Path:
 
 def checked(found: CorpusUtterance, seen: dict[tuple[Source, str], str]) -> CorpusUtterance | Reject:
     utterance = replace(found.utterance, text=" ".join(found.utterance.text.split()))
+    told = utterance.duration if found.told_seconds is None else found.told_seconds
     if not utterance.text:
         return Reject("empty text", f"{found.where}: the text is empty", utterance.audio)
     key = (found.source(None), utterance.text)
@@ -121,7 +106,7 @@ def checked(found: CorpusUtterance, seen: dict[tuple[Source, str], str]) -> Corp
         reason = f"{found.where}: the same audio with the same text as {seen[key]}"
         return Reject("duplicate", reason, utterance.audio, utterance.text)
     seen[key] = found.where
-    return replace(found, utterance=utterance)
+    return replace(found, utterance=utterance, told_seconds=told)
 
 
 def audio_files(path: Path) -> list[Path]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from focusasr.audio.source import AUDIO_SUFFIXES, Source
+from focusasr.audio.source import Source
+from focusasr.data.columns import NAMES, Columns, find_columns, require_roles
 from focusasr.data.corpus import (
     SPLIT,
-    Columns,
     CorpusItems,
     CorpusUtterance,
     Reject,
@@ -21,139 +21,103 @@ from focusasr.data.corpus import (
     existing,
     locate,
     name_in_corpus,
-    to_seconds,
-    usual_name,
+    recordings_below,
 )
-from focusasr.data.csv_tables import (
-    delimiter_of,
-    first_line,
-    pick_column,
-    read_header,
-    read_lines,
-    read_rows,
-    require_column,
+from focusasr.data.corpus_layouts import (
+    BY_NAME,
+    STM,
+    clips_folder,
+    detect_layout,
+    is_known,
+    manifests_of,
+    sidecar_of,
+    tables_of,
 )
-from focusasr.data.kaldi import is_kaldi, read_kaldi
-from focusasr.data.lhotse import is_lhotse, read_lhotse
-from focusasr.data.manifest import KEYS, Utterance, numbered_lines, parse_line
-from focusasr.data.subtitle_files import SUBTITLE_SUFFIXES, read_subtitles, subtitles_of
-from focusasr.runtime.console import pluralize
+from focusasr.data.csv_tables import read_header, read_lines, read_rows
+from focusasr.data.json_rows import read_objects
+from focusasr.data.kaldi import read_kaldi
+from focusasr.data.lhotse import read_lhotse
+from focusasr.data.manifest import Utterance
+from focusasr.data.nist_files import parse_stm
+from focusasr.data.rows import Row, Table, is_nemo, read_rows_of
+from focusasr.data.segment_files import read_segments, segments_of
+from focusasr.data.unpack import is_packed, packed_below, unpack
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import parse_json
 
-AUDIO_COLUMNS = ("audio_filepath", "path", "file", "audio", "filename", "file_name", "wav", "audio_file")
-TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
-COMMON_VOICE_COLUMNS = {  # → the folder of the clips: read sentences, and since 2025 answers to questions
-    frozenset(("client_id", "path", "sentence")): "clips",
-    frozenset(("client_id", "audio_file", "transcription")): "audios",
-}
 COMMON_VOICE_SPLITS = ("train", "dev", "test")
-SIDECAR_SUFFIXES = (".txt", ".lab", ".json")
+TIMIT = re.compile(r"^0 \d{4,} (?=.*\s*$)")  # its prompts open with the samples of the recording
 TARRED_KEYS = frozenset(("shard_id", "tar_filepath", "tarred_audio_filepaths"))
-TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
-MANIFEST_SUFFIXES = frozenset((".jsonl", ".json"))
 
 
-def read_corpora(inputs: Iterable[str | Path], layout: str = "auto", columns: Columns | None = None) -> CorpusItems:
+def read_corpora(
+    inputs: Iterable[str | Path],
+    layout: str = "auto",
+    columns: Columns | None = None,
+    scratch: Path | None = None,
+) -> CorpusItems:
     """Yield every utterance and every reject of the inputs (folders or files), in their order.
 
-    Runs of white space in texts become one space. An empty text, and an utterance that was there before (same part
-    of the same file, same text), become rejects. InputError: an input is missing, or its layout is not recognized.
+    Runs of white space in texts become one space. Rejects are: an empty text, an utterance that was there before (same
+    part of the same file, same text), and whole recordings with several texts. Archives are unpacked into `scratch`.
+    InputError: an input is missing, or its layout is not recognized.
     """
     columns = columns or Columns()
     seen: dict[tuple[Source, str], str] = {}
-    for path in [existing(given) for given in inputs]:
-        kind = detect_layout(path, columns) if layout == "auto" else layout
-        for found in READERS[kind](path, columns):
-            yield found if isinstance(found, Reject) else checked(found, seen)
+    recordings_below.cache_clear()
+    found = (one for given in inputs for one in _read_input(existing(given), layout, columns, scratch))
+    yield from _without_conflicts([one if isinstance(one, Reject) else checked(one, seen) for one in found])
 
 
-# Which layout it is
+def _read_input(path: Path, layout: str, columns: Columns, scratch: Path | None) -> CorpusItems:
+    """Read a folder or file; if it is packed, or a folder holds nothing else, each archive in it."""
+    packed = [path] if is_packed(path) else []
+    if path.is_dir() and layout == "auto" and not is_known(path, columns):
+        packed = packed_below(path)
+    if not packed:
+        yield from READERS[detect_layout(path, columns) if layout == "auto" else layout](path, columns)
+        return
+    if scratch is None:
+        raise InputError(f"{packed[0]}: is an archive, and there is no folder to unpack it into; unpack it first")
+    splits = {archive: _split_of(archive) for archive in packed}
+    for archive in packed:
+        folder = unpack(archive, scratch / archive.parent.name, columns)
+        kind = detect_layout(folder, columns) if layout == "auto" else layout
+        for found in READERS[kind](folder, columns):
+            yield _of_archive(found, archive, splits[archive] if len(set(splits.values())) > 1 else "")
 
 
-def detect_layout(path: Path, columns: Columns) -> str:
-    """Return the layout of a folder or file; InputError where none fits."""
-    layout = _recognize_folder(path, columns) if path.is_dir() else _recognize_file(path, columns)
-    if layout is None:
-        for table in [path] if path.suffix.lower() in TABLE_SUFFIXES else _inside(path, TABLE_SUFFIXES):
-            _columns_of(table, columns)  # says which one lacks
-        raise InputError(f"{path}: no known corpus layout; {_missing(path)}")
-    return layout
+def _split_of(archive: Path) -> str:
+    """Return the split that a shard is of, such as train of train-00000-of-00002.parquet; "" if its name has none."""
+    stem = re.split(r"[-_.]?\d|\.", archive.name)[0].rstrip("-_")
+    return stem if SPLIT.search(stem) else ""
 
 
-def _missing(path: Path) -> str:
-    """Return what a folder or file lacks to be a corpus, and what to do about it."""
-    if path.is_file():
-        layouts = ", ".join(READERS)
-        return f"wanted: a table, a manifest or a recording; name a table's columns, or --layout ({layouts})"
-    below = sorted(
-        {file.parent.name for file in path.glob("*/*") if file.suffix.lower() in (*TABLE_SUFFIXES, ".jsonl")}
-    )
-    if below:
-        return f"tables or manifests lie in folders of it; give these: {', '.join(below)}"
-    recordings = len(audio_files(path))
-    if not recordings:
-        return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any; give their folder"
-    return (
-        f"{pluralize(recordings, 'recording')}, but no texts beside them (NAME.txt, .lab, .json, .srt, .vtt) and no "
-        "table or manifest that names them; add texts, or say what a table's --audio-column and --text-column are"
-    )
+def _of_archive(found: CorpusUtterance | Reject, archive: Path, split: str) -> CorpusUtterance | Reject:
+    if isinstance(found, Reject):
+        return found
+    extra = {"split": split, **found.utterance.extra} if split else found.utterance.extra
+    name = f"{archive.name.partition('.')[0]}/{found.name}"
+    return replace(found, utterance=replace(found.utterance, extra=extra), name=name)
 
 
-def _recognize_file(path: Path, columns: Columns) -> str | None:
-    if path.name.endswith(".trans.txt"):
-        return "librispeech"
-    if is_lhotse(path):
-        return "lhotse"
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
-        return "manifest"
-    if path.suffix.lower() in AUDIO_SUFFIXES:
-        return "subtitles" if subtitles_of(path) and not _sidecar(path) else "sidecar"
-    return _recognize_table(path, columns)
+def _without_conflicts(items: list[CorpusUtterance | Reject]) -> CorpusItems:
+    """Yield rejects for whole recordings with several texts: only times could tell their parts apart."""
+    texts: dict[Source, list[str]] = {}
+    for one in items:
+        if isinstance(one, CorpusUtterance) and _is_whole(one):
+            texts.setdefault(one.source(None), []).append(one.where)
+    for one in items:
+        if isinstance(one, CorpusUtterance) and _is_whole(one) and len(texts[one.source(None)]) > 1:
+            other = next(where for where in texts[one.source(None)] if where != one.where)
+            reason = f"{one.where}: {one.audio.name} has another text in {other}; add start and end of each"
+            yield Reject("several texts", reason, one.audio, one.utterance.text)
+        else:
+            yield one
 
 
-def _recognize_folder(path: Path, columns: Columns) -> str | None:
-    if path / "metadata.csv" in _tables_of(path, "ljspeech", columns):
-        return "ljspeech"
-    if next(path.rglob("*.trans.txt"), None):
-        return "librispeech"
-    if is_kaldi(path):
-        return "kaldi"
-    if is_lhotse(path):
-        return "lhotse"
-    if _manifests(path, columns):
-        return "manifest"
-    for layout in ("commonvoice", "table"):
-        if _tables_of(path, layout, columns):
-            return layout
-    audios = audio_files(path)
-    if any(_sidecar(audio) for audio in audios):
-        return "sidecar"
-    return "subtitles" if any(subtitles_of(audio) for audio in audios) else None
-
-
-def _recognize_table(path: Path, columns: Columns) -> str | None:
-    header = read_header(path)
-    if _clips_folder(header):
-        return "commonvoice"
-    if pick_column(header, columns.audio, AUDIO_COLUMNS) and pick_column(header, columns.text, TEXT_COLUMNS):
-        return "table"
-    return "ljspeech" if path.name == "metadata.csv" and len(header) in (2, 3) and delimiter_of(path) == "|" else None
-
-
-def _tables_of(folder: Path, layout: str, columns: Columns) -> list[Path]:
-    """Return the tables of one layout directly inside the folder; those that cannot be read belong to none."""
-    tables = []
-    for path in _inside(folder, TABLE_SUFFIXES):
-        with contextlib.suppress(InputError):
-            tables += [path] if _recognize_table(path, columns) == layout else []
-    return tables
-
-
-def _inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """Return the files with one of `suffixes` directly inside the folder, sorted."""
-    files = (path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
-    return sorted(path for path in files if path.is_file())
+def _is_whole(one: CorpusUtterance) -> bool:
+    return not one.utterance.offset and one.utterance.duration is None
 
 
 # Audio with its text beside it
@@ -166,9 +130,9 @@ def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> Corpu
     """
     root = path if path.is_dir() else path.parent
     for audio in audio_files(path):
-        sidecar, cues, name = _sidecar(audio), subtitles_of(audio), name_in_corpus(audio, root)
+        sidecar, cues, name = sidecar_of(audio), segments_of(audio), name_in_corpus(audio, root)
         if cues and (subtitles or not sidecar):
-            yield from read_subtitles(audio, cues, name)
+            yield from read_segments(audio, cues, name)
         elif sidecar:
             try:
                 text, extra = _sidecar_text(sidecar, columns)
@@ -177,118 +141,83 @@ def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> Corpu
                 continue
             yield CorpusUtterance(Utterance(audio, text, extra=extra), name, str(sidecar))
         else:
-            beside = ", ".join((audio.with_suffix(SIDECAR_SUFFIXES[0]).name, *SIDECAR_SUFFIXES[1:], *SUBTITLE_SUFFIXES))
-            yield Reject("no text", f"{audio}: none beside it; wanted: {beside}", audio)
+            forms = ", ".join((audio.with_suffix(BY_NAME[0]).name, *BY_NAME[1:]))
+            yield Reject("no text", f"{audio}: no text file has its name; expected {forms}", audio)
 
 
 def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
     whole = "".join(read_lines(path))
     if path.suffix.lower() != ".json":
-        return whole, {}
+        return TIMIT.sub("", whole), {}
     try:
         extra = parse_json(whole)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
-    wanted = [columns.text] if columns.text else list(TEXT_COLUMNS)
-    key = next((key for key in wanted if isinstance(extra, dict) and isinstance(extra.get(key), str)), None)
-    if key is None:
-        raise InputError(f"{path}: expected an object with a text under {' or '.join(wanted)}; --text-column names it")
+    texts = [key for key, value in extra.items() if isinstance(value, str)] if isinstance(extra, dict) else []
+    column = find_columns(texts, columns).get("text")
+    if column is None:
+        wanted = columns.text or " or ".join(NAMES["text"])
+        raise InputError(f"{path}: expected an object with a text under {wanted}; --text-column names it")
+    key = column.name
     others = {k: v for k, v in extra.items() if k not in (key, "audio_filepath", "offset", "duration", "segments")}
     return extra[key], {("source_text" if k == "text" else k): v for k, v in others.items()}
-
-
-def _sidecar(audio: Path) -> Path | None:
-    suffixes = (form for suffix in SIDECAR_SUFFIXES for form in (suffix, suffix.upper()))
-    return next((path for path in map(audio.with_suffix, suffixes) if path.is_file()), None)
 
 
 # Tables with a header, and Common Voice, which is one
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A table to read: audio paths start at `folder`, some columns are `renamed`, `split` tells tables apart."""
-
-    path: Path
-    folder: Path
-    split: str | None = None
-    renamed: dict[str, str] = field(default_factory=dict)
-
-
 def _read_tables(path: Path, columns: Columns) -> CorpusItems:
-    tables = _tables_of(path, "table", columns) if path.is_dir() else [path]
+    tables = tables_of(path, "table", columns) if path.is_dir() else [path]
     for table in tables:
         split = table.stem if len(tables) > 1 else None
-        yield from _read_table(_Table(table, table.parent, split), columns)
+        yield from _read_stm(table, split) if table.suffix.lower() == STM else _read_table(table, columns, split)
 
 
 def _read_common_voice(path: Path, columns: Columns) -> CorpusItems:
     """Read one TSV, or of a folder train, dev and test; the other tables repeat clips, or hold refused ones."""
     tables = [path]
     if path.is_dir():
-        every = _tables_of(path, "commonvoice", columns)
+        every = tables_of(path, "commonvoice", columns)
         splits = [table for table in every if table.stem in COMMON_VOICE_SPLITS]
         tables = splits or [table for table in every if table.stem == "validated"] or every
     for table in tables:
         split = table.stem if len(tables) > 1 else None
-        renamed = {"client_id": "speaker", "locale": "language"}
-        clips = _clips_folder(read_header(table)) or "clips"
-        yield from _read_table(_Table(table, table.parent / clips, split, renamed), columns)
+        yield from _read_table(table, columns, split, clips_folder(read_header(table)) or "clips")
 
 
-def _clips_folder(header: list[str]) -> str | None:
-    """Return where a Common Voice table's clips lie; None where it is no such table."""
-    return next((folder for names, folder in COMMON_VOICE_COLUMNS.items() if names.issubset(header)), None)
-
-
-def _columns_of(path: Path, columns: Columns) -> tuple[list[str], str, str]:
-    """Return a table's header, and of it the columns of audio and text; InputError where one is not there."""
+def _read_table(path: Path, columns: Columns, split: str | None = None, clips: str = "") -> CorpusItems:
     names = read_header(path)
-    audio = require_column(names, columns.audio, AUDIO_COLUMNS, f"{path}: no audio column; --audio-column")
-    return names, audio, require_column(names, columns.text, TEXT_COLUMNS, f"{path}: no text column; --text-column")
+    table = Table(path, path.parent / clips, require_roles(names, columns, path), split)
+    yield from read_rows_of(table, _cells(path, names))
 
 
-def _read_table(table: _Table, columns: Columns) -> CorpusItems:
-    names, audio_column, text_column = _columns_of(table.path, columns)
-    for number, fields in itertools.islice(read_rows(table.path), 1, None):
-        where = f"{table.path}, line {number}"
+def _cells(path: Path, names: list[str]) -> Iterator[tuple[str, Row | str]]:
+    """Yield the cells of each row that are not empty, by column; a header in between, of joined tables, is no row."""
+    for number, fields in itertools.islice(read_rows(path), 1, None):
+        where = f"{path}, line {number}"
         if isinstance(fields, str):
-            yield Reject("broken row", f"{where}: {fields}")
+            yield where, fields
+        elif [field.strip() for field in fields] == names:
+            continue
         elif len(fields) != len(names):
-            yield Reject("broken row", f"{where}: {len(fields)} fields where the header has {len(names)}")
+            yield where, f"{len(fields)} fields where the header has {len(names)}"
         else:
-            row = dict(zip(names, fields, strict=True))
-            others = {name: row[name] for name in row if name not in (audio_column, text_column)}
-            yield _found_in_row(table, (row[audio_column], row[text_column]), others, where)
+            yield where, {name: cell for name, cell in zip(names, fields, strict=True) if name and cell.strip()}
 
 
-def _found_in_row(
-    table: _Table, named: tuple[str, str], others: dict[str, str], where: str
-) -> CorpusUtterance | Reject:
-    """Build the utterance of one row: its audio and text, and its other cells as extra keys where not empty.
-
-    `offset` and `duration` (seconds) choose a part of the file; a `duration` alone only tells the file's length.
-    """
-    audio, text = named
-    if not audio.strip() or "\0" in audio:
-        return Reject("broken row", f"{where}: the cell with the audio file's name is empty or binary", text=text)
-    path = locate(table.folder, audio.strip())
-    cells = {usual_name(key, others): value for key, value in others.items() if key and value.strip()}
-    extra = {table.renamed.get(key, key): value for key, value in cells.items()}
-    offset, duration = extra.pop("offset", None), extra.pop("duration", None)
-    part = {"offset": offset, "duration": duration} if offset else {}
-    for key in ("audio_filepath", "text"):
-        if key in extra:
-            extra[f"source_{key}"] = extra.pop(key)
-    if table.split:
-        extra.setdefault("split", table.split)
-    try:
-        start, length = (to_seconds(part.get(key), key, where) for key in ("offset", "duration"))
-        told = None if part else to_seconds(duration, "duration", where)
-    except InputError as error:
-        return Reject("broken row", str(error), path, text)
-    utterance = Utterance(path, text, start or 0.0, length, extra)
-    return CorpusUtterance(utterance, name_in_corpus(path, table.path.parent), where, told)
+def _read_stm(path: Path, split: str | None) -> CorpusItems:
+    """Read NIST's STM, whose lines name recordings without suffix, in its folder or one below."""
+    names = ("audio", "channel", "speaker", "start", "end", "text")
+    lines = parse_stm([line.rstrip("\r\n") for line in read_lines(path)], path)
+    rows: list[tuple[str, Row | str]] = []
+    for line in lines:
+        if isinstance(line, str):
+            rows.append((str(path), line.removeprefix(f"{path}, ")))
+        elif not line.is_ignored:
+            cells = (line.name, line.channel, line.speaker, line.begin, line.end, line.text)
+            found = {name: cell for name, cell in zip(names, cells, strict=True) if cell is not None}
+            rows.append((f"{path}, line {line.number}", found))
+    yield from read_rows_of(Table(path, path.parent, find_columns(names, Columns()), split), rows)
 
 
 # LibriSpeech, LJSpeech, manifests
@@ -334,56 +263,20 @@ def _read_ljspeech(path: Path, columns: Columns) -> CorpusItems:
 
 
 def _read_manifests(path: Path, columns: Columns) -> CorpusItems:
-    manifests = _manifests(path, columns) if path.is_dir() else [path]
+    manifests = manifests_of(path, columns) if path.is_dir() else [path]
     for manifest in manifests:
-        keys = _keys(manifest, columns) or KEYS
-        for number, line in numbered_lines(manifest):
-            try:
-                utterance = parse_line(line, number, manifest, text_required=False, keys=keys)
-            except InputError as error:
-                yield Reject("broken row", str(error))
-                continue
-            if not TARRED_KEYS.isdisjoint(utterance.extra):
+        rows = list(read_objects(manifest))
+        objects = [(where, row) for where, row in rows if isinstance(row, dict)]
+        for where, row in objects:
+            if not TARRED_KEYS.isdisjoint(row):
                 raise InputError(
-                    f"{manifest}, line {number}: tarred, its audio lies inside archives; unpack them (tar -xf) and "
-                    "give the manifest whose audio_filepath names the files"
+                    f"{where}: tarred, its audio lies inside archives; unpack them (tar -xf) and give the manifest "
+                    "whose audio_filepath names the files"
                 )
-            extra = {"split": manifest.stem, **utterance.extra} if len(manifests) > 1 else utterance.extra
-            audio = locate(manifest.parent, str(utterance.audio))
-            where = f"{manifest}, line {number}"
-            utterance = replace(utterance, audio=audio, extra=extra)
-            yield CorpusUtterance(utterance, name_in_corpus(audio, manifest.parent), where, utterance.duration)
-
-
-def _manifests(folder: Path, columns: Columns) -> list[Path]:
-    """Return the manifests directly inside a folder: manifest.jsonl, which holds all, or else each that is one.
-
-    A .json beside a recording of its name is that one's text.
-    """
-    if (folder / "manifest.jsonl").is_file():
-        return [folder / "manifest.jsonl"]
-    sounds = {path.stem for path in _inside(folder, AUDIO_SUFFIXES)}
-    listed = _inside(folder, MANIFEST_SUFFIXES)
-    alone = [path for path in listed if path.suffix.lower() != ".json" or path.stem not in sounds]
-    alone.sort(key=lambda path: path.stem.casefold() == "all")  # last: what stands in train or test too is of that
-    return [path for path in alone if _keys(path, columns)]
-
-
-def _keys(manifest: Path, columns: Columns) -> tuple[str, str] | None:
-    """Return a manifest's keys of audio and text by its first line: NeMo's, or, as in a table, those of others.
-
-    None: it is no manifest. A .json may be many things, so that its audio's key must be NeMo's or what the user named.
-    """
-    try:
-        first = parse_json(first_line(manifest))
-    except ValueError:
-        return None
-    names = list(first) if isinstance(first, dict) else []
-    audio = pick_column(names, columns.audio, AUDIO_COLUMNS if manifest.suffix.lower() == ".jsonl" else KEYS[:1])
-    if audio is None:
-        return None
-    text = require_column(names, columns.text, (), f"{manifest}: no text key; --text-column") if columns.text else None
-    return audio, text or pick_column(names, None, TEXT_COLUMNS) or KEYS[1]
+        names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in objects))
+        found = require_roles(names, columns, manifest, without=() if columns.text else ("text",))
+        split = manifest.stem if len(manifests) > 1 else None
+        yield from read_rows_of(Table(manifest, manifest.parent, found, split, is_nemo(found)), rows)
 
 
 READERS: dict[str, Callable[[Path, Columns], CorpusItems]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator
@@ -12,15 +13,23 @@ from focusasr.runtime.errors import InputError
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return a text file's lines with their ends (LF, CRLF or CR); InputError where it is not UTF-8 text."""
+    """Return a text file's lines with their ends (LF, CRLF or CR); InputError if it is neither UTF-8 nor UTF-16."""
     with _told(path):
-        return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="").readlines()
+        whole = path.read_bytes()
+        return io.StringIO(whole.decode(_encoding(whole[:2])), newline="").readlines()
 
 
 def first_line(path: Path) -> str:
     """Return the first line that is not blank, without reading the rest; InputError as `read_lines`."""
-    with _told(path), path.open(encoding="utf-8-sig", newline="") as lines:
+    with _told(path), path.open("rb") as file:
+        encoding = _encoding(file.read(2))
+    with _told(path), path.open(encoding=encoding, newline="") as lines:
         return next((line for line in lines if line.strip()), "")
+
+
+def _encoding(head: bytes) -> str:
+    """Return UTF-16 for a file that opens with its mark, as Excel and PowerShell write it, or UTF-8."""
+    return "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 @contextmanager
@@ -94,20 +103,3 @@ def _quoted_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[s
         except csv.Error as error:
             yield first + 1, f"not CSV ({error})"
             start = first + 1
-
-
-def pick_column(header: list[str], wanted: str | None, usual: tuple[str, ...]) -> str | None:
-    """Return the column that the user wanted, else the first of the usual names, in any case; None: not there."""
-    if wanted is not None:
-        return wanted if wanted in header else None
-    lowered = {column.lower(): column for column in reversed(header)}
-    return next((lowered[name] for name in usual if name in lowered), None)
-
-
-def require_column(header: list[str], wanted: str | None, usual: tuple[str, ...], complaint: str) -> str:
-    """Return what `pick_column` does; InputError, opening with `complaint`, where there is no such column."""
-    column = pick_column(header, wanted, usual)
-    if column is None:
-        tried = repr(wanted) if wanted is not None else ", ".join(usual)
-        raise InputError(f"{complaint} must name one of {', '.join(header)} (looked for {tried})")
-    return column

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus, to_seconds
+from focusasr.data.columns import to_seconds
+from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus
 from focusasr.data.csv_tables import read_lines
 from focusasr.data.manifest import Utterance
 from focusasr.runtime.errors import InputError

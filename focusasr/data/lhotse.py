@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus, to_seconds
+from focusasr.data.columns import to_seconds
+from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus
 from focusasr.data.manifest import OWN_KEYS, Utterance
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import parse_json

@@ -109,15 +109,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def parse_line(
-    line: str, number: int, path: Path, text_required: bool = True, keys: tuple[str, str] = KEYS
-) -> Utterance:
-    """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line.
-
-    `keys` are those of the audio file's name and of the text.
-    """
+def parse_line(line: str, number: int, path: Path, text_required: bool = True) -> Utterance:
+    """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line."""
     where = f"{path}, line {number}"
-    audio_key, text_key = keys
+    audio_key, text_key = KEYS
     try:
         row = parse_json(line)
     except json.JSONDecodeError as error:
@@ -130,11 +125,11 @@ def parse_line(
         raise InputError(f"{where}: expected an object with {audio_key} and {text_key}, got {type(row).__name__}")
     extra = dict(row)
     audio = extra.pop(audio_key, None)
-    if not isinstance(audio, str) or not _can_name(audio):
+    if not isinstance(audio, str) or not can_name(audio):
         raise InputError(f"{where}: {audio_key} must name a file, got {quote(audio)}")
     untold = text_key not in extra
     text = extra.pop(text_key, "")
-    if not isinstance(text, str) or not _is_unicode(text):
+    if not isinstance(text, str) or not is_unicode(text):
         raise InputError(f"{where}: {text_key} must be a string of whole characters, got {quote(text)}")
     for key in KEYS:
         if key in extra:
@@ -146,14 +141,14 @@ def parse_line(
     return Utterance((path.parent / audio).absolute(), text, offset, duration, extra)
 
 
-def _can_name(text: str) -> bool:
+def can_name(text: str) -> bool:
     """Tell what may be a file's name: bytes that are not UTF-8 may on some systems, half a surrogate pair never."""
     with contextlib.suppress(UnicodeEncodeError):
         return bool(text) and b"\0" not in os.fsencode(text)
     return False
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Tell text from half of a surrogate pair, which JSON lets through and nothing can encode."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
@@ -173,6 +168,6 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as out:
         for utterance in utterances:
             line = json.dumps(utterance.to_json(folder), ensure_ascii=False)
-            if not _is_unicode(line):  # a file name that is not UTF-8 survives as an escape
+            if not is_unicode(line):  # a file name that is not UTF-8 survives as an escape
                 line = json.dumps(utterance.to_json(folder))
             out.write(line + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -17,7 +18,8 @@ import soundfile
 from focusasr.audio.load import load, probe_seconds, stream
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig, TextConfig
-from focusasr.data.corpus import Columns, CorpusUtterance, Reject
+from focusasr.data.columns import Columns
+from focusasr.data.corpus import CorpusUtterance, Reject
 from focusasr.data.corpus_readers import read_corpora
 from focusasr.data.loudness import LevelMeter, LevelStats, changed, changes_sound
 from focusasr.data.loudness import to_int16 as _to_int16
@@ -31,6 +33,7 @@ from focusasr.runtime.files import fitting, real_path, sweep, unwritable, writte
 from focusasr.text.normalize import apply_policy
 
 IN_FLIGHT_PER_WORKER = 4
+SCRATCH = ".unpacked"  # archives, while a run lasts
 
 Progress = Callable[[int, int], None]
 
@@ -80,8 +83,16 @@ def preprocess(
     """
     config = config or PreprocessConfig()
     check_choices(config)
-    inputs, folder = list(inputs), Path(output_dir).resolve()
-    readings = list(read_corpora(inputs, config.layout, Columns(config.audio_column, config.text_column)))
+    folder = Path(output_dir).resolve()
+    try:
+        return _preprocess(list(inputs), folder, config, progress or (lambda done, total: None))
+    finally:
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+
+
+def _preprocess(inputs: list[str | Path], folder: Path, config: PreprocessConfig, progress: Progress) -> Report:
+    columns = Columns(config.audio_column, config.text_column, config.speaker_column)
+    readings = list(read_corpora(inputs, config.layout, columns, folder / SCRATCH))
     check_keys(
         [one.utterance for one in readings if isinstance(one, CorpusUtterance)], config.by or []
     )  # before any work
@@ -101,7 +112,7 @@ def preprocess(
         prepared.begin(inputs, config, {job.output: job.source for job in plan if isinstance(job, _Job)})
         run = _Run(plan, journal, config)
         run.settle_at_once()
-        run.convert(progress or (lambda done, total: None))
+        run.convert(progress)
         prepared.left(journal.outputs())
         return write_results(prepared, run.results(), inputs, config)
     except (OSError, soundfile.SoundFileError) as error:
@@ -344,6 +355,9 @@ def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> LevelStats:
 
 def _length_reject(job: _Job, measured: LevelStats, config: PreprocessConfig) -> Reject | None:
     seconds = measured.seconds
+    if not measured.source_seconds and job.source.offset:
+        reason = f"{job.found.where}: begins at {job.source.offset:g} s, behind the end of {job.source.path}"
+        return job.reject("broken row", reason)
     if not seconds or seconds < config.min_seconds:
         reason = f"{job.source.path}: {seconds:.3f} s is shorter than min_seconds ({config.min_seconds:g})"
         return job.reject("too short", reason)

@@ -21,7 +21,9 @@ from focusasr.runtime.errors import SettingError
 from focusasr.runtime.files import written_aside
 from focusasr.runtime.settings import to_settings
 
-FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row"))  # kinds that make the command fail
+FAILURES = frozenset(
+    ("missing", "unreadable", "unreadable text", "broken row", "several texts")
+)  # kinds that make the command fail
 RESULTS = ("manifest.jsonl", "manifest.meta.json", "rejects.jsonl", "report.json", "report.html")
 
 

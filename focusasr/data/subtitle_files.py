@@ -1,4 +1,4 @@
-"""Subtitles beside long recordings: each cue of an SRT or WebVTT file becomes an utterance."""
+"""Cues of SRT and WebVTT subtitles."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject
-from focusasr.data.csv_tables import read_lines
-from focusasr.data.manifest import Utterance
-from focusasr.runtime.errors import InputError
-
-SUBTITLE_SUFFIXES = (".srt", ".vtt")
 TIMES = re.compile(r"^\s*(?P<begin>[\d:]+[.,]\d+)\s*-->\s*(?P<end>[\d:]+[.,]\d+)")
 CLOCK = re.compile(r"^(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})$")
 VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
@@ -29,32 +23,6 @@ class Cue:
     end: float
     text: str
     speaker: str | None
-
-
-def subtitles_of(audio: Path) -> Path | None:
-    """Return the subtitle file beside a recording, if there is one."""
-    beside = (audio.with_suffix(form) for suffix in SUBTITLE_SUFFIXES for form in (suffix, suffix.upper()))
-    return next((path for path in beside if path.is_file()), None)
-
-
-def read_subtitles(audio: Path, path: Path, name: str) -> CorpusItems:
-    """Yield the utterances of a recording; a cue whose times cannot be, and a file that is none, become rejects."""
-    try:
-        lines = [line.rstrip("\r\n") for line in read_lines(path)]
-    except InputError as error:
-        yield Reject("unreadable text", str(error), audio)
-        return
-    count = 0
-    for cue in parse_cues(lines, path):
-        count += 1
-        if isinstance(cue, str):
-            yield Reject("broken row", cue, audio)
-            continue
-        extra = {"speaker": cue.speaker} if cue.speaker else {}
-        utterance = Utterance(audio, cue.text, cue.begin, round(cue.end - cue.begin, 3), extra)
-        yield CorpusUtterance(utterance, name, f"{path}, line {cue.number}")
-    if not count:
-        yield Reject("unreadable text", f"{path}: no cues in it (00:00:01,000 --> 00:00:02,000)", audio)
 
 
 def parse_cues(lines: list[str], path: Path) -> Iterator[Cue | str]:

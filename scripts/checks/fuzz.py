@@ -89,10 +89,10 @@ def configuration(folder: Path) -> tuple[Reader, list[bytes]]:
 
 def subtitles(folder: Path) -> tuple[Reader, list[bytes]]:
     from focusasr.data.corpus import Reject
-    from focusasr.data.subtitle_files import read_subtitles
+    from focusasr.data.segment_files import read_segments
 
     def read(path: str) -> None:
-        for reading in read_subtitles(folder / "a.wav", Path(path), "a"):
+        for reading in read_segments(folder / "a.wav", Path(path), "a"):
             if isinstance(reading, Reject):
                 _check_line(reading.reason)
 

@@ -9,10 +9,11 @@ import pytest
 
 from focusasr.audio.source import Source
 from focusasr.cli.train import collected
-from focusasr.data.corpus import Columns, CorpusUtterance, Reject
-from focusasr.data.corpus_readers import detect_layout
+from focusasr.data.columns import Columns
+from focusasr.data.corpus import CorpusUtterance, Reject
+from focusasr.data.corpus_layouts import detect_layout
 from focusasr.data.manifest import read_manifest
-from focusasr.data.subtitle_files import read_subtitles
+from focusasr.data.segment_files import read_segments
 from focusasr.evaluation.hypotheses import read_hypotheses
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.runtime.errors import InputError
@@ -98,7 +99,7 @@ def test_a_part_of_ages_of_sound_is_refused() -> None:
 def test_subtitles_of_ages(tmp_path: Path, times: str) -> None:
     path = tmp_path / "a.srt"
     path.write_text(f"00:01.0 --> {times}\nhi\n\n00:01.0 --> 00:02.0\n&#{ENDLESS}; there\n")
-    broken, fine = read_subtitles(tmp_path / "a.wav", path, "a")
+    broken, fine = read_segments(tmp_path / "a.wav", path, "a")
     assert isinstance(broken, Reject) and "is no stretch of time" in broken.reason
     assert isinstance(fine, CorpusUtterance) and fine.utterance.text == f"&#{ENDLESS}; there"
 

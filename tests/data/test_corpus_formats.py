@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.data.corpus import Columns, CorpusUtterance, Reject
-from focusasr.data.corpus_readers import detect_layout, read_corpora
+from focusasr.data.columns import Columns
+from focusasr.data.corpus import CorpusUtterance, Reject
+from focusasr.data.corpus_layouts import detect_layout
+from focusasr.data.corpus_readers import read_corpora
 from focusasr.runtime.errors import InputError
 
 
@@ -223,13 +225,13 @@ def test_subtitles_become_parts_of_a_recording(tmp_path):
 
 def test_labels_and_json_beside_the_audio(tmp_path):
     make(tmp_path, a__wav="", a__lab="from a label\n", b__wav="", b__json='{"text": "from json", "speaker": "bob"}')
-    make(tmp_path, c__wav="", c__json='{"words": "mine"}', d__wav="", d__json="[1", e__wav="", e__txt="x", e__lab="y")
+    make(tmp_path, c__wav="", c__json='{"said": "mine"}', d__wav="", d__json="[1", e__wav="", e__txt="x", e__lab="y")
     found, rejects = read(tmp_path, "sidecar")
     assert [facts(item)[3] for item in found] == ["from a label", "from json", "x"]
     assert found[1].utterance.extra == {"speaker": "bob"}
     assert [reject.kind for reject in rejects] == ["unreadable text"] * 2
     assert "--text-column names it" in rejects[0].reason
-    (item,) = read_corpora([tmp_path / "c.wav"], columns=Columns(text="words"))
+    (item,) = read_corpora([tmp_path / "c.wav"], columns=Columns(text="said"))
     assert isinstance(item, CorpusUtterance) and item.utterance.text == "mine"
 
 

@@ -116,7 +116,8 @@ def test_names_never_collide(tmp_path):
     for name in ("a.wav", "a.flac", "A.wav", "a-2.wav"):
         tone(folder / name)
     table = folder / "t.csv"
-    table.write_text("path,text\na.wav,one\na.flac,two\nA.wav,three\na-2.wav,four\na.wav,other text\n")
+    parts = ["a.wav,one,0.3", "a.flac,two,0.5", "A.wav,three,0.5", "a-2.wav,four,0.5", "a.wav,other text,0.5"]
+    table.write_text("\n".join(["path,text,start,end", *(row.replace(",0.", ",0,0.") for row in parts)]))
     report = preprocess([table], tmp_path / "out")
     names = [row["audio_filepath"].lower() for row in rows(report.manifest)]
     assert len(set(names)) == 5 == len([path for path in files_below(tmp_path / "out") if path.startswith("audio/")])

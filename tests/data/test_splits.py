@@ -262,7 +262,7 @@ def test_a_newcomer_inside_what_is_still_there_follows_its_speaker() -> None:
 
 
 def test_a_second_run_gives_texts_of_one_part_the_same_files() -> None:
-    one = corpus("in", {"a": "s"})
+    one = corpus("in", {"a": {"duration": 0.2}})
     one.write_text("".join(one.read_text().replace("text of a", text) for text in ("x", "y", "z")))
     preprocess([one], "out")
     before = Path("out/manifest.jsonl").read_bytes()

@@ -1,0 +1,164 @@
+"""Rows of tables and of JSON: each names a recording, its text, and the time in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from focusasr.audio.load import probe_seconds
+from focusasr.data.columns import TIMES, Column, cell_of, squeezed, to_seconds
+from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus
+from focusasr.data.manifest import KEYS, Utterance, can_name, is_unicode
+from focusasr.runtime.console import warn
+from focusasr.runtime.errors import InputError, quote
+
+Row = dict[str, Any]
+PLACEHOLDER = re.compile(r"^\{\w+\}[/\\]|^\$\{?\w+\}?[/\\]")  # SpeechBrain's {data_root}/
+NESTED = ("path", "file", "filename", "audio_filepath")
+LATE_SECONDS = 1.0  # a segment may end so far behind its recording before its times look like milliseconds
+MOST_PROBED = 20  # recordings
+
+
+@dataclass(frozen=True)
+class Table:
+    """What all rows of a table have in common: its file, the folder that paths start from, its split and columns.
+
+    `duration_is_part`: a duration without a start chooses a part, as in NeMo's manifests; else it is only compared.
+    """
+
+    path: Path
+    folder: Path
+    columns: dict[str, Column]
+    split: str | None = None
+    duration_is_part: bool = False
+
+
+def read_rows_of(table: Table, rows: Iterable[tuple[str, Row | str]]) -> CorpusItems:
+    """Yield the utterance of each row (where, cells by name, or what is wrong), or a reject."""
+    listed = list(rows)
+    scale = _scale(table, [row for _, row in listed if isinstance(row, dict)])
+    for where, row in listed:
+        if isinstance(row, str):
+            yield Reject("broken row", f"{where}: {row}")
+            continue
+        try:
+            yield _utterance(table, row, where, scale)
+        except _BrokenRow as broken:
+            yield Reject("broken row", f"{where}: {broken}", broken.audio, broken.text)
+
+
+class _BrokenRow(Exception):
+    """A row that cannot be used: the problem, and as much of the row as is known."""
+
+    def __init__(self, problem: str, audio: Path | None = None, text: object = "") -> None:
+        super().__init__(problem)
+        self.audio, self.text = audio, text if isinstance(text, str) else ""
+
+
+def _utterance(table: Table, row: Row, where: str, scale: float) -> CorpusUtterance:
+    """Build the utterance of one row; cells without a meaning here become extra keys."""
+    text_column = table.columns.get("text")
+    text = row.get(text_column.name, "") if text_column else ""
+    audio = locate(table.folder, _audio_name(table, row, text))
+    if not isinstance(text, str) or not is_unicode(text):
+        key = text_column.name if text_column else KEYS[1]
+        raise _BrokenRow(f"{key} must be a string of whole characters, got {quote(text)}", audio)
+    try:
+        begin, length, told = _part(table, row, where, scale)
+    except InputError as error:
+        raise _BrokenRow(str(error).removeprefix(f"{where}: "), audio, text) from None
+    utterance = Utterance(audio, text, begin, length, _extra(table, row))
+    return CorpusUtterance(utterance, name_in_corpus(audio, table.path.parent), where, told)
+
+
+def _audio_name(table: Table, row: Row, text: object) -> str:
+    """Return the file that a row names, directly or in an object of its own, as datasets write it."""
+    key = table.columns["audio"].name
+    value = row.get(key)
+    if isinstance(value, dict):
+        if not {"start", "stop"}.isdisjoint(value):
+            raise _BrokenRow(f"{key} has times in samples; write start and end in seconds beside it", text=text)
+        value = next((value[name] for name in NESTED if isinstance(value.get(name), str)), None)
+    name = PLACEHOLDER.sub("", value.strip()) if isinstance(value, str) else ""
+    if not name or not can_name(name):
+        raise _BrokenRow(f"{key} must name a file, got {quote(value)}", text=text)
+    return name
+
+
+def _part(table: Table, row: Row, where: str, scale: float) -> tuple[float, float | None, float | None]:
+    """Return where an utterance begins, how long it is (None: to the end), and the length that is only told."""
+    start, end, length = (_time(table, row, where, role, scale) for role in TIMES)
+    if end is not None:
+        if end <= (start or 0.0):
+            raise InputError(f"{where}: the end ({end:g} s) is not after the start ({start or 0.0:g} s)")
+        return start or 0.0, round(end - (start or 0.0), 6), None
+    part = start is not None or table.duration_is_part
+    return start or 0.0, length if part else None, None if part else length
+
+
+def _time(table: Table, row: Row, where: str, role: str, scale: float) -> float | None:
+    cell = cell_of(row, table.columns, role)
+    if cell is None:
+        return None
+    column = table.columns[role]
+    usual = scale if role != "duration" and not column.has_unit else 1.0
+    return to_seconds(cell, column.name, where, column.scale * usual)
+
+
+def _scale(table: Table, rows: list[Row]) -> float:
+    """Return the seconds of 1 in start and end columns without a unit: 0.001 if only milliseconds fit the recordings.
+
+    That is so if all are whole numbers, and some end behind its recording while a thousandth of each does not.
+    """
+    end = table.columns.get("end")
+    if end is None or end.has_unit:
+        return 1.0
+    ends = [(row, cell_of(row, table.columns, "end")) for row in rows]
+    whole = [(row, int(str(cell))) for row, cell in ends if _is_whole(cell)]
+    if len(whole) < sum(cell is not None for _, cell in ends):
+        return 1.0
+    latest: dict[Path, int] = {}
+    for row, value in whole:
+        try:
+            audio = locate(table.folder, _audio_name(table, row, ""))
+        except _BrokenRow:
+            continue
+        latest[audio] = max(value, latest.get(audio, 0))
+    known = [(seconds, value) for audio, value in [*latest.items()][:MOST_PROBED] if (seconds := _seconds(audio))]
+    late = [value > seconds + LATE_SECONDS for seconds, value in known]
+    fits = all(value / 1000 <= seconds + LATE_SECONDS for seconds, value in known)
+    if not any(late) or not fits:
+        return 1.0
+    warn(f"focusasr: {table.path}: {end.name} is read as milliseconds, since its recordings are shorter in seconds")
+    return 0.001
+
+
+def _is_whole(cell: object) -> bool:
+    return isinstance(cell, (int, str)) and re.fullmatch(r"\d{1,12}", str(cell).strip()) is not None
+
+
+def _seconds(audio: Path) -> float | None:
+    return probe_seconds(audio) if audio.is_file() else None
+
+
+def _extra(table: Table, row: Row) -> Row:
+    """Return the cells that have no field of their own, under the names of manifests."""
+    roles = {column.name: role for role, column in table.columns.items()}
+    extra: Row = {"split": table.split} if table.split else {}
+    for name, value in row.items():
+        role = roles.get(name, "")
+        if role in ("audio", "text", *TIMES):
+            continue
+        key = role or name
+        if not role and key in (*KEYS, "offset", "duration", "channel", *roles.values()):
+            key = f"source_{key}"
+        extra[key] = value
+    return extra
+
+
+def is_nemo(columns: dict[str, Column]) -> bool:
+    """Whether a manifest's audio goes by NeMo's key, whose durations choose a part."""
+    return squeezed(columns["audio"].name) == squeezed(KEYS[0])
