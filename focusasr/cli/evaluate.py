@@ -50,7 +50,8 @@ def evaluate(
 ) -> None:
     """Measure word error rate on a manifest, with its 95 % interval.
 
-    Texts come from a model, or from --hypotheses: JSON Lines, transcribe's output, Kaldi's text, trn or plain lines.
+    Texts come from a model, or from --hypotheses: JSON Lines, transcribe's output, Kaldi's text, trn, STM, CTM,
+    subtitles or plain lines.
     """
     from rich.console import Console
 
@@ -67,6 +68,7 @@ def evaluate(
     if hypotheses:
         _check_unheard(model, given)
         texts, recall = _texts(hypotheses, utterances), None
+        utterances = _chosen(manifest, utterances, texts, config, against)
         evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
     else:
         choice = ModelChoice(model, device, threads, local_files_only)
@@ -104,13 +106,33 @@ def _check_unheard(model: str | None, given: dict[type, dict[str, Any]]) -> None
 
 def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
     """Read the texts of utterances; of how many there is none is said on stderr, and the first is named."""
-    from focusasr.evaluation.hypotheses import read_hypotheses
+    from focusasr.evaluation.hypotheses import is_ignored, read_hypotheses
 
-    texts = read_hypotheses(path, utterances)
-    missing = [one for one, text in zip(utterances, texts, strict=True) if text is None]
+    pairs = zip(utterances, read_hypotheses(path, utterances), strict=True)
+    counted = [(one, text) for one, text in pairs if not is_ignored(one)]
+    missing = [one for one, text in counted if text is None]
     for first in missing[:1]:
-        warn(f"focusasr: {path}: no text for {len(missing)} of {len(utterances)} utterances, such as {first.audio}")
-    return texts
+        warn(f"focusasr: {path}: no text for {len(missing)} of {len(counted)} utterances, such as {first.audio}")
+    return [text for _, text in counted]
+
+
+def _chosen(
+    path: Path,
+    utterances: Sequence[Utterance],
+    texts: Sequence[str | None],
+    config: EvaluationConfig,
+    against: Path | None,
+) -> list[Utterance]:
+    """Return the references that count, of alternatives in them those that fit the texts."""
+    from focusasr.evaluation.alternatives import SUFFIXES, has_choices, resolve
+    from focusasr.evaluation.hypotheses import is_ignored
+
+    counted = [one for one in utterances if not is_ignored(one)]
+    if path.suffix.lower() not in SUFFIXES:
+        return counted
+    if against and any(has_choices(one.text) for one in counted):
+        raise UsageError(f"--against: {path} has alternatives {{a / b}}, which two systems cannot share; score each")
+    return resolve(counted, texts, config.normalizer)
 
 
 def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> None:
@@ -130,7 +152,8 @@ def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> No
 def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
     """Return the utterances of a manifest and its bad lines, told on stderr; or those of a file of texts."""
     from focusasr.data.manifest import read_manifest
-    from focusasr.evaluation.hypotheses import JSON_SUFFIXES, read_references
+    from focusasr.evaluation.hypotheses import read_references
+    from focusasr.evaluation.text_files import JSON_SUFFIXES
 
     bad_lines: list[str] = []
     utterances: list[Utterance] = []

@@ -34,7 +34,8 @@ def read_objects(path: Path) -> Iterator[tuple[str, Row | str]]:
     try:
         whole = parse_json(text)
     except ValueError as error:
-        if not any(isinstance(_parsed(line), dict) for _, line in lines):
+        alone = len(lines) == 1 and not text.lstrip().startswith("[")
+        if not alone and not any(isinstance(_parsed(line), dict) for _, line in lines):
             raise InputError(f"{path}: not JSON ({error}); write one object per line, or a list of objects") from None
         yield from _line_by_line(path, lines)
         return

@@ -1,58 +1,34 @@
-"""Texts that someone else heard or said: JSON Lines, PATH<TAB>TEXT, Kaldi's text, sclite's trn, plain lines.
-
-Which form a file has follows from its name and its tabs:
-
-    rows.jsonl, rows.json   objects with `hypothesis`, `pred_text` or `text`, found by `audio_filepath` or `id`
-    any name, a tab a line  what `focusasr transcribe` prints for several files
-    text (no suffix)        Kaldi's: an id, a space, the words
-    x.trn                   sclite's: the words, the id in brackets
-    else                    a text a line, in the order of the references; or as Kaldi's, where each begins with an id
-"""
+"""Hypotheses and references from files: each text finds its utterance."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
 
 from focusasr.audio.source import AUDIO_SUFFIXES
 from focusasr.data.csv_tables import read_lines
-from focusasr.data.manifest import Utterance, channel_of
+from focusasr.data.manifest import Utterance
+from focusasr.data.nist_files import TimedText, parse_ctm
+from focusasr.evaluation.text_files import (
+    IGNORED,
+    REFERENCE_KEYS,
+    TEXT_KEYS,
+    Line,
+    begin_with_ids,
+    head_of,
+    keyed,
+    lines_of,
+)
 from focusasr.runtime.console import pluralize, warn
-from focusasr.runtime.errors import InputError, quote
+from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import real_path
-from focusasr.runtime.settings import LARGEST, parse_json
 
-JSON_SUFFIXES = frozenset((".jsonl", ".json"))
-TEXT_KEYS = ("hypothesis", "pred_text", "text")
-REFERENCE_KEYS = ("reference", "text")
 CLOSE_SECONDS = 0.02  # durations of one part, as different tools write them
-Index = dict[tuple[str, float], list["Line"]]  # by a name, and where in the recording it begins
-TRN = re.compile(r"^(?P<text>.*?)\s*\((?P<key>[^()\s]+)\)\s*$")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line: its number from 1, its text (None: nothing could be heard), and the names it goes by, if any.
-
-    `offset` and `duration` tell parts of one recording apart, in seconds. `extra` holds a JSON line's other keys.
-    """
-
-    number: int
-    text: str | None
-    names: tuple[str, ...] = ()
-    offset: float = 0.0
-    duration: float | None = None
-    extra: dict[str, Any] | None = None
-
-    @property
-    def channel(self) -> int | None:
-        """Return the side of a call that it is of, None where it tells none."""
-        return channel_of(self.extra or {})
+MOST_COMPARED = 200  # lines, to see whether they are in another order
+Index = dict[tuple[str, float], list[Line]]  # by a name, and where in the recording it begins
 
 
 def read_references(path: Path) -> list[Utterance]:
@@ -61,9 +37,14 @@ def read_references(path: Path) -> list[Utterance]:
     They are called by the names in the file, or by its name and the line.
     """
     utterances = []
-    for line in _lines(path, REFERENCE_KEYS):
+    lines = lines_of(path, REFERENCE_KEYS)
+    heads = [head_of(line.text or "")[0] for line in lines]
+    if not any(line.names for line in lines) and begin_with_ids(heads):
+        lines = keyed(lines)
+        warn(f"focusasr: {path}: lines begin with ids, {heads[0]} and so on, which are not taken for words")
+    for line in lines:
         name = line.names[0] if line.names else f"{path.name}:{line.number}"
-        extra = dict(line.extra or {}) | ({"id": name} if line.names else {})
+        extra = dict(line.extra or {}) | ({"id": name} if line.names and line.duration is None else {})
         utterances.append(Utterance(Path(name), line.text or "", line.offset, line.duration, extra))
     if not utterances:
         raise InputError(f"{path}: no references in it; wanted: at least one line of text")
@@ -78,11 +59,14 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     with another suffix. Lines without names go with the utterances in order. InputError where the file cannot be read,
     has another number of such lines, two texts for one utterance, or none that fits any.
     """
-    lines = _with_ids(_lines(path, TEXT_KEYS), path, utterances)
+    if path.suffix.lower() == ".ctm":
+        return _spoken_in(path, utterances)
+    lines = _with_ids(lines_of(path, TEXT_KEYS), path, utterances)
     if not any(line.names for line in lines):
         if len(lines) != len(utterances):
             counts = f"{pluralize(len(lines), 'line')} for {pluralize(len(utterances), 'utterance')}"
             raise InputError(f"{path}: {counts}; wanted: one line each, in order, or lines that name their utterance")
+        _check_order(path, lines, utterances)
         return [line.text for line in lines]
     index, unclear = _by_name(path, lines), _unclear(utterances)
     found = [_lines_of(one, index, unclear, path) for one in utterances]
@@ -93,22 +77,35 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     if not any(found):
         wanted = utterances[0].audio if utterances else "an utterance"
         raise InputError(f"{path}: no line is of an utterance to evaluate, such as {wanted}; is it of another set?")
+    used = {line.number for named in found for line in named}
+    if 2 * len(used) < len(lines) and 2 * sum(map(bool, found)) < len(utterances):
+        fit = f"only {len(used)} of {len(lines)} lines are of one of the {len(utterances)} utterances to evaluate"
+        raise InputError(f"{path}: {fit}; is it of another set?")
     return [_text_of(one, lines) for one, lines in zip(utterances, found, strict=True)]
 
 
 def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) -> list[Line]:
-    """Return plain lines as Kaldi's, of an id and words, where each begins with the id of another utterance.
+    """Return plain lines as Kaldi's, of an id and words, if each begins with the name of another utterance.
 
-    Where the references are plain lines too, and both begin alike, as if with ids, that is only said.
+    InputError if they begin with ids that are of no utterance. If the references are plain lines too, and both begin
+    alike, as if with ids, only a warning says so.
     """
-    heads = [_head(line.text or "") for line in lines]
-    first, own = {head for head, _ in heads}, {_head(one.text)[0] for one in utterances}
+    heads = [head_of(line.text or "") for line in lines]
+    first, own = {head for head, _ in heads}, {head_of(one.text)[0] for one in utterances}
     if any(line.names for line in lines) or len(first | {""}) <= len(lines) or not any(words for _, words in heads):
         return lines
-    ids = {str(one.extra["id"]) for one in utterances if "id" in one.extra}
-    if first <= ids and not first <= own:
+    names = {name for one in utterances for name in (str(one.audio), one.audio.name, one.audio.stem)}
+    names |= {str(one.extra["id"]) for one in utterances if "id" in one.extra}
+    are_ids = begin_with_ids([head for head, _ in heads]) and not begin_with_ids(sorted(own))
+    if not first <= own and (first <= names or (are_ids and first & names)):
         warn(f"focusasr: {path}: lines begin with ids, {heads[0][0]} and so on, which are not taken for words")
-        return [Line(line.number, words, (key,)) for line, (key, words) in zip(lines, heads, strict=True)]
+        return keyed(lines)
+    if are_ids and utterances:
+        other = utterances[0].extra.get("id", utterances[0].audio)
+        raise InputError(
+            f"{path}: lines begin with ids, such as {heads[0][0]}, that are of no utterance to evaluate, such as "
+            f"{other}; is it of another set?"
+        )
     if len(lines) > 1 and first == own and all(re.search(r"[\d_-]", head) for head in first):
         warn(
             f"focusasr: {path}: lines begin as the references', {heads[0][0]} and so on; if with ids, name both 'text'"
@@ -116,10 +113,68 @@ def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) ->
     return lines
 
 
-def _head(text: str) -> tuple[str, str]:
-    """Return the first word of a text, and the rest."""
-    head, _, rest = text.strip().partition(" ")
-    return head, rest.strip()
+def _check_order(path: Path, lines: Sequence[Line], utterances: Sequence[Utterance]) -> None:
+    """Refuse plain lines that are in another order than the references: hardly any fits its own, most fit another."""
+    said = [set(one.text.casefold().split()) for one in utterances[:MOST_COMPARED]]
+    heard = [set((line.text or "").casefold().split()) for line in lines[:MOST_COMPARED]]
+    own = [_shared(*pair) for pair in zip(said, heard, strict=True)]
+    if len(own) < 3 or sum(own) > 0.25 * len(own):
+        return
+    best = [max(range(len(said)), key=lambda place: _shared(said[place], words)) for words in heard]
+    if sum(_shared(said[place], words) for place, words in zip(best, heard, strict=True)) > 0.75 * len(own):
+        place = next(place for place, other in enumerate(best) if place != other)
+        raise InputError(
+            f"{path}: its lines are in another order than the references: line {place + 1} fits number "
+            f"{best[place] + 1}; sort them, or begin the lines of both with ids"
+        )
+
+
+def _shared(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(len(one), len(other), 1)
+
+
+def is_ignored(utterance: Utterance) -> bool:
+    """Whether a reference only marks time that does not count, as STM has it."""
+    return utterance.extra.get(IGNORED) is True
+
+
+def _spoken_in(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
+    """Return the words of a CTM file in each utterance: of its id, or of its recording between begin and end.
+
+    A word belongs to the segment that holds its middle, or else to the nearest one.
+    """
+    words: dict[str, list[TimedText]] = defaultdict(list)
+    for word in parse_ctm([line.rstrip("\r\n") for line in read_lines(path)], path):
+        words[word.name].append(word)
+    homes: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(utterances):
+        names = (str(one.extra.get("id", "")), str(one.audio), one.audio.name, one.audio.stem)
+        if name := next((name for name in names if name in words), None):
+            homes[name].append(place)
+    if not homes:
+        raise InputError(f"{path}: no word is of an utterance to evaluate, such as {utterances[0].audio}; other names?")
+    found: dict[int, list[TimedText]] = {place: [] for places in homes.values() for place in places}
+    for name, places in homes.items():
+        for word in words[name]:
+            if fitting := [place for place in places if _same_side(utterances[place], word)]:
+                found[min(fitting, key=lambda place: _distance(utterances[place], word))].append(word)
+    texts = {place: " ".join(word.text for word in sorted(own, key=_begin)) for place, own in found.items()}
+    return [texts.get(place) for place in range(len(utterances))]
+
+
+def _begin(word: TimedText) -> float:
+    return word.begin
+
+
+def _same_side(utterance: Utterance, word: TimedText) -> bool:
+    return None in (utterance.channel, word.channel) or utterance.channel == word.channel
+
+
+def _distance(utterance: Utterance, word: TimedText) -> float:
+    """Return the seconds between the middle of a word and an utterance, 0 inside."""
+    middle = (word.begin + word.end) / 2
+    end = math.inf if utterance.duration is None else utterance.offset + utterance.duration
+    return max(utterance.offset - middle, middle - end, 0.0)
 
 
 def _lines_of(utterance: Utterance, index: Index, unclear: set[tuple[str, float]], path: Path) -> list[Line]:
@@ -221,62 +276,3 @@ def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[s
     named = [(real_path(audio), False), (str(audio), False), *((name, True) for name in own)]
     keys = [(name, offset, is_id) for name, is_id in [*named, *((name, False) for name in bare)]]
     return keys + ([(name, 0.0, True) for name in own] if offset else [])
-
-
-def _lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
-    texts = [line.rstrip("\r\n") for line in read_lines(path)]
-    if path.suffix.lower() in JSON_SUFFIXES:
-        return list(_json_lines(path, texts, keys))
-    if path.suffix.lower() == ".csv":
-        raise InputError(f"{path}: commas part names and texts in many ways; write PATH<TAB>TEXT lines or JSON Lines")
-    if path.suffix.lower() == ".trn":
-        return list(_trn_lines(path, texts))
-    if path.name == "text":
-        split = ((number, [*text.split(maxsplit=1), ""]) for number, text in enumerate(texts, 1) if text.strip())
-        return [Line(number, words.strip(), (key,)) for number, (key, words, *_) in split]
-    if any("\t" in text for text in texts):
-        return [_tabbed(path, number, text) for number, text in enumerate(texts, 1) if text.strip()]
-    return [Line(number, text) for number, text in enumerate(texts, 1)]  # an empty line is an empty text
-
-
-def _tabbed(path: Path, number: int, text: str) -> Line:
-    """Return a line of a name, a tab and a text; a name alone has lost its tab to an editor, and its text is empty."""
-    name, tab, words = text.partition("\t")
-    if not tab and " " in text.strip():
-        raise InputError(f"{path}, line {number}: no tab, where other lines have one behind the name; correct the line")
-    return Line(number, words, (name.strip(),))
-
-
-def _trn_lines(path: Path, texts: list[str]) -> Iterator[Line]:
-    for number, text in enumerate(texts, 1):
-        if text.strip() and not text.startswith(";;"):
-            parts = TRN.match(text)
-            if parts is None:
-                raise InputError(f"{path}, line {number}: no id in brackets at the end, got {text[:60]!r}")
-            yield Line(number, parts["text"], (parts["key"],))
-
-
-def _json_lines(path: Path, texts: list[str], keys: tuple[str, ...]) -> Iterator[Line]:
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = parse_json(text)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON ({error}); correct or delete the line") from None
-        key = next((key for key in keys if isinstance(row, dict) and key in row), None)
-        if key is None or not (row[key] is None or isinstance(row[key], str)):
-            raise InputError(f"{where}: expected an object with a text under {' or '.join(keys)}")
-        named = tuple(str(row[name]) for name in ("audio_filepath", "id") if row.get(name) not in (None, ""))
-        offset, duration = _seconds(row.get("offset") or 0.0), _seconds(row.get("duration"))
-        if offset is None:
-            raise InputError(f"{where}: offset must be seconds, got {quote(row['offset'])}")
-        dropped = {"audio_filepath", "offset", "duration", *TEXT_KEYS, *REFERENCE_KEYS}
-        extra = {name: value for name, value in row.items() if name not in dropped}
-        yield Line(number, row[key], named, offset, duration, extra)
-
-
-def _seconds(value: Any) -> float | None:
-    """Return a number of seconds, None where the value is none."""
-    return value if isinstance(value, (int, float)) and abs(value) <= LARGEST else None

@@ -45,9 +45,8 @@ def test_texts_of_several_kinds_beside_recordings(tmp_path):
     found, rejects = read(tmp_path)
     assert [one.utterance.text for one in found] == ["text of a", "text of b", "text of c", "first cue"]
     assert [one.audio.name for one in found] == ["a.wav", "b.wav", "c.wav", "talk.wav"]
-    assert [one.reason for one in rejects] == [
-        f"{tmp_path / 'bare.wav'}: no text file has its name; expected bare.txt, .lab, .json, .srt, .vtt, .TextGrid, .eaf"
-    ]
+    forms = "bare.txt, .lab, .json, .srt, .vtt, .TextGrid, .eaf"
+    assert [one.reason for one in rejects] == [f"{tmp_path / 'bare.wav'}: no text file has its name; expected {forms}"]
 
 
 def test_sidecars_keep_their_place_and_join_lines(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from focusasr.data.manifest import Utterance
-from focusasr.evaluation.hypotheses import read_hypotheses, read_references
+from focusasr.evaluation.hypotheses import is_ignored, read_hypotheses, read_references
 from focusasr.runtime.errors import InputError
 
 SET = [
@@ -150,11 +150,88 @@ def test_plain_lines_that_begin_with_ids_are_kaldis_under_any_name(capsys):
     references = read_references(wrote("text", "utt1 one two", "utt2 three"))
     assert read_hypotheses(wrote("10.txt", "utt2 three", "utt1 one  too"), references) == ["one  too", "three"]
     assert "10.txt: lines begin with ids, utt2 and so on" in capsys.readouterr().err
-    assert read_hypotheses(wrote("10.txt", "utt1 one", "utt3 three"), references) == ["utt1 one", "utt3 three"]
-    assert not capsys.readouterr().err
+    assert read_hypotheses(wrote("10.txt", "utt1 one", "utt3 three"), references) == ["one", None]
+    assert read_hypotheses(wrote("10.txt", "one two", "three"), references) == ["one two", "three"]
+    with pytest.raises(InputError, match=r"begin with ids, such as utt8, that are of no utterance .* such as utt1"):
+        read_hypotheses(wrote("10.txt", "utt8 one", "utt9 three"), references)
+    capsys.readouterr()
+    by_stem = [Utterance(Path(f"/sound/{name}.wav"), "x") for name in ("a", "b")]
+    assert read_hypotheses(wrote("h.txt", "b due", "a uno"), by_stem) == ["uno", "due"]
+
+
+def test_references_that_begin_with_ids_lose_them(capsys):
     plain = read_references(wrote("r.txt", "utt1 one two", "utt2 three"))
-    assert read_hypotheses(wrote("h.txt", "utt1 one", "utt2 three"), plain) == ["utt1 one", "utt2 three"]
-    assert "h.txt: lines begin as the references', utt1 and so on" in capsys.readouterr().err
+    assert [(one.text, one.extra) for one in plain] == [("one two", {"id": "utt1"}), ("three", {"id": "utt2"})]
+    assert "r.txt: lines begin with ids, utt1 and so on" in capsys.readouterr().err
+    assert read_hypotheses(wrote("h.txt", "utt2 three", "utt1 one"), plain) == ["one", "three"]
+    numbered = read_references(wrote("r.txt", "0001 one", "0002 two"))
+    assert [one.text for one in numbered] == ["one", "two"]
+
+
+@pytest.mark.parametrize("lines", ["1990s music|2nd try", "1 2 3|2 3 1", "covid-19 is|covid-19 was", "utt1 alone"])
+def test_words_with_digits_are_no_ids(lines: str):
+    assert [one.text for one in read_references(wrote("r.txt", *lines.split("|")))] == lines.split("|")
+
+
+def test_lines_in_another_order_are_refused():
+    texts = ["the cat sat", "hello world", "do not go", "four small words"]
+    references = read_references(wrote("r.txt", *texts))
+    with pytest.raises(InputError, match=r"another order .* line 1 fits number 2"):
+        read_hypotheses(wrote("h.txt", *texts[1:], texts[0]), references)
+    garbage = ["x y", "z", "q", "p"]
+    assert read_hypotheses(wrote("h.txt", *garbage), references) == garbage
+
+
+def test_files_that_share_few_names_are_refused():
+    references = [Utterance(Path(f"/a/{number}.wav"), "") for number in range(4)]
+    with pytest.raises(InputError, match="only 1 of 4 lines are of one of the 4 utterances"):
+        read_hypotheses(wrote("h.tsv", "0.wav\tx", "7.wav\ty", "8.wav\ty", "9.wav\ty"), references)
+    assert read_hypotheses(wrote("h.tsv", "0.wav\tx"), references) == ["x", None, None, None]
+
+
+STM = (
+    ";; comment",
+    "rec 1 ann 0.00 2.00 <o,f0,male> the cat sat",
+    "rec 1 bob 2.00 4.00 hello world",
+    "rec 1 bob 4.0 5.0 ignore_time_segment_in_scoring",
+)
+
+
+def test_stm_is_read_as_segments():
+    references = read_references(wrote("r.stm", *STM))
+    assert [(str(one.audio), one.offset, one.duration, one.text) for one in references[:2]] == [
+        ("rec", 0.0, 2.0, "the cat sat"),
+        ("rec", 2.0, 2.0, "hello world"),
+    ]
+    assert [is_ignored(one) for one in references] == [False, False, True]
+    assert references[0].extra == {"speaker": "ann", "channel": 0}
+    other = ("rec 1 bob 2.00 4.00 hello word", "rec 1 ann 0.00 2.00 <o> the cat sits")
+    assert read_hypotheses(wrote("h.stm", *other), references)[:2] == ["the cat sits", "hello word"]
+    with pytest.raises(InputError, match=r"h.stm, line 1: the end"):
+        read_hypotheses(wrote("h.stm", "rec 1 ann 2 1 x"), references)
+
+
+def test_words_of_ctm_go_to_the_segments_that_hold_them():
+    references = read_references(wrote("r.stm", *STM))
+    words = ["rec 1 0.1 0.3 the", "rec 1 2.2 0.1 word", "rec 1 0.6 0.3 cat 0.9", "rec 1 4.4 0.1 noise", "rec 2 0 1 x"]
+    assert read_hypotheses(wrote("h.ctm", *words), references) == ["the cat", "word", "noise"]
+    by_id = [Utterance(Path("a.wav"), "", 7.0, 2.0, {"id": "u1"}), Utterance(Path("a.wav"), "", 9.0, 2.0, {"id": "u2"})]
+    assert read_hypotheses(wrote("h.ctm", "u2 1 0.5 0.1 b", "u2 1 0.1 0.1 a"), by_id) == [None, "a b"]
+    whole = read_references(wrote("r.ctm", "rec 1 0.5 0.2 world", "rec 1 0.1 0.2 hello"))
+    assert [one.text for one in whole] == ["hello world"]
+    with pytest.raises(InputError, match="no word is of an utterance"):
+        read_hypotheses(wrote("h.ctm", "other 1 0 1 x"), references)
+    with pytest.raises(InputError, match=r"h.ctm, line 1: expected FILE CHANNEL"):
+        read_hypotheses(wrote("h.ctm", "rec 1 x"), references)
+
+
+def test_subtitles_are_one_text():
+    cues = ("1", "00:00:00,000 --> 00:00:01,000", "hello", "", "2", "00:00:01,000 --> 00:00:02,000", "world")
+    (whole,) = read_references(wrote("r.srt", *cues))
+    assert whole.text == "hello world"
+    assert read_hypotheses(wrote("h.vtt", "WEBVTT", "", "00:00.000 --> 00:02.000", "hello word"), [whole]) == [
+        "hello word"
+    ]
 
 
 @pytest.mark.parametrize(
