@@ -327,8 +327,11 @@ class PreprocessConfig:
     lufs: float = setting(-23.0, "loudness ebu: the target; what would clip stays quieter")
     peak_db: float = setting(-1.0, "loudness ebu and peak: the highest peak, in dB of full scale")
     split_seconds: float | None = setting(None, "longer recordings are cut at pauses, the text aligned; none: never")
-    align_with: str | None = setting(None, "checkpoint folder that aligns the text of what is cut, or default")
-    min_confidence: float = setting(0.1, "pieces whose text fits worse are rejected: mean probability of their tokens")
+    align_with: str | None = setting(None, "native or Whisper model that aligns the text of what is cut, or default")
+    min_confidence: float = setting(
+        0.1,
+        "pieces whose text fits worse are rejected: mean probability of its tokens, or Whisper's agreement",
+    )
     case: Literal["keep", "lower", "upper"] = setting("keep", "case of the texts")
     punctuation: Literal["keep", "remove"] = setting("keep", "whether the texts keep punctuation")
     format: Literal["flac", "wav"] = setting("flac", "container of the 16 bit output; FLAC takes half the space")
@@ -343,10 +346,12 @@ class PreprocessConfig:
     drop: list[str] | None = setting(  # noqa: RUF009
         None, "leave out what checks find: a kind as the report names it; repeatable"
     )
+    allow_rejects: int = setting(0, "unreadable utterances that still count as success, in the exit status")
     workers: int = setting(0, "files converted at once; 0: one per CPU core")
 
     def __post_init__(self) -> None:
         require_choices(self)
+        require(self.allow_rejects >= 0, "allow_rejects", self.allow_rejects, "at least 0")
         require(self.min_seconds >= 0, "min_seconds", self.min_seconds, "at least 0")
         fits = self.max_seconds is None or (self.max_seconds > 0 and self.max_seconds >= self.min_seconds)
         require(fits, "max_seconds", self.max_seconds, "at least {min_seconds}", min_seconds=self.min_seconds)

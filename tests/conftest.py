@@ -90,6 +90,16 @@ def sound_cases() -> Path:
 
 
 @pytest.fixture(scope="session")
+def whisper_weights() -> Path:
+    """Return the folder of real Whisper models, tiny.en and base (FOCUSASR_WHISPER, or a cache), or skip."""
+    named = os.environ.get("FOCUSASR_WHISPER")
+    folder = Path(named) if named else Path("~/.cache/focusasr-tests/whisper").expanduser()
+    if not all((folder / model).is_dir() for model in ("tiny.en", "base")):
+        pytest.skip(f"no tiny.en and base in {folder}; FOCUSASR_WHISPER can name another folder")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
 def sample() -> Path:
     """Return the clip of the README's first command."""
     return ROOT / "tests" / "data" / "sample.flac"

@@ -23,9 +23,9 @@ def preprocess(
 ) -> None:
     """Turn audio and text as they come into 16 kHz mono files and a manifest.
 
-    Reads audio with a text or subtitles beside it, CSV/TSV, LibriSpeech, LJSpeech, Common Voice, Kaldi, lhotse and
-    manifests. What cannot be used is listed with its reason, what is odd is reported (report.html); a rerun goes on
-    where the last one stopped.
+    Reads audio with a text, subtitles, labels, TextGrid or ELAN file of its name; CSV, TSV, JSON, STM, parquet and
+    arrow; LibriSpeech, LJSpeech, Common Voice, Kaldi, lhotse and manifests; and tar or zip archives of these. Unusable
+    utterances are listed with their reason, odd ones are reported (report.html). A rerun resumes.
     """
     from focusasr.cli.html import write_preparation_page
     from focusasr.data import preprocess as room
@@ -43,5 +43,5 @@ def preprocess(
     write_preparation_page(page, report.facts, report.utterances, report.found)
     warn(report.summary())
     print(report.manifest)
-    if report.failed or not report.kept:
+    if report.failures > config.allow_rejects or not report.kept:
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from focusasr.audio.load import load, probe_seconds, rechunk, stream
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.data.corpus import CorpusUtterance, Reject
+from focusasr.data.whisper_segmentation import Part, WhisperAligner
 from focusasr.decoding.ctc_alignment import Span, align
 from focusasr.model.checkpoint import Checkpoint, fingerprint_of_model, load_checkpoint
 from focusasr.runtime.cache import file_state
@@ -30,20 +31,11 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import append_line, read_lines
 from focusasr.runtime.libraries import explain
 from focusasr.text.tokenizer import Tokenizer
+from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 LONGEST_SECONDS = 1800.0  # the alignment's memory grows with the square of the length
 BLOCK_SAMPLES = 30 * SAMPLE_RATE_HZ
 JOURNAL = ".alignment.jsonl"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece with words: seconds from the recording's start, its text, and the mean probability of its tokens."""
-
-    start: float
-    duration: float
-    text: str
-    confidence: float
 
 
 class Splitter:
@@ -53,8 +45,10 @@ class Splitter:
         assert config.split_seconds is not None
         self._limit, self._config = config.split_seconds, config
         self._folder, self._checkpoint = folder, load_checkpoint(checkpoint_folder)
-        if self._checkpoint.model.ctc_head is None:
+        is_whisper = isinstance(self._checkpoint.tokenizer, WhisperTokenizer)
+        if self._checkpoint.model.ctc_head is None and not is_whisper:
             raise InputError(f"{checkpoint_folder}: has no CTC head to align with; give another --align-with")
+        self._whisper = WhisperAligner(self._checkpoint) if is_whisper else None
         self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit}"
         self._known: dict[str, list[dict[str, Any]]] = {}
         for entry in read_lines(folder / JOURNAL):
@@ -89,7 +83,8 @@ class Splitter:
     def _parts(self, reading: CorpusUtterance) -> list[Part]:
         one, channel = reading.utterance, reading.source(self._config.channel).channel
         state = json.dumps(file_state(reading.audio), sort_keys=True)
-        whole = f"{self._decided_by} {channel} {state} {one.offset} {one.duration} {one.text}"
+        spoken = f" {one.language}" if self._whisper and one.language else ""
+        whole = f"{self._decided_by} {channel} {state} {one.offset} {one.duration} {one.text}{spoken}"
         key = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
         if key in self._known:
             return [Part(**part) for part in self._known[key]]
@@ -102,12 +97,15 @@ class Splitter:
         one = reading.utterance
         waveform = load(reading.source(self._config.channel))
         seconds = len(waveform) / SAMPLE_RATE_HZ
-        if seconds > LONGEST_SECONDS:
+        if self._whisper:
+            parts = self._whisper.split_text(waveform, one.text, self._limit, one.language)
+        elif seconds > LONGEST_SECONDS:
             told = f"{seconds:.0f} s are too long to align at once (at most {LONGEST_SECONDS:.0f})"
             raise InputError(f"{reading.where}: {told}; cut it in two, with the text of each")
-        parts = split_text(self._checkpoint, waveform, one.text, self._limit)
-        if parts is None:
-            told = f"its text is too long for {seconds:.1f} s of sound, or has no letter that the checkpoint knows"
+        else:
+            parts = split_text(self._checkpoint, waveform, one.text, self._limit)
+        if not parts:
+            told = f"its text does not fit {seconds:.1f} s of audio: too long, or in letters unknown to the model"
             raise InputError(f"{reading.where}: {told}; does it belong to this recording?")
         return parts
 

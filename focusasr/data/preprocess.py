@@ -355,9 +355,6 @@ def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> LevelStats:
 
 def _length_reject(job: _Job, measured: LevelStats, config: PreprocessConfig) -> Reject | None:
     seconds = measured.seconds
-    if not measured.source_seconds and job.source.offset:
-        reason = f"{job.found.where}: begins at {job.source.offset:g} s, behind the end of {job.source.path}"
-        return job.reject("broken row", reason)
     if not seconds or seconds < config.min_seconds:
         reason = f"{job.source.path}: {seconds:.3f} s is shorter than min_seconds ({config.min_seconds:g})"
         return job.reject("too short", reason)

@@ -46,9 +46,14 @@ class Report:
     found: Sequence[Finding] = ()
 
     @property
+    def failures(self) -> int:
+        """How many utterances or files could not be read; too short, too long, empty or repeated is no failure."""
+        return sum(count for kind, count in self.rejects.items() if kind in FAILURES)
+
+    @property
     def failed(self) -> bool:
-        """Whether something could not be read; too short, too long, empty or repeated is no failure."""
-        return not FAILURES.isdisjoint(self.rejects)
+        """Whether something could not be read."""
+        return self.failures > 0
 
     def summary(self) -> str:
         """Return lines for people: what was kept, and rejects and findings with counts by kind."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from focusasr.audio.load import probe_seconds
@@ -19,6 +21,7 @@ Row = dict[str, Any]
 PLACEHOLDER = re.compile(r"^\{\w+\}[/\\]|^\$\{?\w+\}?[/\\]")  # SpeechBrain's {data_root}/
 NESTED = ("path", "file", "filename", "audio_filepath")
 LATE_SECONDS = 1.0  # a segment may end so far behind its recording before its times look like milliseconds
+LEAST_MILLISECONDS = 100  # of a segment
 MOST_PROBED = 20  # recordings
 
 
@@ -111,26 +114,26 @@ def _time(table: Table, row: Row, where: str, role: str, scale: float) -> float 
 def _scale(table: Table, rows: list[Row]) -> float:
     """Return the seconds of 1 in start and end columns without a unit: 0.001 if only milliseconds fit the recordings.
 
-    That is so if all are whole numbers, and some end behind its recording while a thousandth of each does not.
+    That is so if all are whole numbers, usually 100 or more apart, and some end behind its recording while a
+    thousandth of each does not.
     """
     end = table.columns.get("end")
     if end is None or end.has_unit:
         return 1.0
-    ends = [(row, cell_of(row, table.columns, "end")) for row in rows]
-    whole = [(row, int(str(cell))) for row, cell in ends if _is_whole(cell)]
-    if len(whole) < sum(cell is not None for _, cell in ends):
+    cells = [[cell_of(row, table.columns, role) for role in ("start", "end")] for row in rows]
+    if not all(_is_whole(cell) for pair in cells for cell in pair if cell is not None):
+        return 1.0
+    times = [(int(str(first or 0)), int(str(last or 0)), row) for (first, last), row in zip(cells, rows, strict=True)]
+    if not times or median(last - first for first, last, _ in times) < LEAST_MILLISECONDS:
         return 1.0
     latest: dict[Path, int] = {}
-    for row, value in whole:
-        try:
+    for _, last, row in times:
+        with contextlib.suppress(_BrokenRow):
             audio = locate(table.folder, _audio_name(table, row, ""))
-        except _BrokenRow:
-            continue
-        latest[audio] = max(value, latest.get(audio, 0))
-    known = [(seconds, value) for audio, value in [*latest.items()][:MOST_PROBED] if (seconds := _seconds(audio))]
-    late = [value > seconds + LATE_SECONDS for seconds, value in known]
-    fits = all(value / 1000 <= seconds + LATE_SECONDS for seconds, value in known)
-    if not any(late) or not fits:
+            latest[audio] = max(last, latest.get(audio, 0))
+    known = [(seconds, last) for audio, last in [*latest.items()][:MOST_PROBED] if (seconds := _seconds(audio))]
+    late = any(last > seconds + LATE_SECONDS for seconds, last in known)
+    if not late or any(last / 1000 > seconds + LATE_SECONDS for seconds, last in known):
         return 1.0
     warn(f"focusasr: {table.path}: {end.name} is read as milliseconds, since its recordings are shorter in seconds")
     return 0.001

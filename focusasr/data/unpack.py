@@ -41,9 +41,10 @@ def packed_below(folder: Path) -> list[Path]:
 
 
 def unpack(path: Path, folder: Path, columns: Columns) -> Path:
-    """Unpack a file into an own folder inside `folder` and return that; InputError if it cannot be read.
+    """Unpack a file into an own folder inside `folder`; return that, or the only folder in it.
 
-    Files keep the time of `path`, so that a later run recognizes them.
+    InputError if it cannot be read. Files keep the time of `path`, so that a later run
+    recognizes them.
     """
     target = folder / fitting(path.name)
     with _readable(path, target):
@@ -55,6 +56,8 @@ def unpack(path: Path, folder: Path, columns: Columns) -> Path:
         when = path.stat().st_mtime_ns
         for file in target.rglob("*"):
             os.utime(file, ns=(when, when))
+    while len(inside := list(target.iterdir())) == 1 and inside[0].is_dir():
+        target = inside[0]
     return target
 
 

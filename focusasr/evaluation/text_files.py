@@ -24,7 +24,7 @@ from focusasr.data.csv_tables import read_lines
 from focusasr.data.json_rows import read_objects
 from focusasr.data.manifest import channel_of
 from focusasr.data.nist_files import parse_ctm, parse_stm
-from focusasr.data.segment_files import SEGMENT_SUFFIXES, cues_in
+from focusasr.data.segment_files import SEGMENT_SUFFIXES, cues_in, is_labels
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import LARGEST
 
@@ -91,6 +91,8 @@ def lines_of(path: Path, keys: tuple[str, ...]) -> list[Line]:
         raise InputError(f"{path}: commas part names and texts in many ways; write PATH<TAB>TEXT lines or JSON Lines")
     if suffix in FORMS:
         return list(FORMS[suffix](path, texts))
+    if is_labels(path):
+        return list(_joined(path, texts))
     if path.name == "text":
         split = ((number, [*text.split(maxsplit=1), ""]) for number, text in enumerate(texts, 1) if text.strip())
         return [Line(number, words.strip(), (key,)) for number, (key, words, *_) in split]

@@ -198,6 +198,17 @@ def test_speaking_rates_far_from_the_others_are_found():
     assert not check(usual)
 
 
+def test_texts_that_nearly_all_are_one_of_a_few_may_be_in_two_splits():
+    commands = [
+        kept(word, name=f"{word}{number}", split="test" if number > 7 else "train")
+        for word in ("yes", "no", "stop")
+        for number in range(10)
+    ]
+    assert not check(commands)
+    sentences = [kept(f"sentence {number}", name=str(number), split="train") for number in range(10)]
+    assert "sentence in two splits" in counts(check([*commands, *sentences]))
+
+
 def test_speakers_and_sentences_in_two_splits_are_found_outside_the_smallest():
     both = [
         *(kept("one", name="1", speaker="ann", split="train"), kept("two", name="2", speaker="bob", split="train")),

@@ -1,0 +1,148 @@
+"""Long recordings cut at pauses, their text divided by what a Whisper model transcribes of each piece."""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from focusasr.audio.features import WINDOW_SAMPLES, input_mel
+from focusasr.audio.load import rechunk
+from focusasr.audio.segmentation import AudioSegment, split_at_pauses
+from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.decoding.whisper_decoder import WhisperDecoder
+from focusasr.model.checkpoint import Checkpoint
+from focusasr.model.engine import Engine
+from focusasr.text.whisper_tokenizer import WhisperTokenizer
+from focusasr.whisper_config import LongformConfig, SearchConfig
+
+BLOCK_SAMPLES = 30 * SAMPLE_RATE_HZ
+BATCH_PIECES = 8
+SPACELESS = (  # scripts without spaces between words: each character is aligned by itself
+    *(("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff")),  # Thai, Lao, Burmese, Khmer
+    *(("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\uf900", "\ufaff")),  # Japanese, Chinese
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece with words: seconds from the recording's start, its text, and how well the two fit, 0 to 1."""
+
+    start: float
+    duration: float
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A word, or a character of a script without spaces: its place in the text, and what is compared of it."""
+
+    start: int
+    key: str
+
+
+class WhisperAligner:
+    """Divides texts among the pieces of recordings, by one Whisper model."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
+        self._engine = Engine(checkpoint.model.eval(), "auto")
+        self._tokenizer = checkpoint.tokenizer
+        self._search = SearchConfig(beam_size=None, best_of=None, temperature_increment_on_fallback=None)
+
+    def split_text(
+        self, waveform: np.ndarray, text: str, max_seconds: float, language: str | None
+    ) -> list[Part] | None:
+        """Cut a waveform (N,) at pauses and return the pieces that hold words of `text`; None if it has none."""
+        window = self._engine.config.longest_samples or WINDOW_SAMPLES
+        longest = min(max_seconds, window / SAMPLE_RATE_HZ)
+        pieces = list(split_at_pauses(rechunk([waveform], BLOCK_SAMPLES), longest))
+        units = units_of(text)
+        if not pieces or not any(unit.key for unit in units):
+            return None
+        return divided(pieces, self._transcribed(pieces, language), text, units)
+
+    @torch.inference_mode()
+    def _transcribed(self, pieces: Sequence[AudioSegment], language: str | None) -> list[str]:
+        """Return the text of each piece, greedily, in the language named or that of the first pieces."""
+        known = (language or "").strip().lower() in self._tokenizer.languages
+        tokenizer = self._tokenizer.speaking(language.strip().lower()) if language and known else self._tokenizer
+        reader = WhisperDecoder(self._engine, tokenizer, self._search, LongformConfig())
+        texts: list[str] = []
+        for first in range(0, len(pieces), BATCH_PIECES):
+            batch = [torch.from_numpy(piece.waveform) for piece in pieces[first : first + BATCH_PIECES]]
+            memory = self._engine.encode([input_mel(wave, self._engine.config) for wave in batch])
+            if not first and reader.tokenizer.policy.language is None:
+                found = reader.languages(memory)
+                reader.tokenizer = tokenizer.speaking(max(found, key=found.count))
+            prompts = [reader.prompt(timestamps=False)] * len(batch)
+            texts += [answer.text for answer in reader.answers(memory, prompts, timestamps=False)]
+        return texts
+
+
+def units_of(text: str) -> list[Unit]:
+    """Return what a text is aligned by: its words, or its characters where a script has no spaces."""
+    starts = []
+    for place, char in enumerate(text):
+        alone = _is_spaceless(char) and not unicodedata.category(char).startswith("M")
+        after = place > 0 and (text[place - 1].isspace() or _is_spaceless(text[place - 1]))
+        if not char.isspace() and (place == 0 or alone or (after and not _is_spaceless(char))):
+            starts.append(place)
+    ends = [*starts[1:], len(text)] if starts else []
+    return [Unit(start, _key(text[start:end])) for start, end in zip(starts, ends, strict=True)]
+
+
+def _is_spaceless(char: str) -> bool:
+    return any(first <= char <= last for first, last in SPACELESS)
+
+
+def _key(word: str) -> str:
+    return "".join(char for char in unicodedata.normalize("NFKC", word).casefold() if char.isalnum())
+
+
+def divided(pieces: Sequence[AudioSegment], heard: Sequence[str], text: str, units: Sequence[Unit]) -> list[Part]:
+    """Return the pieces with their parts of `text`, found by aligning its units with those heard in each piece.
+
+    The confidence of a piece is the share of letters in units that are the same on both sides.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    spoken = [(key, place) for place, piece in enumerate(heard) for unit in units_of(piece) if (key := unit.key)]
+    written = [index for index, unit in enumerate(units) if unit.key]
+    known: dict[int, int] = {}  # a unit's index → its piece
+    agreed = np.zeros(len(pieces))
+    for step in Levenshtein.opcodes([units[index].key for index in written], [key for key, _ in spoken]):
+        if step.tag in ("equal", "replace"):
+            for index, (key, place) in zip(
+                written[step.src_start : step.src_end], spoken[step.dest_start :], strict=False
+            ):
+                known[index] = place
+                agreed[place] += len(key) if step.tag == "equal" else 0
+    if not known:
+        return []
+    homes = np.rint(np.interp(range(len(units)), list(known), list(known.values()))).astype(int)
+    letters = np.zeros((2, len(pieces)))
+    for side, placed in enumerate((zip((unit.key for unit in units), homes, strict=True), spoken)):
+        for key, place in placed:
+            letters[side, place] += len(key)
+    fit = agreed / np.maximum(letters.max(axis=0), 1)
+    return _parts(pieces, text, units, homes.tolist(), fit.tolist())
+
+
+def _parts(
+    pieces: Sequence[AudioSegment], text: str, units: Sequence[Unit], homes: Sequence[int], fit: Sequence[float]
+) -> list[Part]:
+    parts = []
+    for place, group in itertools.groupby(range(len(units)), lambda index: homes[index]):
+        indices = list(group)
+        end = units[indices[-1] + 1].start if indices[-1] + 1 < len(units) else len(text)
+        words = " ".join(text[units[indices[0]].start : end].split())
+        seconds = len(pieces[place].waveform) / SAMPLE_RATE_HZ
+        start = round(pieces[place].start_seconds, 3)
+        parts.append(Part(start, round(seconds, 3), words, round(fit[place], 4)))
+    return parts
