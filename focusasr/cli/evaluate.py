@@ -50,8 +50,7 @@ def evaluate(
 ) -> None:
     """Measure word error rate on a manifest, with its 95 % interval.
 
-    Texts come from a model, or from --hypotheses: JSON Lines, transcribe's output, Kaldi's text, trn, STM, CTM,
-    subtitles or plain lines.
+    Texts come from a model, or from --hypotheses: JSON, transcribe's output, Kaldi, trn, STM, CTM, SRT or plain lines.
     """
     from rich.console import Console
 
@@ -67,9 +66,8 @@ def evaluate(
     others = _texts(against, utterances) if against else None
     if hypotheses:
         _check_unheard(model, given)
-        texts, recall = _texts(hypotheses, utterances), None
-        utterances = _chosen(manifest, utterances, texts, config, against)
-        evaluation = room.evaluate_texts(utterances, texts, config.normalizer, config.bootstrap)
+        pair = _paired(manifest, hypotheses, utterances, config, against)
+        evaluation, recall = room.evaluate_texts(*pair, config.normalizer, config.bootstrap), None
     else:
         choice = ModelChoice(model, device, threads, local_files_only)
         loaded = load_recognizer(choice, given)
@@ -116,23 +114,24 @@ def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
     return [text for _, text in counted]
 
 
-def _chosen(
+def _paired(
     path: Path,
+    hypotheses: Path,
     utterances: Sequence[Utterance],
-    texts: Sequence[str | None],
     config: EvaluationConfig,
     against: Path | None,
-) -> list[Utterance]:
-    """Return the references that count, of alternatives in them those that fit the texts."""
+) -> tuple[list[Utterance], list[str | None]]:
+    """Return the references that count, of alternatives in them those that fit the hypotheses, and these."""
     from focusasr.evaluation.alternatives import SUFFIXES, has_choices, resolve
     from focusasr.evaluation.hypotheses import is_ignored
 
+    texts = _texts(hypotheses, utterances)
     counted = [one for one in utterances if not is_ignored(one)]
     if path.suffix.lower() not in SUFFIXES:
-        return counted
+        return counted, texts
     if against and any(has_choices(one.text) for one in counted):
         raise UsageError(f"--against: {path} has alternatives {{a / b}}, which two systems cannot share; score each")
-    return resolve(counted, texts, config.normalizer)
+    return resolve(counted, texts, config.normalizer), texts
 
 
 def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> None:

@@ -64,10 +64,10 @@ def find_columns(names: Collection[str], columns: Columns) -> dict[str, Column]:
     found: dict[str, Column] = {}
     given = {field.name: getattr(columns, field.name) for field in fields(columns)}
     for role, usual in NAMES.items():
-        wanted = given.get(role)
-        if wanted is not None:
-            fitting = [name for name in names if name == wanted]
-            found |= {role: Column(_only(fitting, wanted))} if fitting else {}
+        own = given.get(role)
+        if own is not None:
+            fitting = [name for name in names if name == own]
+            found |= {role: Column(_only(fitting))} if fitting else {}
             continue
         free = [name for name in names if name not in given.values()]
         column = _usual(role, usual, free)
@@ -81,12 +81,12 @@ def _usual(role: str, usual: Iterable[str], names: Collection[str]) -> Column | 
         fitting = {name: unit for unit in units for name in names if squeezed(name) == known + unit}
         several = [name for name in names if name in fitting]
         if several:
-            name = _only(several, several[0])
+            name = _only(several)
             return Column(name, units[fitting[name]], bool(fitting[name]))
     return None
 
 
-def _only(names: list[str], shown: str) -> str:
+def _only(names: list[str]) -> str:
     if len(names) > 1:
         raise InputError(f"{len(names)} columns have one name, {', '.join(map(repr, names))}; rename or delete one")
     return names[0]
@@ -119,9 +119,9 @@ def require_roles(
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     for role in ("audio", "text", "speaker"):
-        wanted = getattr(columns, role)
-        if role not in found and role not in without and (role != "speaker" or wanted is not None):
-            tried = repr(wanted) if wanted is not None else ", ".join(NAMES[role])
+        own = getattr(columns, role)
+        if role not in found and role not in without and (role != "speaker" or own is not None):
+            tried = repr(own) if own is not None else ", ".join(NAMES[role])
             listed = ", ".join(names)
             raise InputError(
                 f"{path}: no {role} column; --{role}-column must name one of {listed} (looked for {tried})"

@@ -53,7 +53,7 @@ def _missing(path: Path) -> str:
     tables = (*TABLE_SUFFIXES, STM, ".jsonl")
     below = sorted({file.parent.name for file in path.glob("*/*") if file.suffix.lower() in tables})
     if below:
-        return f"tables or manifests lie in folders of it; give these: {', '.join(below)}"
+        return f"tables or manifests are in folders of it; give these: {', '.join(below)}"
     recordings = len(audio_files(path))
     if not recordings:
         return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any; give their folder"
@@ -126,7 +126,7 @@ def inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 
 
 def clips_folder(header: list[str]) -> str | None:
-    """Return where a Common Voice table's clips lie; None where it is no such table."""
+    """Return the folder of a Common Voice table's clips; None if it is no such table."""
     return next((folder for names, folder in COMMON_VOICE_COLUMNS.items() if names.issubset(header)), None)
 
 

@@ -156,8 +156,8 @@ def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
     texts = [key for key, value in extra.items() if isinstance(value, str)] if isinstance(extra, dict) else []
     column = find_columns(texts, columns).get("text")
     if column is None:
-        wanted = columns.text or " or ".join(NAMES["text"])
-        raise InputError(f"{path}: expected an object with a text under {wanted}; --text-column names it")
+        keys = columns.text or " or ".join(NAMES["text"])
+        raise InputError(f"{path}: expected an object with a text under {keys}; --text-column names it")
     key = column.name
     others = {k: v for k, v in extra.items() if k not in (key, "audio_filepath", "offset", "duration", "segments")}
     return extra[key], {("source_text" if k == "text" else k): v for k, v in others.items()}
@@ -270,7 +270,7 @@ def _read_manifests(path: Path, columns: Columns) -> CorpusItems:
         for where, row in objects:
             if not TARRED_KEYS.isdisjoint(row):
                 raise InputError(
-                    f"{where}: tarred, its audio lies inside archives; unpack them (tar -xf) and give the manifest "
+                    f"{where}: tarred, its audio is inside archives; unpack them (tar -xf) and give the manifest "
                     "whose audio_filepath names the files"
                 )
         names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in objects))

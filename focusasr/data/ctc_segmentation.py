@@ -105,8 +105,8 @@ class Splitter:
         else:
             parts = split_text(self._checkpoint, waveform, one.text, self._limit)
         if not parts:
-            told = f"its text does not fit {seconds:.1f} s of audio: too long, or in letters unknown to the model"
-            raise InputError(f"{reading.where}: {told}; does it belong to this recording?")
+            problem = f"its text does not fit {seconds:.1f} s of audio: too long, or in letters unknown to the model"
+            raise InputError(f"{reading.where}: {problem}; does it belong to this recording?")
         return parts
 
     def _as_readings(self, reading: CorpusUtterance, parts: Sequence[Part]) -> Iterator[CorpusUtterance | Reject]:

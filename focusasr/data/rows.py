@@ -70,11 +70,11 @@ def _utterance(table: Table, row: Row, where: str, scale: float) -> CorpusUttera
         key = text_column.name if text_column else KEYS[1]
         raise _BrokenRow(f"{key} must be a string of whole characters, got {quote(text)}", audio)
     try:
-        begin, length, told = _part(table, row, where, scale)
+        begin, length, whole = _part(table, row, where, scale)
     except InputError as error:
         raise _BrokenRow(str(error).removeprefix(f"{where}: "), audio, text) from None
     utterance = Utterance(audio, text, begin, length, _extra(table, row))
-    return CorpusUtterance(utterance, name_in_corpus(audio, table.path.parent), where, told)
+    return CorpusUtterance(utterance, name_in_corpus(audio, table.path.parent), where, whole)
 
 
 def _audio_name(table: Table, row: Row, text: object) -> str:
@@ -83,7 +83,7 @@ def _audio_name(table: Table, row: Row, text: object) -> str:
     value = row.get(key)
     if isinstance(value, dict):
         if not {"start", "stop"}.isdisjoint(value):
-            raise _BrokenRow(f"{key} has times in samples; write start and end in seconds beside it", text=text)
+            raise _BrokenRow(f"{key} has times in samples; write start and end as keys, in seconds", text=text)
         value = next((value[name] for name in NESTED if isinstance(value.get(name), str)), None)
     name = PLACEHOLDER.sub("", value.strip()) if isinstance(value, str) else ""
     if not name or not can_name(name):
@@ -92,7 +92,7 @@ def _audio_name(table: Table, row: Row, text: object) -> str:
 
 
 def _part(table: Table, row: Row, where: str, scale: float) -> tuple[float, float | None, float | None]:
-    """Return where an utterance begins, how long it is (None: to the end), and the length that is only told."""
+    """Return where an utterance begins, how long it is (None: to the end), and the length that is only compared."""
     start, end, length = (_time(table, row, where, role, scale) for role in TIMES)
     if end is not None:
         if end <= (start or 0.0):

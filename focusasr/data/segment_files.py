@@ -1,4 +1,4 @@
-"""Segments beside long recordings: subtitles, Audacity's labels, Praat's TextGrid, ELAN, Whisper's TSV."""
+"""Files of segments of long recordings: subtitles, Audacity's labels, Praat's TextGrid, ELAN, Whisper's TSV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = re.compile(rf"words?$|{PHONES.pattern}", re.IGNORECASE)
 
 
 def segments_of(audio: Path) -> Path | None:
-    """Return the file of segments beside a recording, if there is one."""
+    """Return the file of segments with the name of a recording, if there is one."""
     for suffix in PARSERS:
         for form in dict.fromkeys((suffix, suffix.upper(), suffix.lower())):
             path = audio.with_suffix(form)

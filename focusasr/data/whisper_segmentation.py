@@ -22,6 +22,7 @@ from focusasr.whisper_config import LongformConfig, SearchConfig
 
 BLOCK_SAMPLES = 30 * SAMPLE_RATE_HZ
 BATCH_PIECES = 8
+LEAST_SIMILARITY = 0.6  # of two spellings of one word
 SPACELESS = (  # scripts without spaces between words: each character is aligned by itself
     *(("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff")),  # Thai, Lao, Burmese, Khmer
     *(("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\uf900", "\ufaff")),  # Japanese, Chinese
@@ -105,14 +106,14 @@ def _key(word: str) -> str:
     return "".join(char for char in unicodedata.normalize("NFKC", word).casefold() if char.isalnum())
 
 
-def divided(pieces: Sequence[AudioSegment], heard: Sequence[str], text: str, units: Sequence[Unit]) -> list[Part]:
-    """Return the pieces with their parts of `text`, found by aligning its units with those heard in each piece.
+def divided(pieces: Sequence[AudioSegment], transcripts: Sequence[str], text: str, units: Sequence[Unit]) -> list[Part]:
+    """Return the pieces with their parts of `text`, found by aligning its units with those transcribed in each piece.
 
-    The confidence of a piece is the share of letters in units that are the same on both sides.
+    The confidence of a piece is the share of letters in units that are alike on both sides.
     """
     from rapidfuzz.distance import Levenshtein
 
-    spoken = [(key, place) for place, piece in enumerate(heard) for unit in units_of(piece) if (key := unit.key)]
+    spoken = [(key, place) for place, piece in enumerate(transcripts) for unit in units_of(piece) if (key := unit.key)]
     written = [index for index, unit in enumerate(units) if unit.key]
     known: dict[int, int] = {}  # a unit's index → its piece
     agreed = np.zeros(len(pieces))
@@ -122,7 +123,8 @@ def divided(pieces: Sequence[AudioSegment], heard: Sequence[str], text: str, uni
                 written[step.src_start : step.src_end], spoken[step.dest_start :], strict=False
             ):
                 known[index] = place
-                agreed[place] += len(key) if step.tag == "equal" else 0
+                similarity = Levenshtein.normalized_similarity(units[index].key, key)
+                agreed[place] += len(key) * similarity if similarity >= LEAST_SIMILARITY else 0
     if not known:
         return []
     homes = np.rint(np.interp(range(len(units)), list(known), list(known.values()))).astype(int)

@@ -32,11 +32,11 @@ def resolve(utterances: Sequence[Utterance], texts: Sequence[str | None], rules:
 def best_text(reference: str, hypothesis: str, rules: str = "none") -> str:
     """Return the text among a reference's alternatives with the fewest word errors, the first of several."""
     rewrite = normalizer(rules)
-    heard = rewrite(hypothesis)
+    compared = rewrite(hypothesis)
     fixed, choices = _parsed(reference)
 
     def errors(chosen: Sequence[str]) -> int:
-        return count_errors(rewrite(_joined(fixed, chosen)), heard).count
+        return count_errors(rewrite(_joined(fixed, chosen)), compared).count
 
     if math.prod(map(len, choices)) <= MOST_TEXTS:
         return _joined(fixed, min(itertools.product(*choices), key=errors))

@@ -115,13 +115,13 @@ def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) ->
 
 def _check_order(path: Path, lines: Sequence[Line], utterances: Sequence[Utterance]) -> None:
     """Refuse plain lines that are in another order than the references: hardly any fits its own, most fit another."""
-    said = [set(one.text.casefold().split()) for one in utterances[:MOST_COMPARED]]
-    heard = [set((line.text or "").casefold().split()) for line in lines[:MOST_COMPARED]]
-    own = [_shared(*pair) for pair in zip(said, heard, strict=True)]
+    written = [set(one.text.casefold().split()) for one in utterances[:MOST_COMPARED]]
+    found = [set((line.text or "").casefold().split()) for line in lines[:MOST_COMPARED]]
+    own = [_shared(*pair) for pair in zip(written, found, strict=True)]
     if len(own) < 3 or sum(own) > 0.25 * len(own):
         return
-    best = [max(range(len(said)), key=lambda place: _shared(said[place], words)) for words in heard]
-    if sum(_shared(said[place], words) for place, words in zip(best, heard, strict=True)) > 0.75 * len(own):
+    best = [max(range(len(written)), key=lambda place: _shared(written[place], words)) for words in found]
+    if sum(_shared(written[place], words) for place, words in zip(best, found, strict=True)) > 0.75 * len(own):
         place = next(place for place, other in enumerate(best) if place != other)
         raise InputError(
             f"{path}: its lines are in another order than the references: line {place + 1} fits number "

@@ -38,7 +38,7 @@ ID = re.compile(r"(?=\S*\d)(?:[^\W\d_]+[\w.:/-]*|[\w.:/]+[-_][\w.:/-]*)(?<![.:/]
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its number from 1, its text (None: nothing could be heard), and the names it goes by, if any.
+    """One line: its number from 1, its text (None: no transcript), and the names it goes by, if any.
 
     `offset` and `duration` tell parts of one recording apart, in seconds. `extra` holds a JSON line's other keys.
     """

@@ -297,7 +297,7 @@ def test_tables_that_cannot_be_used_say_why_and_those_below_are_named(tmp_path):
         read(tmp_path / "in")
     (tmp_path / "hub" / "train").mkdir(parents=True)
     table(tmp_path / "hub" / "train" / "metadata.csv", "file_name,text\na.wav,x\n")
-    with pytest.raises(InputError, match="lie in folders of it; give these: train"):
+    with pytest.raises(InputError, match="are in folders of it; give these: train"):
         read(tmp_path / "hub")
 
 
