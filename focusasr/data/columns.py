@@ -110,6 +110,16 @@ def _paired(found: dict[str, Column]) -> dict[str, Column]:
     return {role: column for role, column in found.items() if role not in without}
 
 
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Return the names, the second of several `NAME_2` and so on."""
+    uses: dict[str, int] = {}
+    found = []
+    for name in names:
+        uses[name] = uses.get(name, 0) + 1
+        found.append(f"{name}_{uses[name]}" if name and uses[name] > 1 else name)
+    return found
+
+
 def require_roles(
     names: Collection[str], columns: Columns, path: object, without: Collection[str] = ()
 ) -> dict[str, Column]:

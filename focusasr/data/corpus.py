@@ -67,7 +67,8 @@ def locate(folder: Path, name: str) -> Path:
         for suffix in sorted(AUDIO_SUFFIXES):
             if os.path.isfile(folder / f"{name}{suffix}"):
                 return folder / f"{name}{suffix}"
-    below = recordings_below(folder).get(unicodedata.normalize("NFC", name), ()) if PurePath(name).name == name else ()
+    bare = folder != Path() and PurePath(name).name == name  # not below the working folder
+    below = recordings_below(folder).get(unicodedata.normalize("NFC", name), ()) if bare else ()
     return below[0] if len(below) == 1 else folder / name
 
 

@@ -32,7 +32,7 @@ MANIFEST_SUFFIXES = frozenset((".jsonl", ".ndjson", ".json", ".list"))  # .list:
 
 def detect_layout(path: Path, columns: Columns) -> str:
     """Return the layout of a folder or file; InputError where none fits."""
-    layout = _recognize_folder(path, columns) if path.is_dir() else _recognize_file(path, columns)
+    layout = recognize(path, columns)
     if layout is None:
         for table in [path] if path.suffix.lower() in TABLE_SUFFIXES else inside(path, TABLE_SUFFIXES):
             require_roles(read_header(table), columns, table)  # says which one lacks
@@ -40,9 +40,9 @@ def detect_layout(path: Path, columns: Columns) -> str:
     return layout
 
 
-def is_known(folder: Path, columns: Columns) -> bool:
-    """Whether a folder has a layout that some reader knows."""
-    return _recognize_folder(folder, columns) is not None
+def recognize(path: Path, columns: Columns) -> str | None:
+    """Return the layout of a folder or file, None if no reader knows it."""
+    return _recognize_folder(path, columns) if path.is_dir() else _recognize_file(path, columns)
 
 
 def _missing(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.audio.source import Source
-from focusasr.data.columns import NAMES, Columns, find_columns, require_roles
+from focusasr.data.columns import NAMES, Columns, find_columns, require_roles, unique_names
 from focusasr.data.corpus import (
     SPLIT,
     CorpusItems,
@@ -28,8 +28,8 @@ from focusasr.data.corpus_layouts import (
     STM,
     clips_folder,
     detect_layout,
-    is_known,
     manifests_of,
+    recognize,
     sidecar_of,
     tables_of,
 )
@@ -41,11 +41,12 @@ from focusasr.data.manifest import Utterance
 from focusasr.data.nist_files import parse_stm
 from focusasr.data.rows import Row, Table, is_nemo, read_rows_of
 from focusasr.data.segment_files import read_segments, segments_of
-from focusasr.data.unpack import is_packed, packed_below, unpack
+from focusasr.data.unpack import is_packed, packed_below, packed_in, split_of, unpack
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import parse_json
 
 COMMON_VOICE_SPLITS = ("train", "dev", "test")
+HTK = re.compile(r"\s*\d+ \d{5,} \S")  # times of a label
 TIMIT = re.compile(r"^0 \d{4,} (?=.*\s*$)")  # its prompts open with the samples of the recording
 TARRED_KEYS = frozenset(("shard_id", "tar_filepath", "tarred_audio_filepaths"))
 
@@ -70,27 +71,23 @@ def read_corpora(
 
 
 def _read_input(path: Path, layout: str, columns: Columns, scratch: Path | None) -> CorpusItems:
-    """Read a folder or file; if it is packed, or a folder holds nothing else, each archive in it."""
-    packed = [path] if is_packed(path) else []
-    if path.is_dir() and layout == "auto" and not is_known(path, columns):
-        packed = packed_below(path)
+    """Read a folder or file; if it is packed, lists archives, or is a folder of nothing else, each archive of it."""
+    packed = [path] if is_packed(path) else packed_in(path)
+    kind = None if packed else layout
+    if kind == "auto":
+        kind = recognize(path, columns)
+        packed = packed_below(path) if kind is None and path.is_dir() else []
     if not packed:
-        yield from READERS[detect_layout(path, columns) if layout == "auto" else layout](path, columns)
+        yield from READERS[kind or detect_layout(path, columns)](path, columns)
         return
     if scratch is None:
         raise InputError(f"{packed[0]}: is an archive, and there is no folder to unpack it into; unpack it first")
-    splits = {archive: _split_of(archive) for archive in packed}
+    splits = {archive: split_of(archive) for archive in packed}
     for archive in packed:
-        folder = unpack(archive, scratch / archive.parent.name, columns)
+        folder = unpack(archive, scratch, columns)
         kind = detect_layout(folder, columns) if layout == "auto" else layout
         for found in READERS[kind](folder, columns):
             yield _of_archive(found, archive, splits[archive] if len(set(splits.values())) > 1 else "")
-
-
-def _split_of(archive: Path) -> str:
-    """Return the split that a shard is of, such as train of train-00000-of-00002.parquet; "" if its name has none."""
-    stem = re.split(r"[-_.]?\d|\.", archive.name)[0].rstrip("-_")
-    return stem if SPLIT.search(stem) else ""
 
 
 def _of_archive(found: CorpusUtterance | Reject, archive: Path, split: str) -> CorpusUtterance | Reject:
@@ -148,6 +145,8 @@ def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> Corpu
 def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
     whole = "".join(read_lines(path))
     if path.suffix.lower() != ".json":
+        if path.suffix.lower() == ".lab" and HTK.match(whole):
+            raise InputError(f"{path}: labels with times in 100 ns (HTK); write the words alone, or times in seconds")
         return TIMIT.sub("", whole), {}
     try:
         extra = parse_json(whole)
@@ -202,7 +201,8 @@ def _cells(path: Path, names: list[str]) -> Iterator[tuple[str, Row | str]]:
         elif len(fields) != len(names):
             yield where, f"{len(fields)} fields where the header has {len(names)}"
         else:
-            yield where, {name: cell for name, cell in zip(names, fields, strict=True) if name and cell.strip()}
+            pairs = zip(unique_names(names), fields, strict=True)
+            yield where, {name: cell for name, cell in pairs if name and cell.strip()}
 
 
 def _read_stm(path: Path, split: str | None) -> CorpusItems:

@@ -16,7 +16,8 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import LONGEST_SECONDS
 
 Cues = Iterator[Cue | str]
-LABEL = re.compile(r"(\d+(?:[.,]\d+)?)\t(\d+(?:[.,]\d+)?)(?:\t(.*))?$")
+NUMBER = r"\d+(?:[.,]\d+)?"
+LABEL = re.compile(rf"(?:({NUMBER})\t({NUMBER})(?:\t(.*))?|(\d+[.,]\d+) +(\d+[.,]\d+) +(.*))$")  # with spaces: decimals
 MILLISECONDS = re.compile(r"start\tend\ttext$")
 TOKEN = re.compile(r'"(?:[^"]|"")*"|(?<!\S)<\w+>(?!\S)|(?<!\S)-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\S)')
 PHONES = re.compile(r"(?<![a-z])(phones?|phonemes?|segments?)$", re.IGNORECASE)  # in the names of tiers
@@ -53,9 +54,17 @@ def read_segments(audio: Path, path: Path, name: str) -> CorpusItems:
     except InputError as error:
         yield Reject("unreadable text", str(error), audio)
         return
+    texts: dict[tuple[float, float], set[str]] = {}
+    for cue in cues:
+        if isinstance(cue, Cue):
+            texts.setdefault((cue.begin, cue.end), set()).add(cue.text)
     for cue in cues:
         if isinstance(cue, str):
             yield Reject("broken row", cue, audio)
+            continue
+        if len(texts[cue.begin, cue.end]) > 1:
+            reason = f"{path}, line {cue.number}: another text has the same times; keep one tier or language"
+            yield Reject("several texts", reason, audio, cue.text)
             continue
         extra = {"speaker": cue.speaker} if cue.speaker else {}
         utterance = Utterance(audio, cue.text, cue.begin, round(cue.end - cue.begin, 3), extra)
@@ -77,7 +86,7 @@ def cues_in(path: Path) -> Cues:
 
 
 def _labels(lines: list[str], path: Path) -> Cues:
-    """Yield Audacity's labels, BEGIN TAB END TAB TEXT in seconds, or the rows of Whisper's TSV, in milliseconds."""
+    """Yield labels, BEGIN END TEXT in seconds, as Audacity's, or rows of Whisper's TSV, in milliseconds."""
     scale = 0.001 if lines and MILLISECONDS.match(lines[0]) else 1.0
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("\\") or (number == 1 and scale != 1.0):  # \: a range of frequencies
@@ -86,8 +95,9 @@ def _labels(lines: list[str], path: Path) -> Cues:
         if parts is None:
             yield f"{path}, line {number}: expected BEGIN<TAB>END<TAB>TEXT, got {line[:60]!r}; correct the line"
             continue
-        begin, end = (float(side.replace(",", ".")) * scale for side in parts.groups()[:2])
-        yield Cue(number, begin, end, (parts[3] or "").strip(), None)
+        first, last, text = parts.groups()[:3] if parts[1] else parts.groups()[3:]
+        begin, end = (float(side.replace(",", ".")) * scale for side in (first, last))
+        yield Cue(number, begin, end, (text or "").strip(), None)
 
 
 def _textgrid(lines: list[str], path: Path) -> Cues:

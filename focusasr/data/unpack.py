@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -16,9 +18,10 @@ from typing import IO, Any
 
 from focusasr.audio.source import AUDIO_SUFFIXES
 from focusasr.data.columns import Columns, require_roles
-from focusasr.data.corpus import locate
+from focusasr.data.corpus import SPLIT, locate
 from focusasr.data.corpus_layouts import BY_NAME, MANIFEST_SUFFIXES, STM, TABLE_SUFFIXES
-from focusasr.runtime.errors import InputError
+from focusasr.data.csv_tables import first_line, read_lines
+from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.files import fitting, unwritable
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
@@ -31,7 +34,7 @@ FIRST_BYTES = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3
 
 def is_packed(path: Path) -> bool:
     """Whether a file is an archive or a columnar file, by its name."""
-    return path.name.lower().endswith((*ARCHIVES, *COLUMNAR)) and path.is_file()
+    return path.name.lower().endswith((*ARCHIVES, *COLUMNAR)) and os.path.isfile(path)
 
 
 def packed_below(folder: Path) -> list[Path]:
@@ -40,13 +43,31 @@ def packed_below(folder: Path) -> list[Path]:
     return [path for path in packed if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
+def packed_in(path: Path) -> list[Path]:
+    """Return the archives that a file lists, one on a line, as WeNet's shards.list; none of another file."""
+    if path.suffix.lower() != ".list" or not path.is_file() or first_line(path).lstrip().startswith(("{", "[")):
+        return []
+    named = [line.strip() for line in read_lines(path) if line.strip()]
+    found = [place if os.path.isfile(place) else Path(name) for name in named for place in [path.parent / name]]
+    for archive in found:
+        if not is_packed(archive):
+            raise InputError(f"{path}: lists {quote(str(archive))}, which is no archive; correct the line")
+    return found
+
+
+def split_of(archive: Path) -> str:
+    """Return the split that a shard is of, by its name (train-00000-of-00002.parquet) or its folder's; "" if none."""
+    stem = re.split(r"[-_.]?\d|\.", archive.name)[0].rstrip("-_")
+    return next((name for name in (stem, archive.parent.name) if SPLIT.search(name)), "")
+
+
 def unpack(path: Path, folder: Path, columns: Columns) -> Path:
     """Unpack a file into an own folder inside `folder`; return that, or the only folder in it.
 
     InputError if it cannot be read. Files keep the time of `path`, so that a later run
     recognizes them.
     """
-    target = folder / fitting(path.name)
+    target = folder / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12] / fitting(path.name)
     with _readable(path, target):
         target.mkdir(parents=True, exist_ok=True)
         if path.name.lower().endswith(COLUMNAR):
@@ -104,9 +125,8 @@ def _inside(name: str) -> PurePosixPath | None:
     """Return the name of a member that is of use; None for others, and for one that points out of the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     known = path.suffix.lower() in AUDIO_SUFFIXES or path.suffix.lower() in TEXTS or path.name in KALDI
-    if not known or path.is_absolute() or ".." in path.parts or path.name.startswith(".") or ":" in path.parts[0]:
-        return None
-    return path
+    outside = path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name)
+    return path if known and not outside and not path.name.startswith(".") else None
 
 
 # Parquet and arrow, as datasets writes them

@@ -71,8 +71,7 @@ class WhisperAligner:
     @torch.inference_mode()
     def _transcribed(self, pieces: Sequence[AudioSegment], language: str | None) -> list[str]:
         """Return the text of each piece, greedily, in the language named or that of the first pieces."""
-        known = (language or "").strip().lower() in self._tokenizer.languages
-        tokenizer = self._tokenizer.speaking(language.strip().lower()) if language and known else self._tokenizer
+        tokenizer = self._tokenizer.for_language(language)
         reader = WhisperDecoder(self._engine, tokenizer, self._search, LongformConfig())
         texts: list[str] = []
         for first in range(0, len(pieces), BATCH_PIECES):

@@ -280,4 +280,7 @@ def real_path(path: str | Path) -> str:
 
 @functools.lru_cache(maxsize=4096)  # a corpus has many files in few folders
 def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+    try:
+        return os.path.realpath(folder)
+    except ValueError:  # no name at all: it has a null byte
+        return folder

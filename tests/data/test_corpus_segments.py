@@ -249,6 +249,7 @@ STM = (
     ("name", "content", "encoding"),
     [
         ("call.txt", AUDACITY, "utf-8"),
+        ("call.lab", "0.00 4.00 one\n4.50 7.80 two\n", "utf-8"),
         ("call.TXT", AUDACITY.replace(".", ","), "utf-8"),
         ("call.tsv", WHISPER_TSV, "utf-8"),
         ("call.TextGrid", LONG_GRID, "utf-8"),
@@ -299,6 +300,26 @@ def test_segments_that_cannot_be_used_are_rejects(tmp_path, name, content, kind)
     (tmp_path / name).write_text(content)
     _, (reject,) = read(tmp_path)
     assert reject.kind == kind and str(tmp_path / name) in reject.reason and "\n" not in reject.reason
+
+
+def test_two_texts_at_one_time_are_refused(tmp_path):
+    tone(tmp_path / "call.wav")
+    (tmp_path / "call.TextGrid").write_text(SHORT_GRID.replace("phones", "English").replace('"w"', '"translated"'))
+    found, rejects = read(tmp_path)
+    assert [one.utterance.text for one in found] == ["two"]
+    assert [(one.kind, one.text) for one in rejects] == [("several texts", "translated"), ("several texts", "one")]
+
+
+def test_labels_of_htk_are_refused(tmp_path):
+    tone(tmp_path / "a.wav")
+    (tmp_path / "a.lab").write_text("0 2800000 sil\n2800000 5200000 one\n")
+    _, (reject,) = read(tmp_path)
+    assert reject.kind == "unreadable text" and "100 ns" in reject.reason
+
+
+def test_other_columns_of_one_name_are_all_kept(tmp_path):
+    (tmp_path / "t.csv").write_text("path,note,text,note\na.wav,x,one,y\n")
+    assert read(tmp_path / "t.csv")[0][0].utterance.extra == {"note": "x", "note_2": "y"}
 
 
 def test_a_text_of_timit_is_without_its_samples(tmp_path):

@@ -74,6 +74,19 @@ def test_shards_of_splits_keep_them(tmp_path):
     assert report.splits == {"train": 4, "dev": 4} and len({row["audio_filepath"] for row in rows(report)}) == 8
 
 
+def test_listed_shards_and_shards_of_one_name_are_all_read(tmp_path):
+    for folder in ("train", "test"):
+        pack(tmp_path / "in" / folder / "data.tar", members({"0": folder}))
+    report = preprocess([tmp_path / "in"], tmp_path / "out")
+    assert report.splits == {"train": 1, "test": 1}
+    listed = tmp_path / "in" / "shards.list"
+    listed.write_text(f"train/data.tar\n{tmp_path / 'in' / 'test' / 'data.tar'}\n")
+    assert preprocess([listed], tmp_path / "other").kept == 2
+    listed.write_text("train/gone.tar\n")
+    with pytest.raises(InputError, match=r"shards.list: lists 'train/gone.tar', which is no archive"):
+        preprocess([listed], tmp_path / "third")
+
+
 @pytest.mark.parametrize("folder", ["", "corpus/"])
 def test_a_zipped_table_is_read(tmp_path, folder):
     files = {f"{folder}wavs/a.wav": wav(), f"{folder}t.csv": b"path,text\nwavs/a.wav,one\n"}

@@ -178,6 +178,8 @@ def test_lines_in_another_order_are_refused():
     references = read_references(wrote("r.txt", *texts))
     with pytest.raises(InputError, match=r"another order .* line 1 fits number 2"):
         read_hypotheses(wrote("h.txt", *texts[1:], texts[0]), references)
+    commands = read_references(wrote("c.txt", *("yes no up down left right go stop".split() * 3)))
+    assert read_hypotheses(wrote("h.txt", *["yes"] * 24), commands) == ["yes"] * 24
     garbage = ["x y", "z", "q", "p"]
     assert read_hypotheses(wrote("h.txt", *garbage), references) == garbage
 
