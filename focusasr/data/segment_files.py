@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from focusasr.data.columns import to_seconds
 from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject
 from focusasr.data.csv_tables import first_line, read_lines
 from focusasr.data.manifest import Utterance
@@ -16,11 +17,13 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import LONGEST_SECONDS
 
 Cues = Iterator[Cue | str]
-NUMBER = r"\d+(?:[.,]\d+)?"
-LABEL = re.compile(rf"(?:({NUMBER})\t({NUMBER})(?:\t(.*))?|(\d+[.,]\d+) +(\d+[.,]\d+) +(.*))$")  # with spaces: decimals
+TIME = r"(?:\d+:){0,2}\d+(?:[.,]\d+)?"
+LABEL = re.compile(  # with tabs as Audacity's, decimals with spaces, or in brackets as Whisper's programs print them
+    rf"(?:({TIME})\t({TIME})(?:\t(.*))?|(\d+[.,]\d+) +(\d+[.,]\d+) +(.*)|\[({TIME}) --> ({TIME})\](.*))$"
+)
 MILLISECONDS = re.compile(r"start\tend\ttext$")
 TOKEN = re.compile(r'"(?:[^"]|"")*"|(?<!\S)<\w+>(?!\S)|(?<!\S)-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\S)')
-PHONES = re.compile(r"(?<![a-z])(phones?|phonemes?|segments?)$", re.IGNORECASE)  # in the names of tiers
+PHONES = re.compile(r"(?<![a-z])(phones?|phonemes?)$", re.IGNORECASE)  # in the names of tiers
 WORDS = re.compile(rf"words?$|{PHONES.pattern}", re.IGNORECASE)
 
 
@@ -95,9 +98,15 @@ def _labels(lines: list[str], path: Path) -> Cues:
         if parts is None:
             yield f"{path}, line {number}: expected BEGIN<TAB>END<TAB>TEXT, got {line[:60]!r}; correct the line"
             continue
-        first, last, text = parts.groups()[:3] if parts[1] else parts.groups()[3:]
-        begin, end = (float(side.replace(",", ".")) * scale for side in (first, last))
-        yield Cue(number, begin, end, (text or "").strip(), None)
+        first, last, *text = [part for part in parts.groups() if part is not None]
+        try:
+            begin, end = (
+                to_seconds(side, "the time", f"{path}, line {number}", scale) or 0.0 for side in (first, last)
+            )
+        except InputError as error:
+            yield str(error)
+            continue
+        yield Cue(number, begin, end, "".join(text).strip(), None)
 
 
 def _textgrid(lines: list[str], path: Path) -> Cues:

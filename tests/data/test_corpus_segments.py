@@ -250,6 +250,8 @@ STM = (
     [
         ("call.txt", AUDACITY, "utf-8"),
         ("call.lab", "0.00 4.00 one\n4.50 7.80 two\n", "utf-8"),
+        ("call.txt", "[00:00:00.000 --> 00:00:04.000]  one\n[00:00:04.500 --> 00:00:07.800]  two\n", "utf-8"),
+        ("call.txt", "0:00\t0:04\tone\n0:04,5\t0:07.8\ttwo\n", "utf-8"),
         ("call.TXT", AUDACITY.replace(".", ","), "utf-8"),
         ("call.tsv", WHISPER_TSV, "utf-8"),
         ("call.TextGrid", LONG_GRID, "utf-8"),
