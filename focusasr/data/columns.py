@@ -10,21 +10,20 @@ from typing import Any
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import LONGEST_SECONDS
 
-# Written without case, spaces and marks; the first one that a table has counts.
-AUDIO = (
-    "audiofilepath path file audio filename wav audiofile wavfilename audiopath wavpath audiofilename filepath"
-).split()
-TEXT = "text sentence transcript transcription txt wrd words".split()
+# Case, spaces and marks do not count; the first one that a table has is taken.
 NAMES: dict[str, list[str]] = {
-    "audio": AUDIO,
-    "text": TEXT,
-    "speaker": "speaker speakerid spk spkid clientid".split(),
+    "audio": (
+        "audio_filepath path file audio filename wav audio_file wav_filename audio_path wav_path audio_filename "
+        "file_path"
+    ).split(),
+    "text": "text sentence transcript transcription txt wrd words".split(),
+    "speaker": "speaker speaker_id spk spk_id client_id".split(),
     "language": "language lang locale".split(),
-    "id": "id utteranceid uttid key".split(),
+    "id": "id utterance_id utt_id key".split(),
     "split": ["split"],
     "channel": ["channel"],
-    "start": "offset start begin starttime begintime onset segmentstart".split(),
-    "end": "end endtime stop stoptime segmentend".split(),
+    "start": "offset start begin start_time begin_time onset segment_start".split(),
+    "end": "end end_time stop stop_time segment_end".split(),
     "duration": "duration dur".split(),
 }
 TIMES = ("start", "end", "duration")
@@ -78,7 +77,7 @@ def find_columns(names: Collection[str], columns: Columns) -> dict[str, Column]:
 def _usual(role: str, usual: Iterable[str], names: Collection[str]) -> Column | None:
     units = UNITS if role in TIMES else {"": 1.0}
     for known in usual:
-        fitting = {name: unit for unit in units for name in names if squeezed(name) == known + unit}
+        fitting = {name: unit for unit in units for name in names if squeezed(name) == squeezed(known) + unit}
         several = [name for name in names if name in fitting]
         if several:
             name = _only(several)

@@ -58,8 +58,8 @@ def _missing(path: Path) -> str:
     if not recordings:
         return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any; give their folder"
     return (
-        f"{pluralize(recordings, 'recording')}, but no texts with their names ({', '.join(BY_NAME)}) and no table or "
-        "manifest that names them; add texts, or say what a table's --audio-column and --text-column are"
+        f"{pluralize(recordings, 'recording')}, but no texts with their names (NAME{', '.join(BY_NAME)}) and no table "
+        "or manifest that names them; add texts, or say what a table's --audio-column and --text-column are"
     )
 
 

@@ -213,7 +213,7 @@ def test_what_is_no_corpus_says_what_was_looked_for(run, sample: Path) -> None:
     Path("a").mkdir()
     assert "a: no known corpus layout; no recordings (.wav" in run("preprocess", "a", "-o", "b").err
     Path("a/x.flac").write_bytes(sample.read_bytes())
-    assert "1 recording, but no texts beside them (NAME.txt" in run("preprocess", "a", "-o", "b").err
+    assert "1 recording, but no texts with their names (NAME.txt" in run("preprocess", "a", "-o", "b").err
 
 
 def test_by_a_key_that_is_not_there_is_refused_before_any_work(run, sample: Path) -> None:
