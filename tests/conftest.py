@@ -60,22 +60,11 @@ def real_data() -> Path:
     return folder.resolve()
 
 
-WHISPER_WEIGHTS = Path(os.environ.get("FOCUSASR_WHISPER", Path.home() / ".cache" / "focusasr-tests" / "whisper"))
-
-
-@pytest.fixture(scope="session")
-def whisper_weights() -> Path:
-    """Return the folder of real Whisper weights, tiny.en and base of CTranslate2 (FOCUSASR_WHISPER), or skip."""
-    if not (WHISPER_WEIGHTS / "tiny.en" / "model.bin").is_file():
-        pytest.skip(f"no real Whisper weights in {WHISPER_WEIGHTS}; FOCUSASR_WHISPER can name another folder")
-    return WHISPER_WEIGHTS
-
-
 @pytest.fixture(scope="session")
 def whisper_weights() -> Path:
     """Return the folder of real Whisper weights, tiny.en and base (FOCUSASR_WHISPER can name it), or skip."""
     folder = Path(os.environ.get("FOCUSASR_WHISPER", HOME / ".cache" / "focusasr-tests" / "whisper"))
-    if not all((folder / name).is_dir() for name in ("tiny.en", "base")):
+    if not all((folder / name / "model.bin").is_file() for name in ("tiny.en", "base")):
         pytest.skip(f"no real Whisper weights in {folder}; FOCUSASR_WHISPER can name another folder")
     return folder.resolve()
 
@@ -86,16 +75,6 @@ def sound_cases() -> Path:
     folder = Path(os.environ.get("FOCUSASR_CASES", ROOT.parent / "shared" / "cases")) / "sound"
     if not folder.is_dir():
         pytest.skip(f"no recordings in {folder}; FOCUSASR_CASES can name another folder")
-    return folder.resolve()
-
-
-@pytest.fixture(scope="session")
-def whisper_weights() -> Path:
-    """Return the folder of real Whisper models, tiny.en and base (FOCUSASR_WHISPER, or a cache), or skip."""
-    named = os.environ.get("FOCUSASR_WHISPER")
-    folder = Path(named) if named else Path("~/.cache/focusasr-tests/whisper").expanduser()
-    if not all((folder / model).is_dir() for model in ("tiny.en", "base")):
-        pytest.skip(f"no tiny.en and base in {folder}; FOCUSASR_WHISPER can name another folder")
     return folder.resolve()
 
 

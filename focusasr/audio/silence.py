@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -25,20 +26,36 @@ LEAST_SPEECH = 8  # frames of the pause finder, 0.26 s: less is a click
 
 
 class Silence:
-    """The silent stretches of a recording, for a reader that goes through it in windows; places are 10 ms frames."""
+    """The silent stretches of a recording, for a reader that goes through it in windows; places are 10 ms frames.
 
-    def __init__(self, silent: np.ndarray) -> None:
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], silent, [False]))))
-        self._starts, self._stops = edges[::2], edges[1::2]
+    `nothing` (F,) is silence by its level. So is `faint` (F,), which includes it, except where there is `speech` (F,),
+    which is computed once, for the first place that depends on it.
+    """
 
-    def _around(self, frame: int) -> tuple[int, int] | None:
-        place = int(np.searchsorted(self._starts, frame, side="right")) - 1
-        inside = place >= 0 and frame < self._stops[place]
-        return (int(self._starts[place]), int(self._stops[place])) if inside else None
+    def __init__(
+        self, nothing: np.ndarray, faint: np.ndarray | None = None, speech: Callable[[], np.ndarray] | None = None
+    ) -> None:
+        self._nothing, self._faint = nothing, nothing if faint is None else faint
+        self._speech = speech
+        self._faint_runs, self._sure_runs = _Runs(self._faint), _Runs(nothing)
+
+    @functools.cached_property
+    def _judged_runs(self) -> _Runs:
+        assert self._speech is not None
+        return _Runs(self._nothing | (self._faint & ~self._speech()))
+
+    def _around(self, frame: int, least: int, end: int | None = None) -> tuple[int, int] | None:
+        """Return the silence around a frame; None if there is none, or none that is `least` long or reaches `end`."""
+        faint = self._faint_runs.around(frame)
+        if faint is None or not (faint[1] - faint[0] >= least or (end is not None and faint[1] >= end)):
+            return None
+        doubtful = _Runs(~self._nothing[slice(*faint)]).longest
+        worth = min(WORTH_ASKING, len(self._faint))
+        return (self._judged_runs if doubtful >= worth else self._sure_runs).around(frame)
 
     def begin(self, seek: int, end: int) -> int:
         """Return where to read on from `seek`: there, behind a long silence, or the `end` if only silence follows."""
-        around = self._around(seek)
+        around = self._around(seek, LONG_FRAMES, end)
         if around is None:
             return seek
         if around[1] >= end:
@@ -47,32 +64,47 @@ class Silence:
 
     def stop(self, seek: int, stop: int) -> int:
         """Return where a window from `seek` to `stop` ends if a long silence at its end is left out."""
-        around = self._around(stop - 1)
+        around = self._around(stop - 1, LONG_FRAMES)
         if around is None or stop - around[0] < LONG_FRAMES or around[0] <= seek:
             return stop
         return around[0] + MARGIN_FRAMES
 
     def shrink(self, start: int, end: int) -> tuple[int, int]:
         """Return what is left of a stretch without the silence of half a second and more that its edges lie in."""
-        opening, closing = self._around(start), self._around(max(0, end - 1))
+        opening, closing = self._around(start, MARGIN_FRAMES), self._around(max(0, end - 1), MARGIN_FRAMES)
         begin = opening[1] if opening and opening[1] - opening[0] >= MARGIN_FRAMES else start
         stop = closing[0] if closing and closing[1] - closing[0] >= MARGIN_FRAMES else end
         return (begin, stop) if begin < stop else (start, end)
 
 
+class _Runs:
+    """The runs of true values (F,)."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], values, [False]))))
+        self._starts, self._stops = edges[::2], edges[1::2]
+
+    @property
+    def longest(self) -> int:
+        """Return the length of the longest one."""
+        return int((self._stops - self._starts).max(initial=0))
+
+    def around(self, frame: int) -> tuple[int, int] | None:
+        """Return where the run that has a frame starts and stops; None if there is none."""
+        place = int(np.searchsorted(self._starts, frame, side="right")) - 1
+        inside = place >= 0 and frame < self._stops[place]
+        return (int(self._starts[place]), int(self._stops[place])) if inside else None
+
+
 def find_silence(levels: np.ndarray, blocks: Callable[[], Iterable[np.ndarray]]) -> Silence:
     """Return where a recording of such levels (F,) is silent.
 
-    `blocks` gives its samples at 16 kHz; they are read only if faint stretches may hold speech.
+    `blocks` gives its samples at 16 kHz; they are read only once a faint stretch matters that may be speech.
     """
     loudest = levels.max(initial=LOWEST_DB)
     nothing = levels < max(NOTHING_DB, loudest - NOTHING_BELOW_DB)
     faint = levels < max(FAINT_DB, loudest - FAINT_BELOW_DB)
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], faint & ~nothing, [False]))))
-    worth = min(WORTH_ASKING, len(levels))
-    if len(edges) and (edges[1::2] - edges[::2]).max() >= worth:
-        return Silence(nothing | (faint & ~_speech(blocks(), len(levels))))
-    return Silence(nothing)
+    return Silence(nothing, faint, lambda: _speech(blocks(), len(levels)))
 
 
 def _speech(blocks: Iterable[np.ndarray], frames: int) -> np.ndarray:

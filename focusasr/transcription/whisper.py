@@ -156,9 +156,10 @@ class WhisperRecognizer:
         if read is None:
             return None
         begin, end = read
-        speech = first_speech(blocks, self.config.vad_threshold) if len(stretches) == 1 else None
-        if speech is not None and begin + self.window_frames <= speech < end:
-            begin = speech
+        if len(stretches) == 1 and begin + self.window_frames < end:  # of more than one window
+            speech = first_speech(blocks, self.config.vad_threshold)
+            if speech is not None and begin + self.window_frames <= speech < end:
+                begin = speech
         return self.engine.encode([sound.window(begin, min(self.window_frames, end - begin))])
 
     def _clips(self, blocks: Iterator[np.ndarray], frames: int) -> list[tuple[int, int]]:

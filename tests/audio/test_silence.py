@@ -63,3 +63,20 @@ def test_speech_begins_where_it_does_however_sound_comes_in(sample) -> None:
     for block in (SAMPLE_RATE_HZ, 30 * SAMPLE_RATE_HZ, 12345):
         assert first_speech(rechunk([wave], block), 0.5) == pytest.approx(4000, abs=60)
     assert first_speech([noise(5.0, -30.0)], 0.5) is None
+
+
+def test_sound_is_read_only_where_levels_leave_a_doubt(sample) -> None:
+    voice, asked = load(sample), []
+
+    def silence_of(wave: np.ndarray):
+        asked.clear()
+        return find_silence(levels_db(wave), lambda: asked.append(len(wave)) or [wave])
+
+    pause = noise(2.0, -65.0)
+    wave = np.concatenate([voice, pause, voice])
+    end, silence = len(wave) // 160, silence_of(wave)
+    assert (silence.begin(0, end), silence.stop(0, end), silence.shrink(0, end)) == (0, end, (0, end)) and not asked
+    assert silence.shrink(0, len(voice) // 160 + 150)[1] == pytest.approx(len(voice) // 160, abs=60) and len(asked) == 1
+    assert silence.shrink(len(voice) // 160 + 50, end)[0] > len(voice) // 160 + 100 and len(asked) == 1
+    wave = np.concatenate([voice, zeros(10.0)])
+    assert silence_of(wave).begin(len(voice) // 160 + 20, len(wave) // 160) == len(wave) // 160 and not asked
