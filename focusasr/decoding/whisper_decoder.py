@@ -52,12 +52,14 @@ def has_failed(answer: DecodingResult, config: SearchConfig) -> bool:
 
 
 def best_of_tries(answers: Sequence[DecodingResult], config: SearchConfig) -> DecodingResult:
-    """Return the last of several tries, or where it failed too the likeliest, of those that are no loops if any are."""
+    """Return the last of several tries, or where it failed too the likeliest that is no loop, or the shortest loop."""
     if not has_failed(answers[-1], config):
         return answers[-1]
     most = config.compression_ratio_threshold
     plain = [answer for answer in answers if most is None or answer.compression_ratio <= most]
-    return max(plain or answers, key=lambda answer: answer.avg_logprob)
+    if not plain:
+        return min(answers, key=lambda answer: answer.compression_ratio)
+    return max(plain, key=lambda answer: answer.avg_logprob)
 
 
 class EngineDecoder:
@@ -170,7 +172,7 @@ class WhisperDecoder:
     ) -> list[DecodingResult]:
         """Return the text of each window; prompts have one length. Those that fail are tried again, warmer.
 
-        Where all fail it is the likeliest of them, as faster-whisper has it; openai/whisper takes the warmest.
+        Where all fail it is the likeliest that is no loop, as in faster-whisper; openai/whisper takes the warmest.
         """
         rules = self.rules(timestamps)
         tried: list[list[DecodingResult]] = [[] for _ in prompts]

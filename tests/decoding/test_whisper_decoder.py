@@ -52,11 +52,13 @@ def test_texts_are_judged_as_in_whisper(
         ([answer(-1.2), answer(-0.9)], 1),  # the last one is good
         ([answer(-1.2), answer(-1.1), answer(-2.7)], 1),  # all are unlikely
         ([answer(-0.1, ratio=9.0), answer(-1.4), answer(-2.7)], 1),  # loops are likely and no text
-        ([answer(-0.3, ratio=9.0), answer(-0.2, ratio=9.0)], 1),
+        ([answer(-0.2, ratio=9.0), answer(-0.9, ratio=5.0), answer(-0.3, ratio=7.0)], 1),  # the shortest loop
         ([answer(-1.1, no_speech=0.9)], 0),
     ],
 )
-def test_of_tries_that_all_fail_the_likeliest_is_taken(tries: list[DecodingResult], chosen: int) -> None:
+def test_of_tries_that_all_fail_the_likeliest_or_the_shortest_loop_is_taken(
+    tries: list[DecodingResult], chosen: int
+) -> None:
     assert best_of_tries(tries, SearchConfig()) is tries[chosen]
 
 
