@@ -192,6 +192,21 @@ def test_weights_are_prepared_once_while_the_compute_type_stays(sample: Path, mo
     assert prepared == ["auto", "float32"]
 
 
+def test_only_prepared_weights_stay_in_memory(sample: Path, tmp_path: Path, heard: str) -> None:
+    ours = focusasr.load(device="cpu")
+    assert {one.device.type for one in ours._model._checkpoint.model.parameters()} == {"meta"}
+    assert ours.transcribe(sample).text == heard == ours.transcribe(sample, compute_type="bfloat16").text
+    assert {one.device.type for one in ours._model._checkpoint.model.parameters()} == {"meta"}
+    folder = str(write_whisper(tmp_path / "whisper"))
+    whisper = focusasr.load(folder, device="cpu", compute_type="bfloat16")
+    assert {one.device.type for one in whisper._model._checkpoint.model.parameters()} == {"meta"}
+    options = {"language": "en", "beam_size": 1, "temperature_increment_on_fallback": None}
+    before = whisper.transcribe(sample, **options).text
+    fresh = focusasr.load(folder, device="cpu", compute_type="bfloat16", word_timestamps=True)
+    assert whisper.transcribe(sample, word_timestamps=True, **options) == fresh.transcribe(sample, **options)
+    assert whisper.transcribe(sample, **options).text == before
+
+
 def test_result_is_the_json_of_the_command_and_writes_its_files(
     run: Any, recognizer: focusasr.Recognizer, sample: Path, tmp_path: Path
 ) -> None:

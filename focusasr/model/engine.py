@@ -6,6 +6,7 @@ What it computes is what `model.Decoder` computes, its slow twin in the tests; o
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -340,3 +341,10 @@ def layer_norm(x: Tensor, norm: Any) -> Tensor:
 def prepare(model: Model, device: torch.device, config: DecodingConfig) -> Engine:
     """Return the engine of a model on a device, with the scaling and the compute type of `config`."""
     return Engine(with_attention_scaling(model.to(device).eval(), config), config.compute_type)
+
+
+def without_weights(model: Model) -> Model:
+    """Return a model of the same shape on the device "meta", where weights take no memory; `model` stays as it is."""
+    memo: dict[int, object] = {id(one): nn.Parameter(one.detach().to("meta"), False) for one in model.parameters()}
+    memo |= {id(one): one.to("meta") for one in model.buffers()}
+    return copy.deepcopy(model, memo)

@@ -189,7 +189,8 @@ def _device(choice: ModelChoice) -> torch.device:
 class LoadedModel:
     """A checkpoint on a device; its weights are prepared once for all recognizers that compute alike.
 
-    InputError if there is no such checkpoint or device.
+    Only the prepared weights stay in memory. The checkpoint is read again for another compute type, and once for the
+    word times of Whisper models, which need it as it was trained. InputError if there is no such checkpoint or device.
     """
 
     def __init__(
@@ -197,53 +198,66 @@ class LoadedModel:
     ) -> None:
         from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
 
-        self.choice, self.processes = choice, processes or Processes()
+        self.processes = processes or Processes()
         self.device = device or _device(choice)
         self.path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
-        self.checkpoint = load_checkpoint(self.path, self.device)
-        self.is_whisper = self.checkpoint.whisper is not None
+        self._checkpoint = load_checkpoint(self.path, self.device)
+        self._whole = True  # whether it still has its weights
+        self._words = False  # whether word times were asked for, as they may be again
+        self.is_whisper = self._checkpoint.whisper is not None
         self._engine: tuple[object, Engine] | None = None  # the last one, and what it was made for
+        self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu"), processes))
 
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
         """Return a recognizer with these options; InputError if the model cannot do what they ask for."""
-        make = self._whisper if self.is_whisper else self._native
-        recognizer, remarks = make(options, subtitles)
+        words = self.is_whisper and options.decoding.word_timestamps
+        self._words |= words
+        engine = self._prepared(options.decoding, words)
+        recognizer, remarks = (
+            self._whisper(options, engine) if self.is_whisper else self._native(options, subtitles, engine)
+        )
+        if self._whole and not self._words:
+            from focusasr.model.engine import without_weights
+
+            self._checkpoint = replace(self._checkpoint, model=without_weights(self._checkpoint.model))
+            self._whole = False
+        elsewhere = self._on_cpu  # the closure holds no weights of this device
 
         def on_cpu() -> AnyRecognizer:
-            return self._on_cpu.recognizer(options, subtitles).recognizer
+            return elsewhere().recognizer(options, subtitles).recognizer
 
         separate = options.recording.channels == "separate"
         return LoadedRecognizer(recognizer, self.path, self.is_whisper, remarks, self.processes, on_cpu, separate)
 
-    @functools.cached_property
-    def _on_cpu(self) -> LoadedModel:
-        return LoadedModel(replace(self.choice, device="cpu"), self.processes)
-
-    def _native(self, options: Options, subtitles: bool) -> tuple[AnyRecognizer, list[str]]:
+    def _native(self, options: Options, subtitles: bool, engine: Engine) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.native import Recognizer
 
         config = options.decoding
-        remarks = native_remarks(self.checkpoint, config, options.search, options.longform)
-        return Recognizer(self.checkpoint, self.device, config, subtitles, self._prepared(config)), remarks
+        remarks = native_remarks(self._checkpoint, config, options.search, options.longform)
+        return Recognizer(self._checkpoint, self.device, config, subtitles, engine), remarks
 
-    def _whisper(self, options: Options, subtitles: bool) -> tuple[AnyRecognizer, list[str]]:
+    def _whisper(self, options: Options, engine: Engine) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.whisper import WhisperRecognizer
         from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
 
         idle = without_effect(options.decoding, options.longform)
-        longform, remarks = heard_as(self.checkpoint, options.longform)
+        longform, remarks = heard_as(self._checkpoint, options.longform)
         kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-        engine = self._prepared(options.decoding)
-        recognizer = kind(self.checkpoint, self.device, options.decoding, options.search, longform, engine)
+        recognizer = kind(self._checkpoint, self.device, options.decoding, options.search, longform, engine)
         return recognizer, remarks + idle + recognizer.remarks()
 
-    def _prepared(self, config: DecodingConfig) -> Engine:
+    def _prepared(self, config: DecodingConfig, words: bool) -> Engine:
+        """Return the engine of a configuration; the checkpoint has its weights if `words` need them."""
+        from focusasr.model.checkpoint import load_checkpoint
         from focusasr.model.engine import prepare
 
         key = (config.compute_type, config.span_scale, config.temperature_scale)
-        if self._engine is None or self._engine[0] != key:
+        known = self._engine is not None and self._engine[0] == key
+        if not self._whole and (words or not known):
+            self._checkpoint, self._whole = load_checkpoint(self.path, self.device), True
+        if self._engine is None or not known:
             self._engine = None  # so that two are never in memory
-            self._engine = key, prepare(self.checkpoint.model, self.device, config)
+            self._engine = key, prepare(self._checkpoint.model, self.device, config)
         return self._engine[1]
 
 
