@@ -153,7 +153,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         if path.suffix.lower() == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                     yield from batch.to_pylist()
             return
         with pyarrow.memory_map(str(path)) as source:
