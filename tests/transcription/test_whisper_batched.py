@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.errors import InputError
+from focusasr.training.adapter import set_config
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
@@ -218,3 +221,28 @@ def test_a_recording_of_one_frame_has_no_negative_times() -> None:
 
 def hiss(samples: int, seed: int) -> np.ndarray:
     return 0.05 * np.random.default_rng(seed).standard_normal(samples)
+
+
+@pytest.mark.parametrize("kind", [BatchedWhisperRecognizer, WhisperRecognizer])
+def test_models_with_a_tail_read_no_more_than_the_recording(
+    kind: type[WhisperRecognizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to find the language nor for a text."""
+    soundfile.write("talk.wav", chirps(5.0).numpy(), SAMPLE_RATE_HZ)
+    model = copy.deepcopy(checkpoint())
+    set_config(model.model, replace(model.model.config, tail_frames=48))
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    recognizer = kind(model, torch.device("cpu"), DecodingConfig(), search, LongformConfig())
+    read: list[int] = []
+    usual = recognizer.engine.encode
+
+    def encode(mels: list[torch.Tensor]) -> EncoderOutput:
+        read.extend(len(mel) for mel in mels)
+        return usual(mels)
+
+    monkeypatch.setattr(recognizer.engine, "encode", encode)
+    for seconds in (0.5, 3.0):
+        read.clear()
+        (outcome,) = recognizer.transcribe([Source("talk.wav", offset=1.0, duration=seconds)])
+        assert outcome.error is None
+        assert len(read) >= 2 and max(read) <= model.model.config.input_frames(round(100 * seconds)) < 400
