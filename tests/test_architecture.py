@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
 LAYERS = (
     {"runtime"},
-    {"config", "whisper_config"},
+    {"config", "training_config", "whisper_config"},
     {"audio", "text"},
     {"model"},
     {"decoding"},
@@ -27,7 +27,7 @@ LAYERS = (
     {"__main__"},
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
-FLAT = {"__init__", "__main__", "api", "config", "whisper_config"}
+FLAT = {"__init__", "__main__", "api", "config", "training_config", "whisper_config"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted([*MODULES, *(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 

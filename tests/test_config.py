@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from focusasr.config import PRESETS, DataConfig, DecodingConfig, ModelConfig, PreprocessConfig, TextConfig, TrainConfig
+from focusasr.config import PRESETS, DecodingConfig, ModelConfig, PreprocessConfig, TextConfig
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import read_settings, read_toml, to_settings
+from focusasr.training_config import DataConfig, TrainConfig
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 KINDS = [TextConfig, ModelConfig, DataConfig, TrainConfig, DecodingConfig, PreprocessConfig]

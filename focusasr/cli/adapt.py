@@ -9,11 +9,12 @@ import typer
 
 from focusasr.cli.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
 from focusasr.cli.train import collected, said_as_given
-from focusasr.config import AdaptConfig, ModelConfig
+from focusasr.config import ModelConfig
 from focusasr.runtime.console import stderr
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.files import ensure_writable
 from focusasr.training.run import read_run
+from focusasr.training_config import AdaptConfig
 
 TAIL_FRAMES = 48  # of silence after the audio, in use
 

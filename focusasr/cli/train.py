@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from focusasr.cli.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
-from focusasr.config import PRESETS, ModelConfig, TextConfig, TrainConfig
+from focusasr.config import PRESETS, ModelConfig, TextConfig
 from focusasr.runtime.console import stderr
 from focusasr.runtime.errors import InputError, SettingError, UsageError, quote
 from focusasr.runtime.files import ensure_writable
 from focusasr.runtime.settings import hints_of, read_toml, require_use
 from focusasr.training.run import TABLES, TrainingRun, homes_of, read_run, table_of
+from focusasr.training_config import TrainConfig
 
 if TYPE_CHECKING:
     from focusasr.model.checkpoint import Checkpoint

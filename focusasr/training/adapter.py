@@ -22,7 +22,7 @@ from torch import Tensor
 from focusasr.audio.features import log_mels
 from focusasr.audio.load import load, probe_seconds
 from focusasr.audio.source import find_sources
-from focusasr.config import SAMPLE_RATE_HZ, AdaptConfig, ModelConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.data.manifest import Utterance, read_utterances
 from focusasr.decoding.whisper_decoder import WhisperDecoder, has_failed
 from focusasr.evaluation.wer import Score
@@ -38,6 +38,7 @@ from focusasr.training.run import TrainingRun
 from focusasr.training.step import TrainStep
 from focusasr.training.trainer import Trainer
 from focusasr.training.validation import Measured, overall_wer
+from focusasr.training_config import AdaptConfig
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 SHORTEST_CUT_SECONDS = 0.3

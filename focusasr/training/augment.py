@@ -15,8 +15,9 @@ from torch import Tensor
 
 from focusasr.audio.load import load, probe_seconds
 from focusasr.audio.source import Source, find_sources
-from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.errors import InputError, SettingError
+from focusasr.training_config import TrainConfig
 
 Waveform = np.ndarray  # (N,) float32 at 16 kHz
 Recording = tuple[str, float]  # path and seconds

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 from focusasr.audio.features import frame_count
 from focusasr.audio.load import load
-from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.model.losses import IGNORED
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError
@@ -34,6 +34,7 @@ from focusasr.training.augment import (
     stack_masks,
 )
 from focusasr.training.dataset import Corpus
+from focusasr.training_config import TrainConfig
 
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
 BRIEF_NOISE, BRIEF_SECONDS = 0.3, (0.05, 0.5)  # the share of noise alone that is as brief as a word, and how brief

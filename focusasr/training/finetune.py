@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig
 from focusasr.model.attention import GlobalAttention, HybridAttention
 from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from focusasr.model.transformer import Model
@@ -19,6 +19,7 @@ from focusasr.runtime.settings import require, to_settings
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.training.batching import LARGEST_GAP_SECONDS
+from focusasr.training_config import TrainConfig
 
 # What may differ from the source: the first always, the others where the source has no hybrid layer yet.
 MOSTLY = 0.9

@@ -16,12 +16,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from focusasr.config import TrainConfig
 from focusasr.evaluation.bootstrap import Interval
 from focusasr.evaluation.wer import Score, align
 from focusasr.runtime.devices import memory_gigabytes
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import ensure_writable, written_aside
+from focusasr.training_config import TrainConfig
 
 LINE_SECONDS = 600.0  # between lines on how far a run is, off a terminal
 STEPS_PER_ROW = 20  # of metrics.jsonl

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr import __version__
-from focusasr.config import PRESETS, DataConfig, ModelConfig, TextConfig, TrainConfig
+from focusasr.config import PRESETS, ModelConfig, TextConfig
 from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import InputError, as_option, quote
 from focusasr.runtime.files import real_path, restore
 from focusasr.runtime.settings import hints_of, read_settings, to_settings
+from focusasr.training_config import DataConfig, TrainConfig
 
 if TYPE_CHECKING:
     from focusasr.training.dataset import Corpus

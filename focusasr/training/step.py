@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from focusasr.audio.features import input_mels
-from focusasr.config import TrainConfig
 from focusasr.model.losses import IGNORED, LossWeights, Size, joint_loss
 from focusasr.model.transformer import Model
 from focusasr.runtime.devices import Processes, is_out_of_memory
@@ -27,6 +26,7 @@ from focusasr.runtime.errors import SettingError
 from focusasr.training.augment import apply_masks
 from focusasr.training.batching import Batch, PlannedExample
 from focusasr.training.finetune import freeze
+from focusasr.training_config import TrainConfig
 
 FIGURES = ("total", "attention", "ctc", "span", "seconds", "padded_seconds")
 MOST_NAMED = 5  # utterances of one bad step

@@ -8,13 +8,11 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from focusasr.config import SAMPLE_RATE_HZ
@@ -24,7 +22,7 @@ from focusasr.model.transformer import Model
 from focusasr.model.weights import read_torch
 from focusasr.runtime.devices import flat
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import read_json, written_aside
+from focusasr.runtime.files import read_json
 from focusasr.runtime.process import block_sigint, on_interrupt_message
 from focusasr.runtime.settings import read_settings
 from focusasr.text.tokenizer import train_tokenizer
@@ -51,49 +49,14 @@ from focusasr.training.run import (
     provenance,
     with_plain_paths,
 )
+from focusasr.training.state import TrainingState, written_checkpoint
 from focusasr.training.step import MOST_NAMED, StepResult, TrainStep, learning_rate, start_accelerator
 from focusasr.training.validation import Measured, few_mels, focus, measure, model_card, overall_wer, read_dev_sets
 
-UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
 MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
 SAVE_SECONDS = 600.0  # a run that is killed between two evaluations loses no more
 LOST_WER = 0.2  # beyond twice the WER before the first step
 USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
-
-
-@dataclass
-class TrainingState:
-    """Where a run stands: optimizer steps done, batches read, and the best dev score so far."""
-
-    step: int = 0
-    batches: int = 0  # that all processes together have read
-    epoch: int = 0  # in which the last step began
-    best_wer: float | None = None
-    evaluations_since_best: int = 0
-    seconds: float = 0.0  # of training, evaluation included
-    audio_seconds: float = 0.0  # that the model has heard
-    bad_steps: int = 0  # skipped in a row, for want of a loss to trust
-    skipped_steps: int = 0  # in all
-    padded_seconds: float = 0.0  # of audio, padding counted
-    waiting_seconds: float = 0.0  # of training, for data
-    usual_loss: float | None = None  # of attention, a moving mean
-    first_wer: float | None = None  # on dev, before the first step
-    due: bool = False  # an evaluation that failed: it comes first when the run goes on
-
-    @property
-    def speed(self) -> float:
-        """Return the seconds of audio heard per second, evaluation included."""
-        return self.audio_seconds / max(self.seconds, 1e-9)
-
-    @property
-    def padding(self) -> float:
-        """Return the share of padding in what was computed."""
-        return max(0.0, 1 - self.audio_seconds / self.padded_seconds) if self.padded_seconds else 0.0
-
-    @property
-    def waiting(self) -> float:
-        """Return the share of the time that was spent waiting for data."""
-        return self.waiting_seconds / max(self.seconds, 1e-9)
 
 
 class Trainer:
@@ -393,7 +356,7 @@ class Trainer:
         card = model_card(self.run.output.name, model, self.run.to_json(), scores)
         whole = Checkpoint(model, self.tokenizer, metrics, card)
         for name in ("best", "last") if better else ("last",):
-            with self._written(name) as aside:
+            with written_checkpoint(self.run.output, name, self.position.step) as aside:
                 save_checkpoint(aside, whole, self.run.to_json(), self.made_with)
                 if name == "last":
                     (aside / "trainer").mkdir()
@@ -404,21 +367,6 @@ class Trainer:
         on_interrupt_message(
             f"the checkpoint of step {self.position.step} is whole; the same command with --resume goes on from it"
         )
-
-    @contextlib.contextmanager
-    def _written(self, name: str) -> Iterator[Path]:
-        folder = self.run.output / name
-        try:
-            with written_aside(folder) as aside:
-                yield aside
-        except UNWRITABLE as error:
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:150]
-            kept = (self.run.output / "last").exists()
-            then = (
-                "the one before is whole; make room there, then --resume" if kept else "make room there, and begin anew"
-            )
-            step = self.position.step
-            raise InputError(f"{folder}: the checkpoint of step {step} cannot be written ({reason}); {then}") from None
 
     def _state(self) -> dict[str, Any]:
         """Return what exact resuming needs, in types that load without unpickling code.

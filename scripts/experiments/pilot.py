@@ -35,7 +35,7 @@ from torch import Tensor
 
 from focusasr.audio.features import log_mel, stack
 from focusasr.audio.load import load
-from focusasr.config import DecodingConfig, ModelConfig, TrainConfig
+from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.data.manifest import read_manifest
 from focusasr.decoding.ctc_attention import decode
 from focusasr.evaluation.attention_stats import dense_weights, entropy, layer_figures, layer_views
@@ -49,6 +49,7 @@ from focusasr.text.tokenizer import Tokenizer
 from focusasr.training.logger import TrainingLog
 from focusasr.training.run import TrainingRun
 from focusasr.training.trainer import Trainer
+from focusasr.training_config import TrainConfig
 from focusasr.transcription.native import Recognizer
 
 SHAPE = ModelConfig(encoder_layers=3, decoder_layers=1, heads=8)

@@ -11,7 +11,6 @@ import soundfile
 import torch
 
 from focusasr.audio.load import load
-from focusasr.config import TrainConfig
 from focusasr.data.manifest import Utterance, read_manifest
 from focusasr.data.preprocess import preprocess
 from focusasr.evaluation.evaluate import TranscriptCache, evaluate
@@ -20,6 +19,7 @@ from focusasr.runtime.errors import InputError
 from focusasr.training.batching import PlannedExample, SpeechDataset
 from focusasr.training.dataset import Findings, read_corpus
 from focusasr.training.validation import spectrogram
+from focusasr.training_config import TrainConfig
 from focusasr.transcription.result import Outcome, Transcript
 from tests.helpers.toy_speech import letters_tokenizer, sung, tiny_model
 

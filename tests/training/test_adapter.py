@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from focusasr.audio.features import input_mel
-from focusasr.config import SAMPLE_RATE_HZ, AdaptConfig, ModelConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.model.losses import IGNORED, Size
 from focusasr.runtime.errors import InputError, SettingError
@@ -20,6 +20,7 @@ from focusasr.training.adapter import AdaptStep, read_recordings
 from focusasr.training.batching import Batch, PlannedExample, SpeechDataset, collate
 from focusasr.training.dataset import Corpus, Findings
 from focusasr.training.step import start_accelerator
+from focusasr.training_config import AdaptConfig
 from tests.helpers.tiny_whisper import TEXTS, as_whisper, write_whisper
 from tests.helpers.toy_speech import write_song_book
 

@@ -12,7 +12,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.runtime.errors import InputError
 from focusasr.training import augment
 from focusasr.training.augment import (
@@ -26,6 +26,7 @@ from focusasr.training.augment import (
 )
 from focusasr.training.batching import PlannedExample, SpeechDataset
 from focusasr.training.dataset import Findings, read_corpus
+from focusasr.training_config import TrainConfig
 from tests.helpers.toy_speech import letters_tokenizer, sung, write_song_book
 
 EVERYTHING = TrainConfig(noise=1, reverberation=1, microphone=1, telephone=1, gain_db=12)

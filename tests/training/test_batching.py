@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from focusasr.audio.features import log_mels
-from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.data.manifest import Utterance, write_manifest
 from focusasr.model.losses import IGNORED
 from focusasr.runtime.errors import InputError
 from focusasr.training.augment import NO_MASKS, Masks
 from focusasr.training.batching import BatchSampler, Example, PlannedExample, SpeechDataset, collate, join
 from focusasr.training.dataset import Corpus, Findings, parse_manifest_option, read_corpus, read_texts
+from focusasr.training_config import TrainConfig
 from tests.helpers.toy_speech import letters_tokenizer, sung, write_song_book
 
 CLEAN = TrainConfig(clean_epochs=10**9, silence=0, join=0)

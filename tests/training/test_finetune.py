@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from focusasr.audio.features import log_mel, stack
-from focusasr.config import SAMPLE_RATE_HZ, TrainConfig
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.decoding.ctc_attention import Hypothesis
 from focusasr.model.attention import HybridAttention
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -40,6 +40,7 @@ from focusasr.training.finetune import (
     warm_model,
     within_window,
 )
+from focusasr.training_config import TrainConfig
 from tests.helpers.tiny_whisper import TEXTS, as_whisper, write_whisper
 from tests.helpers.toy_speech import letters_tokenizer, mels, sung, tiny_model, write_song_book
 

@@ -13,14 +13,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from focusasr.config import PRESETS, ModelConfig, TrainConfig
+from focusasr.config import PRESETS, ModelConfig
 from focusasr.evaluation.wer import score
 from focusasr.model.transformer import Model
 from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.files import read_json
 from focusasr.training.logger import TrainingLog, draw_curves, read_rows
 from focusasr.training.run import TrainingRun, changed_manifests, commit, read_run
-from focusasr.training.trainer import Trainer, TrainingState
+from focusasr.training.state import TrainingState
+from focusasr.training.trainer import Trainer
+from focusasr.training_config import TrainConfig
 from tests.helpers.toy_speech import TINY, write_song_book
 
 FIGURES = {"total": 1234.567, "ctc": 2345.678, "attention": 3456.789, "span": 0.5}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from focusasr.audio.features import stack
-from focusasr.config import TrainConfig
 from focusasr.training.augment import NO_MASKS, Masks, apply_masks, draw_masks, stack_masks, stretch_bands
+from focusasr.training_config import TrainConfig
 
 NOTHING = TrainConfig(formant=0, spec_augment=False)
 MASKS_ALONE = TrainConfig(formant=0)

@@ -19,13 +19,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from focusasr.config import ModelConfig, TrainConfig
+from focusasr.config import ModelConfig
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json
 from focusasr.training.logger import TrainingLog
 from focusasr.training.run import TrainingRun
 from focusasr.training.trainer import Trainer
+from focusasr.training_config import TrainConfig
 from tests.helpers.toy_speech import TINY, write_song_book
 
 TEXTS = ["bad cab", "a fed egg", "hag", "deaf bee", "cafe", "a face"]
@@ -76,7 +77,7 @@ MOMENTS = {
     "in an evaluation": lambda: nth(train, "measure", 2),
     "in the writing of weights": lambda: nth(train, "save_checkpoint", 3),
     "in the writing of the state": lambda: nth(torch, "save", 2, half),
-    "between best and last": lambda: nth(Trainer, "_written", 4),
+    "between best and last": lambda: nth(train, "written_checkpoint", 4),
     "between two renames": lambda: nth(files, "_replace_folder", 3, lambda _aside, path: honest_replace(
         path, files._beside(path, "old"))),
     "between two renames of last": lambda: nth(files, "_replace_folder", 4, lambda _aside, path: honest_replace(

@@ -14,13 +14,14 @@ import soundfile
 import torch
 from rich.console import Console
 
-from focusasr.config import PRESETS, ModelConfig, TrainConfig
+from focusasr.config import PRESETS, ModelConfig
 from focusasr.model.checkpoint import Checkpoint, save_checkpoint
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json
 from focusasr.training.logger import TrainingLog, draw_curves
 from focusasr.training.run import TrainingRun, changes, read_run
 from focusasr.training.trainer import Trainer
+from focusasr.training_config import TrainConfig
 from tests.helpers.toy_speech import TINY, letters_tokenizer, tiny_model, write_song_book
 
 

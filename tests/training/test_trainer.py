@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from focusasr.config import DecodingConfig, ModelConfig, TrainConfig
+from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.data.manifest import Utterance, write_manifest
 from focusasr.decoding.ctc_attention import decode
 from focusasr.model.checkpoint import load_checkpoint
@@ -24,9 +24,11 @@ from focusasr.training import step as stepper
 from focusasr.training import trainer as room
 from focusasr.training.logger import TrainingLog
 from focusasr.training.run import TrainingRun, read_run
+from focusasr.training.state import TrainingState
 from focusasr.training.step import average, choose_precision, learning_rate, make_optimizer, start_accelerator
-from focusasr.training.trainer import MOST_BAD_STEPS, Trainer, TrainingState
+from focusasr.training.trainer import MOST_BAD_STEPS, Trainer
 from focusasr.training.validation import measure, read_dev_sets
+from focusasr.training_config import TrainConfig
 from tests.helpers.toy_speech import TINY, mels, write_song_book
 
 TEXTS = ["bad cab", "a fed egg", "hag", "deaf bee"]

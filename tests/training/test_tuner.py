@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from focusasr.audio.features import log_mel, stack
-from focusasr.config import ModelConfig, TrainConfig
+from focusasr.config import ModelConfig
 from focusasr.runtime.devices import Processes
 from focusasr.runtime.errors import InputError
 from focusasr.training import step as stepper
@@ -26,6 +26,7 @@ from focusasr.training.run import TrainingRun
 from focusasr.training.step import TrainStep
 from focusasr.training.trainer import Trainer
 from focusasr.training.tuner import BatchTrial, find_batch, find_learning_rate, suggest
+from focusasr.training_config import TrainConfig
 from tests.helpers.toy_speech import TINY, write_song_book
 
 TEXTS = ["bad cab", "a fed egg", "hag", "deaf bee", "cafe", "a face"]

@@ -1,0 +1,64 @@
+"""Where a training run stands, and its checkpoints, each written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import written_aside
+
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands: optimizer steps done, batches read, and the best dev score so far."""
+
+    step: int = 0
+    batches: int = 0  # that all processes together have read
+    epoch: int = 0  # in which the last step began
+    best_wer: float | None = None
+    evaluations_since_best: int = 0
+    seconds: float = 0.0  # of training, evaluation included
+    audio_seconds: float = 0.0  # that the model has heard
+    bad_steps: int = 0  # skipped in a row, for want of a loss to trust
+    skipped_steps: int = 0  # in all
+    padded_seconds: float = 0.0  # of audio, padding counted
+    waiting_seconds: float = 0.0  # of training, for data
+    usual_loss: float | None = None  # of attention, a moving mean
+    first_wer: float | None = None  # on dev, before the first step
+    due: bool = False  # an evaluation that failed: it comes first when the run goes on
+
+    @property
+    def speed(self) -> float:
+        """Return the seconds of audio heard per second, evaluation included."""
+        return self.audio_seconds / max(self.seconds, 1e-9)
+
+    @property
+    def padding(self) -> float:
+        """Return the share of padding in what was computed."""
+        return max(0.0, 1 - self.audio_seconds / self.padded_seconds) if self.padded_seconds else 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Return the share of the time that was spent waiting for data."""
+        return self.waiting_seconds / max(self.seconds, 1e-9)
+
+
+@contextlib.contextmanager
+def written_checkpoint(output: Path, name: str, step: int) -> Iterator[Path]:
+    """Yield a folder that becomes the checkpoint `name` of a run; InputError if it cannot be written."""
+    folder = output / name
+    try:
+        with written_aside(folder) as aside:
+            yield aside
+    except UNWRITABLE as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:150]
+        kept = (output / "last").exists()
+        then = "the one before is whole; make room there, then --resume" if kept else "make room there, and begin anew"
+        raise InputError(f"{folder}: the checkpoint of step {step} cannot be written ({reason}); {then}") from None
