@@ -25,7 +25,7 @@ def check_channel(channel: int | None, channels: int, name: str) -> None:
 def mix(block: np.ndarray, name: str) -> np.ndarray:
     """Return one channel (n,) for a block (n, channels) of the recording `name`.
 
-    Microphones with wires the wrong way round cancel each other in the mean; the user learns of it once.
+    Microphones with wires the wrong way round cancel each other in the mean; a warning says so once.
     """
     mean = _mean(block)
     if block.shape[1] == 1 or not len(block):
@@ -61,13 +61,13 @@ def frame_values(frame: Any) -> np.ndarray:
 
 
 def choose_track(tracks: Sequence[Any], track: int | None, name: str) -> Any:
-    """Return the audio track that was asked for, counted from 0, or the default one; the user learns which of several.
+    """Return the audio track that was asked for, counted from 0, or else the default one.
 
-    AudioError where there is no such track.
+    Where there are several, a warning names the default one. AudioError where there is no such track.
     """
     if track is not None:
         if track >= len(tracks):
-            seen = f"audio track {track} is wanted and it has {len(tracks)}, counted from 0"
+            seen = f"has no audio track {track}, only {len(tracks)}, counted from 0"
             raise AudioError(f"{name}: {seen}; correct --audio-track")
         return tracks[track]
     place = next((place for place, one in enumerate(tracks) if "default" in _marks(one)), 0)

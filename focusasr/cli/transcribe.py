@@ -197,7 +197,7 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
 
 
 def printed_lines(transcript: Transcript) -> list[str]:
-    """Return a text in one line, or where channels are told apart a line for each segment."""
+    """Return a text in one line, or of channels transcribed separately a line for each segment."""
     if any(segment.channel is not None for segment in transcript.segments):
         return [segment.shown.text.strip() for segment in transcript.segments]
     return [transcript.text.strip()]

@@ -118,7 +118,7 @@ class WhisperDecoder:
         return self.context // 2 - 1
 
     def _room(self, start: int, prefix: int, expected: int) -> int:
-        """Return how many tokens of the text before have room beside so many others."""
+        """Return how many tokens of the text before have room with so many others."""
         return min(self._most, self.context - self.context // 4 - 1 - start - prefix) - expected
 
     def _prefix(self) -> list[int]:

@@ -40,7 +40,7 @@ class Int8Linear(nn.Module):
     A row's scale is its own, so that what stands beside it in a batch changes nothing, and sums of integers are
     exact in any order. CPU only; one without VNNI has 7 bit activations. Dettmers et al. 2022, LLM.int8(), section 3.1.
     A `fine` layer also multiplies what rounding left over, in place of their outliers: inputs that no LayerNorm evens
-    out have values far above the others, beside which those would lose most of their digits.
+    out have values far above the others, which with one scale for all would lose most of their digits.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, fine: bool = False) -> None:

@@ -136,7 +136,7 @@ def _lines(files: int, what: str, seconds: Callable[[], float | None]) -> Callab
 
 
 def _sound(heard: float, whole: float | None) -> str:
-    """Return how much sound was heard, of all where that is known: in minutes, or in seconds if it is little."""
+    """Return how much sound was read, of all where that is known: in minutes, or in seconds if it is little."""
     unit, name = (60, "min") if max(heard, whole or 0.0) >= 120 else (1, "s")
     of = "" if whole is None else f" of {whole / unit:.0f}"
     return f"{heard / unit:.0f}{of} {name} of sound"

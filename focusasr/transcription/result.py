@@ -19,7 +19,7 @@ class Segment:
 
     `start` and `end` are seconds, `seek` a mel frame (10 ms). `words`, where word times were asked for, is a list of
     {word, start, end, probability}; `subtitle_words` are such words for subtitles alone, of segments that are too long
-    to be one. `channel` is the channel that it was said in, where channels are transcribed one by one.
+    to be one. `channel` is its channel, where channels are transcribed separately.
     """
 
     id: int

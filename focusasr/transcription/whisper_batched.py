@@ -71,7 +71,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     def _pieces(self, source: Source, cut_off: Callable[[CutOff], object], read: list[int]) -> Iterator[AudioSegment]:
         """Yield the pieces of speech of what is asked for; `read` becomes the samples that were read.
 
-        InputError where all that is asked for lies behind the end.
+        InputError where all that is asked for is behind the end.
         """
         longest = self.window_frames / FRAMES_PER_SECOND
         asked = [to_samples(second, SAMPLE_RATE_HZ) for second in self.longform.clips or []] or [0]

@@ -1,4 +1,4 @@
-"""Where words begin and end in the sound: attention finds a word, but counts the pause beside it as a part of it."""
+"""Where words begin and end in the sound: attention finds a word, but counts the pause next to it as a part of it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from focusasr.audio.features import FRAMES_PER_SECOND
 from focusasr.transcription.result import Segment
 
 LOUD = 0.2  # of the way, in decibels, from the quietest sound around a segment to its loudest: above it there is speech
-LEAST_RANGE_DB = 20.0  # between these: in louder noise nothing tells pauses from speech
+LEAST_RANGE_DB = 20.0  # between these: in louder noise pauses do not stand out from speech
 AROUND_FRAMES = 2 * FRAMES_PER_SECOND  # that show how quiet it is around a segment
-PAUSE_FRAMES = 25  # quiet as long as this parts a word from a sound beside it; a closure before a p, t or k is shorter
+PAUSE_FRAMES = 25  # quiet as long as this parts a word from its neighbor; a closure before a p, t or k is shorter
 CLICK_FRAMES = 4  # a sound shorter than this is no word
 REACH_FRAMES = 30  # how far a word may go on behind the end that attention saw, while the sound does
 
@@ -74,7 +74,7 @@ def _trimmed(
 def _groups(sounding: Sequence[bool]) -> list[tuple[int, int]]:
     """Return words by their places, from and to, that share one sound: silent words at the edges join their neighbor.
 
-    The neighbor has their sound, with the pause beside it.
+    The neighbor has their sound, with the pause next to it.
     """
     if not any(sounding):
         return [(place, place + 1) for place in range(len(sounding))]

@@ -1,4 +1,4 @@
-"""Channels one by one: each text knows its channel, all are in the order of time, and what fails is told once."""
+"""Channels one by one: each text knows its channel, all are in the order of time, and a failure is reported once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_files_show_the_channel(words: bool) -> None:
     assert "channel" not in to_json_dict(plain)["segments"][0]
 
 
-def test_the_command_tells_channels_apart(run, sample: Path, heard: str) -> None:
+def test_the_command_transcribes_channels_apart(run, sample: Path, heard: str) -> None:
     voice = load(sample)
     quiet = np.zeros(len(voice) + 16_000, np.float32)
     sides = np.stack([np.concatenate([voice, quiet]), np.concatenate([quiet, voice])], axis=1)
@@ -81,15 +81,17 @@ def test_the_command_tells_channels_apart(run, sample: Path, heard: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "problem"),
     [
         (("--channel", "5"), "channel 5 is wanted and it has 1"),
-        (("--audio-track", "1"), "audio track 1 is wanted and it has 1"),
+        (("--audio-track", "1"), "has no audio track 1, only 1"),
     ],
 )
-def test_what_a_recording_lacks_is_told(run, sample: Path, options: tuple[str, ...], told: str) -> None:
+def test_a_track_or_channel_that_is_missing_is_reported(
+    run, sample: Path, options: tuple[str, ...], problem: str
+) -> None:
     result = run("transcribe", sample, *options)
-    assert result.status == 1 and told in result.err and options[0] in result.err
+    assert result.status == 1 and problem in result.err and options[0] in result.err
 
 
 def test_a_channel_of_separate_ones_is_refused(run, sample: Path) -> None:
