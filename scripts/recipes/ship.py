@@ -1,24 +1,26 @@
 """Measure a trained checkpoint on test manifests, write its card, and put it where the program looks for it.
 
     scripts/recipes/ship.py runs/alnum/best checkpoints/focusasr-alnum-en scripts/recipes/alnum-en/card.md \\
-        data/an4/test.jsonl data/fsdd/test.jsonl
+        data/an4/test.jsonl data/fsdd/test.jsonl [--dtype int8]
 
-The card is the given text with {results}, {size}, {training} and {spans} filled in; the figures also go to
-metrics.json. Nothing is typed by hand.
+Everything is measured on the checkpoint as it is stored, with the options that `transcribe` has by default. The card is
+the given text with {results}, {size}, {training} and {spans} filled in; the figures also go to metrics.json. Nothing is
+typed by hand.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from focusasr.audio.features import log_mel
+from focusasr.audio.features import input_mel
 from focusasr.audio.load import load
-from focusasr.config import DecodingConfig
 from focusasr.data.manifest import read_manifest
 from focusasr.evaluation.analysis import to_json
 from focusasr.evaluation.attention_stats import mean_spans
@@ -27,30 +29,38 @@ from focusasr.evaluation.evaluate import evaluate
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.transformer import Model
 from focusasr.runtime.files import read_json, written_aside
-from focusasr.transcription.native import Recognizer
+from focusasr.transcription.recognizer import AnyRecognizer, ModelChoice, load_recognizer
 
 NORMALIZERS = ("basic", "english")
 
 
 def main() -> None:
     """Measure, write the card, copy."""
-    if len(sys.argv) < 5:
-        sys.exit("usage: ship.py FROM_FOLDER TO_FOLDER CARD_TEXT TEST_MANIFEST...")
-    source, target, card, *manifests = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    for name in ("source", "target", "card"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("manifests", type=Path, nargs="+")
+    parser.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32")
+    asked = parser.parse_args()
+    source, target, card, manifests = asked.source, asked.target, asked.card, asked.manifests
+    dtype = getattr(torch, asked.dtype)
     checkpoint = load_checkpoint(source)
     run = read_json(source / "config.json")["run"]
-    results = {f"{path.absolute().parent.name}/{path.stem}": measured(checkpoint, path) for path in manifests}
+    with tempfile.TemporaryDirectory() as place:
+        save_checkpoint(Path(place) / "stored", checkpoint, dtype=dtype)
+        recognizer = load_recognizer(ModelChoice(str(Path(place) / "stored")), {}).recognizer
+        results = {f"{path.absolute().parent.name}/{path.stem}": measured(recognizer, path) for path in manifests}
     text = card.read_text(encoding="utf-8")
     for mark, filling in (
         ("{results}", results_table(results)),
-        ("{size}", size_line(checkpoint)),
+        ("{size}", size_line(checkpoint, asked.dtype)),
         ("{training}", training_line(checkpoint, run)),
         ("{spans}", spans_table(checkpoint.model, manifests[0])),
     ):
         text = text.replace(mark, filling)
     shipped = dataclasses.replace(checkpoint, card=text, metrics={**checkpoint.metrics, "test": results})
     with written_aside(target) as aside:
-        save_checkpoint(aside, shipped, public(run))
+        save_checkpoint(aside, shipped, public(run), dtype=dtype)
     print(results_table(results))
 
 
@@ -66,11 +76,12 @@ def public(run: dict[str, Any]) -> dict[str, Any]:
     return {"train": {**train, **places}, "data": data}
 
 
-def measured(checkpoint: Checkpoint, manifest: Path) -> dict[str, Any]:
-    """Return the figures of one manifest under each normalizer."""
-    recognizer = Recognizer(checkpoint, torch.device("cpu"), DecodingConfig())
+def measured(recognizer: AnyRecognizer, manifest: Path) -> dict[str, Any]:
+    """Return the figures of one manifest under each normalizer, transcribed once."""
     utterances = read_manifest(manifest)
-    return {name: to_json(evaluate(recognizer.transcribe, utterances, name)) for name in NORMALIZERS}
+    outcomes = list(recognizer.transcribe([utterance.source for utterance in utterances]))
+    print(f"{manifest}: transcribed", file=sys.stderr)
+    return {name: to_json(evaluate(lambda *_: iter(outcomes), utterances, name)) for name in NORMALIZERS}
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> str:
@@ -95,11 +106,11 @@ def interval(figures: dict[str, Any]) -> str:
     return f"{100 * rate.value:.1f}{bounds}"
 
 
-def size_line(checkpoint: Checkpoint) -> str:
+def size_line(checkpoint: Checkpoint, dtype: str) -> str:
     """Return how large the model is and what it is made of."""
     config, tokens = checkpoint.model.config, checkpoint.tokenizer.policy.tokens
     return (
-        f"{checkpoint.model.parameter_count() / 1e6:.1f} million weights (float32): "
+        f"{checkpoint.model.parameter_count() / 1e6:.1f} million weights ({dtype}): "
         f"{config.encoder_layers} encoder and {config.decoder_layers} decoder layers, width {config.width}, "
         f"{config.heads} heads, {config.attention} attention, {1000 * config.step_seconds:.0f} ms steps, "
         f"{config.vocabulary} tokens ({tokens})"
@@ -119,7 +130,7 @@ def spans_table(model: Model, manifest: Path) -> str:
     """Return what the hybrid layers learned: local radius in ms and temperature per head, means over a manifest."""
     rows = ["| layer | local radius of each head, ms | temperature of each head |", "|---|---|---|"]
     waveforms = (load(u.source) for u in read_manifest(manifest)[:64])
-    mels = (log_mel(torch.from_numpy(waveform), model.config.mel_bands) for waveform in waveforms)
+    mels = (input_mel(torch.from_numpy(waveform), model.config) for waveform in waveforms)
     for layer, (radii, temperatures) in enumerate(mean_spans(model, mels), start=1):
         shown = ", ".join(f"{radius:.0f}" for radius in radii.tolist())
         sharp = ", ".join(f"{value:.2f}" for value in temperatures.tolist())
