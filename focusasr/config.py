@@ -12,7 +12,8 @@ from focusasr.runtime.settings import require, require_choices, require_use, set
 SAMPLE_RATE_HZ = 16_000
 LARGEST = 1_000_000  # any size of a model: whatever is multiplied stays a number that PyTorch can count to
 LARGEST_TEXT = 4096  # tokens of one text: a decoder makes room for all of them at its start
-DEFAULT_CHECKPOINT = "focusasr-alnum-en"
+DEFAULT_CHECKPOINT = "focusasr-en"
+BUNDLED_CHECKPOINTS = {"default": DEFAULT_CHECKPOINT, "alnum": "focusasr-alnum-en"}  # folders by the names for --model
 SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a word cut closely lasts 0.15 s: too few steps for CTC to spell it
 
 

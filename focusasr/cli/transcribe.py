@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +99,7 @@ def transcribe(
     choice = ModelChoice(model, device, threads, local_files_only, model_dir)
     loaded = load_recognizer(choice, given, subtitles)
     tell_remarks(loaded, repeated, barren)
-    if output_dir is None and loaded.is_whisper:
+    if output_dir is None and loaded.as_whisper:
         output_dir = Path()
     if output_dir is None or str(output_dir) == "-":
         _check_printing(several, formats, skip_existing)
@@ -114,7 +114,7 @@ def transcribe(
 
 def live_text(loaded: LoadedRecognizer, several: bool, output: OutputConfig) -> SegmentsFound:
     """Return what prints segments as soon as they are known: of Whisper models, in the main process."""
-    if loaded.is_whisper and output.verbose and loaded.processes.main and not isinstance(sys.stdout, Closed):
+    if loaded.as_whisper and output.verbose and loaded.processes.main and not isinstance(sys.stdout, Closed):
         return SegmentPrinter(several, loaded.detects_language)
     return ignore
 
@@ -208,7 +208,7 @@ def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], f
     from focusasr.model.checkpoint import fingerprint_of_model
     from focusasr.transcription.resume import OutputCache
 
-    settings = {name: value for part in asdict(Options.read(given)).values() for name, value in part.items()}
+    settings = Options.read(given).decided()
     decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
     return OutputCache(folder, {"model": fingerprint_of_model(loaded.path), **decided})
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from focusasr import __version__
-from focusasr.config import DEFAULT_CHECKPOINT, ModelConfig, TextConfig, WhisperConfig
+from focusasr.config import BUNDLED_CHECKPOINTS, ModelConfig, TextConfig, WhisperConfig
 from focusasr.model.ctranslate2 import read_ctranslate2
 from focusasr.model.formats import PIECES, Format, format_of, locate
 from focusasr.model.ggml import read_ggml
@@ -59,17 +59,13 @@ class Checkpoint:
 def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
     """Return the file or folder of a checkpoint; InputError if there is none of this name.
 
-    None and "default" are the default one; a training run's folder stands for its best checkpoint; else a folder or
-    file of any format, the hub's cache of a model, or a name on the hub such as openai/whisper-tiny.en, which is
-    downloaded once. OpenAI's own names, such as tiny.en, stand for what the caches have of them, first `model_dir`.
+    None and "default" are the default one, "alnum" that of letters and digits; a training run's folder stands for its
+    best checkpoint; else a folder or file of any format, the hub's cache of a model, or a name on the hub such as
+    openai/whisper-tiny.en, which is downloaded once. OpenAI's own names, such as tiny.en, stand for what the caches
+    have of them, first `model_dir`.
     """
-    if name is None or name == "default":
-        inside = Path(__file__).parents[1] / "checkpoints" / DEFAULT_CHECKPOINT
-        beside = Path(__file__).parents[2] / "checkpoints" / DEFAULT_CHECKPOINT
-        folder = inside if inside.is_dir() else beside
-        if not folder.is_dir():
-            raise InputError(f"{beside}: the default checkpoint is missing; reinstall focusasr or give --model FOLDER")
-        return folder
+    if name is None or (name in BUNDLED_CHECKPOINTS and (name == "default" or not os.path.exists(name))):
+        return _bundled(BUNDLED_CHECKPOINTS[name or "default"])
     folder = Path(name)
     if os.path.isfile(folder / "best" / "config.json") and not os.path.exists(folder / "config.json"):
         return folder / "best"
@@ -89,9 +85,18 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
     )
 
 
+def _bundled(name: str) -> Path:
+    """Return the folder of a checkpoint that comes with focusasr, in the wheel or in a clone."""
+    inside, clone = (Path(__file__).parents[up] / "checkpoints" / name for up in (1, 2))
+    folder = inside if inside.is_dir() else clone
+    if not folder.is_dir():
+        raise InputError(f"{clone}: this bundled checkpoint is missing; reinstall focusasr or give --model FOLDER")
+    return folder
+
+
 def _near(name: str, stem: str | None = None) -> str:
     """Return the hint for a name, or its stem, that is nearly one of those known, or of a checkpoint beside it."""
-    known = [*WHISPER_NAMES, *(f"openai/whisper-{size}" for size in WHISPER_SIZES.split()), "default"]
+    known = [*WHISPER_NAMES, *(f"openai/whisper-{size}" for size in WHISPER_SIZES.split()), *BUNDLED_CHECKPOINTS]
     with contextlib.suppress(OSError, ValueError):  # of a name that no folder can have
         for kind in ("config.json", "best/config.json"):
             known += [str(folder) for folder in Path(name).parent.glob("*") if (folder / kind).is_file()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from focusasr.audio.source import Source
@@ -27,15 +27,22 @@ class Options:
     longform: LongformConfig = field(default_factory=LongformConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    names: frozenset[str] = frozenset()  # of the settings that were given
 
     @classmethod
     def read(cls, given: Given) -> Options:
         """Build the configurations from the settings that were given; UsageError if one cannot be."""
-        options = cls(*(read_options(kind, given.get(kind, {})) for kind in KINDS))
+        names = frozenset(name for settings in given.values() for name in settings)
+        options = replace(cls(*(read_options(kind, given.get(kind, {})) for kind in KINDS)), names=names)
         for name in NEED_WORDS:
             if getattr(options.output, name) and not options.decoding.word_timestamps:
                 raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")
         return options
+
+    def decided(self) -> dict[str, Any]:
+        """Return all settings by name."""
+        parts = (self.decoding, self.search, self.longform, self.output, self.recording)
+        return {name: value for part in parts for name, value in asdict(part).items()}
 
     def chosen(self, source: Source) -> Source:
         """Return a source with the track and the channel that were chosen; its own where none was."""

@@ -69,6 +69,7 @@ class LoadedRecognizer:
     recognizer: AnyRecognizer
     path: Path
     is_whisper: bool
+    as_whisper: bool  # writes files and prints times as openai/whisper does
     remarks: list[str]
     processes: Processes
     on_cpu: Callable[[], AnyRecognizer]
@@ -205,6 +206,8 @@ class LoadedModel:
         self._whole = True  # whether it still has its weights
         self._words = False  # whether word times were asked for, as they may be again
         self.is_whisper = self._checkpoint.whisper is not None
+        # Models for audio at its own length are ours: they print texts, and decode greedily unless beams are asked for.
+        self.as_whisper = self.is_whisper and self.checkpoint.model.config.tail_frames is None
         self._engine: tuple[object, Engine] | None = None  # the last one, and what it was made for
         self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu"), processes))
 
@@ -227,7 +230,8 @@ class LoadedModel:
             return elsewhere().recognizer(options, subtitles).recognizer
 
         separate = options.recording.channels == "separate"
-        return LoadedRecognizer(recognizer, self.path, self.is_whisper, remarks, self.processes, on_cpu, separate)
+        kinds = self.is_whisper, self.as_whisper
+        return LoadedRecognizer(recognizer, self.path, *kinds, remarks, self.processes, on_cpu, separate)
 
     def _native(self, options: Options, subtitles: bool, engine: Engine) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.native import Recognizer
