@@ -13,6 +13,7 @@ from focusasr.text.normalize import apply_policy
 
 SPECIALS = ("<blank>", "<start>", "<end>", "<unknown>")
 WORD_BEGIN = "\u2581"  # stands for the space before a word, inside the tokens of BPE
+MOST_READABLE = 1000  # tokens in a file that is indented
 
 
 class Tokenizer:
@@ -57,8 +58,8 @@ class Tokenizer:
         return " ".join(self.engine.decode(list(tokens), skip_special_tokens=True).split())
 
     def to_json(self) -> str:
-        """Return the tokenizer as the text of tokenizer.json."""
-        return self.engine.to_str(pretty=True)
+        """Return the tokenizer as the text of tokenizer.json; a large one without indentation, which doubles it."""
+        return self.engine.to_str(pretty=self.size <= MOST_READABLE)
 
     @classmethod
     def from_json(cls, text: str, policy: TextConfig) -> Tokenizer:
