@@ -207,7 +207,7 @@ class LoadedModel:
         self._words = False  # whether word times were asked for, as they may be again
         self.is_whisper = self._checkpoint.whisper is not None
         # Models for audio at its own length are ours: they print texts, and decode greedily unless beams are asked for.
-        self.as_whisper = self.is_whisper and self.checkpoint.model.config.tail_frames is None
+        self.as_whisper = self.is_whisper and self._checkpoint.model.config.tail_frames is None
         self._engine: tuple[object, Engine] | None = None  # the last one, and what it was made for
         self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu"), processes))
 
@@ -247,7 +247,10 @@ class LoadedModel:
         idle = without_effect(options.decoding, options.longform)
         longform, remarks = heard_as(self._checkpoint, options.longform)
         kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-        recognizer = kind(self._checkpoint, self.device, options.decoding, options.search, longform, engine)
+        search = options.search
+        if not self.as_whisper and "beam_size" not in options.names:
+            search = replace(search, beam_size=None)
+        recognizer = kind(self._checkpoint, self.device, options.decoding, search, longform, engine)
         return recognizer, remarks + idle + recognizer.remarks()
 
     def _prepared(self, config: DecodingConfig, words: bool) -> Engine:
