@@ -39,8 +39,8 @@ def guarded(
     endings = [Ending(**json.loads(line)) for line in done.stdout.splitlines()]
     if len(endings) < len(names):
         raise AssertionError(f"{names[len(endings)]!r} hung or killed its reader:\n{done.stderr.decode()[-2000:]}")
-    noise = [line for line in done.stderr.splitlines() if not line.startswith(b"focusasr: ")]  # a library's
-    assert not noise, done.stderr.decode()[-2000:]
+    noise = [line for line in done.stderr.decode().splitlines() if not line.startswith("focusasr: ")]  # no warnings
+    assert not noise, "\n".join(noise)[-2000:]
     return endings
 
 
