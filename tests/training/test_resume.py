@@ -233,7 +233,7 @@ def test_killed_at_any_moment(tmp_path: Path, songs: Path, monkeypatch: pytest.M
         kept = sorted(path.name for path in run.output.iterdir())
         assert kept == sorted(path.name for path in straight.output.iterdir()), moment
         rows = [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in rows if row["kind"] == "dev"] == [3, 6], moment
+        assert [row["step"] for row in rows if row["kind"] == "focus"] == [3, 6], moment
         assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6], moment
         best = load_checkpoint(run.output / "best").model.state_dict()
         assert_same(best, load_checkpoint(straight.output / "best").model.state_dict(), moment)
