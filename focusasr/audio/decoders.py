@@ -71,7 +71,7 @@ def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[
     try:
         if not _is_rate(sound.rate_hz):
             wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
-            raise AudioError(f"{name}: its header says {sound.rate_hz} Hz; wanted: {wanted}, export it again")
+            raise AudioError(f"{name}: its header says {sound.rate_hz} Hz; expected: {wanted}, export it again")
         yield sound
     finally:
         sound.close()
@@ -320,7 +320,7 @@ def _past_the_end(name: str, start: int, length: int, rate_hz: int) -> AudioErro
 
 
 def _no_recording(name: str, reason: str) -> AudioError:
-    wanted = "wanted: wav, flac, ogg, opus, mp3, m4a, mp4, webm or another format that FFmpeg reads"
+    wanted = "expected: wav, flac, ogg, opus, mp3, m4a, mp4, webm or another format that FFmpeg reads"
     bare = "bare samples need a header first, as of 'ffmpeg -f s16le -ar 16000 -i FILE FILE.wav'"
     return AudioError(f"{name}: not a recording ({reason}); {wanted}; {bare}")
 

@@ -41,7 +41,7 @@ def split_at_pauses(
     """
     limit_samples = to_samples(max_seconds, SAMPLE_RATE_HZ)
     if limit_samples < SAMPLE_RATE_HZ:
-        raise ValueError(f"max_seconds is {max_seconds}; wanted: 1 or more")
+        raise ValueError(f"max_seconds is {max_seconds}; expected: 1 or more")
     blocks = iter(blocks)
     head, samples = [], 0
     while samples <= limit_samples and (block := next(blocks, None)) is not None:

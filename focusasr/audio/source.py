@@ -96,7 +96,7 @@ class Source:
     def __post_init__(self) -> None:
         for name, seconds in (("offset", self.offset), ("duration", self.duration)):
             if seconds is not None and not 0 <= seconds <= LONGEST_SECONDS:
-                raise AudioError(f"{self.name}: {name} is {seconds}; wanted: seconds, 0 to {LONGEST_SECONDS:g}")
+                raise AudioError(f"{self.name}: {name} is {seconds}; expected: seconds, 0 to {LONGEST_SECONDS:g}")
 
     @property
     def name(self) -> str:

@@ -88,7 +88,7 @@ def refused(error: Any, arguments: list[str]) -> str:
     if arguments[0] not in COMMANDS and os.path.exists(arguments[0]):  # as whisper is called
         return f"{arguments[0]} is no command; did you mean focusasr transcribe {shlex.join(arguments)}?"
     message = misuse(error)
-    if "; wanted: " in message:
+    if "; expected: " in message:
         return message
     see = " See" if message.endswith("?") else "; see"
     command = f"focusasr {arguments[0]}" if arguments[0] in COMMANDS else "focusasr"

@@ -61,7 +61,7 @@ def number(
                 value
             ):  # what is no number is refused with its setting
                 return value
-        raise typer.BadParameter(f"{shlex.quote(str(text))}; wanted: {wanted}")
+        raise typer.BadParameter(f"{shlex.quote(str(text))}; expected: {wanted}")
 
     return read
 
@@ -81,13 +81,13 @@ def misuse(error: Any) -> str:
     """Return in one line what the options refuse: the option as it was typed, and what is wanted."""
     flag = next((name for name in reversed(getattr(getattr(error, "param", None), "opts", ())) if name[:2] == "--"), "")
     reason = error.message.removeprefix("Value error, ").rstrip(".")  # pydantic's words, which Typer keeps
-    if flag and "; wanted: " in reason:
+    if flag and "; expected: " in reason:
         return f"{flag} {reason}"
     if flag and (choice := re.fullmatch(r"'(.*)' is not one of (.+)", reason, re.S)):
-        return f"{flag} {shlex.quote(choice[1])}; wanted: {choice[2].replace(chr(39), '')}"
+        return f"{flag} {shlex.quote(choice[1])}; expected: {choice[2].replace(chr(39), '')}"
     message = str(error.format_message()).rstrip(".")
     if flag and "valid integer" in reason:
-        return f"{flag}; wanted: {getattr(error.param, 'nargs', 1)} whole numbers behind it"
+        return f"{flag}; expected: {getattr(error.param, 'nargs', 1)} whole numbers behind it"
     if lacking := re.fullmatch(r"Option '(\S+)' requires an argument", message):
         return f"{lacking[1]}: a value is missing behind it"
     if unknown := getattr(error, "option_name", "") * hasattr(error, "possibilities"):
@@ -141,7 +141,7 @@ def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> I
         if not word and waiting and waiting[0].lower() in ("true", "false"):
             word = waiting.popleft()
         if word and word.lower() not in ("true", "false"):
-            raise UsageError(f"{as_option(name[2:], word)}; wanted: True or False, or nothing behind it")
+            raise UsageError(f"{as_option(name[2:], word)}; expected: True or False, or nothing behind it")
         if switch := pair[word.lower() == "false"]:
             yield switch
 

@@ -174,7 +174,7 @@ def collected(
     }
     for name, value in tables.items():
         if not isinstance(value, dict):
-            said = f"{config or resumed_from}: {quote(name)} is {quote(value)}; wanted: {_place_of(name)}"
+            said = f"{config or resumed_from}: {quote(name)} is {quote(value)}; expected: {_place_of(name)}"
             raise UsageError(said) if config else InputError(said)
     tables["data"] = {**tables.get("data", {}), **{name: paths for name, paths in here.items() if paths}}
     return tables

@@ -107,7 +107,7 @@ def _preprocess(inputs: list[str | Path], folder: Path, config: PreprocessConfig
     plan = _plan([_with_policy(reading, config) for reading in foreign], folder / "audio", config, journal)
     _keep_inputs(inputs, plan, prepared, journal, config)
     if not plan:
-        raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; wanted: audio with text")
+        raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; expected: audio with text")
     try:
         prepared.begin(inputs, config, {job.output: job.source for job in plan if isinstance(job, _Job)})
         run = _Run(plan, journal, config)

@@ -110,7 +110,7 @@ def hybrid_layers(model: Model) -> list[HybridAttention]:
     layers = [cast(EncoderBlock, block).attention for block in model.encoder.blocks]
     hybrid = [layer for layer in layers if isinstance(layer, HybridAttention)]
     if len(hybrid) < len(layers):
-        raise InputError("this checkpoint's encoder has global attention, without spans; wanted: a hybrid one")
+        raise InputError("this checkpoint's encoder has global attention, without spans; expected: a hybrid one")
     return hybrid
 
 

@@ -116,7 +116,7 @@ def compare(
 
     counts = np.column_stack([first, second, words]).astype(np.int64)
     if not len(counts):
-        raise ValueError("no utterances to compare; wanted: at least 1")
+        raise ValueError("no utterances to compare; expected: at least 1")
     drawn, totals = resample_totals(group_totals(counts, groups), seed), counts.sum(axis=0)
     if totals[2]:
         drawn = drawn[drawn[:, 2] > 0]  # a draw without a word has no rate

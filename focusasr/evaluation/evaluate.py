@@ -140,7 +140,7 @@ def _seconds(utterance: Utterance) -> float:
 def _references(utterances: Sequence[Utterance], normalizer: str) -> list[str]:
     references = normalize((one.text for one in utterances), normalizer)
     if not utterances:
-        raise InputError("no utterances to evaluate: no line of the manifest can be used; wanted: at least one")
+        raise InputError("no utterances to evaluate: no line of the manifest can be used; expected: at least one")
     return references
 
 

@@ -47,7 +47,7 @@ def read_references(path: Path) -> list[Utterance]:
         extra = dict(line.extra or {}) | ({"id": name} if line.names and line.duration is None else {})
         utterances.append(Utterance(Path(name), line.text or "", line.offset, line.duration, extra))
     if not utterances:
-        raise InputError(f"{path}: no references in it; wanted: at least one line of text")
+        raise InputError(f"{path}: no references in it; expected: at least one line of text")
     return utterances
 
 
@@ -65,7 +65,7 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
     if not any(line.names for line in lines):
         if len(lines) != len(utterances):
             counts = f"{pluralize(len(lines), 'line')} for {pluralize(len(utterances), 'utterance')}"
-            raise InputError(f"{path}: {counts}; wanted: one line each, in order, or lines that name their utterance")
+            raise InputError(f"{path}: {counts}; expected: one line each, in order, or lines that name their utterance")
         _check_order(path, lines, utterances)
         return [line.text for line in lines]
     index, unclear = _by_name(path, lines), _unclear(utterances)

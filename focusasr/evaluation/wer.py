@@ -104,7 +104,7 @@ def normalizer(name: str) -> Callable[[str], str]:
 
         rewrite = EnglishTextNormalizer()
     else:
-        raise InputError(f"normalizer is {name!r}; wanted: {', '.join(NORMALIZERS)}")
+        raise InputError(f"normalizer is {name!r}; expected: {', '.join(NORMALIZERS)}")
     return lambda text: _single_spaces(rewrite(text))
 
 
@@ -159,7 +159,7 @@ def summarize(
     utterance, or one speaker, gives no interval; utterances all alike give one without width.
     """
     if not words:
-        raise ValueError("no utterances to score; wanted: at least 1")
+        raise ValueError("no utterances to score; expected: at least 1")
     import numpy as np
 
     counts = np.array([_counts(*pair) for pair in zip(words, characters, strict=True)])

@@ -31,7 +31,7 @@ def read_hugging_face(folder: Path, device: str, files: contextlib.ExitStack) ->
     """Read a folder; InputError if pieces are missing, broken or of another model."""
     config = read_json(folder / "config.json")
     if config.get("model_type") != "whisper":
-        raise InputError(f"{folder}: model_type is {config.get('model_type')!r}; wanted: 'whisper'")
+        raise InputError(f"{folder}: model_type is {config.get('model_type')!r}; expected: 'whisper'")
     check_front_end(folder, config.get("num_mel_bins", 80))
     generation = optional_json(folder / "generation_config.json") or config
     named = dict(_weights(folder, device, files))
@@ -77,7 +77,7 @@ def _shards(folder: Path, name: str) -> list[str]:
 def _check_tied(output: Weight | None, embedding: Weight, folder: Path) -> None:
     """Refuse an output embedding of its own: Whisper's is the input embedding."""
     if output is not None and not torch.equal(output.read(), embedding.read()):
-        raise InputError(f"{folder}: proj_out differs from the token embedding; wanted: a model with both tied")
+        raise InputError(f"{folder}: proj_out differs from the token embedding; expected: a model with both tied")
 
 
 def _settings(config: Mapping[str, Any], weights: Mapping[str, Weight], where: Path) -> ModelConfig:
@@ -93,5 +93,5 @@ def _settings(config: Mapping[str, Any], weights: Mapping[str, Weight], where: P
     }  # fmt: skip
     for name, value in wanted.items():
         if config.get(name, value) != value:
-            raise InputError(f"{where}: {name} is {config[name]!r}; wanted: {value!r}, as in Whisper's own models")
+            raise InputError(f"{where}: {name} is {config[name]!r}; expected: {value!r}, as in Whisper's own models")
     return settings

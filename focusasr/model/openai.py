@@ -34,7 +34,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Weight]]:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path}: not one of OpenAI's .pt files, or it would run code when read ({reason}); "
-            "wanted: dims and model_state_dict"
+            "expected: dims and model_state_dict"
         ) from None
 
 

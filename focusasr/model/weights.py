@@ -135,12 +135,12 @@ def check_layers(settings: ModelConfig, weights: int, where: Path) -> None:
 
 def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
     if not value.is_floating_point():
-        raise InputError(f"{where}: weight {name} is {value.dtype}; wanted: floating point")
+        raise InputError(f"{where}: weight {name} is {value.dtype}; expected: floating point")
     value = value.float()
     lowest, highest = (float(bound) for bound in value.aminmax())  # of NaN, where there is one
     if not math.isfinite(highest - lowest):
         raise InputError(
-            f"{where}: weight {name} goes from {lowest} to {highest}; wanted: finite numbers; copy it again"
+            f"{where}: weight {name} goes from {lowest} to {highest}; expected: finite numbers; copy it again"
         )
     return value
 

@@ -161,7 +161,7 @@ def _document(folder: Path) -> str | None:
         specials = special_tokens(99)
         first = pieces.get(specials[0], len(pieces))
         if type(first) is not int:
-            raise InputError(f"vocab.json: {specials[0]} is {first!r}; wanted: a number; copy the folder again")
+            raise InputError(f"vocab.json: {specials[0]} is {first!r}; expected: a number; copy the folder again")
         added = {name: first + place for place, name in enumerate(specials)}
     return document_from_parts(pieces, read_merges(read_text(folder / "merges.txt")), added)
 

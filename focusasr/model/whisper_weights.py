@@ -76,14 +76,14 @@ def check_front_end(folder: Path, mel_bands: Any) -> None:
     ours = {"n_fft": FFT_SAMPLES, "hop_length": HOP_SAMPLES, "sampling_rate": SAMPLE_RATE_HZ, "feature_size": mel_bands}
     for name, value in ours.items():
         if theirs.get(name, value) != value:
-            raise InputError(f"{path}: {name} is {quote(theirs[name])}; wanted: {quote(value)}")
+            raise InputError(f"{path}: {name} is {quote(theirs[name])}; expected: {quote(value)}")
 
 
 def openai_settings(dims: Mapping[str, Any], weights: Mapping[str, Weight], path: Path) -> ModelConfig:
     """Return the configuration for OpenAI's dimensions; `weights` have our names, and say how many tokens there are."""
     for audio, text in (("n_audio_state", "n_text_state"), ("n_audio_head", "n_text_head")):
         if dims.get(audio) != dims.get(text):
-            raise InputError(f"{path}: {audio} is {dims.get(audio)}, {text} {dims.get(text)}; wanted: the same")
+            raise InputError(f"{path}: {audio} is {dims.get(audio)}, {text} {dims.get(text)}; expected: the same")
     ours = {
         "mel_bands": "n_mels", "width": "n_audio_state", "heads": "n_audio_head", "encoder_layers": "n_audio_layer",
         "decoder_layers": "n_text_layer", "audio_context": "n_audio_ctx", "text_context": "n_text_ctx",

@@ -42,7 +42,7 @@ class SettingError(InputError):
         }
         wanted = self.wanted.format(**said) if said else self.wanted
         own = as_option(self.name, self.value) if self.name in typed else f"{self.name} is {quote(self.value)}"
-        return f"{own}; wanted: {wanted}"
+        return f"{own}; expected: {wanted}"
 
 
 LONGEST_SHOWN = 200  # characters of a value in a message

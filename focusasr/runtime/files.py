@@ -241,7 +241,7 @@ def read_text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > LARGEST_TEXT:
-            raise InputError(f"{path}: has {size} bytes; wanted: at most {LARGEST_TEXT}; copy the folder again")
+            raise InputError(f"{path}: has {size} bytes; expected: at most {LARGEST_TEXT}; copy the folder again")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); copy the folder again") from None

@@ -128,7 +128,7 @@ class AdaptStep(TrainStep):
 
     @torch.no_grad()
     def _lesson(self, piece: Batch, mel: Tensor, free: Tensor) -> Lesson:
-        """Return what is read and wanted: the teacher's greedy texts, those of --texts, or nothing but the end."""
+        """Return what is read and expected: the teacher's greedy texts, those of --texts, or nothing but the end."""
         timestamps = float(torch.rand(())) < self.adapt.timestamps
         rows = free.nonzero().flatten().to(mel.device)
         memory, texts = self._taught(piece, mel, rows, timestamps) if len(rows) else (None, {})

@@ -98,7 +98,7 @@ def parse_manifest_option(option: str) -> tuple[Path, float]:
             return Path(option), 1.0
         number = math.nan
     if not 0 < number < 1000:
-        raise UsageError(f"manifest {option!r}: the weight is {weight}; wanted: above 0 and below 1000")
+        raise UsageError(f"manifest {option!r}: the weight is {weight}; expected: above 0 and below 1000")
     return Path(path), number
 
 

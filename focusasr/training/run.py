@@ -65,7 +65,7 @@ def read_run(
     """
     unknown = settings.keys() - TABLES.keys()
     if unknown:
-        raise InputError(f"{where}: unknown table [{quote(min(unknown))[1:-1]}]; wanted: {', '.join(TABLES)}")
+        raise InputError(f"{where}: unknown table [{quote(min(unknown))[1:-1]}]; expected: {', '.join(TABLES)}")
     for table, known in {**TABLES, "train": kind}.items():
         for name in _table(settings.get(table)):
             if name not in hints_of(known) and (homes := homes_of(name) - {table}):
@@ -77,7 +77,7 @@ def read_run(
     model = dict(model)
     preset = model.pop("preset", "small")
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise InputError(f"{where} [model]: preset is {quote(preset)}; wanted: {', '.join(PRESETS)}")
+        raise InputError(f"{where} [model]: preset is {quote(preset)}; expected: {', '.join(PRESETS)}")
     return TrainingRun(
         train=tuple(_anchored(option, folder) for option in data.train),
         dev=tuple(_anchored(option, folder) for option in data.dev),

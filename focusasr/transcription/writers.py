@@ -94,7 +94,7 @@ def parse_formats(asked: str | Iterable[str]) -> list[str]:
 def render(transcript: Transcript, suffix: str, config: OutputConfig = OutputConfig()) -> str:
     """Return the content of a file of that format; InputError on an unknown one."""
     if suffix not in _RENDERERS:
-        raise InputError(f"output format is {suffix!r}; wanted: {', '.join(FORMATS)}")
+        raise InputError(f"output format is {suffix!r}; expected: {', '.join(FORMATS)}")
     return _RENDERERS[suffix](transcript, config)
 
 

@@ -40,7 +40,7 @@ def checked(cases: list[Case], folder: Path) -> list[Ending]:
 def check_line(message: str, name: str) -> None:
     """Check that a refusal is one line that can be printed, begins with the name and ends with a remedy."""
     assert message.startswith(f"{name}: ") and len(message.splitlines()) == 1, repr(message)
-    assert ";" in message or "wanted: " in message, message
+    assert ";" in message or "expected: " in message, message
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ def test_offset_at_the_end_is_empty_and_past_it_an_error(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("offset", "duration"), [(-1.0, None), (float("nan"), None), (0.0, float("inf")), (0.0, -2.0)])
 def test_times_that_cannot_be(offset: float, duration: float | None) -> None:
-    with pytest.raises(InputError, match=r"wanted: seconds, 0 to"):
+    with pytest.raises(InputError, match=r"expected: seconds, 0 to"):
         Source("a.wav", offset, duration)
 
 

@@ -13,20 +13,23 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["transcribe", "x.wav", "--threads", "-1"], "--threads -1; wanted: a whole number, at least 0, at most 1024"),
-        (["evaluate", "m", "--threads", "2000"], "--threads 2000; wanted: a whole number, at least 0, at most 1024"),
-        (["transcribe", "x.wav", "--batch_size", "0"], "--batch-size 0; wanted: 1 to 1000000"),
-        (["transcribe", "x.wav", "--batch-size", "9" * 20], f"--batch-size {'9' * 20}; wanted: 1 to 1000000"),
+        (
+            ["transcribe", "x.wav", "--threads", "-1"],
+            "--threads -1; expected: a whole number, at least 0, at most 1024",
+        ),
+        (["evaluate", "m", "--threads", "2000"], "--threads 2000; expected: a whole number, at least 0, at most 1024"),
+        (["transcribe", "x.wav", "--batch_size", "0"], "--batch-size 0; expected: 1 to 1000000"),
+        (["transcribe", "x.wav", "--batch-size", "9" * 20], f"--batch-size {'9' * 20}; expected: 1 to 1000000"),
         (
             ["transcribe", "x.wav", "--span-scale", "1e-45"],
-            "--span-scale 1e-45; wanted: 1e-9 to 1e9; 1 is as learned",
+            "--span-scale 1e-45; expected: 1e-9 to 1e9; 1 is as learned",
         ),
-        (["transcribe", "x.wav", "--temperature", "nan"], "--temperature nan; wanted: a finite number"),
-        (["transcribe", "x.wav", "--task", "sing"], "--task sing; wanted: transcribe, translate"),
-        (["transcribe", "x.wav", "--device", "tpu"], "--device tpu; wanted: auto, cuda, cuda:N, mps or cpu"),
+        (["transcribe", "x.wav", "--temperature", "nan"], "--temperature nan; expected: a finite number"),
+        (["transcribe", "x.wav", "--task", "sing"], "--task sing; expected: transcribe, translate"),
+        (["transcribe", "x.wav", "--device", "tpu"], "--device tpu; expected: auto, cuda, cuda:N, mps or cpu"),
         (
             ["transcribe", "x.wav", "--fp16=maybe"],
-            "--fp16 maybe; wanted: True or False, or nothing behind it",
+            "--fp16 maybe; expected: True or False, or nothing behind it",
         ),
         (["transcribe", "x.wav", "-m"], "-m: a value is missing behind it; see focusasr transcribe --help"),
         (
@@ -35,43 +38,43 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
         ),
         (
             ["preprocess", "x", "-o", "y", "--split-seconds", "20"],
-            "--split-seconds 20; wanted: --align-with beside it, with a checkpoint folder or default",
+            "--split-seconds 20; expected: --align-with beside it, with a checkpoint folder or default",
         ),
-        (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; wanted: --split beside it, such as 90/5/5"),
-        (["preprocess", "x", "-o", "y", "--max-seconds", "0"], "--max-seconds 0; wanted: at least --min-seconds 0.1"),
+        (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; expected: --split beside it, such as 90/5/5"),
+        (["preprocess", "x", "-o", "y", "--max-seconds", "0"], "--max-seconds 0; expected: at least --min-seconds 0.1"),
         (
             ["preprocess", "x", "-o", "y", "--align-with", "a"],
-            "--align-with a; wanted: --split-seconds beside it, such as 20",
+            "--align-with a; expected: --split-seconds beside it, such as 20",
         ),
         (
             ["preprocess", "x", "-o", "y", "--min-rate", "5", "--max-rate", "2"],
-            "--max-rate 2; wanted: at least --min-rate 5",
+            "--max-rate 2; expected: at least --min-rate 5",
         ),
-        (["preprocess", "x", "-o", "y", "--drop", "odd sound"], "--drop 'odd sound'; wanted: " + ", ".join(KINDS)),
-        (["transcribe", "x.wav", "-f", "srtt"], "--output-format srtt; wanted: txt, vtt, srt, tsv, json or all"),
+        (["preprocess", "x", "-o", "y", "--drop", "odd sound"], "--drop 'odd sound'; expected: " + ", ".join(KINDS)),
+        (["transcribe", "x.wav", "-f", "srtt"], "--output-format srtt; expected: txt, vtt, srt, tsv, json or all"),
         (
             ["transcribe", "x.wav", "--out", "y"],
             "no such option: --out; did you mean --output-dir? See focusasr transcribe --help",
         ),
         (["transcribe", "x.wav", "-v"], "no such option: -v; see focusasr transcribe --help"),
-        (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; wanted: 2 whole numbers behind it"),
-        (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; wanted: float32, float16, int8"),
+        (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; expected: 2 whole numbers behind it"),
+        (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; expected: float32, float16, int8"),
         (
             ["train", "m", "--find-batch", "--find-lr"],
             "--find-batch and --find-lr go one after the other; give one of them",
         ),
         (
             ["preprocess", "x", "-o", "y", "--lufs", "-16"],
-            "--lufs -16; wanted: ebu in place of --loudness keep, without which it does nothing",
+            "--lufs -16; expected: ebu in place of --loudness keep, without which it does nothing",
         ),
         (
             ["train", "m.jsonl", "--vocabulary-size", "99"],
-            "--vocabulary-size 99; wanted: bpe in place of --tokens characters, without which it does nothing",
+            "--vocabulary-size 99; expected: bpe in place of --tokens characters, without which it does nothing",
         ),
-        (["train", "m.jsonl", "--heads", "5"], "--width 224; wanted: a multiple of 10, twice --heads 5"),
+        (["train", "m.jsonl", "--heads", "5"], "--width 224; expected: a multiple of 10, twice --heads 5"),
         (
             ["train", "m.jsonl", "--init-from", "default", "--preset", "tiny"],
-            "--preset tiny; wanted: the size in the checkpoint to start from; leave it out",
+            "--preset tiny; expected: the size in the checkpoint to start from; leave it out",
         ),
     ],
 )
@@ -83,29 +86,29 @@ def test_a_wrong_value_is_told_as_it_is_typed(run, arguments: list[str], said: s
 @pytest.mark.parametrize(
     ("toml", "options", "status", "said"),
     [
-        ("[train]\nsteps = 0", [], 2, "run.toml [train]: steps is 0; wanted: at least 1"),
-        ("[train]\nsteps = 0", ["--steps", "-1"], 2, "--steps -1; wanted: at least 1"),
-        ("[model]\nheads = 5", [], 2, "run.toml [model]: width is 224; wanted: a multiple of 10, twice heads (5)"),
-        ("[model]\nheads = 5", ["--width", "20.5"], 2, "--width 20.5; wanted: a whole number"),
-        ("[model]\nheads = 5", ["--width", "24"], 2, "--width 24; wanted: a multiple of 10, twice heads (5)"),
-        ("[model]\nheads = 4", ["--heads", "5"], 2, "width is 224; wanted: a multiple of 10, twice --heads 5"),
+        ("[train]\nsteps = 0", [], 2, "run.toml [train]: steps is 0; expected: at least 1"),
+        ("[train]\nsteps = 0", ["--steps", "-1"], 2, "--steps -1; expected: at least 1"),
+        ("[model]\nheads = 5", [], 2, "run.toml [model]: width is 224; expected: a multiple of 10, twice heads (5)"),
+        ("[model]\nheads = 5", ["--width", "20.5"], 2, "--width 20.5; expected: a whole number"),
+        ("[model]\nheads = 5", ["--width", "24"], 2, "--width 24; expected: a multiple of 10, twice heads (5)"),
+        ("[model]\nheads = 4", ["--heads", "5"], 2, "width is 224; expected: a multiple of 10, twice --heads 5"),
         (
             '[train]\ninit_from = "default"\n[model]\nheads = 2',
             [],
             2,
-            "run.toml [model]: heads is 2; wanted: 4, as in the checkpoint to start from; leave it out",
+            "run.toml [model]: heads is 2; expected: 4, as in the checkpoint to start from; leave it out",
         ),
         (
             '[train]\ninit_from = "default"',
             ["--case", "upper"],
             2,
-            "--case upper; wanted: 'lower', as in the checkpoint to start from; leave it out",
+            "--case upper; expected: 'lower', as in the checkpoint to start from; leave it out",
         ),
         (
             '[train]\ninit_from = "default"',
             ["--tokens", "bpe"],
             2,
-            "--tokens bpe; wanted: 'characters', as in the checkpoint to start from; leave it out",
+            "--tokens bpe; expected: 'characters', as in the checkpoint to start from; leave it out",
         ),
     ],
 )
@@ -129,8 +132,8 @@ def test_values_as_they_are_typed(value: object, typed: str) -> None:
 
 def test_an_error_far_inside_is_told_as_an_option_too() -> None:
     error = SettingError("batch_size", 0, "at least {other_thing}", other_thing=3)
-    assert str(error) == "batch_size is 0; wanted: at least other_thing (3)"
-    assert str(error.as_options()) == "--batch-size 0; wanted: at least --other-thing 3"
+    assert str(error) == "batch_size is 0; expected: at least other_thing (3)"
+    assert str(error.as_options()) == "--batch-size 0; expected: at least --other-thing 3"
     assert isinstance(error.as_options(), UsageError) and not isinstance(error.told("a", {"b"}, InputError), UsageError)
 
 

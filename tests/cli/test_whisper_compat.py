@@ -158,7 +158,7 @@ def test_a_language_is_detected_and_written(run, model: Path, talk: str) -> None
 def test_what_a_model_has_too_few_tokens_for_is_refused(run, model: Path, talk: str, option: str, value: str) -> None:
     result = run("transcribe", talk, "--model", model, "-o", "-", f"--{option}", value)
     assert (result.status, result.out) == (2, "")
-    assert result.err.splitlines()[-1].startswith(f"focusasr: --{option} {value}; wanted: ")
+    assert result.err.splitlines()[-1].startswith(f"focusasr: --{option} {value}; expected: ")
     assert "this model has" in result.err
 
 
@@ -193,7 +193,7 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     assert result.status == 0 and result.err == f"focusasr: {said}\n"
     refused = run("transcribe", sample, "--task", "translate")
     assert (refused.status, refused.out) == (2, "")
-    assert "--task translate; wanted: a multilingual Whisper model by --model" in refused.err
+    assert "--task translate; expected: a multilingual Whisper model by --model" in refused.err
     assert run("transcribe", sample, "--language", "English", "--task", "transcribe").err == ""
 
 
@@ -202,16 +202,16 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     [
         (["--max_line_width", "30"], 2, "needs --word-timestamps"),
         (["--highlight_words", "True"], 2, "needs --word-timestamps"),
-        (["--patience", "0.01"], 2, "--patience 0.01; wanted: enough for one text of --beam-size 5"),
-        (["--suppress_tokens", "a,b"], 2, "--suppress-tokens a,b; wanted: ids"),
-        (["--suppress_tokens", "²"], 2, "--suppress-tokens '²'; wanted: ids"),
-        (["--suppress_tokens", "9" * 5000], 2, "wanted: ids"),
-        (["--temperature", "1e-40"], 2, "--temperature 1e-40; wanted: 0, or 0.01 to 10"),
-        (["--temperature_increment_on_fallback", "1e-320"], 2, "wanted: at least 0.01, or none"),
-        (["--clip_timestamps", "1,x"], 2, "--clip-timestamps 1,x; wanted: seconds"),
-        (["--clip_timestamps", "0,2,5,2"], 2, "--clip-timestamps 0,2,5,2; wanted: pairs of a start and a later end"),
+        (["--patience", "0.01"], 2, "--patience 0.01; expected: enough for one text of --beam-size 5"),
+        (["--suppress_tokens", "a,b"], 2, "--suppress-tokens a,b; expected: ids"),
+        (["--suppress_tokens", "²"], 2, "--suppress-tokens '²'; expected: ids"),
+        (["--suppress_tokens", "9" * 5000], 2, "expected: ids"),
+        (["--temperature", "1e-40"], 2, "--temperature 1e-40; expected: 0, or 0.01 to 10"),
+        (["--temperature_increment_on_fallback", "1e-320"], 2, "expected: at least 0.01, or none"),
+        (["--clip_timestamps", "1,x"], 2, "--clip-timestamps 1,x; expected: seconds"),
+        (["--clip_timestamps", "0,2,5,2"], 2, "--clip-timestamps 0,2,5,2; expected: pairs of a start and a later end"),
         (["--beam_size", "two"], 2, "beam-size"),
-        (["--language", "klingon"], 2, "--language klingon; wanted: a code"),
+        (["--language", "klingon"], 2, "--language klingon; expected: a code"),
     ],
 )
 def test_wrong_values_are_named(run, sample: Path, arguments: list[str], status: int, said: str) -> None:

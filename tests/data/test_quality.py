@@ -318,9 +318,11 @@ def test_preprocess_writes_the_splits_and_they_leak_nothing(tmp_path):
     assert report.remarks == [
         "nothing for test.jsonl: too few different values of speaker; add more, or divide otherwise (--split, --by)"
     ]
-    with pytest.raises(InputError, match=r"by is 'mood'; wanted: what an utterance has: text, speaker; or .* a \.json"):
+    with pytest.raises(
+        InputError, match=r"by is 'mood'; expected: what an utterance has: text, speaker; or .* a \.json"
+    ):
         preprocess([folder / "m.jsonl"], tmp_path / "out", PreprocessConfig(split="80/10/10", by=["mood"]))
-    with pytest.raises(InputError, match=f"drop is 'odd'; wanted: {KINDS[0]}"):
+    with pytest.raises(InputError, match=f"drop is 'odd'; expected: {KINDS[0]}"):
         preprocess([folder / "m.jsonl"], tmp_path / "out", PreprocessConfig(drop=["odd"]))
 
 

@@ -54,12 +54,14 @@ def test_slices_by_a_key_and_by_duration():
     assert [part.value for part in slices(evaluation().rows, "source", "auto")] == ["sound"]
     utterances = [row.utterance for row in evaluation().rows]
     check_groups(utterances, EvaluationConfig(slice=["duration", "source", "speaker"]))
-    said = "slice is 'mood'; wanted: what a line has: duration, source, speaker; or add it to the lines of the manifest"
+    said = (
+        "slice is 'mood'; expected: what a line has: duration, source, speaker; or add it to the lines of the manifest"
+    )
     with pytest.raises(InputError, match=said):
         check_groups(utterances, EvaluationConfig(slice=["mood"]))
     check_groups(utterances, EvaluationConfig(bootstrap="speaker"))
     with pytest.raises(
-        InputError, match="bootstrap is 'speaker'; wanted: lines with their \"speaker\", which none has"
+        InputError, match="bootstrap is 'speaker'; expected: lines with their \"speaker\", which none has"
     ):
         check_groups([Utterance(Path("a.wav"), "a")], EvaluationConfig(bootstrap="speaker"))
 

@@ -163,7 +163,7 @@ def test_empty_manifest_and_unknown_normalizer_are_refused_before_any_work():
     recognizer = Recognizer("a")
     with pytest.raises(InputError, match="no line of the manifest can be used"):
         evaluate(recognizer, [])
-    with pytest.raises(InputError, match="wanted: none, basic, english"):
+    with pytest.raises(InputError, match="expected: none, basic, english"):
         evaluate(recognizer, said("a"), "whisper")
     assert recognizer.sources == []
 

@@ -129,7 +129,7 @@ def test_normalizer_decides_what_is_an_error():
 
 
 def test_unknown_normalizer_is_refused_with_the_names_there_are():
-    with pytest.raises(InputError, match="'whisper'; wanted: none, basic, english"):
+    with pytest.raises(InputError, match="'whisper'; expected: none, basic, english"):
         normalizer("whisper")
     with pytest.raises(InputError):
         normalize([], "whisper")

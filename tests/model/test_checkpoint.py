@@ -170,7 +170,7 @@ def test_settings_that_do_not_exist(saved: Path) -> None:
 
 def test_settings_out_of_bounds(saved: Path) -> None:
     edit_settings(saved, "model", heads=3)
-    refused(saved, "config.json: width is 16; wanted: a multiple of 6, twice heads (3)")
+    refused(saved, "config.json: width is 16; expected: a multiple of 6, twice heads (3)")
 
 
 @pytest.mark.parametrize("section", ["model", "text"])

@@ -223,13 +223,13 @@ def test_other_shapes_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'; wanted: 'whisper'"),
+        ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'; expected: 'whisper'"),
         ({"d_model": None}, "nothing of the model's width"),
         ({"d_model": "wide"}, "width is 'wide'"),
-        ({"d_model": 20}, "encoder_ffn_dim is 64; wanted: 80"),
-        ({"encoder_attention_heads": 4}, "decoder_attention_heads is 2; wanted: 4"),
-        ({"activation_function": "relu"}, "activation_function is 'relu'; wanted: 'gelu'"),
-        ({"num_mel_bins": 80}, "feature_size is 20; wanted: 80"),
+        ({"d_model": 20}, "encoder_ffn_dim is 64; expected: 80"),
+        ({"encoder_attention_heads": 4}, "decoder_attention_heads is 2; expected: 4"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'; expected: 'gelu'"),
+        ({"num_mel_bins": 80}, "feature_size is 20; expected: 80"),
         ({"encoder_layers": 3}, "encoder.blocks.2"),
     ],
     ids=str,

@@ -120,7 +120,7 @@ def test_training_is_repeatable(tokenizer: Tokenizer) -> None:
 
 
 def test_vocabulary_too_small_says_what_is_needed() -> None:
-    with pytest.raises(InputError, match=r"vocabulary_size is 8; wanted: at least (\d+)") as caught:
+    with pytest.raises(InputError, match=r"vocabulary_size is 8; expected: at least (\d+)") as caught:
         train_tokenizer(TEXTS, TextConfig(tokens="bpe", vocabulary_size=8))
     needed = int(str(caught.value).removesuffix(" for these texts").rsplit(" ", 1)[1])
     tokenizer = train_tokenizer(TEXTS, TextConfig(tokens="bpe", vocabulary_size=needed))

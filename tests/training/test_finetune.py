@@ -132,9 +132,9 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
 
 
 def test_train_only_local_wants_something_local(folder: Path) -> None:
-    with pytest.raises(InputError, match="train_only is 'local'; wanted: a model with hybrid attention"):
+    with pytest.raises(InputError, match="train_only is 'local'; expected: a model with hybrid attention"):
         learn_only(load_checkpoint(folder).model, TrainConfig(init_from=str(folder), train_only="local"))
-    with pytest.raises(SettingError, match="train_only is 'local'; wanted: init_from beside it"):
+    with pytest.raises(SettingError, match="train_only is 'local'; expected: init_from beside it"):
         learn_only(hybrid_of(load_checkpoint(folder)), TrainConfig(train_only="local"))
 
 
@@ -144,7 +144,7 @@ def test_train_only_local_wants_something_local(folder: Path) -> None:
 @pytest.mark.parametrize("given", [{"width": 32}, {"positions": "rotary"}, {"ctc": True}, {"strides": [2, 2]}], ids=str)
 def test_another_architecture_is_refused(folder: Path, given: dict) -> None:
     (name,) = given
-    with pytest.raises(InputError, match=f"{name} is .*; wanted: .* in the checkpoint to start from; leave it out"):
+    with pytest.raises(InputError, match=f"{name} is .*; expected: .* in the checkpoint to start from; leave it out"):
         settings_from(load_checkpoint(folder), {"model": given})
 
 
@@ -321,7 +321,7 @@ def test_a_native_checkpoint_is_trained_on(run, native: Path, tmp_path: Path) ->
 def test_a_preset_beside_a_source_is_refused(run, native: Path, tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, SONGS)
     result = run("train", songs, "--init-from", native, "--preset", "base", "-o", tmp_path / "run")
-    assert result.status == 2 and "--preset base; wanted: the size in the checkpoint" in result.err
+    assert result.status == 2 and "--preset base; expected: the size in the checkpoint" in result.err
     result = run("train", songs, "--init-from", tmp_path / "nowhere", "-o", tmp_path / "run")
     assert result.status == 1 and "nowhere: no such checkpoint folder" in result.err
 
@@ -334,7 +334,7 @@ def test_what_has_no_effect_is_said_and_a_start_that_learns_nothing_refused() ->
     assert not remarks(settings, tiny_model(tokenizer, encoder_layers=2).config, tokenizer)
     model = tiny_model(tokenizer)
     learn_only(model, TrainConfig(train_only="local", init_from="x"))
-    with pytest.raises(SettingError, match="freeze is 1; wanted: fewer layers"):
+    with pytest.raises(SettingError, match="freeze is 1; expected: fewer layers"):
         freeze(model, 1)
 
 

@@ -88,7 +88,7 @@ def test_names_with_dots_keep_them_and_folders_are_made(tmp_path):
 
 
 def test_unknown_format_writes_nothing(tmp_path):
-    with pytest.raises(InputError, match="'docx'; wanted: txt, vtt, srt, tsv, json"):
+    with pytest.raises(InputError, match="'docx'; expected: txt, vtt, srt, tsv, json"):
         write(SHORT, tmp_path / "talk", ["txt", "docx"])
     assert list(tmp_path.iterdir()) == []
 
