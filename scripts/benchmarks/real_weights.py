@@ -2,10 +2,10 @@
 
     scripts/benchmarks/real_weights.py WEIGHTS MANIFEST [--rounds 3] [--clips 20] [--threads 2] [--longest 5]
 
-WEIGHTS is a CTranslate2 folder of tiny.en (scripts/checks/whisper_weights.py fetches one). Each system runs as a process
-of its own that transcribes all clips once to warm up, then once per round, in turns. Prints a table: seconds and processor
-seconds per clip (medians of rounds), seconds from the start of loading to the first text, peak memory, and WER (Whisper's
-English normalizer).
+WEIGHTS is a CTranslate2 folder of tiny.en (scripts/checks/whisper_weights.py fetches one). Each system is a process of
+its own that transcribes all clips once to warm up, then once per round, in turns. Prints a table: seconds and processor
+seconds per clip (medians of rounds), seconds from the start of loading to the first text, peak memory, and WER with
+Whisper's English normalizer.
 """
 
 from __future__ import annotations
