@@ -108,9 +108,8 @@ def main() -> None:
     for worker in workers.values():
         worker.communicate()
     seconds = sum(one.duration or 0 for one in chosen)
-    print(
-        f"{len(chosen)} clips of {seconds / len(chosen):.1f} s on average, {asked.rounds} rounds, {asked.threads} threads"
-    )
+    mean = seconds / len(chosen)
+    print(f"{len(chosen)} clips of {mean:.1f} s on average, {asked.rounds} rounds, {asked.threads} threads\n")
     print("| system | s a clip | processor s a clip | first text, s | peak MB | WER % |\n|---|---|---|---|---|---|")
     for name, rounds in results.items():
         wall, processor = (
