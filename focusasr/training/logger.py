@@ -21,6 +21,7 @@ from focusasr.evaluation.wer import Score, align
 from focusasr.runtime.devices import memory_gigabytes
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import ensure_writable, written_aside
+from focusasr.runtime.libraries import explain
 from focusasr.training_config import TrainConfig
 
 LINE_SECONDS = 600.0  # between lines on how far a run is, off a terminal
@@ -190,7 +191,12 @@ class TrainingLog:
             with self._writing():
                 if self.board:
                     self.board.flush()
-                draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+                try:
+                    draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+                except (ImportError, OSError) as error:
+                    if (failure := explain(error)) is None:
+                        raise
+                    self.say(f"no curves.png: {failure}")
 
     def _keep(self, step: int, kind: str, row: dict[str, float]) -> None:
         if self.board is None:

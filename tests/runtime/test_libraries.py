@@ -55,6 +55,9 @@ def test_broken_library_is_named_and_other_commands_work(name: str, command: str
     )
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr, done.stderr
     told = [line for line in done.stderr.splitlines() if "does not load" in line or "is not installed" in line]
+    if (name, command) == ("matplotlib", "train"):  # the curves alone are missing
+        assert done.returncode == 0 and len(told) == 1
+        return
     if (name, command) == ("silero_vad", "transcribe"):  # an empty text: is there speech? Nobody can say
         assert done.returncode == 0 and len(told) == 1
         return
