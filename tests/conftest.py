@@ -17,6 +17,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "2")  # before torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["FOCUSASR_MODEL"] = "alnum"  # small and fast; tests/test_default_model.py has the default one
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 FORMAT = 1
+MODEL_VARIABLE = "FOCUSASR_MODEL"  # of the environment: a model in place of the default one
 FOR_READERS = {"README.md", "metrics.json"}  # of a checkpoint's files: they change no text
 
 
@@ -59,13 +60,14 @@ class Checkpoint:
 def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
     """Return the file or folder of a checkpoint; InputError if there is none of this name.
 
-    None and "default" are the default one, "alnum" that of letters and digits; a training run's folder stands for its
-    best checkpoint; else a folder or file of any format, the hub's cache of a model, or a name on the hub such as
-    openai/whisper-tiny.en, which is downloaded once. OpenAI's own names, such as tiny.en, stand for what the caches
-    have of them, first `model_dir`.
+    None is the one that FOCUSASR_MODEL names, or "default"; "alnum" is that of letters and digits; a training run's
+    folder stands for its best checkpoint; else a folder or file of any format, the hub's cache of a model, or a name on
+    the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own names, such as tiny.en, stand for what
+    the caches have of them, first `model_dir`.
     """
-    if name is None or (name in BUNDLED_CHECKPOINTS and (name == "default" or not os.path.exists(name))):
-        return _bundled(BUNDLED_CHECKPOINTS[name or "default"])
+    name = name or os.environ.get(MODEL_VARIABLE) or "default"
+    if name == "default" or (name in BUNDLED_CHECKPOINTS and not os.path.exists(name)):
+        return _bundled(BUNDLED_CHECKPOINTS[name])
     folder = Path(name)
     if os.path.isfile(folder / "best" / "config.json") and not os.path.exists(folder / "config.json"):
         return folder / "best"
