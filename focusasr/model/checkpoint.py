@@ -62,8 +62,8 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
 
     None is the one that FOCUSASR_MODEL names, or "default"; "alnum" is that of letters and digits; a training run's
     folder stands for its best checkpoint; else a folder or file of any format, the hub's cache of a model, or a name on
-    the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own names, such as tiny.en, stand for what
-    the caches have of them, first `model_dir`.
+    the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own names, such as tiny.en, stand for
+    what the caches have of them, first `model_dir`.
     """
     name = name or os.environ.get(MODEL_VARIABLE) or "default"
     if name == "default" or (name in BUNDLED_CHECKPOINTS and not os.path.exists(name)):

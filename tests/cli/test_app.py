@@ -341,7 +341,7 @@ def test_closed_output_ends_quietly(sample: Path) -> None:
 def test_results_reach_a_pipe_when_stderr_is_a_terminal(sample: Path, heard: str) -> None:
     """A progress bar must not draw what belongs to stdout onto itself."""
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "focusasr", "transcribe", str(sample), str(sample.parent)]
+    command = [sys.executable, "-m", "focusasr", "transcribe", str(sample), str(sample)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower) as process:
         os.close(follower)
         out = process.communicate(timeout=120)[0].decode()

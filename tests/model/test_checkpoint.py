@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from focusasr.audio.features import stack
-from focusasr.config import TextConfig
+from focusasr.config import DEFAULT_CHECKPOINT, TextConfig
 from focusasr.model import checkpoint as room
 from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from focusasr.runtime.errors import InputError
@@ -214,12 +214,13 @@ def test_finding(saved: Path, tmp_path: Path) -> None:
 
 
 def test_the_default_checkpoint_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOCUSASR_MODEL")
     monkeypatch.setattr(room, "__file__", str(tmp_path / "focusasr" / "model" / "checkpoint.py"))
-    with pytest.raises(InputError, match="the default checkpoint is missing; reinstall focusasr or give --model"):
+    with pytest.raises(InputError, match="bundled checkpoint is missing; reinstall focusasr or give --model"):
         find_checkpoint(None)
     for place in (tmp_path / "checkpoints", tmp_path / "focusasr" / "checkpoints"):  # a clone's, then a wheel's
-        (place / room.DEFAULT_CHECKPOINT).mkdir(parents=True)
-        assert find_checkpoint(None) == find_checkpoint("default") == place / room.DEFAULT_CHECKPOINT
+        (place / DEFAULT_CHECKPOINT).mkdir(parents=True)
+        assert find_checkpoint(None) == find_checkpoint("default") == place / DEFAULT_CHECKPOINT
 
 
 def test_a_loaded_checkpoint_can_be_saved_again(saved: Path, tmp_path: Path) -> None:
