@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 
 from focusasr.audio.features import input_mel
 from focusasr.audio.load import load
+from focusasr.audio.source import Source
 from focusasr.data.manifest import read_manifest
 from focusasr.evaluation.analysis import to_json
 from focusasr.evaluation.attention_stats import mean_spans
@@ -30,6 +32,7 @@ from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from focusasr.model.transformer import Model
 from focusasr.runtime.files import read_json, written_aside
 from focusasr.transcription.recognizer import AnyRecognizer, ModelChoice, load_recognizer
+from focusasr.transcription.result import Outcome
 
 NORMALIZERS = ("basic", "english")
 
@@ -81,7 +84,11 @@ def measured(recognizer: AnyRecognizer, manifest: Path) -> dict[str, Any]:
     utterances = read_manifest(manifest)
     outcomes = list(recognizer.transcribe([utterance.source for utterance in utterances]))
     print(f"{manifest}: transcribed", file=sys.stderr)
-    return {name: to_json(evaluate(lambda *_: iter(outcomes), utterances, name)) for name in NORMALIZERS}
+
+    def replay(sources: Iterable[Source], *_: object) -> Iterator[Outcome]:
+        return (outcome for _, outcome in zip(sources, outcomes, strict=True))
+
+    return {name: to_json(evaluate(replay, utterances, name)) for name in NORMALIZERS}
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> str:
