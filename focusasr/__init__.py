@@ -1,6 +1,6 @@
-"""focusasr: a compact speech recognizer with focused hybrid attention, to own end to end.
+"""focusasr: a compact speech recognizer with focused hybrid attention.
 
-`focusasr.load()` returns a recognizer; `focusasr.api` documents the Python interface. It is loaded at its first use.
+`focusasr.load()` returns a recognizer; `focusasr.api` documents the Python interface and is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,10 +1,10 @@
-"""`python -m focusasr` is the command line."""
+"""Command line as `python -m focusasr`."""
 
 from focusasr.runtime.process import answer_interrupts
 
 
 def program() -> None:
-    """Be the process `focusasr`; Ctrl-C is answered from the start, before much is loaded."""
+    """Run the command line; handle Ctrl-C from the start, before heavy imports."""
     answer_interrupts()
     from focusasr.cli import app
 

@@ -1,4 +1,4 @@
-"""Every setting and its default, once: the model, its text, preprocessing, decoding, evaluation, the server."""
+"""Settings and defaults of the model, its text, preprocessing, decoding, evaluation and the server."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any, Literal
 from focusasr.runtime.settings import require, require_choices, require_use, setting
 
 SAMPLE_RATE_HZ = 16_000
-LARGEST = 1_000_000  # any size of a model: whatever is multiplied stays a number that PyTorch can count to
-LARGEST_TEXT = 4096  # tokens of one text: a decoder makes room for all of them at its start
+LARGEST = 1_000_000  # of any size of a model: products of sizes stay within PyTorch's integers
+LARGEST_TEXT = 4096  # tokens of one text: a decoder allocates memory for all of them at its start
 DEFAULT_CHECKPOINT = "focusasr-en"
 BUNDLED_CHECKPOINTS = {"default": DEFAULT_CHECKPOINT, "alnum": "focusasr-alnum-en"}  # folders by the names for --model
-SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a word cut closely lasts 0.15 s: too few steps for CTC to spell it
+SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a tightly trimmed word lasts 0.15 s: too few steps for CTC
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How transcripts are written before they become tokens; saved in the checkpoint."""
+    """Text policy and tokenizer: the form of transcripts before tokenization; saved in the checkpoint."""
 
     case: Literal["lower", "upper", "keep"] = setting("lower", "case of transcripts")
-    punctuation: Literal["remove", "keep"] = setting("remove", "whether transcripts keep punctuation")
-    tokens: Literal["characters", "bpe"] = setting("characters", "what a token is")
-    language: str | None = setting(None, "what the checkpoint says it speaks, such as en; written into JSON")
-    vocabulary_size: int = setting(1000, "bpe only: the largest vocabulary, special tokens included")
+    punctuation: Literal["remove", "keep"] = setting("remove", "punctuation of transcripts")
+    tokens: Literal["characters", "bpe"] = setting("characters", "kind of tokens")
+    language: str | None = setting(None, "language code of the checkpoint, such as en, written into JSON results")
+    vocabulary_size: int = setting(1000, "largest vocabulary with bpe, special tokens included")
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -34,49 +34,53 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture; it travels inside the checkpoint.
+    """Architecture of a model, saved in the checkpoint.
 
     Distances (`max_dist`, `max_span`, `ramp`, `win_size`) are encoder steps: 160 samples times both strides,
     40 ms with strides (2, 2). In a decoder they are tokens.
     """
 
-    vocabulary: int = 0  # tokens, special ones included; follows from the tokenizer, so it is no option
-    mel_bands: int = setting(80, "80, or 128 as in Whisper large-v3")
+    vocabulary: int = 0  # tokens, special ones included; not an option, since it follows from the tokenizer
+    mel_bands: int = setting(80, "mel bands: 80, or 128 as in Whisper large-v3")
     width: int = setting(224, "width of the residual stream")
     heads: int = setting(4, "attention heads")
     encoder_layers: int = setting(8, "encoder blocks")
     decoder_layers: int = setting(2, "decoder blocks")
-    strides: tuple[int, int] = setting((2, 2), "strides of the stem: 2 2 makes 40 ms steps, 1 2 makes 20 ms")
+    strides: tuple[int, int] = setting(
+        (2, 2), "strides of the two stem convolutions, 2 2 for 40 ms steps or 1 2 for 20 ms"
+    )
     attention: Literal["hybrid", "global"] = setting("hybrid", "self-attention of the encoder")
     decoder_attention: Literal["hybrid", "global"] = setting("global", "self-attention of the decoder")
-    conv_kernel: int = setting(0, "encoder steps that a convolution between attention and perceptron sees; 0: none")
-    positions: Literal["rotary", "absolute"] = setting("rotary", "rotary, or Whisper's absolute embedding")
-    base: float = setting(10_000.0, "rotary base")
-    max_dist: int | None = setting(None, "furthest distance the global branch may look; None: everywhere")
-    max_span: int = setting(32, "largest radius of the local branch")
+    conv_kernel: int = setting(
+        0, "kernel size of an encoder convolution between attention and MLP, in encoder steps (0: none)"
+    )
+    positions: Literal["rotary", "absolute"] = setting("rotary", "position encoding: rotary, or absolute as in Whisper")
+    base: float = setting(10_000.0, "base of the rotary position encoding")
+    max_dist: int | None = setting(None, "attention span of the global branch, in steps (none: unlimited)")
+    max_span: int = setting(32, "largest radius of the local branch, in steps")
     initial_span: float = setting(
-        0.1, "share of the largest radius before training: short windows learn sounds sooner, then widen"
+        0.1, "radius of the local branch before training, as a share of the largest: short spans learn sounds sooner"
     )
-    ramp: int = setting(4, "width of the soft edge of the local branch")
-    win_size: int = setting(32, "block in which windows are computed; never changes a result")
+    ramp: int = setting(4, "width of the soft edge of the local window, in steps")
+    win_size: int = setting(32, "block size of the windowed computation, in steps, without effect on results")
     temperature: Literal["formula", "learned"] = setting(
-        "learned", "sharpness of the local branch: the formula's, or learned per head from there"
+        "learned", "softmax temperature of the local branch: by formula, or learned per head starting from it"
     )
-    sharpen_longer: bool = setting(True, "longer spans are sharper; else shorter ones are")
-    temp_scale: float = setting(0.5, "how much the span changes the temperature")
-    ctc: bool = setting(True, "CTC head on the encoder: auxiliary loss, draft and guard")
-    audio_context: int = setting(1500, "encoder steps, absolute positions only: audio is padded or cut to it")
+    sharpen_longer: bool = setting(True, "lower temperature for longer spans, instead of shorter ones")
+    temp_scale: float = setting(0.5, "influence of the span on the temperature")
+    ctc: bool = setting(True, "CTC head on the encoder, for an auxiliary loss and joint decoding")
+    audio_context: int = setting(1500, "encoder steps with absolute positions, to which audio is padded or truncated")
     tail_frames: int | None = setting(
-        None, "absolute positions: audio keeps its own length, plus this many 10 ms frames of silence; none: padded"
+        None, "silence after audio of any length with absolute positions, in 10 ms frames (none: padded to the window)"
     )
-    text_context: int = setting(448, "most tokens of one text, special tokens included")
-    dropout: float = setting(0.1, "dropout on the residual stream")
+    text_context: int = setting(448, "longest text, special tokens included, in tokens")
+    dropout: float = setting(0.1, "dropout rate on the residual stream")
 
     def __post_init__(self) -> None:
         require_choices(self)
         for name in ("mel_bands", "width", "heads", "encoder_layers", "decoder_layers", "win_size", "ramp"):
             require(1 <= getattr(self, name) <= LARGEST, name, getattr(self, name), f"at least 1, at most {LARGEST}")
-        pairs = 2 * self.heads  # rotations turn pairs of numbers
+        pairs = 2 * self.heads  # a rotation acts on pairs of coordinates
         require(
             self.width % pairs == 0, "width", self.width, f"a multiple of {pairs}, twice {{heads}}", heads=self.heads
         )
@@ -103,23 +107,23 @@ class ModelConfig:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of sound between two encoder steps."""
+        """Return the duration of one encoder step, in seconds."""
         return 0.01 * self.strides[0] * self.strides[1]
 
     @property
     def longest_samples(self) -> int | None:
-        """Samples that absolute positions have room for, 30 s in Whisper; None: any length."""
+        """Return the longest audio with absolute positions, in samples (30 s in Whisper); None: any length."""
         if self.positions == "rotary":
             return None
         return self.audio_context * self.strides[0] * self.strides[1] * SAMPLE_RATE_HZ // 100
 
     @property
     def window_samples(self) -> int | None:
-        """Samples to which all audio is padded, as Whisper does; None: audio keeps its own length."""
+        """Return the length to which all audio is padded, in samples, as in Whisper; None: audio keeps its length."""
         return self.longest_samples if self.tail_frames is None else None
 
     def input_frames(self, frames: int) -> int:
-        """Return how many frames the encoder gets for `frames` frames of audio: with the tail, or the whole window."""
+        """Return the number of encoder input frames for `frames` frames of audio: with the tail, or the window."""
         if self.positions == "rotary":
             return frames
         stride = self.strides[0] * self.strides[1]
@@ -131,18 +135,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class WhisperConfig:
-    """What a Whisper checkpoint says about its tokens and heads, in the words of its generation_config.json.
+    """Tokens and heads of a Whisper checkpoint, under the names of its generation_config.json.
 
-    Heads are (decoder layer, head) pairs, forced ids (place, token) pairs.
+    Heads are (decoder layer, head) pairs, forced ids (position, token) pairs.
     """
 
-    task: Literal["transcribe", "translate"] = "transcribe"  # unless asked for the other
+    task: Literal["transcribe", "translate"] = "transcribe"  # default task
     multilingual: bool = True  # has language and task tokens in its prompt
-    suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never written
-    begin_suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never written first
+    suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never sampled
+    begin_suppress_tokens: list[int] = dataclasses.field(default_factory=list)  # never sampled first
     forced_decoder_ids: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     alignment_heads: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # follow the audio; for word times
-    max_initial_timestamp_index: int = 50  # of 20 ms: a first segment begins within the first second
+    max_initial_timestamp_index: int = 50  # in 20 ms steps: the first segment starts within 1 s
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -150,7 +154,7 @@ class WhisperConfig:
         require(0 <= index <= 1500, "max_initial_timestamp_index", index, "0 to 1500")
 
 
-# About 2, 8 and 25 million weights.
+# About 2, 8 and 25 million parameters.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "heads": 4, "encoder_layers": 5, "decoder_layers": 1},
     "small": {"width": 224, "heads": 4, "encoder_layers": 8, "decoder_layers": 2},
@@ -160,47 +164,49 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """How a corpus is read and what is kept of it."""
+    """Corpus layout, checks, conversion and splits of `focusasr preprocess`."""
 
     layout: Literal[
         "auto", "sidecar", "table", "librispeech", "ljspeech", "commonvoice", "manifest", "kaldi", "lhotse", "subtitles"
-    ] = setting("auto", "how the corpus is laid out; auto recognizes it")
-    audio_column: str | None = setting(None, "column of a table or JSON Lines that names the audio; none: a usual name")
-    text_column: str | None = setting(None, "column of a table or JSON Lines that holds the text; none: a usual name")
-    speaker_column: str | None = setting(
-        None, "column of a table or JSON Lines that names the speaker; none: a usual name"
-    )
+    ] = setting("auto", "layout of the corpus, or auto to detect it")
+    audio_column: str | None = setting(None, "audio column of a table or JSON Lines file (none: detected)")
+    text_column: str | None = setting(None, "text column of a table or JSON Lines file (none: detected)")
+    speaker_column: str | None = setting(None, "speaker column of a table or JSON Lines file (none: detected)")
     channel: int | None = setting(
-        None, "which channel of several is kept, counted from 0; none: what a line's channel says, or else their mean"
+        None, "channel of multichannel recordings, counted from 0 (none: the entry's channel, or the mean of all)"
     )
-    trim_silence: bool = setting(False, "silence before and after speech is cut off, by voice activity, 0.2 s stay")
+    trim_silence: bool = setting(False, "removal of silence before and after speech, except for 0.2 s")
     loudness: Literal["keep", "ebu", "peak"] = setting(
-        "keep", "level: as it is, EBU R128 loudness, or one peak for all"
+        "keep", "normalization of the level: none, EBU R128 loudness, or peak"
     )
-    lufs: float = setting(-23.0, "loudness ebu: the target; what would clip stays quieter")
-    peak_db: float = setting(-1.0, "loudness ebu and peak: the highest peak, in dB of full scale")
-    split_seconds: float | None = setting(None, "longer recordings are cut at pauses, the text aligned; none: never")
-    align_with: str | None = setting(None, "native or Whisper model that aligns the text of what is cut, or default")
+    lufs: float = setting(-23.0, "target loudness for ebu, lower if the peak would clip, in LUFS")
+    peak_db: float = setting(-1.0, "highest peak for ebu and peak, in dBFS")
+    split_seconds: float | None = setting(
+        None, "longest utterance before a split at pauses, with its text aligned, in seconds (none: no split)"
+    )
+    align_with: str | None = setting(None, "native or Whisper model that aligns texts for split_seconds, or default")
     min_confidence: float = setting(
         0.1,
-        "pieces whose text fits worse are rejected: mean probability of its tokens, or Whisper's agreement",
+        "lowest accepted confidence of an aligned segment: mean token probability, or agreement with Whisper's text",
     )
     case: Literal["keep", "lower", "upper"] = setting("keep", "case of the texts")
-    punctuation: Literal["keep", "remove"] = setting("keep", "whether the texts keep punctuation")
-    format: Literal["flac", "wav"] = setting("flac", "container of the 16 bit output; FLAC takes half the space")
-    min_seconds: float = setting(0.1, "shorter recordings are rejected")
-    max_seconds: float | None = setting(None, "longer recordings are rejected; none: no limit")
-    min_rate: float | None = setting(None, "texts of fewer characters per second are rejected; none: only reported")
-    max_rate: float | None = setting(None, "texts of more characters per second are rejected; none: only reported")
-    split: str | None = setting(None, "divide into train/dev/test by seconds, such as 90/5/5; none: as the corpus does")
+    punctuation: Literal["keep", "remove"] = setting("keep", "punctuation of the texts")
+    format: Literal["flac", "wav"] = setting("flac", "format of the 16 bit output")
+    min_seconds: float = setting(0.1, "shortest accepted recording, in seconds")
+    max_seconds: float | None = setting(None, "longest accepted recording, in seconds (none: no limit)")
+    min_rate: float | None = setting(None, "lowest accepted speaking rate, in characters per second (none: reports)")
+    max_rate: float | None = setting(None, "highest accepted speaking rate, in characters per second (none: reports)")
+    split: str | None = setting(
+        None, "shares of train/dev/test by duration, such as 90/5/5 (none: the splits of the corpus)"
+    )
     by: list[str] | None = setting(  # noqa: RUF009
-        None, "with split: what may not be in two of them, speaker, text ...; repeatable"
+        None, "key, such as speaker or text, whose values never occur in two splits, repeatable"
     )
     drop: list[str] | None = setting(  # noqa: RUF009
-        None, "leave out what checks find: a kind as the report names it; repeatable"
+        None, "kind of finding, as named in the report, whose utterances are dropped, repeatable"
     )
-    allow_rejects: int = setting(0, "unreadable utterances that still count as success, in the exit status")
-    workers: int = setting(0, "files converted at once; 0: one per CPU core")
+    allow_rejects: int = setting(0, "number of unreadable utterances that does not fail the command")
+    workers: int = setting(0, "number of parallel processes (0: one per CPU core)")
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -232,20 +238,20 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured, how it is drawn for intervals, and what is shown of it."""
+    """Metrics, confidence intervals and output of `focusasr evaluate`."""
 
     normalizer: Literal["none", "basic", "english"] = setting(
         "basic",
-        "what both texts lose first: nothing; case, punctuation, what is in brackets; Whisper's English rules",
+        "text normalization: none, basic (without case, punctuation and bracketed text), or Whisper's for English",
     )
     bootstrap: Literal["auto", "utterance", "speaker"] = setting(
-        "auto", "what is drawn for intervals; auto: speakers, where all are named and there are twenty or more"
+        "auto", "resampling unit of confidence intervals (auto: speaker if all are known and there are at least 20)"
     )
     slice: list[str] | None = setting(  # noqa: RUF009
-        None, "a rate for each value of speaker, duration, language, source or any key of the manifest; repeatable"
+        None, "error rate per speaker, duration, language, source or other manifest key, repeatable"
     )
-    worst: int = setting(5, "how many of the worst utterances to show")
-    fail_above: float | None = setting(None, "leave with status 1 where WER is above this, such as 0.10 for 10 %")
+    worst: int = setting(5, "number of worst utterances to show")
+    fail_above: float | None = setting(None, "highest WER for exit status 0, such as 0.10 for 10 %")
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -256,10 +262,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class AttentionScaling:
-    """The knobs of focused attention, turned when a checkpoint is used: 1 is as it was learned."""
+    """Scaling factors of learned spans and temperatures at inference; 1 leaves them as learned."""
 
-    span_scale: float = setting(1.0, "hybrid models: multiplies the learned spans, up to the largest; 1: as learned")
-    temperature_scale: float = setting(1.0, "hybrid models: multiplies the local temperatures; 1: as learned")
+    span_scale: float = setting(1.0, "scaling factor of the learned spans of hybrid models (1: as learned)")
+    temperature_scale: float = setting(1.0, "scaling factor of the local temperatures of hybrid models (1: as learned)")
 
     def __post_init__(self) -> None:
         for name in ("span_scale", "temperature_scale"):
@@ -268,10 +274,10 @@ class AttentionScaling:
 
 @dataclass(frozen=True)
 class InspectionConfig(AttentionScaling):
-    """Which part of a recording is looked at; attention pictures grow with its square."""
+    """Inspected segment of a recording; attention pictures grow with its square."""
 
-    offset: float = setting(0.0, "where in the recording to begin, in seconds")
-    seconds: float = setting(20.0, "how much of the recording to look at")
+    offset: float = setting(0.0, "start of the inspected segment, in seconds")
+    seconds: float = setting(20.0, "duration of the inspected segment, in seconds")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -281,14 +287,14 @@ class InspectionConfig(AttentionScaling):
 
 @dataclass(frozen=True)
 class RecordingConfig:
-    """What of a recording is transcribed."""
+    """Transcribed track and channels of a recording."""
 
     title = "Tracks and channels"  # of its options
 
-    audio_track: int | None = setting(None, "which of several audio tracks, counted from 0; none: the file's default")
-    channel: int | None = setting(None, "which of several channels, counted from 0; none: as channels says")
+    audio_track: int | None = setting(None, "number of the audio track, counted from 0 (none: the file's default)")
+    channel: int | None = setting(None, "number of the channel, counted from 0 (none: see --channels)")
     channels: Literal["mix", "separate"] = setting(
-        "mix", "mix: their mean; separate: a text for each, by time, for calls with a speaker a channel"
+        "mix", "mean of all channels, or a transcript of each, in order of time, for calls"
     )
 
     def __post_init__(self) -> None:
@@ -302,21 +308,19 @@ class RecordingConfig:
 
 @dataclass(frozen=True)
 class DecodingConfig(AttentionScaling):
-    """How text is found for sound. The result does not depend on `batch_size`."""
+    """Decoding of audio into text. The result does not depend on `batch_size`."""
 
-    batch_size: int = setting(16, "segments decoded together")
+    batch_size: int = setting(16, "number of segments decoded together")
     compute_type: Literal["auto", "float32", "bfloat16", "float16", "int8"] = setting(
-        "auto", "numbers to compute in; auto: float16 on CUDA, on a CPU int8 for wide models and float32 for others"
+        "auto", "numeric type of the computation (auto: float16 on CUDA; int8 for wide models on a CPU, else float32)"
     )
-    ctc_weight: float = setting(0.3, "native models: share of CTC in the choice between hypotheses; chosen on dev")
-    joint_beam_size: int = setting(
-        2, "native models: hypotheses of the joint search where CTC and decoder differ; 1: greedy; chosen on dev"
-    )
+    ctc_weight: float = setting(0.3, "weight of CTC scores in the joint search of native models")
+    joint_beam_size: int = setting(2, "beam size of the joint CTC/attention search of native models (1: greedy)")
     max_segment_seconds: float = setting(
-        20.0, "native models: longer recordings are split at pauses into segments up to this"
+        20.0, "longest segment of native models, in seconds: longer recordings are split at pauses"
     )
-    vad_threshold: float = setting(0.5, "speech probability of the pause finder")
-    word_timestamps: bool = setting(False, "find out when each word was said, for json and subtitles")
+    vad_threshold: float = setting(0.5, "speech probability above which voice activity detection reports speech")
+    word_timestamps: bool = setting(False, "start and end times of each word, for JSON and subtitles")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -330,19 +334,19 @@ class DecodingConfig(AttentionScaling):
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Where the server listens, and what it refuses."""
+    """Address and limits of the server."""
 
     title = "Server"  # of its options
 
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is every network of this machine")
-    port: int = setting(8000, "port to listen on; 0 is any free one")
+    host: str = setting("127.0.0.1", "address to listen on (0.0.0.0: all networks of this machine)")
+    port: int = setting(8000, "port to listen on (0: any free port)")
     cors_origin: str | None = setting(None, "origin whose web pages may use the server, such as https://example.org")
-    max_upload_mb: float = setting(100.0, "largest upload, in megabytes (413 above it)")
-    max_audio_seconds: float = setting(14_400.0, "longest recording, in seconds (413 above it)")
-    max_requests: int = setting(32, "requests uploading, queued and transcribed at a time (503 above it)")
-    max_client_requests: int = setting(16, "such requests of one client address (429 above it)")
-    upload_seconds: float = setting(120.0, "longest time for one upload, in seconds (408 after it)")
-    timeout_seconds: float = setting(1800.0, "longest time from upload to transcript, in seconds (503 after it)")
+    max_upload_mb: float = setting(100.0, "largest upload, in megabytes (else status 413)")
+    max_audio_seconds: float = setting(14_400.0, "longest recording, in seconds (else status 413)")
+    max_requests: int = setting(32, "most concurrent requests, queued ones included (else status 503)")
+    max_client_requests: int = setting(16, "most concurrent requests of one client address (else status 429)")
+    upload_seconds: float = setting(120.0, "time limit of an upload, in seconds (else status 408)")
+    timeout_seconds: float = setting(1800.0, "time limit from upload to transcript, in seconds (else status 503)")
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")

@@ -1,4 +1,4 @@
-"""What a training run sets, and an adaptation of a Whisper model."""
+"""Settings of a training run and of an adaptation of a Whisper model."""
 
 from __future__ import annotations
 
@@ -11,73 +11,69 @@ from focusasr.runtime.settings import require, require_choices, setting
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The manifests of a training run, each PATH or PATH=WEIGHT (how often an utterance is seen per epoch)."""
+    """Manifests of a training run, each PATH or PATH=WEIGHT (how often an epoch includes an utterance)."""
 
     train: list[str] = dataclasses.field(default_factory=list)
     dev: list[str] = dataclasses.field(default_factory=list)
-    texts: list[str] = dataclasses.field(default_factory=list)  # of an adaptation: manifests whose texts are learned
+    texts: list[str] = dataclasses.field(default_factory=list)  # adaptation only: manifests whose texts are targets
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run, data apart. Each option says why it is there."""
+    """Optimization and augmentation of a training run."""
 
     init_from: str | None = setting(
-        None, "begin with this checkpoint's weights and tokens, a Whisper's too: a folder, .pt or name on the hub"
+        None, "checkpoint to start from, native or Whisper: a folder, a .pt file or a name on the hub"
     )
     train_only: Literal["all", "local"] = setting(
-        "all", "local: of a hybrid model only the local branches and their projections learn, which saves memory"
+        "all", "trained parameters: all, or only the local branches and projections of a hybrid model, to save memory"
     )
-    steps: int = setting(10_000, "optimizer steps in all")
-    batch_seconds: float = setting(120.0, "audio per batch, padding included: memory follows seconds, not counts")
+    steps: int = setting(10_000, "number of optimizer steps")
+    batch_seconds: float = setting(120.0, "audio per batch, padding included, in seconds")
     accumulate: int = setting(1, "batches per optimizer step")
-    learning_rate: float = setting(1e-3, "peak")
-    warmup_steps: int = setting(500, "linear rise: early steps of attention models diverge without it")
-    final_rate: float = setting(0.02, "the cosine decay ends at this share of the peak")
-    weight_decay: float = setting(0.05, "matrices only")
-    clip_norm: float = setting(1.0, "a bad batch may not throw the weights far")
-    ctc_weight: float = setting(0.3, "share of the CTC loss: teaches alignment long before the decoder can")
+    learning_rate: float = setting(1e-3, "peak learning rate")
+    warmup_steps: int = setting(500, "steps of linear learning rate warm-up")
+    final_rate: float = setting(0.02, "learning rate at the end of the cosine decay, as a share of the peak")
+    weight_decay: float = setting(0.05, "weight decay of matrices")
+    clip_norm: float = setting(1.0, "largest gradient norm")
+    ctc_weight: float = setting(0.3, "weight of the CTC loss")
     intermediate_ctc: float = setting(
-        0.0, "share of the CTC loss taken half-way up the encoder: lower layers learn sounds too (Lee & Watanabe 2021)"
+        0.0, "share of the CTC loss computed in the middle of the encoder (Lee & Watanabe 2021)"
     )
-    label_smoothing: float = setting(0.1, "decoder targets; keeps it from overconfidence on little data")
-    span_penalty: float = setting(
-        0.0, "price of the encoder's mean local radius (1 = the largest); makes short spans worth learning"
-    )
-    ema_decay: float = setting(0.999, "weights averaged over about 1/(1 - decay) steps; 0: off")
-    freeze: int = setting(
-        0, "lowest encoder layers that stay as they are, the stem with them: sound is alike in all tasks; 0: none"
-    )
+    label_smoothing: float = setting(0.1, "label smoothing of decoder targets")
+    span_penalty: float = setting(0.0, "weight of the encoder's mean local radius in the loss, for shorter spans")
+    ema_decay: float = setting(0.999, "decay of the moving average of the weights, per step (0: off)")
+    freeze: int = setting(0, "number of lowest encoder layers to freeze, together with the stem (0: none)")
     explosion: float = setting(
-        10.0, "a step whose attention loss is this many times the usual is skipped, its utterances named; 0: never"
+        10.0, "attention loss, relative to its usual value, above which a step is skipped and logged (0: never)"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 on CUDA, fp32 elsewhere; fp16 scales its losses"
+        "auto", "numeric type of the computation (auto: bf16 on CUDA, else fp32)"
     )
-    seed: int = setting(0, "one seed makes one run")
+    seed: int = setting(0, "random seed")
     evaluate_every: int = setting(500, "steps between evaluations on dev, each followed by a checkpoint")
     dev_normalizer: Literal["none", "basic", "english"] = setting(
-        "none", "what dev texts lose before they are compared, as evaluate's normalizer"
+        "none", "normalization of dev texts, as --normalizer of evaluate"
     )
-    patience: int = setting(0, "stop after so many evaluations without a better dev WER; 0: never")
-    workers: int = setting(1, "processes that read and augment audio; 0: in the training process")
-    clean_epochs: int = setting(1, "epochs before augmentation begins: CTC finds its alignments sooner on clean speech")
-    spec_augment: bool = setting(True, "masks over time and frequency (Park et al. 2019)")
-    speed: float = setting(0.1, "speed drawn from 1 - speed ... 1 + speed; 0: off")
-    formant: float = setting(0.1, "mel axis stretched by up to this: other throats (Jaitly & Hinton 2013)")
-    gain_db: float = setting(12.0, "level drawn from so many dB less to half as many more")
-    noise: float = setting(0.3, "share of utterances with noise made up on the spot")
-    reverberation: float = setting(0.15, "share of utterances put into a made-up room")
-    noise_folder: str | None = setting(
-        None, "recordings of noise, of which half of the noise is then taken: real rooms hum, chatter and clatter"
+    patience: int = setting(0, "evaluations without a better dev WER before training stops (0: never)")
+    workers: int = setting(1, "processes that load and augment audio (0: the training process)")
+    clean_epochs: int = setting(1, "epochs before augmentation starts: CTC aligns sooner on clean speech")
+    spec_augment: bool = setting(True, "SpecAugment: masks over time and frequency (Park et al. 2019)")
+    speed: float = setting(0.1, "largest speed perturbation, as a share of the speed (0: off)")
+    formant: float = setting(0.1, "largest vocal-tract-length perturbation (Jaitly & Hinton 2013)")
+    gain_db: float = setting(12.0, "largest random attenuation, with amplification up to half of it, in dB")
+    noise: float = setting(0.3, "share of utterances with added noise")
+    reverberation: float = setting(0.15, "share of utterances with reverberation")
+    noise_folder: str | None = setting(None, "folder of noise recordings, used for half of the noise, else synthetic")
+    room_folder: str | None = setting(
+        None, "folder of room impulse responses, used for half of the reverberation, else synthetic"
     )
-    room_folder: str | None = setting(None, "impulse responses, of which half of the rooms are then taken")
-    microphone: float = setting(0.0, "share of utterances colored as by another microphone")
+    microphone: float = setting(0.0, "share of utterances filtered as by another microphone")
     telephone: float = setting(0.1, "share of utterances band-limited to 8 kHz")
     silence: float = setting(0.02, "share of training items replaced by noise or silence without text")
-    join: float = setting(0.5, "share of training items made by joining utterances, so that every length is seen")
-    join_seconds: float = setting(10.0, "longest item made by joining")
-    max_seconds: float = setting(20.0, "longest training item; longer utterances are left out and counted")
+    join: float = setting(0.5, "share of training items made by joining utterances")
+    join_seconds: float = setting(10.0, "longest joined training item, in seconds")
+    max_seconds: float = setting(20.0, "longest training item, in seconds: longer utterances are skipped and counted")
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -119,34 +115,34 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class AdaptConfig(TrainConfig):
-    """One adaptation of a Whisper model to audio of its own length; the padded source is the teacher."""
+    """Adaptation of a Whisper model to audio without padding; the padded source model is the teacher."""
 
-    steps: int = setting(1500, "optimizer steps in all")
-    batch_seconds: float = setting(40.0, "audio per batch, padding to the longest included")
-    learning_rate: float = setting(3e-5, "peak")
-    warmup_steps: int = setting(50, "linear rise of the learning rate")
-    weight_decay: float = setting(0.0, "matrices only")
-    label_smoothing: float = setting(0.0, "decoder targets of --texts")
-    ema_decay: float = setting(0.99, "weights averaged over about 1/(1 - decay) steps; 0: off")
+    steps: int = setting(1500, "number of optimizer steps")
+    batch_seconds: float = setting(40.0, "audio per batch, padding to the longest included, in seconds")
+    learning_rate: float = setting(3e-5, "peak learning rate")
+    warmup_steps: int = setting(50, "steps of linear learning rate warm-up")
+    weight_decay: float = setting(0.0, "weight decay of matrices")
+    label_smoothing: float = setting(0.0, "label smoothing of the targets from --texts")
+    ema_decay: float = setting(0.99, "decay of the moving average of the weights, per step (0: off)")
     evaluate_every: int = setting(250, "steps between evaluations on dev, each followed by a checkpoint")
     dev_normalizer: Literal["none", "basic", "english"] = setting(
-        "english", "what dev texts lose before they are compared, as evaluate's normalizer"
+        "english", "normalization of dev texts, as --normalizer of evaluate"
     )
-    clean_epochs: int = setting(0, "epochs before augmentation begins")
-    spec_augment: bool = setting(False, "masks over time and frequency (Park et al. 2019)")
-    formant: float = setting(0.0, "mel axis stretched by up to this (Jaitly & Hinton 2013)")
-    noise: float = setting(0.2, "share of utterances with noise made up on the spot")
-    reverberation: float = setting(0.1, "share of utterances put into a made-up room")
+    clean_epochs: int = setting(0, "epochs before augmentation starts")
+    spec_augment: bool = setting(False, "SpecAugment: masks over time and frequency (Park et al. 2019)")
+    formant: float = setting(0.0, "largest vocal-tract-length perturbation (Jaitly & Hinton 2013)")
+    noise: float = setting(0.2, "share of utterances with added noise")
+    reverberation: float = setting(0.1, "share of utterances with reverberation")
     telephone: float = setting(0.05, "share of utterances band-limited to 8 kHz")
     silence: float = setting(0.06, "share of training items replaced by noise or silence without text")
-    join: float = setting(0.4, "share of training items made by joining utterances, so that every length is seen")
-    join_seconds: float = setting(26.0, "longest item made by joining")
-    max_seconds: float = setting(26.0, "longest training item; longer recordings are cut into parts of this length")
-    longest_tail: int = setting(64, "frames of silence after the audio, sampled from 0 to this")
-    cut: float = setting(0.3, "share of recordings cut short, to 0.3 s or more")
-    padded: float = setting(0.1, "share of batches padded to the window, as the source had them")
+    join: float = setting(0.4, "share of training items made by joining utterances")
+    join_seconds: float = setting(26.0, "longest joined training item, in seconds")
+    max_seconds: float = setting(26.0, "longest training item, in seconds: longer recordings are split")
+    longest_tail: int = setting(64, "largest random tail of silence after the audio, in 10 ms frames")
+    cut: float = setting(0.3, "share of recordings truncated at random, to at least 0.3 s")
+    padded: float = setting(0.1, "share of batches padded to the full window, as for the source model")
     timestamps: float = setting(0.5, "share of batches with timestamp tokens")
-    divergence: float = setting(0.1, "weight of the KL divergence of the output, beside the error of decoder states")
+    divergence: float = setting(0.1, "weight of the KL divergence of the output, relative to the decoder state error")
     text_weight: float = setting(0.2, "weight of the cross-entropy of --texts and of audio without speech")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What users of Whisper set: its search, its way through a recording, its files; names and defaults are theirs."""
+"""Options of Whisper models: search, long recordings and output, with openai/whisper's names."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ from typing import Literal
 
 from focusasr.runtime.settings import LONGEST_SECONDS, require, require_choices, setting
 
-LEAST_WARMTH = 0.01  # of temperatures above 0, and between them
+LEAST_WARMTH = 0.01  # smallest temperature above 0, and smallest increment
 LONGEST_ID = 9  # digits
-MOST_TRIED = 100_000  # texts at a time
+MOST_TRIED = 100_000  # beams or samples
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How Whisper models look for a text, and when they look again; names and defaults are openai/whisper's.
+    """Search of Whisper models and its fallback, with openai/whisper's names and defaults.
 
-    Native models decode with their CTC head and decoder together, at temperature 0, and have no use for these.
+    Native models ignore these: they decode with CTC head and decoder together, at temperature 0.
     """
 
-    title = "Search, Whisper models only"  # of its options
+    title = "Search, Whisper models only"  # heading of the options
 
-    temperature: float = setting(0.0, "0: the likeliest text; above: sampling")
-    best_of: int | None = setting(5, "samples to choose from where the temperature is above 0")
-    beam_size: int | None = setting(5, "beams at temperature 0; none: greedy")
-    patience: float | None = setting(None, "beams: how many times beam_size texts to wait for; none: 1")
-    length_penalty: float | None = setting(None, "exponent α of ((5 + tokens) / 6) ** α; none: mean per token")
-    suppress_tokens: str = setting("-1", "ids never written, with commas; -1: brackets, notes and the like")
-    repetition_penalty: float = setting(1.0, "above 1: tokens written before become less likely")
-    no_repeat_ngram_size: int = setting(0, "no sequence of so many tokens comes twice; 0: any may")
-    temperature_increment_on_fallback: float | None = setting(0.2, "how much warmer a failed window is tried again")
-    compression_ratio_threshold: float | None = setting(2.4, "a text that compresses better is a loop: try again")
-    logprob_threshold: float | None = setting(-1.0, "a text with a lower mean log probability: try again")
-    no_speech_threshold: float | None = setting(0.6, "silence where its probability is above and logprob fails")
+    temperature: float = setting(0.0, "sampling temperature (0: beam search or greedy decoding)")
+    best_of: int | None = setting(5, "number of samples at temperatures above 0")
+    beam_size: int | None = setting(5, "beam size at temperature 0 (none: greedy)")
+    patience: float | None = setting(None, "beam search patience factor (none: 1.0)")
+    length_penalty: float | None = setting(
+        None, "exponent α of the length penalty ((5 + tokens) / 6) ** α (none: mean)"
+    )
+    suppress_tokens: str = setting("-1", "comma-separated ids of suppressed tokens (-1: brackets, notes and the like)")
+    repetition_penalty: float = setting(1.0, "penalty of tokens that occurred before (1: none)")
+    no_repeat_ngram_size: int = setting(0, "size of n-grams that must not repeat, in tokens (0: none)")
+    temperature_increment_on_fallback: float | None = setting(0.2, "temperature increment after a failed attempt")
+    compression_ratio_threshold: float | None = setting(2.4, "compression ratio above which a text is decoded again")
+    logprob_threshold: float | None = setting(-1.0, "mean log probability below which a text is decoded again")
+    no_speech_threshold: float | None = setting(
+        0.6, "probability of no speech above which a window that fails logprob_threshold is silence"
+    )
 
     def __post_init__(self) -> None:
         fits = self.temperature == 0 or LEAST_WARMTH <= self.temperature <= 10
@@ -55,7 +59,7 @@ class SearchConfig:
         require(fine, "suppress_tokens", self.suppress_tokens, "ids with commas between, or -1 for signs not spoken")
 
     def fit(self, vocabulary: int) -> None:
-        """Refuse what a model of so many tokens cannot do: SettingError."""
+        """Raise SettingError if a setting does not fit a model with `vocabulary` tokens."""
         largest = max(map(int, self.suppress_tokens.split(","))) if self.suppress_tokens else -1
         has = f"this model has {vocabulary} tokens"
         require(largest < vocabulary, "suppress_tokens", self.suppress_tokens, f"ids below {vocabulary}: {has}")
@@ -63,7 +67,7 @@ class SearchConfig:
 
     @property
     def temperatures(self) -> list[float]:
-        """Return the temperatures to try, one after the other, up to 1."""
+        """Return the temperatures to try in order, up to 1."""
         step = self.temperature_increment_on_fallback
         if step is None or self.temperature > 1:
             return [self.temperature]
@@ -72,25 +76,27 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class LongformConfig:
-    """How Whisper models go through a recording; names and defaults are openai/whisper's and faster-whisper's."""
+    """Language and long recordings of Whisper models, with openai/whisper's and faster-whisper's names and defaults."""
 
-    title = "Language and long recordings, Whisper models only"  # of its options
+    title = "Language and long recordings, Whisper models only"  # heading of the options
 
-    task: Literal["transcribe", "translate"] = setting("transcribe", "translate: into English")
-    language: str | None = setting(None, "what is spoken, such as en or English; none: detected")
-    initial_prompt: str | None = setting(None, "text before the first window: names, spelling, style")
-    carry_initial_prompt: bool = setting(False, "put initial_prompt before every window")
-    condition_on_previous_text: bool = setting(True, "each window knows the text before it; off: loops end sooner")
-    prefix: str | None = setting(None, "text that every window goes on from")
-    hotwords: str | None = setting(None, "words to expect in every window; without effect beside prefix")
-    clip_timestamps: str = setting("0", "start,end,start,end ... in seconds of what is read; the last end may lack")
+    task: Literal["transcribe", "translate"] = setting("transcribe", "transcription, or translation into English")
+    language: str | None = setting(None, "spoken language, such as en or English (none: detected)")
+    initial_prompt: str | None = setting(None, "prompt for the first window, with names, spelling or style")
+    carry_initial_prompt: bool = setting(False, "initial_prompt for every window")
+    condition_on_previous_text: bool = setting(True, "previous text as prompt for each window")
+    prefix: str | None = setting(None, "text with which every window starts")
+    hotwords: str | None = setting(None, "expected words, as prompt for every window unless --prefix is given")
+    clip_timestamps: str = setting("0", "start,end,start,end,... of the clips to transcribe, in seconds")
     hallucination_silence_threshold: float | None = setting(
-        None, "with word times: skip silences above so many seconds around words that look invented"
+        None, "silence to skip around words that look hallucinated, with word times, in seconds (none: off)"
     )
-    prepend_punctuations: str = setting("\"'“¿([{-", "word times: marks that belong to the next word")
-    append_punctuations: str = setting("\"'.。,，!！?？:：”)]}、", "word times: marks that belong to the word before")
-    batched: bool = setting(False, "split at pauses into pieces of up to 30 s and decode many at once")
-    vad_filter: bool = setting(False, "read only where the pause finder hears speech; native models always do")
+    prepend_punctuations: str = setting("\"'“¿([{-", "punctuation that belongs to the next word, for word times")
+    append_punctuations: str = setting(
+        "\"'.。,，!！?？:：”)]}、", "punctuation that belongs to the previous word, for word times"
+    )
+    batched: bool = setting(False, "batched decoding of segments of up to 30 s, split at pauses")
+    vad_filter: bool = setting(False, "restriction to speech by voice activity detection, as native models always do")
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -103,7 +109,7 @@ class LongformConfig:
 
     @property
     def clips(self) -> list[float] | None:
-        """Return the seconds in `clip_timestamps`; None where they are no numbers from 0 on."""
+        """Return the times in `clip_timestamps`, in seconds; None if one is not a number of at least 0."""
         try:
             seconds = [float(part) for part in self.clip_timestamps.split(",") if part.strip()]
         except ValueError:
@@ -113,19 +119,19 @@ class LongformConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What is written how; names and defaults are openai/whisper's. Lines and words need word times."""
+    """Output formats, with openai/whisper's names and defaults. Limits of lines and words need word times."""
 
-    highlight_words: bool = setting(False, "srt and vtt: underline each word as it is spoken")
-    max_line_width: int | None = setting(None, "most characters in a line")
-    max_line_count: int | None = setting(None, "most lines in a subtitle; not with max_words_per_line alone")
-    max_words_per_line: int | None = setting(None, "most words in a subtitle; without effect beside both of the others")
-    pretty_json: bool = setting(False, "json on many lines")
-    verbose: bool = setting(True, "Whisper models: print what was heard, with its times, where files are written")
+    highlight_words: bool = setting(False, "underlined words in srt and vtt as they are spoken")
+    max_line_width: int | None = setting(None, "longest subtitle line, in characters")
+    max_line_count: int | None = setting(None, "most lines in a subtitle, with max_line_width")
+    max_words_per_line: int | None = setting(None, "most words in a subtitle, unless both other limits are given")
+    pretty_json: bool = setting(False, "indented json")
+    verbose: bool = setting(True, "transcript and times of Whisper models on stdout while files are written")
 
     @property
     def shapes_lines(self) -> bool:
-        """Return whether anything is said of how long lines and subtitles are."""
-        return any((self.max_line_width, self.max_words_per_line))  # a count alone shapes the usual lines
+        """Return whether a limit on lines or words of subtitles is set."""
+        return any((self.max_line_width, self.max_words_per_line))  # a line count alone uses the default lines
 
     def __post_init__(self) -> None:
         for name in ("max_line_width", "max_line_count", "max_words_per_line"):

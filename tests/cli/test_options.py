@@ -145,7 +145,7 @@ def test_help_marks_what_only_whisper_models_heed(run, monkeypatch: pytest.Monke
         assert f"{name} " in native
     for name in ("--beam-size", "--temperature", "--task", "--language", "--initial-prompt", "--batched"):
         assert f"  {name} " in "".join(whisper) and f"  {name} " not in native
-    assert "how many times --beam-size texts" in " ".join(whisper[0].split())  # not beam_size
+    assert "that fails --logprob-threshold is" in " ".join(whisper[0].split())  # not logprob_threshold
 
 
 @pytest.mark.parametrize(
