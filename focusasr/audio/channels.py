@@ -1,4 +1,4 @@
-"""Several channels made one: their mean, or one of them where they cancel each other."""
+"""Downmix to one channel: the mean, or one channel if the channels cancel."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from focusasr.audio.integrity import AudioError
 from focusasr.runtime.console import warn_once
 
-CANCELLED = 0.01  # of the channels' power: a mean with less, 20 dB below them, has lost what they say
-AUDIBLE = 1e-8  # power, 80 dB below full scale, from which that matters
-AS_LOUD = 0.25  # of the loudest channel's power: the first channel that has so much stands for all
+CANCELLED = 0.01  # lowest power of the mean, relative to the channels' (-20 dB), before they count as cancelled
+AUDIBLE = 1e-8  # lowest power that is checked, -80 dBFS
+AS_LOUD = 0.25  # of the loudest channel's power: the first channel above it replaces the mean
 
 
 def check_channel(channel: int | None, channels: int, name: str) -> None:
-    """Refuse a channel that a recording does not have: AudioError."""
+    """Raise AudioError if a recording does not have the channel."""
     if channel is not None and channel >= channels:
         seen = f"channel {channel} is wanted and it has {channels}, counted from 0"
         raise AudioError(f"{name}: {seen}; correct --channel, or the line's channel")
@@ -25,7 +25,7 @@ def check_channel(channel: int | None, channels: int, name: str) -> None:
 def mix(block: np.ndarray, name: str) -> np.ndarray:
     """Return one channel (n,) for a block (n, channels) of the recording `name`.
 
-    Microphones with wires the wrong way round cancel each other in the mean; a warning says so once.
+    Channels of opposite polarity cancel in the mean: then one of them is returned, with one warning per recording.
     """
     mean = _mean(block)
     if block.shape[1] == 1 or not len(block):
@@ -41,7 +41,7 @@ def mix(block: np.ndarray, name: str) -> np.ndarray:
 
 
 def _mean(block: np.ndarray) -> np.ndarray:
-    """Return the mean of the channels of a block (n, channels); column by column, which NumPy does much faster."""
+    """Return the mean (n,) of a block (n, channels), summed by column, which is much faster in NumPy."""
     if block.shape[1] > 8:
         return block.mean(axis=1)
     total = block[:, 0].copy()
@@ -61,9 +61,9 @@ def frame_values(frame: Any) -> np.ndarray:
 
 
 def choose_track(tracks: Sequence[Any], track: int | None, name: str) -> Any:
-    """Return the audio track that was asked for, counted from 0, or else the default one.
+    """Return audio track `track`, counted from 0, or the default track, with a warning if there are several.
 
-    Where there are several, a warning names the default one. AudioError where there is no such track.
+    AudioError if there is no such track.
     """
     if track is not None:
         if track >= len(tracks):

@@ -1,4 +1,4 @@
-"""Opening a recording of any container: libsndfile first, FFmpeg for what it cannot read."""
+"""Decoders of audio files: libsndfile, or FFmpeg for formats that it does not read."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ from focusasr.audio.integrity import (
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.libraries import library
 
-LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # beyond these a header lies, and resampling would need any memory
-READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB however many channels a header claims
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = (
+    1_000,
+    3_072_000,
+)  # beyond these a header is corrupt, and resampling needs unbounded memory
+READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB for any number of channels
 SLACK_SECONDS = 0.5  # containers round the length of their last packets
-LEAST_LEAD_SECONDS, MOST_LEAD_SECONDS = 0.05, 24 * 3600.0  # by which a track may begin after the picture
-STEP_FRAMES = 1024  # read at once up to the place where a decoder fails
-HEADERLESS = frozenset(("adp",))  # what FFmpeg takes bare samples for, as nothing marks the beginning of such files
+LEAST_LEAD_SECONDS, MOST_LEAD_SECONDS = 0.05, 24 * 3600.0  # delay of audio after video
+STEP_FRAMES = 1024  # read at once up to the position where a decoder fails
+HEADERLESS = frozenset(("adp",))  # formats without a signature, which FFmpeg detects in raw samples
 
 
 class Sound(Protocol):
-    """An open recording: its rate, its channels, its length where the header knows it, and its samples."""
+    """An open recording: sample rate, number of channels, duration if the header has it, and samples."""
 
     rate_hz: int
     channels: int
@@ -45,15 +48,15 @@ class Sound(Protocol):
         ...
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
-        """Yield the mean of the channels (n,) float32 from sample `start` on; CutOff where the end is missing."""
+        """Yield one channel or the mean of all, (n,) float32, from sample `start`; CutOff if the end is missing."""
         ...
 
 
 @contextmanager
 def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[Sound]:
-    """Open the recording in a file that can be sought; `name` is what errors call it, `track` one of several.
+    """Open the recording in a seekable file; `name` is its name in errors, `track` the audio track.
 
-    AudioError where it is empty, not sound, cut off before its sound, or has a sample rate that cannot be.
+    AudioError if the file is empty, not audio, truncated before its samples, or has an impossible sample rate.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
@@ -78,7 +81,7 @@ def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[
 
 
 def open_samples(samples: np.ndarray, rate_hz: int, name: str) -> Sound:
-    """Open mono samples (N,) float32 as a recording; AudioError if they cannot have that rate."""
+    """Open mono samples (N,) float32 as a recording; AudioError if the sample rate is invalid."""
     if not isinstance(rate_hz, int) or not _is_rate(rate_hz):
         expected = f"a whole number of Hz from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}"
         raise AudioError(f"{name}: sampling_rate is {rate_hz!r}. It must be {expected}.")
@@ -100,7 +103,7 @@ class _Samples:
         """Do nothing: the samples belong to the caller."""
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
-        """Yield the samples from `start` on."""
+        """Yield the samples from `start`."""
         check_channel(channel, self.channels, self._name)
         if start > len(self._samples):
             raise _past_the_end(self._name, start, len(self._samples), self.rate_hz)
@@ -108,13 +111,13 @@ class _Samples:
 
 
 def _bytes_only(file: BinaryIO) -> Any:
-    """Return a file object without a name, so that no decoder guesses from its suffix."""
+    """Return a file object without a name, so that no decoder guesses the format from a suffix."""
     file.seek(0)
     return SimpleNamespace(read=file.read, readinto=file.readinto, seek=file.seek, tell=file.tell)  # type: ignore[attr-defined]
 
 
 class _TruncatedAudio:
-    """The beginning of a recording, whose end is missing."""
+    """A recording whose end is missing."""
 
     def __init__(self, sound: Sound, name: str) -> None:
         self._sound, self._name = sound, name
@@ -122,9 +125,9 @@ class _TruncatedAudio:
         self.rate_hz, self.channels, self.close = sound.rate_hz, sound.channels, sound.close
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
-        """Yield what there is."""
+        """Yield the samples that are present, then raise CutOff."""
         position = start
-        with contextlib.suppress(AudioError):  # whatever is wrong at its end, the rest is missing
+        with contextlib.suppress(AudioError):  # CutOff below covers any error at the end
             for block in self._sound.mono_from(start, channel):
                 yield block
                 position += len(block)
@@ -152,17 +155,17 @@ class _Sndfile:
 
     def __init__(self, sound: Any, name: str, file: BinaryIO) -> None:
         self._sound, self._name, self._file = sound, name, file
-        self._frames: int | None = sound.frames if sound.frames < 2**62 else None  # FLAC from a pipe does not know
+        self._frames: int | None = sound.frames if sound.frames < 2**62 else None  # unknown in FLAC from a pipe
         self.rate_hz: int = sound.samplerate
         self.channels: int = sound.channels
         self.seconds = None if self._frames is None else self._frames / max(1, self.rate_hz)
 
     def close(self) -> None:
-        """Close what is open in libsndfile."""
+        """Close the file in libsndfile."""
         self._sound.close()
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
-        """Yield one channel, or the mean of all, from sample `start` on, sought where the file allows that."""
+        """Yield one channel, or the mean of all, from sample `start`, with a seek if the file allows it."""
         check_channel(channel, self._sound.channels, self._name)
         if self._frames is not None and start > self._frames:
             raise _past_the_end(self._name, start, self._frames, self.rate_hz)
@@ -178,18 +181,18 @@ class _Sndfile:
                 if failed:  # a FLAC decoder that failed cannot seek
                     self.close()
                     self._sound = soundfile.SoundFile(_bytes_only(self._file))
-                if position and self._sound.seek(position) != position:  # nonsense, of a damaged Ogg
+                if position and self._sound.seek(position) != position:  # in a damaged Ogg file
                     raise _damaged(self._name, position / self.rate_hz if failed else 0.0)
                 while len(block := self._sound.read(block_frames, dtype="float32", always_2d=True)):
                     yield mix(block, self._name) if channel is None else block[:, channel]
                     position += len(block)
                 break
-            except soundfile.LibsndfileError:  # nothing is given of a block that fails
+            except soundfile.LibsndfileError:  # a block that fails returns no samples
                 failed = True
         if failed or (self._frames is not None and position < self._frames):
             raise _damaged(self._name, position / self.rate_hz)
         if self._sound.format == "OGG" and (at := broken_page(self._file)) is not None:
-            raise CutOff(f"{self._name}: damaged at byte {at}, and not all of it was heard; get a whole copy")
+            raise CutOff(f"{self._name}: damaged at byte {at}, so some audio is missing; get a whole copy")
 
 
 def _open_ffmpeg(file: BinaryIO, name: str, track: int | None) -> Sound:
@@ -198,10 +201,12 @@ def _open_ffmpeg(file: BinaryIO, name: str, track: int | None) -> Sound:
 
     guessed = is_mpeg(file) and goes_on_behind_its_header(file)
     try:
-        container = av.open(_bytes_only(file), options={"protocol_whitelist": "none"})  # playlists open nothing else
+        container = av.open(
+            _bytes_only(file), options={"protocol_whitelist": "none"}
+        )  # playlists cannot open other files
     except (av.FFmpegError, ValueError) as error:
         file.seek(4)
-        if file.read(4) == b"ftyp":  # MP4, which mostly has its index at its end
+        if file.read(4) == b"ftyp":  # MP4, with the index usually at the end
             raise AudioError(f"{name}: cut off or damaged, without an index of its sound; get a whole copy") from None
         raise _no_recording(name, _reason(error)) from None
     if container.format.name in HEADERLESS:
@@ -221,27 +226,27 @@ def _open_ffmpeg(file: BinaryIO, name: str, track: int | None) -> Sound:
 class _Ffmpeg:
     """An audio track of a recording open in FFmpeg.
 
-    Where it begins after the picture there is silence before it, so that times are those of the picture.
+    If the track starts after the video, silence comes first, so that times match the video.
     """
 
     def __init__(self, container: Any, name: str, guessed: bool, track: Any) -> None:
         self._container, self._name = container, name
         self._track = track
-        if self._track.codec_context is None:  # PyAV before 18.1 would decode with it all the same, and crash
+        if self._track.codec_context is None:  # PyAV before 18.1 would crash in decoding
             raise AudioError(f"{name}: nothing in it can be decoded (no decoder for its format); export it again")
-        self._end_seconds = 0.0  # what is decoded so far, by the file's own clock
+        self._end_seconds = 0.0  # end of the decoded audio, in the file's timestamps
         self._lead_seconds = _lead_seconds(container, track)
         self.seconds = None if guessed else self._header_seconds()
         self.close = container.close
         self._frames = self._decode()
-        self._first = next(self._frames, None)  # only a decoded frame knows the rate: AAC may double its header's
+        self._first = next(self._frames, None)  # a decoded frame has the true rate: AAC may double its header's
         self.rate_hz: int = self._first.sample_rate if self._first else self._track.rate or SAMPLE_RATE_HZ
         self.channels: int = self._first.layout.nb_channels if self._first else 1
 
     def _header_seconds(self) -> float | None:
-        """Return the length, None where FFmpeg could only guess it from the bit rate."""
+        """Return the duration; None if FFmpeg only estimates it from the bit rate."""
         family, track = self._container.format.name, self._track
-        known = "mp4" in family or family == "flac" or (family == "mp3" and track.start_time)  # whose header was read
+        known = "mp4" in family or family == "flac" or (family == "mp3" and track.start_time)  # MP3 with a header
         if known and track.duration is not None:
             return float(track.duration * track.time_base) + self._lead_seconds
         if "matroska" in family and len(self._container.streams) == 1 and self._container.duration is not None:
@@ -249,7 +254,7 @@ class _Ffmpeg:
         return None
 
     def mono_from(self, start: int, channel: int | None = None) -> Iterator[np.ndarray]:
-        """Yield one channel, or the mean of all, from sample `start` on; what lies before is decoded and dropped."""
+        """Yield one channel, or the mean of all, from sample `start`; earlier samples are decoded and dropped."""
         return _after(self._blocks(channel), start, self.rate_hz, self._name)
 
     def _blocks(self, channel: int | None) -> Iterator[np.ndarray]:
@@ -267,11 +272,11 @@ class _Ffmpeg:
             raise _damaged(self._name, self._end_seconds)
 
     def _cut_off(self) -> bool:
-        slack = min(SLACK_SECONDS, self.seconds / 2) if self.seconds else 0.0  # of a short one half may not be missing
+        slack = min(SLACK_SECONDS, self.seconds / 2) if self.seconds else 0.0  # less slack for short files
         return self.seconds is not None and self._end_seconds < self.seconds - slack
 
     def _decode(self) -> Iterator[Any]:
-        """Yield decoded frames; what fails is passed over before the first, behind a known end, and if it is a tag."""
+        """Yield decoded frames; skip packets that fail before the first frame, after a known end, or as tags."""
         import av
 
         failed: Exception | None = None
@@ -296,7 +301,7 @@ class _Ffmpeg:
 
 
 def _lead_seconds(container: Any, track: Any) -> float:
-    """Return how long after the recording a track begins; 0 where that is no more than the delay of a codec."""
+    """Return the delay of a track after the start of the recording, in seconds; 0 for a mere codec delay."""
     if container.start_time is None or track.start_time is None:
         return 0.0
     lead = float(track.start_time * track.time_base) - container.start_time / 1e6
@@ -304,7 +309,7 @@ def _lead_seconds(container: Any, track: Any) -> float:
 
 
 def _after(blocks: Iterator[np.ndarray], start: int, rate_hz: int, name: str) -> Iterator[np.ndarray]:
-    """Drop the first `start` samples; AudioError where there are fewer."""
+    """Drop the first `start` samples; AudioError if there are fewer."""
     position = 0
     for block in blocks:
         if position + len(block) > start:

@@ -1,7 +1,7 @@
-"""Whisper's log-mel spectrogram (Radford et al. 2022, section 2.2), of a waveform, a batch or a stream.
+"""Whisper's log-mel spectrogram (Radford et al. 2022, section 2.2) of waveforms and streams.
 
-Whisper cuts what is 8 (80 dB) below the loudest point of the whole recording. So a stream reads the sound twice: once
-to find that point and the length, once window by window. Memory does not grow with the recording.
+Whisper clips values 8 (80 dB) below the loudest point of the whole recording. So a stream reads the audio twice: once
+for that point and the length, once window by window. Memory does not grow with the recording.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FFT_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES
 
-WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # where the model does not say
+WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # default, for models without a window
 BLOCK_FRAMES = 1000
 MOST_KEPT_BLOCKS = 6
 SILENT_LOG10 = -10.0  # log10 power of digital silence
-LOWEST_DB = -200.0  # of zeros; full scale is 0
-EDGE = FFT_SAMPLES // 2  # samples that a frame sees to each side of its middle
+LOWEST_DB = -200.0  # level of digital silence, in dBFS
+EDGE = FFT_SAMPLES // 2  # samples in a frame on each side of its center
 
 
 def hz_from_mel(mel: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ def hz_from_mel(mel: Tensor) -> Tensor:
 def mel_filters(mel_bands: int) -> Tensor:
     """Return the triangular filters of equal area (M, FFT_SAMPLES // 2 + 1) from 0 Hz to 8 kHz, in float64.
 
-    Those of librosa's `filters.mel`, which Whisper's file of filters was made with; torchaudio's are computed in
-    float32 and miss them by more than 1e-5 in the logarithm.
+    They equal librosa's `filters.mel`, the source of Whisper's filters; torchaudio's are computed in float32 and
+    differ by more than 1e-5 in the logarithm.
     """
     nyquist_hz = SAMPLE_RATE_HZ / 2
     highest = 15 + 27 * math.log(nyquist_hz / 1000) / math.log(6.4)
@@ -57,7 +57,7 @@ def _filters(mel_bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def input_mel(waveform: Tensor, config: ModelConfig) -> Tensor:
-    """Return the log-mel spectrogram (F, M) of a waveform (N,) as a model's encoder reads it, its tail included."""
+    """Return the encoder input (F, M) for a waveform (N,): its log-mel spectrogram with the tail."""
     mel = log_mel(waveform[: config.longest_samples], config.mel_bands, config.window_samples)
     return torch.nn.functional.pad(mel, (0, 0, 0, config.input_frames(len(mel)) - len(mel)))
 
@@ -65,9 +65,9 @@ def input_mel(waveform: Tensor, config: ModelConfig) -> Tensor:
 def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = None) -> Tensor:
     """Return the log-mel spectrogram of one recording.
 
-    `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. It is first padded with silence or cut to
-    `window_samples`, as Whisper's absolute positions want it; without them it is padded to SHORTEST_SAMPLES, 0.4 s,
-    where it is shorter, so that there are frames for a word, however closely it was cut.
+    `waveform` (N,) float32 at 16 kHz → (F, M) with F = N // 160. It is first padded with silence or truncated to
+    `window_samples`, as Whisper's absolute positions require; without them it is padded to at least SHORTEST_SAMPLES,
+    0.4 s, so that a tightly trimmed word has enough frames.
     """
     mel = log_power(_fitted(waveform, window_samples), mel_bands)
     mel = torch.maximum(mel, mel.max() - 8.0)
@@ -75,25 +75,25 @@ def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = 
 
 
 def input_mels(waveforms: Tensor, samples: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Return the spectrograms of a batch as `log_mels` does, as a model's encoder reads them, tails included."""
+    """Return the encoder input for a batch: the spectrograms and lengths of `log_mels`, with tails."""
     mel, lengths = log_mels(waveforms[:, : config.longest_samples], samples, config.mel_bands, config.window_samples)
     lengths = torch.tensor([config.input_frames(length) for length in lengths.tolist()], device=mel.device)
     return torch.nn.functional.pad(mel, (0, 0, 0, int(lengths.max()) - mel.shape[1])), lengths
 
 
 def _fitted(waveform: Tensor, window_samples: int | None) -> Tensor:
-    """Return waveforms (..., N) padded or cut to the window; without one, padded to the shortest sound."""
+    """Return waveforms (..., N) padded or truncated to the window; without one, padded to SHORTEST_SAMPLES."""
     least, most = _bounds(window_samples)
     return torch.nn.functional.pad(waveform, (0, max(0, least - waveform.shape[-1])))[..., :most]
 
 
 def _bounds(window_samples: int | None) -> tuple[int, int | None]:
-    """Return the fewest and the most samples that are looked at, silence behind a recording included."""
+    """Return the lowest and the highest number of input samples, padding included."""
     return (SHORTEST_SAMPLES, None) if window_samples is None else (max(window_samples, FFT_SAMPLES),) * 2
 
 
 def frame_count(samples: int, window_samples: int | None = None) -> int:
-    """Return how many frames `log_mel` makes of a recording."""
+    """Return the number of frames of `log_mel` for a recording of `samples` samples."""
     least, most = _bounds(window_samples)
     return (most or max(samples, least)) // HOP_SAMPLES
 
@@ -101,10 +101,10 @@ def frame_count(samples: int, window_samples: int | None = None) -> int:
 def log_mels(
     waveforms: Tensor, samples: Tensor, mel_bands: int = 80, window_samples: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-mel spectrograms of a batch, row by row those of `log_mel`, and their lengths.
+    """Return the log-mel spectrograms of a batch, each equal to that of `log_mel`, and their lengths.
 
-    `waveforms` (B, N) float32, zero from each row's `samples` (B,) on → (B, F, M), zero beyond a row's frames, and the
-    rows' frames (B,).
+    `waveforms` (B, N) float32, zero after each row's `samples` (B,) → (B, F, M), zero after each row's frames, and the
+    numbers of frames (B,).
     """
     waveforms = _fitted(waveforms, window_samples)
     samples = samples.clamp(*_bounds(window_samples))
@@ -117,7 +117,7 @@ def log_mels(
 
 
 def _mirrored(waveforms: Tensor, samples: Tensor) -> Tensor:
-    """Return waveforms (B, N) mirrored at their start and each at its own end, as far as a row's last frame reaches."""
+    """Return waveforms (B, N) with reflection padding at the start and at each row's own end."""
     before, behind = FFT_SAMPLES // 2, FFT_SAMPLES // 2 - HOP_SAMPLES
     padded = torch.nn.functional.pad(waveforms, (before, behind))
     padded[:, :before] = waveforms[:, 1 : before + 1].flip(1)
@@ -127,16 +127,16 @@ def _mirrored(waveforms: Tensor, samples: Tensor) -> Tensor:
 
 
 def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor:
-    """Return log10 of the power in each band (..., F, M), at least -10, before the loudest point is known.
+    """Return log10 of the power in each band (..., F, M), at least -10, without Whisper's clipping.
 
-    `waveform` (..., N): with `centered` mirrored at both ends, F = N // 160; else as it is, F = (N - 400) // 160 + 1.
+    `waveform` (..., N): if `centered`, with reflection padding, F = N // 160; else F = (N - 400) // 160 + 1.
     """
     bank, window = _filters(mel_bands, waveform.device)
     spectrum = torch.stft(
         waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True
     )  # (..., bins, F)
     spectrum = spectrum[..., :-1] if centered else spectrum
-    power = spectrum.real.square() + spectrum.imag.square()  # the absolute value, squared, takes several times as long
+    power = spectrum.real.square() + spectrum.imag.square()  # several times faster than abs().square()
     return (bank @ power).clamp(min=10**SILENT_LOG10).log10().mT
 
 
@@ -147,16 +147,16 @@ def stack(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def levels_db(samples: np.ndarray) -> np.ndarray:
-    """Return the level of each whole 10 ms (F,) in decibels of full scale."""
+    """Return the level of each whole 10 ms frame (F,), in dBFS."""
     frames = samples[: len(samples) // HOP_SAMPLES * HOP_SAMPLES].reshape(-1, HOP_SAMPLES)
     return (10 * np.log10(np.square(frames, dtype=np.float64).mean(axis=1) + 10 ** (LOWEST_DB / 10))).astype(np.float32)
 
 
 class LogMelStream:
-    """The frames of one recording; `frames` is their number, a last piece shorter than a hop not counted.
+    """Log-mel frames of one recording, window by window.
 
-    `levels` (frames,) are their loudness in decibels of full scale.
-    AudioError, before any frame, where the recording cannot be read; `cut_off` is that of `audio.stream`.
+    `frames` is their number, without an incomplete last hop; `levels` (frames,) are their levels in dBFS.
+    AudioError, before any frame, if the recording cannot be read; `cut_off` is that of `load.stream`.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class LogMelStream:
         self._cut_off = cut_off
         self._source, self._config, self._mel_bands, self._device = source, config, config.mel_bands, device
         self.samples, loudest = 0, -torch.inf
-        kept: list[Tensor] | None = []  # of a short recording, which then is decoded once
+        kept: list[Tensor] | None = []  # all blocks of a short recording, so that it is decoded once
         self._levels: list[np.ndarray] = []
         for block in self._blocks(count=True):
             loudest = max(loudest, float(block.max()))
@@ -180,10 +180,10 @@ class LogMelStream:
         self._kept = kept
         self._ahead = self._again()
         self._held = torch.zeros(0, config.mel_bands, device=device)
-        self._first = 0  # frame at which `_held` begins
+        self._first = 0  # first frame in `_held`
 
     def window(self, start: int, frames: int) -> Tensor:
-        """Return `frames` frames (F, M) from `start` on, then zeros, as the model wants; fastest in order of time."""
+        """Return `frames` frames (F, M) from `start`, padded for the encoder; fastest in order of time."""
         if start < self._first:
             self._ahead, self._held, self._first = self._again(), self._held[:0], 0
         while self._first + len(self._held) < start + frames and (block := next(self._ahead, None)) is not None:
@@ -191,7 +191,7 @@ class LogMelStream:
             self._held, self._first = torch.cat((self._held[skip:], block)), self._first + skip
         at = start - self._first
         mel = self._held[at : at + frames]
-        silent = (0, 0, 0, max(0, frames - len(mel)))  # after the end, if it is asked for
+        silent = (0, 0, 0, max(0, frames - len(mel)))  # after the end of the recording
         mel = (torch.nn.functional.pad(mel, silent, value=SILENT_LOG10).clamp(min=self._floor) + 4.0) / 4.0
         return torch.nn.functional.pad(mel, (0, 0, 0, self._config.input_frames(len(mel)) - len(mel)))
 
@@ -199,16 +199,16 @@ class LogMelStream:
         return iter(self._kept) if self._kept is not None else self._blocks()
 
     def _blocks(self, count: bool = False) -> Iterator[Tensor]:
-        """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the silence that its last frames reach into.
+        """Yield log10 power (BLOCK_FRAMES, M) of the recording and of the silence in its last frames.
 
-        Whisper adds a whole window of silence; of its frames only the floor counts, which quiet frames have anyway.
+        Whisper appends a whole window of silence; its frames only add the floor, which quiet frames have anyway.
         """
         silence = np.zeros(2 * FFT_SAMPLES, np.float32)
         held = np.zeros(0, np.float32)
         begun = False
         for samples in self._sound(silence, count):
             held = np.concatenate([held, samples])
-            if not begun and len(held) > EDGE:  # the beginning is mirrored
+            if not begun and len(held) > EDGE:  # reflection padding at the start
                 held, begun = np.concatenate([held[EDGE:0:-1], held]), True
             while begun and len(held) >= BLOCK_FRAMES * HOP_SAMPLES + FFT_SAMPLES:
                 yield self._log_power(held[: (BLOCK_FRAMES - 1) * HOP_SAMPLES + FFT_SAMPLES])

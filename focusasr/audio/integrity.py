@@ -1,4 +1,4 @@
-"""Damaged and truncated recordings: errors, and checks of WAV, AIFF, Ogg and MP3 files."""
+"""Errors and checks for damaged and truncated recordings: WAV, AIFF, Ogg and MP3."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any, BinaryIO
 
 from focusasr.runtime.errors import InputError
 
-SLACK_BYTES = 16  # sloppy writers miscount padding by this much
+SLACK_BYTES = 16  # tolerance for writers that miscount padding
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class AudioError(InputError):
-    """A recording that cannot be read, told in one line that names it, what was seen and the remedy.
+    """A recording that cannot be read: one line with its name, the problem and the remedy.
 
-    The Python interface sets `partial`, for a truncated recording the result of its beginning.
+    For a truncated recording the Python interface sets `partial`, the result of the readable part.
     """
 
     partial: Any = None
 
 
 class CutOff(AudioError):
-    """A recording that can be heard in part: raised once all is given that comes before the place it is broken at.
+    """A truncated or damaged recording, raised after all samples before the damage.
 
-    Of an Ogg file whose reader passes over a damaged page, what comes behind it is given too.
+    For an Ogg file whose decoder skips a damaged page, the samples after it come too.
     """
 
 
 def missing_bytes(file: BinaryIO, size: int) -> tuple[int, bool]:
-    """Return how many bytes a WAV, AIFF or Ogg file lacks at its end, which libsndfile takes for a shorter one.
+    """Return the number of bytes missing at the end of a WAV, AIFF or Ogg file, and whether only FFmpeg reads it whole.
 
-    FLAC, MP4 and MP3 with a length are found out while they are decoded; what never knew its length (MP3 without that
-    header, WebM from a browser) cannot be. Return too whether only FFmpeg reads all: of a WAV without a length (0), as
-    programs write into pipes, libsndfile would read nothing, of several Ogg files in one the first.
+    libsndfile reads a truncated file without an error. FLAC, MP4 and MP3 with a length are checked in decoding; files
+    without a length (MP3 without that header, WebM from a browser) cannot be checked. FFmpeg is needed for a WAV of
+    length 0, as programs write into pipes, and for concatenated Ogg files, of which libsndfile reads only the first.
     """
     file.seek(0)
     head = file.read(12)
@@ -55,7 +55,7 @@ def missing_bytes(file: BinaryIO, size: int) -> tuple[int, bool]:
 
 
 def _sound_chunk_bytes(file: BinaryIO, order: str) -> int | None:
-    """Return the promised length of the chunk that holds the samples, with the file behind its header."""
+    """Return the stated length of the chunk of samples and leave the file after its header."""
     while len(header := file.read(8)) == 8:
         name, length = struct.unpack(f"{order}4sI", header)
         if name in (b"data", b"SSND"):
@@ -65,12 +65,12 @@ def _sound_chunk_bytes(file: BinaryIO, order: str) -> int | None:
 
 
 def _is_endless(length: int) -> bool:
-    """Tell the lengths near 2 and 4 GiB that stand for "until the pipe ends" (FFmpeg, sox, espeak-ng, arecord)."""
+    """Return whether a length near 2 or 4 GiB means "until the pipe ends" (FFmpeg, sox, espeak-ng, arecord)."""
     return length > 2**32 - 2**16 or abs(length - 2**31) < 2**16
 
 
 def _last_page(file: BinaryIO, size: int) -> tuple[int, bytes]:
-    """Return how many bytes of an Ogg file's last page are missing, and its stream's number (RFC 3533, section 6)."""
+    """Return the missing bytes of an Ogg file's last page, and its stream's serial number (RFC 3533, section 6)."""
     file.seek(max(0, size - 2**17))  # longer than any page
     tail = file.read()
     page = tail[max(0, tail.rfind(b"OggS")) :]
@@ -81,7 +81,7 @@ def _last_page(file: BinaryIO, size: int) -> tuple[int, bytes]:
 
 
 def broken_page(file: BinaryIO) -> int | None:
-    """Return where the first page lies that is not as it was written, which its reader would pass over in silence.
+    """Return the position of the first corrupt Ogg page, which a decoder would skip silently; None without one.
 
     The checksum (RFC 3533, section 6) is zlib's with the bits of every byte, and of the result, in reverse.
     """
@@ -97,21 +97,21 @@ def broken_page(file: BinaryIO) -> int | None:
 
 
 def is_mpeg(file: BinaryIO) -> bool:
-    """Tell MP3 and AAC streams by their first bytes: libsndfile's MP3 decoder writes warnings to the terminal."""
+    """Return whether a file starts as an MP3 or AAC stream, where libsndfile's MP3 decoder prints warnings."""
     file.seek(0)
     head = file.read(3)
     return head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
 
 
 def is_tag(packet: bytes) -> bool:
-    """Tell what stands between the frames of joined MP3s, or fills their end, and is no sound."""
+    """Return whether an MP3 packet is a tag or padding, without audio."""
     return packet.startswith((b"ID3", b"TAG", b"APETAGEX")) or not any(packet)
 
 
 def goes_on_behind_its_header(file: BinaryIO) -> bool:
-    """Tell an MP3 with far more bytes than its Xing header counts: several joined, whose length can only be guessed.
+    """Return whether an MP3 has far more bytes than its Xing header states: concatenated files of unknown length.
 
-    The share above which a header is not believed, 1/16, is FFmpeg's.
+    The tolerance of 1/16 is FFmpeg's.
     """
     file.seek(0)
     head = file.read(10)
@@ -124,6 +124,6 @@ def goes_on_behind_its_header(file: BinaryIO) -> bool:
     flags = int.from_bytes(header[:4], "big")
     if not found or not flags & 2:
         return False
-    place = 8 if flags & 1 else 4  # behind the number of frames
+    place = 8 if flags & 1 else 4  # after the number of frames
     counted = int.from_bytes(header[place : place + 4], "big")
     return file.seek(0, os.SEEK_END) - begin > counted * 17 / 16

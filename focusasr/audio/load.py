@@ -1,4 +1,4 @@
-"""A recording of any container, rate and number of channels as mono float32, whole or as a stream."""
+"""Recordings of any format, rate and channel count as mono float32, whole or streamed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from focusasr.audio.source import MemoryAudio, Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.libraries import library
 
-WRITER_SECONDS = 2.0  # that a pipe may wait for somebody to write into it
+WRITER_SECONDS = 2.0  # time limit for the first byte from a pipe
 
 LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and infinity
 
 
 def load(source: Source | str | Path, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
-    """Return a whole recording (N,) as mono float32; AudioError where it cannot be read.
+    """Return a whole recording (N,) as mono float32; AudioError if it cannot be read.
 
-    A valid recording may have 0 samples. `duration` past the end gives what there is; `offset` past the end is an
-    error, since the line that says so is about another recording.
+    A valid recording may have 0 samples. A `duration` past the end is shortened; an `offset` past the end is an error,
+    since the manifest entry must be for another recording.
     """
     return np.concatenate([np.zeros(0, np.float32), *_resampled(_as_source(source), sample_rate_hz)])
 
 
 def refuse(error: CutOff) -> None:
-    """Take no recording that is cut off."""
+    """Raise the error of a truncated recording."""
     raise error
 
 
@@ -48,15 +48,15 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Yield a recording at 16 kHz in blocks (block_seconds * 16000,), the last shorter, in bounded memory.
 
-    Together the blocks equal `load`, to the bit. AudioError as there, possibly after some blocks; with another
-    `cut_off`, which is told why, a recording that is cut off ends where it can be heard no further.
+    The blocks together equal `load`, bit by bit. AudioError as in `load`, possibly after some blocks. A `cut_off` that
+    does not raise receives the error of a truncated recording, and the stream ends at the damage.
     """
     samples = to_samples(block_seconds, SAMPLE_RATE_HZ)
     return rechunk(_resampled(_as_source(source), SAMPLE_RATE_HZ, cut_off), samples)
 
 
 def probe_seconds(path: Source | str | Path) -> float | None:
-    """Return a recording's length without decoding it; None where its header does not know or it is no whole file."""
+    """Return a recording's duration from its header, in seconds; None if the header or the file is incomplete."""
     source = _as_source(path)
     if not source.is_repeatable:
         return None
@@ -68,13 +68,13 @@ def probe_seconds(path: Source | str | Path) -> float | None:
 
 
 def channel_count(source: Source) -> int:
-    """Return how many channels a recording has; AudioError where it cannot be read."""
+    """Return the number of channels of a recording; AudioError if it cannot be read."""
     with _opened(source) as sound:
         return sound.channels
 
 
 def total_seconds(sources: Iterable[Source]) -> float | None:
-    """Return how much sound there is in all, by headers and given durations; None where one does not know."""
+    """Return the total duration by headers and given durations, in seconds; None if one is unknown."""
     total = 0.0
     for source in sources:
         seconds = source.duration
@@ -88,12 +88,12 @@ def total_seconds(sources: Iterable[Source]) -> float | None:
 
 
 def to_samples(seconds: float, sample_rate_hz: int) -> int:
-    """Return the number of samples in a time: the only place where seconds become samples, rounded once."""
+    """Return seconds as a number of samples, rounded; no other function converts them."""
     return round(seconds * sample_rate_hz)
 
 
 def rechunk(pieces: Iterable[np.ndarray], block_samples: int) -> Iterator[np.ndarray]:
-    """Yield the same samples in blocks of one size, the last one shorter and never empty."""
+    """Yield the same samples in blocks of one size, the last block shorter but never empty."""
     held: list[np.ndarray] = []
     missing = block_samples
     for piece in pieces:
@@ -111,7 +111,7 @@ def _as_source(source: Source | str | Path) -> Source:
 
 
 def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object] = refuse) -> Iterator[np.ndarray]:
-    """Yield what a source asks for at the wanted rate, mono, each sample checked."""
+    """Yield the samples of a source at `rate_hz`, mono and checked."""
     with _opened(source) as sound:
         blocks = _up_to_cut(_span(sound, source), cut_off)
         if sound.rate_hz == rate_hz:
@@ -134,7 +134,7 @@ def _up_to_cut(blocks: Iterator[np.ndarray], cut_off: Callable[[CutOff], object]
 
 
 def _span(sound: Sound, source: Source) -> Iterator[np.ndarray]:
-    """Yield the samples between a source's offset and its end, at the sound's own rate, and find broken ones."""
+    """Yield the samples from a source's offset to its end, at the original rate; AudioError for invalid samples."""
     position = start = to_samples(source.offset, sound.rate_hz)
     stop = math.inf if source.duration is None else start + to_samples(source.duration, sound.rate_hz)
     for block in sound.mono_from(start, source.channel):
@@ -171,7 +171,7 @@ def _file(source: Source) -> Iterator[BinaryIO]:
         mode = os.stat(source.path).st_mode
     except FileNotFoundError:
         raise AudioError(f"{source.name}: no such file; check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise AudioError(f"{source.name}: cannot be opened ({error}); check the path") from None
     if stat.S_ISDIR(mode):
         raise AudioError(f"{source.name}: a folder, not a recording; name a file in it")
@@ -206,15 +206,15 @@ def _standard_input() -> BinaryIO:
 
 @functools.cache
 def _piped(path: str) -> BinaryIO:
-    """Copy a named pipe, or that of <(COMMAND); AudioError where nobody opens it to write within WRITER_SECONDS."""
+    """Copy a named pipe or a <(COMMAND); AudioError if no data arrives within WRITER_SECONDS."""
     name = Source(path).name
     try:
-        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # which waits for no writer
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for a writer
     except OSError as error:
         raise AudioError(f"{name}: cannot be read ({error.strerror}); check its rights") from None
     with open(pipe, "rb", buffering=0) as file:
         last = time.monotonic() + WRITER_SECONDS
-        while (head := file.read(1)) == b"" and time.monotonic() < last:  # None where a writer has sent nothing yet
+        while (head := file.read(1)) == b"" and time.monotonic() < last:  # None if a writer has sent nothing yet
             time.sleep(0.02)
         if head == b"":
             raise AudioError(f"{name}: nothing comes out of this pipe; start what writes into it, or see why it ended")
@@ -223,7 +223,7 @@ def _piped(path: str) -> BinaryIO:
 
 
 def _copied(stream: IO[bytes], name: str, head: bytes = b"") -> BinaryIO:
-    """Copy what comes in, after its `head`, to a temporary file, so that it can be sought and read again."""
+    """Copy `head` and the rest of a stream to a temporary file, which is seekable."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         copy.write(head)

@@ -1,4 +1,4 @@
-"""Where long recordings are cut: at pauses, into pieces that fit, silence left out and speech never."""
+"""Segmentation of long recordings at pauses, without losing speech."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from focusasr.audio.load import rechunk, to_samples
 from focusasr.audio.vad import FRAME_SAMPLES, FRAMES_PER_SECOND, detector, whole_frames
 from focusasr.config import SAMPLE_RATE_HZ
 
-GROUP_FRAMES = 32  # frames judged in one call, 1.024 s; groups lie where they lie however the sound comes in
+GROUP_FRAMES = 32  # frames per detector call, 1.024 s, at the same positions for any block sizes
 
-PADDING_FRAMES = round(0.4 * FRAMES_PER_SECOND)  # kept on both sides of speech: soft beginnings and ends
-SILENCE_FRAMES = round(1.0 * FRAMES_PER_SECOND)  # a pause this long ends a piece; beyond the padding it is left out
-PAUSE_FRAMES = 3  # about 0.1 s: the shortest pause worth a cut
+PADDING_FRAMES = round(0.4 * FRAMES_PER_SECOND)  # kept on both sides of speech, for soft onsets and ends
+SILENCE_FRAMES = round(1.0 * FRAMES_PER_SECOND)  # shortest silence that ends a segment and is dropped after the padding
+PAUSE_FRAMES = 3  # shortest pause for a cut, about 0.1 s
 
 
 @dataclass(frozen=True)
 class AudioSegment:
-    """A stretch of a recording: where it starts, exact to the sample, and its samples (N,) float32 at 16 kHz."""
+    """A segment of a recording: its start, exact to the sample, and its samples (N,) float32 at 16 kHz."""
 
     start_seconds: float
     waveform: np.ndarray
@@ -31,13 +31,12 @@ class AudioSegment:
 def split_at_pauses(
     blocks: Iterable[np.ndarray], max_seconds: float = 20.0, vad_threshold: float = 0.5, whole: bool = True
 ) -> Iterator[AudioSegment]:
-    """Yield the pieces of a recording that comes as blocks (n,) float32 at 16 kHz; lazily, in bounded memory.
+    """Yield the segments of a recording that comes as blocks (n,) float32 at 16 kHz; lazily, in bounded memory.
 
-    A recording of at most `max_seconds` (1 or more) is one piece, if it may stay `whole`; one of 0 samples is none.
-    Any other is cut in the middle of pauses into pieces of at most `max_seconds`, at the quietest point where speech
-    makes no pause, and silence of a second or more is left out, up to 0.4 s beside speech. Pieces come in order and
-    never overlap, and they depend on the samples alone, not on how these are split into blocks. About `max_seconds`
-    and one block are held at a time.
+    A recording of at most `max_seconds` (1 or more) is one segment if `whole`; one of 0 samples has none. A longer one
+    is cut in the middle of pauses, or at the quietest point if speech has no pause. Silence of a second or more is
+    dropped except for 0.4 s next to speech. Segments are in order, never overlap, and depend on the samples alone, not
+    on the block sizes. Memory holds about `max_seconds` and one block.
     """
     limit_samples = to_samples(max_seconds, SAMPLE_RATE_HZ)
     if limit_samples < SAMPLE_RATE_HZ:
@@ -54,7 +53,7 @@ def split_at_pauses(
 
 
 def merge_segments(pieces: Iterable[AudioSegment], max_seconds: float) -> Iterator[AudioSegment]:
-    """Join neighbors while they fit into `max_seconds`, with silence between them, so that times stay true."""
+    """Join neighboring segments up to `max_seconds`, with silence between them to keep their times."""
     limit_samples = to_samples(max_seconds, SAMPLE_RATE_HZ)
     held: AudioSegment | None = None
     for piece in pieces:
@@ -71,16 +70,16 @@ def merge_segments(pieces: Iterable[AudioSegment], max_seconds: float) -> Iterat
 
 
 class PauseCutter:
-    """Cuts a recording that comes in groups of samples, and holds what is in no segment yet."""
+    """Segmentation of a recording that comes in groups of samples; holds the samples of the open segment."""
 
     def __init__(self, max_seconds: float, vad_threshold: float) -> None:
         self._limit = to_samples(max_seconds, SAMPLE_RATE_HZ) // FRAME_SAMPLES
         self._detect = detector(vad_threshold)
         self._waveform, self._speech = np.zeros(0, np.float32), np.zeros(0, bool)
-        self._origin = 0  # sample of the recording at which they begin
+        self._origin = 0  # their first sample in the recording
 
     def add(self, group: np.ndarray) -> Iterator[AudioSegment]:
-        """Yield the segments that are complete with the next samples (n * 512,); only the last n need not be whole."""
+        """Yield the segments that the next samples (n * 512,) complete; only the last group may be shorter."""
         self._waveform = np.concatenate([self._waveform, group])
         self._speech = np.concatenate([self._speech, self._detect(whole_frames(group))])
         return self._complete(ended=False)
@@ -91,7 +90,7 @@ class PauseCutter:
 
     @property
     def open(self) -> AudioSegment | None:
-        """The segment under way, from a little before its first speech up to now; None in silence."""
+        """Return the open segment, from its padding before speech up to now; None in silence."""
         voiced = np.flatnonzero(self._speech)
         if not len(voiced):
             return None
@@ -115,17 +114,17 @@ def _cut_long(blocks: Iterable[np.ndarray], cutter: PauseCutter) -> Iterator[Aud
 
 
 class _Span(NamedTuple):
-    """The next piece, in frames; empty where there is only silence to forget."""
+    """The next segment, in frames; empty if there is only silence to drop."""
 
     start: int
     stop: int
 
 
 def _decide(speech: np.ndarray, waveform: np.ndarray, limit: int, ended: bool) -> _Span | None:
-    """Return the first piece among the frames held, None where more must be heard first.
+    """Return the first segment of the held frames; None if it needs more frames.
 
-    `speech` (n,) tells which frames are; the piece begins a padding before the first of them and ends a padding
-    behind the last one before a long silence, or at the best cut within `limit` frames.
+    `speech` (n,) marks frames of speech. The segment starts a padding before the first of them and ends a padding
+    after the last one before a long silence, or at the best cut within `limit` frames.
     """
     voiced = np.flatnonzero(speech)
     if not len(voiced):
@@ -133,7 +132,7 @@ def _decide(speech: np.ndarray, waveform: np.ndarray, limit: int, ended: bool) -
         return _Span(silent, silent) if silent else None
     start = max(0, int(voiced[0]) - PADDING_FRAMES)
     following = np.append(voiced[1:], len(speech) + (SILENCE_FRAMES if ended else 0))
-    last = voiced[following - voiced > SILENCE_FRAMES]  # of each stretch that a long silence or the end ends
+    last = voiced[following - voiced > SILENCE_FRAMES]  # last frame of each speech run before a long silence or the end
     if len(last) and last[0] < start + limit:
         return _Span(start, min(int(last[0]) + 1 + PADDING_FRAMES, start + limit, len(speech)))
     if len(speech) < start + limit:
@@ -142,10 +141,10 @@ def _decide(speech: np.ndarray, waveform: np.ndarray, limit: int, ended: bool) -
 
 
 def _best_cut(speech: np.ndarray, waveform: np.ndarray) -> int:
-    """Return the frame at which to cut a full window (W,): always after at least one frame.
+    """Return the frame at which to cut a full window (W,), at least 1.
 
-    The middle of the longest pause in the second half, or else in the first; without any pause, the quietest fifth
-    of a second in the last third.
+    It is the middle of the longest pause in the second half, or else in the first; without a pause, the quietest
+    0.2 s in the last third.
     """
     half = len(speech) // 2
     for begin, end in ((half, len(speech)), (0, half)):
@@ -160,7 +159,7 @@ def _best_cut(speech: np.ndarray, waveform: np.ndarray) -> int:
 
 
 def _longest_pause(speech: np.ndarray) -> tuple[int, int]:
-    """Return where the longest run of frames without speech starts, and its length; the last one where two tie."""
+    """Return start and length of the longest run of frames without speech; of equal runs the last."""
     edges = np.flatnonzero(np.diff(np.concatenate([[True], speech, [True]])))
     starts, lengths = edges[::2], edges[1::2] - edges[::2]
     if not len(starts):

@@ -1,4 +1,4 @@
-"""Where a recording is silent: zeros, or far softer than its loudest sound and no speech to the pause finder."""
+"""Silence detection by level and, for faint audio, by voice activity."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, LOWEST_DB
 from focusasr.audio.load import rechunk
 from focusasr.audio.vad import FRAME_SAMPLES, detector, whole_frames
 
-GROUP_SAMPLES = 32 * FRAME_SAMPLES  # judged in one call
+GROUP_SAMPLES = 32 * FRAME_SAMPLES  # per detector call
 
-NOTHING_DB, NOTHING_BELOW_DB = (
-    -100.0,
-    60.0,
-)  # of full scale: softer than this, or so far below the loudest frame, is silence
-FAINT_DB, FAINT_BELOW_DB = -55.0, 30.0  # softer than this, or so far below, is silence where there is no speech
-SPEECH_THRESHOLD = 0.3  # speech probability above which faint sound may be a voice
-WORTH_ASKING = 1 * FRAMES_PER_SECOND  # faint stretches that the pause finder is asked about
-LONG_FRAMES = 3 * FRAMES_PER_SECOND  # silence that is left out at the edges of a window
-MARGIN_FRAMES = FRAMES_PER_SECOND // 2  # of it that is kept
-LEAST_SPEECH = 8  # frames of the pause finder, 0.26 s: less is a click
+NOTHING_DB, NOTHING_BELOW_DB = -100.0, 60.0  # silence is below this level, or this far below the loudest frame, in dB
+FAINT_DB, FAINT_BELOW_DB = -55.0, 30.0  # the same for faint audio, which is silence unless it is speech
+SPEECH_THRESHOLD = 0.3  # speech probability above which faint audio may be speech
+WORTH_ASKING = 1 * FRAMES_PER_SECOND  # shortest faint run that voice activity detection decides
+LONG_FRAMES = 3 * FRAMES_PER_SECOND  # shortest silence that is skipped at the edges of a window
+MARGIN_FRAMES = FRAMES_PER_SECOND // 2  # kept of a skipped silence
+LEAST_SPEECH = 8  # shortest speech, in detector frames, 0.26 s: less is a click
 
 
 class Silence:
-    """The silent stretches of a recording, for a reader that goes through it in windows; places are 10 ms frames.
+    """Silent runs of a recording, for window-by-window decoding; positions are 10 ms frames.
 
-    `nothing` (F,) is silence by its level. So is `faint` (F,), which includes it, except where there is `speech` (F,),
-    which is computed once, for the first place that depends on it.
+    `nothing` (F,) marks silence by level. `faint` (F,), which includes it, marks silence unless `speech` (F,) is true;
+    `speech` is computed once, when a result first depends on it.
     """
 
     def __init__(
@@ -45,7 +42,7 @@ class Silence:
         return _Runs(self._nothing | (self._faint & ~self._speech()))
 
     def _around(self, frame: int, least: int, end: int | None = None) -> tuple[int, int] | None:
-        """Return the silence around a frame; None if there is none, or none that is `least` long or reaches `end`."""
+        """Return the silence around a frame; None if it is absent, or shorter than `least` and before `end`."""
         faint = self._faint_runs.around(frame)
         if faint is None or not (faint[1] - faint[0] >= least or (end is not None and faint[1] >= end)):
             return None
@@ -54,7 +51,7 @@ class Silence:
         return (self._judged_runs if doubtful >= worth else self._sure_runs).around(frame)
 
     def begin(self, seek: int, end: int) -> int:
-        """Return where to read on from `seek`: there, behind a long silence, or the `end` if only silence follows."""
+        """Return the next frame to decode from `seek`, after a long silence; `end` if only silence follows."""
         around = self._around(seek, LONG_FRAMES, end)
         if around is None:
             return seek
@@ -63,14 +60,14 @@ class Silence:
         return around[1] - MARGIN_FRAMES if around[1] - seek >= LONG_FRAMES else seek
 
     def stop(self, seek: int, stop: int) -> int:
-        """Return where a window from `seek` to `stop` ends if a long silence at its end is left out."""
+        """Return the end of a window from `seek` to `stop` without a long silence at its end."""
         around = self._around(stop - 1, LONG_FRAMES)
         if around is None or stop - around[0] < LONG_FRAMES or around[0] <= seek:
             return stop
         return around[0] + MARGIN_FRAMES
 
     def shrink(self, start: int, end: int) -> tuple[int, int]:
-        """Return what is left of a stretch without the silence of half a second and more that its edges lie in."""
+        """Return a span without silence of 0.5 s or more at its edges; unchanged if nothing would be left."""
         opening, closing = self._around(start, MARGIN_FRAMES), self._around(max(0, end - 1), MARGIN_FRAMES)
         begin = opening[1] if opening and opening[1] - opening[0] >= MARGIN_FRAMES else start
         stop = closing[0] if closing and closing[1] - closing[0] >= MARGIN_FRAMES else end
@@ -86,20 +83,20 @@ class _Runs:
 
     @property
     def longest(self) -> int:
-        """Return the length of the longest one."""
+        """Return the length of the longest run."""
         return int((self._stops - self._starts).max(initial=0))
 
     def around(self, frame: int) -> tuple[int, int] | None:
-        """Return where the run that has a frame starts and stops; None if there is none."""
+        """Return start and stop of the run that contains a frame; None without one."""
         place = int(np.searchsorted(self._starts, frame, side="right")) - 1
         inside = place >= 0 and frame < self._stops[place]
         return (int(self._starts[place]), int(self._stops[place])) if inside else None
 
 
 def find_silence(levels: np.ndarray, blocks: Callable[[], Iterable[np.ndarray]]) -> Silence:
-    """Return where a recording of such levels (F,) is silent.
+    """Return the silence of a recording with levels (F,), in dBFS.
 
-    `blocks` gives its samples at 16 kHz; they are read only once a faint stretch matters that may be speech.
+    `blocks` returns its samples at 16 kHz; they are read only if a faint run may be speech.
     """
     loudest = levels.max(initial=LOWEST_DB)
     nothing = levels < max(NOTHING_DB, loudest - NOTHING_BELOW_DB)
@@ -108,7 +105,7 @@ def find_silence(levels: np.ndarray, blocks: Callable[[], Iterable[np.ndarray]])
 
 
 def _speech(blocks: Iterable[np.ndarray], frames: int) -> np.ndarray:
-    """Return which of so many 10 ms frames may be speech."""
+    """Return which of `frames` 10 ms frames may be speech."""
     found = np.concatenate([np.zeros(1, bool), *_judged(blocks, SPEECH_THRESHOLD)])[1:]
     middles = (np.arange(frames) * HOP_SAMPLES + HOP_SAMPLES // 2) // FRAME_SAMPLES
     return found[np.minimum(middles, len(found) - 1)]
@@ -121,7 +118,7 @@ def _judged(blocks: Iterable[np.ndarray], threshold: float) -> Iterator[np.ndarr
 
 
 def first_speech(blocks: Iterable[np.ndarray], threshold: float) -> int | None:
-    """Return the 10 ms frame at which speech begins; None without speech. No more is read than that takes."""
+    """Return the first 10 ms frame of speech; None without speech. Later blocks are not read."""
     held, before = np.zeros(0, bool), 0
     for speech in _judged(blocks, threshold):
         held = np.concatenate((held, speech))

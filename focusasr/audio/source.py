@@ -1,4 +1,4 @@
-"""Recordings to read: files, folders, globs, standard input, audio in memory, or parts of a recording."""
+"""Audio sources: files, folders, globs, standard input, memory, or segments of recordings."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ AUDIO_SUFFIXES = frozenset(
     ".wv".split()
 )
 STDIN = "-"
-JOINERS = "\u200c\u200d"  # of Persian letters, of emoji
+JOINERS = "\u200c\u200d"  # in Persian words and in emoji
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryAudio:
-    """Audio of this process: the bytes of a recording, an open binary file, or mono samples (N,) float32.
+    """Audio in memory: the bytes of a recording, an open binary file, or mono samples (N,) float32.
 
-    A file is read from its start, and it must be seekable, since it may be read several times. `rate_hz` is the
-    sampling rate of samples.
+    A file is read from its start and must be seekable, since it may be read several times. `rate_hz` is the sample
+    rate of samples.
     """
 
     content: bytes | BinaryIO | np.ndarray
@@ -46,10 +46,10 @@ class MemoryAudio:
 
         A file that is not seekable, such as a network response, is read into memory.
 
-        InputError if it is none of these, if samples are no floats or have several channels, or if `rate_hz` is given
-        for a recording, which states its own.
+        InputError for other types, for samples that are not floats or have several channels, and for `rate_hz` with a
+        recording, which has its own rate.
         """
-        if hasattr(audio, "is_floating_point"):  # a tensor, on whatever device
+        if hasattr(audio, "is_floating_point"):  # a tensor on any device
             audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
         if hasattr(audio, "__array_interface__"):
             return cls(_mono_floats(audio), SAMPLE_RATE_HZ if rate_hz is None else rate_hz)
@@ -79,11 +79,10 @@ def _mono_floats(samples: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Source:
-    """A recording, or `duration` seconds of it from `offset` on; `path` is a file name, or "-" for standard input.
+    """A recording, or `duration` seconds of it from `offset`; `path` is a file name, or "-" for standard input.
 
-    `channel` chooses one of several, counted from 0; None is their mean. `track` chooses one of several audio tracks;
-    None is the one that the file calls its default, or else the first. Audio in `memory` is read in place of a file,
-    and `path` then only names it.
+    `channel` is counted from 0; None is the mean of all. `track` is an audio track, counted from 0; None is the file's
+    default track, or else the first. With `memory`, that audio is read, and `path` is only its name.
     """
 
     path: str
@@ -100,7 +99,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The path as it goes into a line of text."""
+        """Return the path for messages, quoted if it has unprintable characters."""
         if self.is_stdin:
             return "standard input"
         plain = all(sign.isprintable() or sign in JOINERS or unicodedata.category(sign) == "Zs" for sign in self.path)
@@ -108,12 +107,12 @@ class Source:
 
     @property
     def is_stdin(self) -> bool:
-        """Whether it is standard input."""
+        """Return whether the source is standard input."""
         return self.memory is None and self.path == STDIN
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether it can be opened again at any time, as a regular file or memory can, but not a pipe."""
+        """Return whether the source can be opened again: a regular file or memory, not a pipe."""
         return self.memory is not None or os.path.isfile(self.path)
 
 
@@ -122,14 +121,13 @@ def find_sources(
     repeated: Callable[[Source], object] = lambda source: None,
     barren: Callable[[InputError], object] | None = None,
 ) -> list[Source]:
-    """Return the recordings that files, folders, globs and "-" stand for, in the order given, each path once.
+    """Return the recordings for files, folders, globs and "-", in the order given, each path once.
 
-    `repeated` is told of those that are left out because they came before, `barren`, where there is one, of folders and
-    globs that stand for nothing, while others stand for something.
+    A folder gives every file in and below it with an audio suffix, sorted, without hidden ones; a glob its matches,
+    sorted. A name that exists is never a glob. A missing file stays in the list, so that it fails alone and later.
 
-    A folder stands for every file in and below it that has a suffix of sound, sorted, hidden ones left out; a glob for
-    what it matches, sorted. A name that exists is never taken for a glob. A file that is missing stays in the list, so
-    that it fails alone and later. InputError where a folder or glob, or the whole list, stands for nothing.
+    `repeated` receives the duplicates. `barren`, if given, receives the errors of folders and globs without recordings
+    as long as others have some. InputError if a folder or glob, or the whole list, has no recordings.
     """
     found: dict[str, Source] = {}
     wrong: list[InputError] = []
@@ -163,7 +161,7 @@ def _expand(name: str) -> list[str]:
         return [name]
     if not (matches := sorted(glob.glob(name, recursive=True))):
         raise InputError(f"{Source(name).name}: nothing matches; check the pattern")
-    once: dict[str, str | None] = {}  # ** finds a file by its folder and by itself, and again by links in a circle
+    once: dict[str, str | None] = {}  # ** matches a file, its folder, and circular links
     for match in matches:
         if folder := os.path.isdir(match):
             once[real_path(match)] = None
@@ -175,7 +173,7 @@ def _expand(name: str) -> list[str]:
 
 
 def _files_below(folder: str) -> list[str]:
-    paths: dict[str, str] = {}  # by what they are without links, of which several may lead to one folder
+    paths: dict[str, str] = {}  # by real path, since several links may point to one folder
     root, been = os.path.realpath(folder), set[str]()
 
     def leads_elsewhere(link: str) -> bool:

@@ -1,4 +1,4 @@
-"""Voice activity detection: which frames of a recording are speech."""
+"""Voice activity detection with silero-vad, or by energy."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
     import torch
 
 
-FRAME_SAMPLES = 512  # 32 ms, what silero-vad judges at once
+FRAME_SAMPLES = 512  # 32 ms, one frame of silero-vad
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ / FRAME_SAMPLES
-HYSTERESIS = 0.15  # speech goes on until its probability falls this far below the threshold
+HYSTERESIS = 0.15  # speech ends when its probability is this far below the threshold
 
-LOUD_ENOUGH, MOST_GAIN = 0.02, 32.0  # peak from which silero-vad hears all speech, and 30 dB at most towards it
-CONTEXT_SAMPLES = 64  # silero-vad sees these before each frame
-CHANNELS = 128  # width of its memory
+LOUD_ENOUGH, MOST_GAIN = (
+    0.02,
+    32.0,
+)  # peak at which silero-vad detects all speech, and the largest gain towards it, 30 dB
+CONTEXT_SAMPLES = 64  # silero-vad's context before each frame
+CHANNELS = 128  # width of its LSTM
 
-QUIETEST_DB = -60.0  # the energy detector's floor in silence; full scale is 0
-RISE_DB = 1.0 / FRAMES_PER_SECOND  # its floor rises by 1 dB a second
-ABOVE_FLOOR_DB = 6.0  # speech stands out by so much
+QUIETEST_DB = -60.0  # lowest noise floor of the energy detector, in dBFS
+RISE_DB = 1.0 / FRAMES_PER_SECOND  # rise of its floor per frame, 1 dB per second
+ABOVE_FLOOR_DB = 6.0  # lowest level of speech above the floor
 
-Detector = Callable[[np.ndarray], np.ndarray]  # samples (n * 512,) → which frames are speech (n,), in the order of time
+Detector = Callable[[np.ndarray], np.ndarray]  # samples (n * 512,) → which frames are speech (n,), in order of time
 
 
 def speech_frames(waveform: np.ndarray, vad_threshold: float = 0.5) -> np.ndarray:
@@ -43,17 +46,17 @@ def whole_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def detector(threshold: float) -> Detector:
-    """Return silero-vad, ready for a new recording, or the energy detector where it is not installed."""
+    """Return a silero-vad detector for a new recording, or the energy detector if silero-vad is not installed."""
     if importlib.util.find_spec("silero_vad") is None:
         return EnergyDetector()
     return SileroDetector(threshold)
 
 
 class SileroDetector:
-    """Speech by silero-vad, version 6, with its own weights but many frames in one call.
+    """silero-vad version 6 with its own weights, many frames per call.
 
-    The probabilities are those that its packaged model gives frame by frame, several times faster (a test compares
-    the two): only the recurrent layer has to go through the frames one after the other.
+    The probabilities equal those of its packaged model (a test compares them), several times faster: only the
+    recurrent layer processes the frames in sequence.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -83,7 +86,7 @@ class SileroDetector:
     def probabilities(self, waveform: np.ndarray) -> np.ndarray:
         """Return the probability of speech in each frame (n,) for the next samples (n * 512,) of the recording.
 
-        A recording whose peak so far is low is heard louder: of very soft speech the model makes nothing.
+        A recording with a low peak so far is amplified, since the model does not detect very soft speech.
         """
         import torch
         from torch.nn.functional import conv1d, pad
@@ -110,11 +113,11 @@ class SileroDetector:
 
 @functools.cache
 def _silero_weights() -> dict[str, torch.Tensor]:
-    """Return the weights of silero-vad's model for 16 kHz by their names."""
+    """Return the weights of silero-vad's 16 kHz model by name."""
     from focusasr.runtime.devices import one_thread
 
     with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is silero-vad's choice
+        warnings.simplefilter("ignore", DeprecationWarning)  # about TorchScript, which silero-vad uses
         with library("silero_vad"):
             import silero_vad
 
@@ -122,9 +125,9 @@ def _silero_weights() -> dict[str, torch.Tensor]:
 
 
 class EnergyDetector:
-    """Speech by loudness, where silero-vad is not installed: what stands out from a floor that is tracked.
+    """Speech by energy above a tracked noise floor, for use without silero-vad.
 
-    The floor falls to every quieter frame at once and rises slowly, so that a voice does not become its own floor.
+    The floor falls immediately to every quieter frame and rises slowly, so that speech does not raise it.
     """
 
     def __init__(self) -> None:
@@ -132,7 +135,7 @@ class EnergyDetector:
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         """Return which frames are speech (n,) for the next samples (n * 512,) of the recording."""
-        power = waveform.reshape(-1, FRAME_SAMPLES).var(axis=1)  # a constant offset is no sound
+        power = waveform.reshape(-1, FRAME_SAMPLES).var(axis=1)  # variance, without the DC offset
         levels_db = 10 * np.log10(power + 1e-12)
         speech = np.zeros(len(levels_db), bool)
         for index, level_db in enumerate(levels_db):

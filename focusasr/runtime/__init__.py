@@ -1,1 +1,1 @@
-"""What the process needs from its machine: files, console, signals, devices."""
+"""Operating system and hardware: files, console, signals, devices."""

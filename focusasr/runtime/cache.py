@@ -1,4 +1,4 @@
-"""What was done already: an append-only store of JSON lines, and fingerprints of files."""
+"""Append-only cache of results as JSON lines, and fingerprints of files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BLOCK_BYTES = 1 << 20
 
 
 class JsonLinesCache:
-    """The finished outputs below a folder: what each was made from, and what its making told.
+    """Finished outputs below a folder, each with its origin and its result.
 
-    An output counts as finished while its file has the size that it had, and what it would be made from is the same.
+    An output is finished as long as its file has the recorded size and its origin is unchanged.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -26,25 +26,25 @@ class JsonLinesCache:
         self.path = folder / name
         self._entries: dict[str, dict[str, Any]] = {}
         for entry in read_lines(self.path):
-            with contextlib.suppress(KeyError, TypeError):  # another version's
+            with contextlib.suppress(KeyError, TypeError):  # entries of another version
                 self._entries[entry["output"]] = {key: entry[key] for key in ("bytes", "made_from", "result")}
 
     def __contains__(self, output: Path) -> bool:
-        """Whether the file was ever made by us."""
+        """Return whether the cache has an entry for the file."""
         return self._key(output) in self._entries
 
     def outputs(self) -> list[Path]:
-        """Return every file that was ever made by us, there or not."""
+        """Return every file with an entry, present or not."""
         return [self.folder / key for key in self._entries]
 
     def origins(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield every file that was ever made by us, and what it was made from."""
+        """Yield every file with an entry, and its origin."""
         for key, entry in self._entries.items():
-            with contextlib.suppress(KeyError, TypeError):  # another version's
+            with contextlib.suppress(KeyError, TypeError):  # entries of another version
                 yield self.folder / key, {"path": entry["made_from"]["source"]["path"], **entry["made_from"]}
 
     def finished(self, output: Path, made_from: dict[str, Any]) -> Any:
-        """Return what was recorded with a finished output; None where it is to be made (again)."""
+        """Return the result of a finished output; None if it is missing, changed or of another origin."""
         entry = self._entries.get(self._key(output))
         if entry is None or entry["made_from"] != made_from or not output.is_file():
             return None
@@ -60,13 +60,13 @@ class JsonLinesCache:
 
 
 def file_state(path: Path) -> dict[str, Any]:
-    """Return what tells whether a file was changed: its path, size and time; OSError where it is not there."""
+    """Return path, size and modification time of a file, to detect changes; OSError if it is missing."""
     status = path.stat()
     return {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file, read in blocks; OSError where it cannot be read."""
+    """Return the SHA-256 of a file, read in blocks; OSError if it cannot be read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):

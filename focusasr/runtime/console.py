@@ -1,6 +1,6 @@
-"""Messages and progress bars on stderr: bars on a terminal only, and never a word on stdout.
+"""Messages and progress bars on stderr: bars on terminals only, nothing on stdout.
 
-Rich draws the bars, and is imported only where there are some to draw.
+Rich draws the bars and is imported only for them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 TIME_WIDTH = len("0:00:00")
-LINE_SECONDS = 60.0  # between lines of progress where there is no terminal
+LINE_SECONDS = 60.0  # between lines of progress without a terminal
 BESIDE_WIDTH = len(" ━━━━━━━━ 100% 0:00:00 gone 0:00:00 left")
 
 
 @functools.cache
 def stderr() -> Console:
-    """Return rich's view of stderr."""
+    """Return rich's console for stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -36,7 +36,7 @@ _printed_once: set[str] = set()
 
 
 def warn(line: str) -> None:
-    """Print one line on stderr, above the bar where there is one; within `collect_warnings` it is kept instead."""
+    """Print one line on stderr, above a bar if there is one; within `collect_warnings`, collect it instead."""
     lines = _collected.get()
     if lines is None:
         print(line, file=sys.stderr, flush=True)
@@ -46,7 +46,7 @@ def warn(line: str) -> None:
 
 @contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """Yield a list of the lines that this thread would print on stderr in the block."""
+    """Yield a list that collects this thread's warnings in the block, instead of printing them."""
     lines: list[str] = []
     token = _collected.set(lines)
     try:
@@ -56,7 +56,7 @@ def collect_warnings() -> Iterator[list[str]]:
 
 
 def warn_once(line: str) -> None:
-    """Print one line on stderr, or keep it, if it was not before: of a recording that is read several times."""
+    """Print or collect a line unless that was done before, for recordings that are read several times."""
     lines = _collected.get()
     if line.removeprefix("focusasr: ") not in (_printed_once if lines is None else lines):
         if lines is None:
@@ -65,24 +65,24 @@ def warn_once(line: str) -> None:
 
 
 def note(*lines: str) -> None:
-    """Print lines on stderr where somebody looks on: what is written where, which a script knows."""
+    """Print lines on stderr if it is a terminal, such as output paths, which a script knows."""
     for line in lines if shows() else ():
         warn(line)
 
 
 def shown_on_stderr() -> dict[str, Any]:
-    """Return how a bar is shown: on a terminal only, and stdout left alone unless it is a terminal too."""
-    shared = sys.stdout.isatty()  # then results are printed above the bar
+    """Return rich's options for a bar: on a terminal only, with stdout redirected only if it is a terminal too."""
+    shared = sys.stdout.isatty()  # results are then printed above the bar
     return {"console": stderr(), "disable": not shows(), "transient": True, "redirect_stdout": shared}
 
 
 def shows() -> bool:
-    """Return whether there is a terminal to show progress on; of several processes, one shows."""
+    """Return whether this process shows progress: the main one, on a terminal."""
     return sys.stderr.isatty() and is_main()
 
 
 def is_main() -> bool:
-    """Return whether this process speaks for all: of several, one does."""
+    """Return whether this is the main process of the job, which prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -90,10 +90,10 @@ def is_main() -> bool:
 def progress_bar(
     files: int, what: str, seconds: Callable[[], float | None] = lambda: None
 ) -> Iterator[Callable[[int, float], None]]:
-    """Show `what` on stderr while files are read; yields a function that is given (files done, seconds of audio).
+    """Show progress of `what` on stderr; yields a function to call with (files done, seconds of audio).
 
-    A terminal shows a bar, anything else a line each minute. `seconds` returns the length of all sound, or None where
-    that is unknown; it is asked only where something is shown. A bar then has the time left, else it counts files.
+    A terminal shows a bar, anything else a line per minute. `seconds` returns the total duration, or None if it is
+    unknown, and is called only if progress is shown. With it, the bar shows the time left, else it counts files.
     """
     if not shows():
         yield _lines(files, what, seconds)
@@ -119,7 +119,7 @@ def progress_bar(
 
 
 def _lines(files: int, what: str, seconds: Callable[[], float | None]) -> Callable[[int, float], None]:
-    """Return what counts progress as a line each minute, for a log; nothing is printed of what is done sooner."""
+    """Return a function that prints progress as a line per minute, for logs; short runs print nothing."""
     began = last = time.perf_counter()
     heard, done = 0.0, 0
     whole = functools.cache(seconds)
@@ -136,7 +136,7 @@ def _lines(files: int, what: str, seconds: Callable[[], float | None]) -> Callab
 
 
 def _sound(heard: float, whole: float | None) -> str:
-    """Return how much sound was read, of all where that is known: in minutes, or in seconds if it is little."""
+    """Return the amount of audio read, and of all audio if known, in minutes, or in seconds below two minutes."""
     unit, name = (60, "min") if max(heard, whole or 0.0) >= 120 else (1, "s")
     of = "" if whole is None else f" of {whole / unit:.0f}"
     return f"{heard / unit:.0f}{of} {name} of sound"
@@ -148,7 +148,7 @@ def _speed(heard: float, began: float) -> str:
 
 @contextmanager
 def file_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on stderr how many files are done; yields a function told (done, in all)."""
+    """Show the number of files done on stderr; yields a function to call with (done, total)."""
     if not shows():
         yield lambda done, total: None
         return
@@ -158,9 +158,10 @@ def file_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def _bar(what: str, total: float | None) -> Iterator[Callable[[float, float, Sequence[str]], None]]:
-    """Show what is done, a bar, its percentage, and the times gone and left, all whole at any usual width.
+    """Show a description, a bar, its percentage, elapsed and remaining time, none of them wrapped.
 
-    Yields a function told (completed, total, how it may be said): the first of these that leaves the bar room is shown.
+    Yields a function to call with (completed, total, descriptions): the first description that fits next to the bar is
+    shown.
     """
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
@@ -184,5 +185,5 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[[float, float, Seq
 
 
 def pluralize(number: int, thing: str) -> str:
-    """Return a number and its thing, in the plural where it is not one."""
+    """Return a number and its noun, in the plural unless it is 1."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,4 +1,4 @@
-"""Devices: CUDA, MPS or CPU, recovery from full memory, and the processes of a distributed job."""
+"""Devices (CUDA, MPS, CPU), recovery from full memory, and distributed processes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Result = TypeVar("Result")
 FULL_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 LOST_DEVICE = ("cuda error", "cudnn_status", "cublas_status", "hip error", "mps error", "device lost")
 
-ROUND = 32  # files per process between two gatherings: results come as the work goes on
+ROUND = 32  # files per process between two gathers
 
 
 def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
-    """Return the device and the reason for it; UsageError where the wanted one is not there.
+    """Return a device and the reason for its choice; `wanted` is auto, cuda, cuda:N, mps or cpu.
 
-    `wanted` is auto, cuda, cuda:N, mps or cpu.
+    SettingError if the device is not available.
     """
     import torch
 
@@ -50,13 +50,13 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory was short, whichever library asked for it."""
+    """Return whether an error of any library reports full memory."""
     signs = any(sign in str(error).lower() for sign in FULL_MEMORY)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
 
 
 def device_fails(device: torch.device, error: Exception) -> bool:
-    """Return whether the CPU can go on where this device cannot: its memory is short, or it is lost."""
+    """Return whether the CPU can take over after an error: the device is lost or its memory is full."""
     lost = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LOST_DEVICE)
     return device.type != "cpu" and (lost or is_out_of_memory(error))
 
@@ -67,10 +67,10 @@ def run_in_halves(
     device: torch.device,
     halved: Callable[[int], object],
 ) -> list[Result | None]:
-    """Return work(items), one result per item; where memory is short that of each half, and so on.
+    """Return work(items), one result per item, in halves as long as memory is full.
 
-    Halving is said, and `halved` is told how many items may be tried from now on. An item that does not fit the
-    memory alone gives None on a CPU; on another device the error is raised, as the CPU may have more.
+    Halving prints a warning and calls `halved` with the new number of items. A single item that does not fit gives
+    None on a CPU; on another device the error is raised, since the CPU may have more memory.
     """
     try:
         return list(work(items))
@@ -79,7 +79,7 @@ def run_in_halves(
             raise
     if len(items) == 1:
         return [None]
-    if device.type == "cuda":  # the error is gone by now, and with it what the batch held
+    if device.type == "cuda":  # the error is deleted by now, and with it the batch's memory
         import torch
 
         torch.cuda.empty_cache()
@@ -91,10 +91,10 @@ def run_in_halves(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread, and leave PyTorch as it was.
+    """Compute in one thread, then restore PyTorch's number of threads.
 
-    Small layers lose by more threads, many times over on a busy machine; and importing silero_vad sets one thread
-    for good.
+    More threads slow small layers down, many times over on a busy machine. Importing silero_vad sets one thread
+    permanently.
     """
     import torch
 
@@ -107,12 +107,12 @@ def one_thread() -> Iterator[None]:
 
 
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in float64, where its device has that: of MPS, which has not, on the CPU."""
+    """Return a tensor in float64; MPS lacks it, so its tensors move to the CPU."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def memory_gigabytes() -> float:
-    """Return the most memory in use so far: the GPU's where there is one, else this process's."""
+    """Return the peak memory of the GPU, or without one of this process, in GB."""
     import torch
 
     if torch.cuda.is_available():
@@ -134,15 +134,15 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Return whether this is the one that prints and writes."""
+        """Return whether this is the main process, which prints and writes."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return this process's part: every `count`-th thing."""
+        """Return this process's share: every `count`-th item."""
         return items[self.rank :: self.count]
 
     def gather(self, mine: list[Result]) -> list[list[Result]]:
-        """Return what each process brought, by rank; every process must call it."""
+        """Return the lists of all processes, by rank; every process must call it."""
         if self.count == 1:
             return [mine]
         from accelerate.utils import gather_object
@@ -150,7 +150,7 @@ class Processes:
         return gather_object([mine])
 
     def in_order(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Iterator[Result]]) -> Iterator[Result]:
-        """Yield the result of every thing, in the order given, in every process; each works on its share."""
+        """Yield the results of all items in their order, in every process; each process works on its share."""
         if self.count == 1:
             yield from work(items)
             return
@@ -162,7 +162,7 @@ class Processes:
 
 
 def join_processes(device: Any) -> tuple[Processes, Any]:
-    """Return this process among those of the job, and the device that is its own; alone, `device` as it is."""
+    """Return this process among those of the job, and its own device; without other processes, `device`."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes(), device
     from accelerate import PartialState
@@ -172,7 +172,7 @@ def join_processes(device: Any) -> tuple[Processes, Any]:
 
 
 def close_process_group(processes: Processes) -> None:
-    """End the connection to the other processes, once all are done."""
+    """Wait for the other processes, then close the connection to them."""
     if processes.count > 1:
         from accelerate import PartialState
 
@@ -182,7 +182,7 @@ def close_process_group(processes: Processes) -> None:
 
 @contextmanager
 def translate_peer_errors(remedy: str) -> Iterator[None]:
-    """Turn the failure of a sister process into one line with a remedy, in place of the transport's own words."""
+    """Raise the failure of a peer process as InputError with a remedy, instead of the transport's error."""
     try:
         yield
     except RuntimeError as error:
@@ -193,5 +193,5 @@ def translate_peer_errors(remedy: str) -> Iterator[None]:
 
 
 def flat(parts: list[list[Result]]) -> list[Result]:
-    """Return the parts of all processes one after the other."""
+    """Return the lists of all processes as one."""
     return list(chain.from_iterable(parts))

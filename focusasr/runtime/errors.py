@@ -1,4 +1,4 @@
-"""Errors of the user, in one line: what is wrong, the value seen, the value wanted."""
+"""Errors of the user, each one line with the problem, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """A user's mistake or a broken input, told in one line that names the thing, the value and the remedy."""
+    """A user's mistake or an invalid input: one line with the thing, the value and the remedy; exit status 1."""
 
 
 class UsageError(InputError):
-    """Options that cannot be, alone or together: told in one line too, with another exit status."""
+    """An invalid option or combination of options; exit status 2."""
 
 
 class SettingError(InputError):
-    """A value that a setting cannot have, told in the words in which it was given: of a file or of the command line.
+    """An invalid value of a setting, shown as it was given: in a file or as an option.
 
-    `wanted` may name other settings in braces; `others` has their values.
+    `wanted`, the expected value, may have names of other settings in braces; `others` has their values.
     """
 
     def __init__(self, name: str, value: Any, wanted: str, **others: Any) -> None:
@@ -26,13 +26,13 @@ class SettingError(InputError):
         super().__init__(self._text(()))
 
     def told(self, where: str, typed: Collection[str], kind: type[InputError]) -> InputError:
-        """Return the error as UsageError where a setting in question was `typed`, else as `kind`, with its place."""
+        """Return a UsageError if one of the settings was `typed` as an option, else a `kind` with the place `where`."""
         if any(name in typed for name in (self.name, *self.others)):
             return UsageError(self._text(typed))
         return kind(f"{where}: {self}")
 
     def as_options(self) -> UsageError:
-        """Return the error with every setting as an option."""
+        """Return the error with every setting shown as an option."""
         return UsageError(self._text((self.name, *self.others)))
 
     def _text(self, typed: Collection[str]) -> str:
@@ -49,7 +49,7 @@ LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def as_option(name: str, value: Any = None) -> str:
-    """Return a setting as it is typed for a command: --batch-size 0."""
+    """Return a setting as a command-line option, such as --batch-size 0."""
     flag = f"--{name.replace('_', '-')}"
     if value is None or isinstance(value, bool):
         return flag if value is not False else f"--no-{flag[2:]}"
@@ -60,9 +60,9 @@ def as_option(name: str, value: Any = None) -> str:
 
 
 def quote(value: Any) -> str:
-    """Return a value as it goes into a message: as Python writes it, its beginning where that is long."""
+    """Return a value for a message: its repr, shortened to LONGEST_SHOWN characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
+    except (ValueError, RecursionError):  # thousands of digits, or deep nesting
         return f"{type(value).__name__} too large to be shown"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, written aside and renamed; and small ones, read whole."""
+"""Atomic writes of files and folders, and reading of small text and JSON files."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from focusasr.runtime.libraries import LibraryError, explain
 from focusasr.runtime.settings import parse_json
 
 OPEN_FILE = re.compile(r"(?:/dev/std|/dev/fd/|/proc/self/fd/)(out|err|[0-9]{1,6})")
-FULL = (errno.ENOSPC, errno.EDQUOT)  # disks, and the share of one user
+FULL = (errno.ENOSPC, errno.EDQUOT)  # full disk, exceeded quota
 LITTLE_ROOM = 2**20  # bytes
 LONG_AGO_SECONDS = 24 * 3600.0
 _NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<time>\d+)-[0-9a-f]{8}\.(?:part|old)", re.S)
-_under_way: set[Path] = set()  # what this process is writing
-STEM_BYTES = 180  # file systems allow 255 for a name; the rest is for markers and the suffix
+_under_way: set[Path] = set()  # temporary paths of this process
+STEM_BYTES = 180  # file systems allow 255 bytes for a name, with markers and suffix
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are not UTF-8
 
-LARGEST_TEXT = 32 * 2**20  # bytes of a piece of a checkpoint; Whisper's tokenizer.json has 4 million
+LARGEST_TEXT = 32 * 2**20  # bytes of a text file in a checkpoint; Whisper's tokenizer.json has 4 million
 
 
 def unwritable(path: Path, error: Exception, instead: str) -> InputError | LibraryError:
-    """Return in one line why a path cannot be written, and what to do `instead`; a library's failure as its own."""
+    """Return the error for a path that cannot be written, with the remedy `instead`; LibraryError if a library failed."""
     if failure := explain(error):
         return failure
     if isinstance(error, PermissionError):
@@ -51,19 +51,19 @@ def unwritable(path: Path, error: Exception, instead: str) -> InputError | Libra
 
 
 def _is_full(path: Path, error: Exception) -> bool:
-    """Return whether an error in writing is of a full disk; libraries tell in their own words, or not at all."""
+    """Return whether a write failed because the disk is full; libraries report that in many ways or not at all."""
     if isinstance(error, OSError):
         return error.errno in FULL
     return shutil.disk_usage(_there(path.absolute())[0]).free < LITTLE_ROOM
 
 
 def is_stream(path: Path) -> bool:
-    """Tell devices and pipes, which no file may take the place of, and standard output by its name."""
+    """Return whether a path is a device, a pipe or standard output by name, which no file may replace."""
     return OPEN_FILE.fullmatch(str(path)) is not None or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def _stream(path: Path) -> BinaryIO:
-    """Open what `is_stream`; what this process has open goes on where it stands."""
+    """Open a stream of `is_stream` for appending; a descriptor of this process keeps its position."""
     if named := OPEN_FILE.fullmatch(str(path)):
         sys.stdout.flush()
         return os.fdopen(os.dup({"out": 1, "err": 2}.get(named[1]) or int(named[1])), "wb")
@@ -71,35 +71,35 @@ def _stream(path: Path) -> BinaryIO:
 
 
 def ensure_file_writable(path: Path, instead: str) -> None:
-    """Refuse, as `ensure_writable`, a place where one file cannot be written."""
+    """Raise InputError, as `ensure_writable`, if a file cannot be written at `path`."""
     if not is_stream(path):
         ensure_writable(path.parent, instead)
 
 
 def ensure_writable(folder: Path, instead: str) -> None:
-    """Refuse a folder for results before any work, where nothing can be written: InputError, as `unwritable`."""
+    """Raise the error of `unwritable` if a folder for results is not writable, before any work."""
     import tempfile
 
     try:
-        with tempfile.TemporaryFile(dir=_there(folder)[0]):  # which leaves nothing
+        with tempfile.TemporaryFile(dir=_there(folder)[0]):  # removed at once
             pass
     except OSError as error:
         raise unwritable(folder, error, instead) from None
 
 
 def _there(path: Path) -> list[Path]:
-    """Return what there is of a path and its parents, the nearest first."""
+    """Return the existing paths among a path and its parents, the nearest first."""
     return [one for one in (path, *path.parents) if os.path.exists(one)]
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when not.
+    """Yield a temporary path next to `path`; rename it to `path` after the block, or remove it on an error.
 
-    Works for one file or one folder. A folder that already exists at `path` is replaced as a whole, by two renames:
-    killed between them, a program leaves the old folder aside, and `restore` puts it back. What killed programs left
-    half written in the same folder goes; what others are writing there stays. A device, a pipe or standard output by
-    its name is written into.
+    It works for a file or a folder. An existing folder at `path` is replaced as a whole, by two renames: if the program
+    is killed between them, the old folder keeps its temporary name, and `restore` puts it back. Incomplete files of
+    killed programs in the same folder are removed, those of running programs kept. A device, a pipe or standard output
+    by name is written to directly.
     """
     if is_stream(path):
         import tempfile
@@ -127,20 +127,20 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def discard_asides() -> None:
-    """Remove what this process is writing: for its end at any moment."""
+    """Remove the temporary files of this process, before it exits."""
     for aside in list(_under_way):
         with contextlib.suppress(OSError):
             _remove(aside)
 
 
 def restore(path: Path) -> None:
-    """Put back the folder at `path` where a writer was killed between its two renames; remove what it left aside."""
+    """Put back the folder at `path` if its writer was killed between its two renames; remove temporary files."""
     if not path.parent.is_dir():
         return
     own = [found for found in _asides(path.parent, "old") if found[1]["name"] == path.name[:40]]
     retired = [folder for folder, told in own if not _lives(told)]
     if retired and not path.exists():
-        with contextlib.suppress(FileNotFoundError):  # a sister process was first
+        with contextlib.suppress(FileNotFoundError):  # a peer process was first
             os.replace(max(retired, key=lambda folder: folder.stat().st_mtime_ns), path)
     _remove_abandoned(own)
     sweep(path.parent)
@@ -148,7 +148,7 @@ def restore(path: Path) -> None:
 
 @functools.cache
 def sweep(folder: Path) -> None:
-    """Remove, once in the life of this process, what killed ones left half written in a folder."""
+    """Remove incomplete files of killed processes from a folder, once per process."""
     _remove_abandoned(_asides(folder, "part"))
 
 
@@ -160,7 +160,7 @@ def _asides(folder: Path, suffix: str) -> list[Aside]:
 
 
 def _remove_abandoned(asides: list[Aside]) -> None:
-    """Remove what nobody writes any more; where nobody can tell, what is older than a day."""
+    """Remove temporary files whose process has ended; on other machines, those older than a day."""
     for path, told in asides:
         lives = _lives(told)
         with contextlib.suppress(OSError):
@@ -169,15 +169,15 @@ def _remove_abandoned(asides: list[Aside]) -> None:
 
 
 def _lives(told: re.Match[str]) -> bool | None:
-    """Return whether the process that wrote under this name goes on; None where it is of another machine."""
+    """Return whether the process that owns a temporary name still runs; None if it is on another machine."""
     if told["host"] != _host():
         return None
-    import psutil  # which costs too much where nothing was left
+    import psutil  # slow to import, and rarely needed
 
     try:
         process = psutil.Process(int(told["pid"]))
-        later = process.create_time() - int(told["time"])  # the clock may have been set since
-        heir = later > LONG_AGO_SECONDS  # another process, which got the same number
+        later = process.create_time() - int(told["time"])  # the clock may have changed since
+        heir = later > LONG_AGO_SECONDS  # another process with the same id
         return not heir and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -186,7 +186,7 @@ def _lives(told: re.Match[str]) -> bool | None:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """Return a name that tells whose it is: machine, process and time; of `path`'s 40 characters, at most 160 bytes."""
+    """Return a temporary name with machine, process and time, and with up to 40 characters (160 bytes) of `path`'s."""
     return path.with_name(f".{path.name[:40]}.{_host()}-{os.getpid()}-{int(time.time())}-{uuid4().hex[:8]}.{suffix}")
 
 
@@ -211,33 +211,33 @@ def _remove(path: Path) -> None:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one line of JSON, in one write: lines of several processes do not mix.
+    """Append one line of JSON in one write, so that lines of several processes do not mix.
 
-    It opens with a line break, since the line before it may have been cut off.
+    It starts with a line break, since the line before may be truncated.
     """
     with path.open("ab", buffering=0) as lines:
         lines.write(b"\n" + json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Yield what `append_line` wrote; blank lines and such as were cut off are passed over."""
+    """Yield the values that `append_line` wrote, without blank and truncated lines."""
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         with contextlib.suppress(ValueError):
             yield json.loads(line)
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text: bytes that are not UTF-8 become escapes."""
+    """Return a file name as text, with escapes for bytes that are not UTF-8."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def fitting(stem: str) -> str:
-    """Return a name without suffix that any file system and any line takes: at most 180 bytes, all of them UTF-8."""
+    """Return a stem that any file system accepts: printable UTF-8 of at most STEM_BYTES bytes."""
     return UNFIT.sub("_", stem).encode()[:STEM_BYTES].decode(errors="ignore")
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; InputError where it is missing, not UTF-8 or far too large for a piece of a checkpoint."""
+    """Read a text file; InputError if it is missing, not UTF-8 or larger than LARGEST_TEXT."""
     try:
         size = path.stat().st_size
         if size > LARGEST_TEXT:
@@ -248,7 +248,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; InputError where it is none."""
+    """Read a JSON object; InputError if the file is something else."""
     value = _read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -256,7 +256,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_list(path: Path) -> list[Any]:
-    """Read a JSON array; InputError where it is none."""
+    """Read a JSON array; InputError if the file is something else."""
     value = _read_json(path)
     if not isinstance(value, list):
         raise InputError(f"{path}: expected a JSON array, got {type(value).__name__}")
@@ -273,7 +273,7 @@ def _read_json(path: Path) -> Any:
 
 
 def real_path(path: str | Path) -> str:
-    """Return a file's path without `..` or links in its folders, the same however it was named."""
+    """Return a file's absolute path without `..` or links in its folders; the file itself may be a link."""
     folder, name = os.path.split(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
     return os.path.join(_real_folder(folder), name)
 
@@ -282,5 +282,5 @@ def real_path(path: str | Path) -> str:
 def _real_folder(folder: str) -> str:
     try:
         return os.path.realpath(folder)
-    except ValueError:  # no name at all: it has a null byte
+    except ValueError:  # a null byte in the name
         return folder

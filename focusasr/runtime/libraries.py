@@ -1,6 +1,6 @@
-"""Native libraries: whether each loads, and one line with versions, cause and remedy if it does not.
+"""Imports of native libraries, with one-line errors that name versions, cause and remedy.
 
-`python -m focusasr.libraries` tries all of them; the installer runs it.
+`python -m focusasr.runtime.libraries` tries all of them; the installer runs it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 INSTALL = "pip install -c scripts/constraints.txt '.[train]', in the clone, installs versions that were tested together"
-PARTNERS = {"torchaudio": "torch"}  # libraries whose binaries only load with some versions of another one
+PARTNERS = {"torchaudio": "torch"}  # libraries whose binaries require some version of another one
 LONGEST_CAUSE = 200
 
 
 class LibraryError(ImportError):
-    """A library that is missing or does not load: its name, version, cause and remedy in one line."""
+    """A library that is missing or does not load: one line with name, version, cause and remedy."""
 
 
 @contextmanager
@@ -28,12 +28,12 @@ def library(name: str) -> Iterator[None]:
         yield
     except LibraryError:
         raise
-    except Exception as error:  # ImportError, OSError of the loader, or whatever the library's own start-up raises
+    except Exception as error:  # ImportError, OSError of the loader, or any error of the library's own start-up
         raise _failure(name, error) from error
 
 
 def explain(error: Exception) -> LibraryError | None:
-    """Return the error of an import anywhere in the program as LibraryError, or None if it is none."""
+    """Return an import error from anywhere in the program as LibraryError; None for other errors."""
     if isinstance(error, LibraryError):
         return error
     if not isinstance(error, ImportError) and not (isinstance(error, OSError) and error.errno is None):
@@ -43,7 +43,7 @@ def explain(error: Exception) -> LibraryError | None:
 
 
 def _importing(trace: types.TracebackType | None) -> str | None:
-    """Return the library that focusasr was importing, at the end of a traceback."""
+    """Return the library that focusasr was importing at the end of a traceback; None without one."""
     called: list[types.FrameType] = []
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next

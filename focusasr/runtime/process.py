@@ -1,8 +1,8 @@
-"""The process: its streams, Ctrl-C, fast start and exit.
+"""Streams, Ctrl-C, fast start and fast exit of the process.
 
-All files are whole or absent, so a program may end between any two instructions. A KeyboardInterrupt would have to
-find its way past libraries that swallow it, joins that wait and workers that print it; here a thread of its own ends
-the process, also while a long computation keeps the main one busy. SIGTERM is answered as Ctrl-C is.
+Files are written atomically, so the program may end between any two instructions. A KeyboardInterrupt can be lost in
+libraries that swallow it, in waiting joins or in workers; so a separate thread ends the process, also during a long
+computation in the main thread. SIGTERM is handled like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from typing import NoReturn
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import discard_asides
 
-CLOSED_PIPE = 141  # as the shell has it: 128 + SIGPIPE
+CLOSED_PIPE = 141  # exit status as in the shell: 128 + SIGPIPE
 
-INTERRUPTED = 128 + signal.SIGINT  # the status, as the shell has it
-LONGEST_EXIT_SECONDS = 1.5  # for leaving in good order
+INTERRUPTED = 128 + signal.SIGINT  # exit status as in the shell
+LONGEST_EXIT_SECONDS = 1.5  # time limit of the cleanup
 
 _promises = ["what is written is whole; give the same command again"]
 
 
 class Closed(io.TextIOWrapper):
-    """A stdout that was closed: it holds the place of the file, so that no other gets it, and takes no result."""
+    """A closed stdout: it occupies the file descriptor, so that no other file gets it, and rejects writes."""
 
     def write(self, text: str, /) -> int:
-        """Refuse."""
+        """Raise InputError."""
         raise InputError("stdout is closed, so the result goes nowhere; leave it open, or send it to /dev/null")
 
 
 def debugging() -> bool:
-    """Return whether tracebacks are asked for."""
+    """Return whether --debug asks for tracebacks."""
     return "--debug" in sys.argv
 
 
 def open_streams() -> None:
-    """Put something where a stream was closed, and let no character that a stream's encoding lacks end the work."""
+    """Replace closed streams, and escape characters that a stream's encoding lacks instead of failing."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             kind = Closed if name == "stdout" else io.TextIOWrapper
-            setattr(sys, name, kind(open(os.devnull, "wb"), encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            setattr(sys, name, kind(open(os.devnull, "wb"), encoding="utf-8"))  # noqa: SIM115 - open until the process ends
         elif stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
-        elif stream.errors == "surrogateescape":  # of the C locale
+        elif stream.errors == "surrogateescape":  # in the C locale
             codecs.register_error("focusasr", _bytes_or_escapes)
             stream.reconfigure(errors="focusasr")
 
 
 def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write a file name's bytes that are no text as they are, and what an encoding lacks as its escape."""
+    """Write undecodable bytes of file names unchanged, and characters that an encoding lacks as escapes."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
@@ -70,9 +70,9 @@ def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Collect no garbage while modules and a model are loaded, and leave out of later collections what they made.
+    """Disable garbage collection while modules and a model are loaded, and exempt their objects from it later.
 
-    A sixth of the time of `import torch` goes into collections that find nothing.
+    Collections that find nothing take a sixth of the time of `import torch`.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -85,9 +85,9 @@ def loading() -> Iterator[None]:
 
 
 def exit_now(status: int) -> NoReturn:
-    """End this process: what was promised for its end is done, but PyTorch is not taken apart.
+    """End this process after its exit functions, without the interpreter's teardown of PyTorch.
 
-    That would touch another 130 MB of its libraries, and takes tenths of a second.
+    The teardown would load another 130 MB of its libraries and take tenths of a second.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -101,19 +101,19 @@ def exit_now(status: int) -> NoReturn:
 
 
 def on_interrupt_message(safe: str) -> None:
-    """Set what is said on Ctrl-C from now on: what is safe and how to go on."""
+    """Set the message printed on Ctrl-C from now on: which results are safe, and how to resume."""
     _promises[:] = [safe]
 
 
 def what_is_safe() -> str:
-    """Return the line for the user."""
+    """Return the message for Ctrl-C."""
     return f"interrupted; {_promises[0]}"
 
 
 def answer_interrupts() -> None:
-    """From now on Ctrl-C ends this process, and so does SIGTERM, which batch systems and containers send.
+    """End this process on Ctrl-C from now on, and on SIGTERM, which batch systems and containers send.
 
-    What is ignored stays so, as Ctrl-C is in the background of a shell script.
+    Ignored signals stay ignored, as Ctrl-C is in the background of a shell script.
     """
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     answered = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
@@ -128,7 +128,7 @@ def answer_interrupts() -> None:
 
 
 def restore_interrupts() -> None:
-    """Undo `answer_interrupts`, for a program that ends in its own way."""
+    """Undo `answer_interrupts`, for a program with its own handling."""
     if threading.current_thread() is not threading.main_thread():
         return
     signal.set_wakeup_fd(-1)
@@ -139,13 +139,13 @@ def restore_interrupts() -> None:
 
 @contextlib.contextmanager
 def block_sigint() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: it is their parent's, which ends them."""
+    """Block Ctrl-C in processes started in this block; their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # which lifts the block where it starts within
+    resource_tracker.ensure_running()  # it would lift the block if it started within
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -154,38 +154,38 @@ def block_sigint() -> Iterator[None]:
 
 
 def _pause(*_: object) -> None:
-    """Hold the main thread still while the process ends: it would complain of children and files that are gone."""
+    """Pause the main thread while the process ends: else it would report missing children and files."""
     while True:
-        with contextlib.suppress(BaseException):  # another signal's word, such as PyTorch's of its workers' end
+        with contextlib.suppress(BaseException):  # errors from other signals, such as PyTorch's about its workers
             time.sleep(LONGEST_EXIT_SECONDS)
 
 
 def _watch(reader: socket.socket, writer: socket.socket, answered: Collection[int]) -> None:
     while (number := reader.recv(1)[0]) not in answered:
         pass
-    status = 128 + number  # as the shell has it
-    threading.Timer(LONGEST_EXIT_SECONDS, _leave, (status,)).start()  # whatever the main thread holds locked
+    status = 128 + number  # as in the shell
+    threading.Timer(LONGEST_EXIT_SECONDS, _leave, (status,)).start()  # in case the main thread holds a lock
     _kill_children()
     discard_asides()
     with contextlib.suppress(Exception):
-        atexit._run_exitfuncs()  # such as multiprocessing's, which has semaphores to remove
+        atexit._run_exitfuncs()  # such as multiprocessing's, which removes semaphores
         sys.stdout.flush()
     _leave(status)
 
 
 def _leave(status: int) -> None:
-    """Say the line, once, as the last thing, since bars are drawn anew below what is said before."""
+    """Print the message once, as the last output, since bars are redrawn below earlier lines."""
     with contextlib.suppress(Exception):
         line = what_is_safe()
         _promises.clear()
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
-            shown_again = "\n\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a bar hides
+        if os.environ.get("RANK", "0") == "0":  # only the main process prints
+            shown_again = "\n\x1b[?25h" if sys.stderr.isatty() else ""  # show the cursor, which a bar hides
             os.write(2, f"{shown_again}focusasr: {line}\n".encode())
     os._exit(status)
 
 
 def _kill_children() -> None:
-    """End them all but the one that multiprocessing has for cleaning up when we are gone."""
+    """Kill all child processes except multiprocessing's resource tracker, which cleans up afterwards."""
     import psutil
 
     with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""What settings are made of: declared with a default and a help text, checked, read from TOML and JSON."""
+"""Declaration of settings with default and help, their checks, and reading from TOML and JSON."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-LONGEST_SECONDS = 1e9  # 31 years: an offset or duration above it is damage, and overflows where samples are counted
-LARGEST = sys.float_info.max  # a whole number above it, which JSON and TOML may hold, is none that can be counted with
+LONGEST_SECONDS = 1e9  # 31 years: a longer offset or duration is an error, and its number of samples overflows
+LARGEST = sys.float_info.max  # whole numbers in JSON and TOML may be larger, but not floats
 
 
 def setting(default: Any, help: str) -> Any:
-    """Declare one setting of a configuration: its default and what it is for, which is also its option's help."""
+    """Declare a setting of a configuration: its default, and its help, which the option shows."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> None:
-    """Refuse a value that is not fine: SettingError with the name, the value seen and what is wanted."""
+    """Raise SettingError with name, value and expected values (`wanted`) unless a value is `fine`."""
     if not fine:
         raise SettingError(name, value, wanted, **others)
 
 
 def require_use(config: Any, name: str, other: str, *values: str) -> None:
-    """Refuse a setting that was changed where another one, without any of the values, leaves it without effect."""
+    """Raise SettingError if a setting was changed without effect, since another has none of `values`."""
     changed = getattr(config, name) != type(config).__dataclass_fields__[name].default
     of_use = getattr(config, other) in values or not changed
     wanted = f"{' or '.join(values)} in place of {{{other}}}, without which it does nothing"
@@ -48,11 +48,11 @@ def hints_of(kind: type) -> dict[str, Any]:
     return _hints(kind)
 
 
-_hints = functools.cache(typing.get_type_hints)  # which evaluates every annotation anew
+_hints = functools.cache(typing.get_type_hints)  # slow: it evaluates every annotation
 
 
 def require_choices(config: Any) -> None:
-    """Refuse a configuration in which a setting with choices has another value."""
+    """Raise SettingError if a setting with choices has another value."""
     for name, hint in hints_of(type(config)).items():
         if typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
@@ -63,9 +63,9 @@ Config = TypeVar("Config")
 
 
 def read_settings(kind: type[Config], settings: dict[str, Any], where: str, typed: Collection[str] = ()) -> Config:
-    """Build a configuration from names and values; InputError on unknown names (with the nearest) and wrong types.
+    """Build a configuration from names and values; InputError for unknown names, with the nearest, and wrong types.
 
-    `where` names the table that the values are of, apart from those that were `typed` as options.
+    `where` is the file and table of the values, except for those that were `typed` as options.
     """
     if not isinstance(settings, dict):
         raise InputError(f"{where}: expected a table of settings, got {quote(settings)}")
@@ -83,7 +83,7 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str, type
 
 
 def read_options(kind: type[Config], given: dict[str, Any]) -> Config:
-    """Build a configuration from what was typed for a command; UsageError where it cannot be."""
+    """Build a configuration from the options of a command; UsageError if they are invalid."""
     return read_settings(kind, given, "options", hints_of(kind))
 
 
@@ -98,7 +98,7 @@ IN_WORDS = {
 
 
 def _fit(value: Any, hint: Any, name: str) -> Any:
-    """Return `value` as the type that `hint` says, or refuse it."""
+    """Return `value` as the type of `hint`; SettingError if it has another."""
     if typing.get_origin(hint) is Literal:
         return value
     if isinstance(hint, types.UnionType):
@@ -125,17 +125,17 @@ def to_settings(config: Any) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; InputError where it is missing or malformed."""
+    """Read a TOML file; InputError if it is missing or malformed."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file") from None
-    except (OSError, ValueError, RecursionError) as error:  # also of bytes, of numbers and brackets without end
+    except (OSError, ValueError, RecursionError) as error:  # bad bytes, huge numbers or deep nesting
         raise InputError(f"{path}: not a TOML file ({error}); correct it") from None
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value that JSON text holds; ValueError where it is none, also where brackets have no end."""
+    """Return the value of a JSON text; ValueError if it is malformed or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
