@@ -1,7 +1,7 @@
-"""Focused hybrid attention: a global branch beside a local window whose span and sharpness are learned.
+"""Focused hybrid attention: a global branch and a local window of learned span and sharpness.
 
 Letters: B batch, T steps (queries), S steps (keys), D width, H heads, E = D / H head width.
-Masks are boolean, True = may look. Distances and radii are steps.
+Masks are boolean, True = visible. Distances and radii are in steps.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Rotation = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
-LEARNED_TEMPERATURE_RANGE = 4.0  # a learned temperature stays within the formula's value divided or multiplied by this
+LEARNED_TEMPERATURE_RANGE = 4.0  # largest ratio of a learned temperature to the formula's value, or its inverse
 
 
 class Cache(NamedTuple):
-    """Keys and values of the text so far (B, H, S, E), a value that goes in and comes out; `local` in hybrid ones."""
+    """Keys and values of the text so far (B, H, S, E), immutable; `local` only in hybrid attention."""
 
     globe: KeysValues
     local: KeysValues | None = None
 
 
 class Attended(NamedTuple):
-    """What attention returns: (B, T, D), the cache where it was causal, and the span per utterance and head (B, H)."""
+    """Output of attention: (B, T, D), the cache, and the span per utterance and head (B, H) of hybrid attention."""
 
     out: Tensor
     cache: Cache | None = None
@@ -48,7 +48,7 @@ def rotary(steps: Tensor, head_width: int, base: float) -> Rotation:
 
 
 def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
-    """Turn each pair of coordinates of x (B, H, T, E) by its position's angle; None leaves x as it is."""
+    """Rotate each pair of coordinates of x (B, H, T, E) by the angle of its position; None leaves x unchanged."""
     if rotation is None:
         return x
     cos, sin = (part.to(x.dtype) for part in rotation)
@@ -71,7 +71,7 @@ def _extend(k: Tensor, v: Tensor, past: KeysValues | None) -> KeysValues:
 
 
 class MultiheadAttention(nn.Module):
-    """Whisper's multi-head attention (keys without bias), the global branch and the cross-attention."""
+    """Whisper's multi-head attention (keys without bias), for the global branch and the cross-attention."""
 
     def __init__(self, config: ModelConfig, causal: bool = False) -> None:
         super().__init__()
@@ -85,27 +85,27 @@ class MultiheadAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def keys_values(self, xa: Tensor) -> KeysValues:
-        """Project what is looked at, (B, S, D), to keys and values (B, H, S, E)."""
+        """Project xa (B, S, D) to keys and values (B, H, S, E)."""
         return _split(self.key(xa), self.heads), _split(self.value(xa), self.heads)
 
     def cross(self, x: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """Look from x (B, T, D) at the projected memory, with mask (B, S) → (B, T, D)."""
+        """Attend from x (B, T, D) to the projected memory, with mask (B, S) → (B, T, D)."""
         seen = None if mask is None else mask[:, None, None, :]
         q = _split(self.query(x), self.heads)
         return self.out(_merge(F.scaled_dot_product_attention(q, *memory, attn_mask=seen)))
 
     def cross_scores(self, x: Tensor, memory: KeysValues) -> Tensor:
-        """Return what `cross` takes the softmax of, before any mask: (B, H, T, S)."""
+        """Return the scores of `cross` before mask and softmax, (B, H, T, S)."""
         q, k = _split(self.query(x), self.heads), memory[0]
-        scale = q.shape[-1] ** -0.25  # on both sides, as Whisper has it
+        scale = q.shape[-1] ** -0.25  # on both factors, as in Whisper
         return (q * scale) @ (k * scale).transpose(-1, -2)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, past: KeysValues | None = None, rotation: Rotation | None = None
     ) -> tuple[Tensor, KeysValues]:
-        """Look from x (B, T, D) at itself and at the past; `mask` (B, S) covers past and present.
+        """Attend from x (B, T, D) to itself and to the past; `mask` (B, S) covers past and present.
 
-        Returns (B, T, D) and the keys and values of past and present; ValueError where T is 0.
+        Returns (B, T, D) and the keys and values of past and present; ValueError if T is 0.
         """
         require_steps(x)
         q = rotate(_split(self.query(x), self.heads), rotation)
@@ -128,7 +128,7 @@ class MultiheadAttention(nn.Module):
 
 
 class SpanPredictor(nn.Module):
-    """The span of each head for each utterance, from the mean of what the global branch (or the audio) says."""
+    """Predictor of the span per head and utterance, from the mean of the global branch's output or of the audio."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -144,13 +144,12 @@ class SpanPredictor(nn.Module):
 
 
 class AdaptiveSpanAttention(nn.Module):
-    """The local branch: attention inside a learned span with a temperature that depends on the span.
+    """Local branch: attention inside a learned span with a temperature that depends on the span.
 
-    radius r = ramp + (max_span - ramp) · span_scale. Temperature τ = 1 + temp_scale · (1 - span_scale) where
-    `sharpen_longer`, else τ = 0.5 + temp_scale · span_scale; `temperature="learned"` multiplies it per head by
-    a bounded factor that starts at 1. Two factors, 1 unless `with_attention_scaling` sets them, multiply what
-    was learned: one the span_scale that gives the radius, up to 1, the other the temperature, which keeps to the
-    learned span.
+    Radius r = ramp + (max_span - ramp) · span_scale. Temperature τ = 1 + temp_scale · (1 - span_scale) if
+    `sharpen_longer`, else τ = 0.5 + temp_scale · span_scale; `temperature="learned"` multiplies it per head by a
+    bounded factor that starts at 1. `with_attention_scaling` sets two more factors, 1 by default: one multiplies the
+    span_scale of the radius, up to 1, the other the temperature, which still depends on the learned span.
     """
 
     def __init__(self, config: ModelConfig, causal: bool = False) -> None:
@@ -165,7 +164,7 @@ class AdaptiveSpanAttention(nn.Module):
         self.span_knob, self.temperature_knob = 1.0, 1.0
 
     def radius(self, span_scale: Tensor) -> Tensor:
-        """Return the radius in steps, (B, H), differentiable in span_scale (B, H)."""
+        """Return the radius (B, H) in steps, differentiable in span_scale (B, H)."""
         turned = (self.span_knob * span_scale).clamp(max=1.0)
         return self.config.ramp + (self.config.max_span - self.config.ramp) * turned
 
@@ -187,7 +186,7 @@ class AdaptiveSpanAttention(nn.Module):
         past: KeysValues | None = None,
         rotation: Rotation | None = None,
     ) -> tuple[Tensor, KeysValues]:
-        """Look from x (B, T, D) inside the span at itself and the past; returns (B, T, D) and keys and values."""
+        """Attend from x (B, T, D) inside the span to itself and the past; returns (B, T, D), keys and values."""
         q = rotate(_split(self.query(x), self.heads), rotation)
         k = rotate(_split(self.key(x), self.heads), rotation)
         k, v = _extend(k, _split(self.value(x), self.heads), past)
@@ -198,7 +197,7 @@ class AdaptiveSpanAttention(nn.Module):
 
 
 class GlobalAttention(nn.Module):
-    """LayerNorm and the global branch alone: Whisper's self-attention, the baseline."""
+    """LayerNorm and global branch only: Whisper's self-attention, the baseline."""
 
     def __init__(self, config: ModelConfig, causal: bool = False) -> None:
         super().__init__()
@@ -213,7 +212,7 @@ class GlobalAttention(nn.Module):
         cache: Cache | None = None,
         rotation: Rotation | None = None,
     ) -> Attended:
-        """Attend from x (B, T, D); `xa` is for the hybrid form and changes nothing here."""
+        """Attend from x (B, T, D); `xa` has no effect here, only in `HybridAttention`."""
         out, global_kv = self.attn_global(self.ln_global(x), mask, cache.globe if cache else None, rotation)
         return Attended(out, Cache(global_kv))
 
@@ -221,9 +220,9 @@ class GlobalAttention(nn.Module):
 class HybridAttention(nn.Module):
     """LayerNorm for each branch, global branch, local branch, concatenation, projection 2D → D.
 
-    The projection reads [local | global], so that weights [0 | I] compute what the global branch alone computes.
-    In an encoder the span comes from the global branch's output; in a decoder (causal) from the audio `xa`, since
-    the future of the text cannot be seen.
+    The projection reads [local | global], so that weights [0 | I] reduce it to the global branch. The span comes from
+    the global branch's output in an encoder, and from the audio `xa` in a (causal) decoder, which cannot see the
+    future of the text.
     """
 
     def __init__(self, config: ModelConfig, causal: bool = False) -> None:
@@ -246,7 +245,7 @@ class HybridAttention(nn.Module):
     ) -> Attended:
         """Attend from x (B, T, D); mask (B, S) covers the cache and x.
 
-        `xa` (B, 1, D) is the mean of the audio that a causal form takes its span from; ValueError without it.
+        `xa` (B, 1, D), the mean of the audio, gives the span if causal; ValueError without it.
         """
         if self.causal and xa is None:
             raise ValueError("causal hybrid attention needs xa, the audio's mean (B, 1, D), for its span")
@@ -259,9 +258,9 @@ class HybridAttention(nn.Module):
 
 
 def with_attention_scaling(model: Module, knobs: AttentionScaling) -> Module:
-    """Return `model` with every learned span and temperature multiplied, for use, not for training.
+    """Return `model` with every learned span and temperature multiplied, for inference only.
 
-    The weights are shared and `model` stays as it is. SettingError where a knob is turned and nothing has spans.
+    The weights are shared and `model` is unchanged. SettingError for a factor other than 1 on a model without spans.
     """
     if knobs.span_scale == knobs.temperature_scale == 1.0:
         return model

@@ -1,4 +1,4 @@
-"""Binary files of numbers, names and tensors, never read past their end."""
+"""Bounds-checked reading of binary files with numbers, names and tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from focusasr.runtime.errors import InputError
 
 
 class BinaryFile:
-    """A little-endian file, open as long as `files`; InputError if it ends too early."""
+    """A little-endian file, open as long as `files`; InputError if it is truncated."""
 
     def __init__(self, path: Path, files: contextlib.ExitStack) -> None:
         self.path = path
@@ -27,11 +27,11 @@ class BinaryFile:
 
     @property
     def position(self) -> int:
-        """Bytes read so far."""
+        """Return the current position in bytes."""
         return self._file.tell()
 
     def numbers(self, kinds: str) -> tuple[int, ...]:
-        """Read numbers, a letter of the module struct each."""
+        """Read numbers, each given by its letter in the module struct."""
         return struct.unpack(f"<{kinds}", self.bytes(struct.calcsize(f"<{kinds}")))
 
     def number(self, kind: str) -> int:
@@ -46,7 +46,7 @@ class BinaryFile:
         self._file.seek(count, 1)
 
     def tensor(self, start: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        """Return the tensor that begins at a byte; its end was checked when it was skipped."""
+        """Return the tensor that starts at a byte; its end was checked when it was skipped."""
         data = bytearray(math.prod(shape) * dtype.itemsize)
         self._file.seek(start)
         if self._file.readinto(data) != len(data):
@@ -58,7 +58,7 @@ class BinaryFile:
         )
 
     def broken(self, reason: str) -> InputError:
-        """Return the error for a file that is not what it began as."""
+        """Return the error for a corrupt file."""
         return InputError(f"{self.path}: not a whole file: {reason}. Copy it again.")
 
     def _check(self, count: int) -> None:

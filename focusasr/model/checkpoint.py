@@ -1,7 +1,7 @@
 """Checkpoints: folders of config.json, model.safetensors, tokenizer.json, README.md and metrics.json.
 
-Nothing is unpickled. A folder is written aside and renamed; what is read is checked against the configuration
-before any weight is loaded. Whisper's checkpoints from elsewhere come by this door too.
+Nothing is unpickled. A folder is written under a temporary name and renamed. Names and shapes are checked against the
+configuration before any weight is loaded. Whisper checkpoints of other programs are read here too.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 FORMAT = 1
-MODEL_VARIABLE = "FOCUSASR_MODEL"  # of the environment: a model in place of the default one
-FOR_READERS = {"README.md", "metrics.json"}  # of a checkpoint's files: they change no text
+MODEL_VARIABLE = "FOCUSASR_MODEL"  # environment variable: the model to use instead of the default one
+FOR_READERS = {"README.md", "metrics.json"}  # files of a checkpoint without effect on transcripts
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A recognizer as it lies in a folder."""
+    """A model with its tokenizer, metrics and model card."""
 
     model: Model
     tokenizer: Tokenizer
@@ -53,17 +53,17 @@ class Checkpoint:
 
     @property
     def whisper(self) -> WhisperConfig | None:
-        """What a Whisper model says about its tokens and heads; None for a native model."""
+        """Return the tokens and heads of a Whisper model; None for a native model."""
         return self.tokenizer.whisper if isinstance(self.tokenizer, WhisperTokenizer) else None
 
 
 def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
-    """Return the file or folder of a checkpoint; InputError if there is none of this name.
+    """Return the file or folder of a checkpoint; InputError if the name matches none.
 
-    None is the one that FOCUSASR_MODEL names, or "default"; "alnum" is that of letters and digits; a training run's
-    folder stands for its best checkpoint; else a folder or file of any format, the hub's cache of a model, or a name on
-    the hub such as openai/whisper-tiny.en, which is downloaded once. OpenAI's own names, such as tiny.en, stand for
-    what the caches have of them, first `model_dir`.
+    None is the model that the environment variable FOCUSASR_MODEL names, or "default". "alnum" is the checkpoint for
+    letters and digits; the folder of a training run gives its best checkpoint. Other names are a folder or file of any
+    format, the hub's cache of a model, or a name on the hub such as openai/whisper-tiny.en, which is downloaded once.
+    OpenAI's own names, such as tiny.en, are looked up in the caches, first in `model_dir`.
     """
     name = name or os.environ.get(MODEL_VARIABLE) or "default"
     if name == "default" or (name in BUNDLED_CHECKPOINTS and not os.path.exists(name)):
@@ -71,7 +71,7 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
     folder = Path(name)
     if os.path.isfile(folder / "best" / "config.json") and not os.path.exists(folder / "config.json"):
         return folder / "best"
-    if os.path.isdir(folder) or os.path.isfile(folder):  # of a name that no file can have, they say no
+    if os.path.isdir(folder) or os.path.isfile(folder):  # False for impossible file names
         return locate(folder)
     if name in WHISPER_NAMES:
         return find_whisper(name, local_files_only, model_dir)
@@ -88,7 +88,7 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
 
 
 def _bundled(name: str) -> Path:
-    """Return the folder of a checkpoint that comes with focusasr, in the wheel or in a clone."""
+    """Return the folder of a bundled checkpoint, in the wheel or in a clone."""
     inside, clone = (Path(__file__).parents[up] / "checkpoints" / name for up in (1, 2))
     folder = inside if inside.is_dir() else clone
     if not folder.is_dir():
@@ -97,9 +97,9 @@ def _bundled(name: str) -> Path:
 
 
 def _near(name: str, stem: str | None = None) -> str:
-    """Return the hint for a name, or its stem, that is nearly one of those known, or of a checkpoint beside it."""
+    """Return a hint with the known name, or the checkpoint in the same folder, nearest to a name or its stem."""
     known = [*WHISPER_NAMES, *(f"openai/whisper-{size}" for size in WHISPER_SIZES.split()), *BUNDLED_CHECKPOINTS]
-    with contextlib.suppress(OSError, ValueError):  # of a name that no folder can have
+    with contextlib.suppress(OSError, ValueError):  # impossible folder names
         for kind in ("config.json", "best/config.json"):
             known += [str(folder) for folder in Path(name).parent.glob("*") if (folder / kind).is_file()]
     near = [one for one in difflib.get_close_matches((stem or name)[:200], known, n=1) if one != name]
@@ -113,7 +113,7 @@ def save_checkpoint(
     made_with: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the pieces into `folder`, an empty or new one; `run` and `made_with` are kept in config.json.
+    """Write a checkpoint into `folder`, an empty or new one; `run` and `made_with` go into config.json.
 
     Weights are written as `dtype` (int8: `as_int8`); they are float32 again when loaded.
     """
@@ -136,19 +136,19 @@ def save_checkpoint(
     integers = dtype == torch.int8
     weights = as_int8(state) if integers else {name: value.to(dtype).contiguous() for name, value in state.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
 
 
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name's bytes that are no text stay escapes
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # undecodable bytes of file names
 
 
 Reader = Callable[[Path, str, contextlib.ExitStack], ImportedCheckpoint]
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint of any format; InputError names the piece that is missing, broken or of another size."""
+    """Read a checkpoint of any format; InputError names the file that is missing, corrupt or of another size."""
     with contextlib.ExitStack() as files:
         read = READERS[format_of(path)](path, str(device), files)
         model = build_model(read.config, read.tensors, read.place)
@@ -207,7 +207,7 @@ def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
 
 
 def fingerprint_of_model(path: Path) -> str:
-    """Return the SHA-256 over a checkpoint: its file, or the files of its folder by name, but for those for readers."""
+    """Return the SHA-256 of a checkpoint: of its file, or of its folder's files except FOR_READERS and hidden ones."""
     if path.is_file():
         return fingerprint(path)
     told_apart = (file for file in path.iterdir() if file.is_file() and file.name not in FOR_READERS)

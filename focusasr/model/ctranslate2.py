@@ -1,8 +1,9 @@
-"""Whisper models of CTranslate2, as faster-whisper has them: folders with model.bin.
+"""Reader of CTranslate2's Whisper models, as in faster-whisper: folders with model.bin.
 
 The format: u32 version · string spec · u32 revision · u32 count · per variable string name, u8 rank, u32 sizes,
-u8 type, u32 bytes, data · u32 count · per alias two strings. A string is a u16 length and bytes up to a NUL. Until
-version 3 the type is the bytes of a number, and numbers are counted. Source: CTranslate2, model_spec.py and model.cc.
+u8 type, u32 bytes, data · u32 count · per alias two strings. A string is a u16 length and bytes up to a NUL. Up to
+version 3 the type is the bytes per number, followed by the count of numbers. Source: CTranslate2, model_spec.py and
+model.cc.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ SPEC = "WhisperSpec"
 VERSIONS = range(2, 7)
 TYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
 TYPES_BY_WIDTH = {4: torch.float32, 2: torch.int16, 1: torch.int8}  # before version 4
-INT16_SCALE = 1000.0  # of int16 without a scale of its own, in early versions
-# Their names → ours: tables, whole names, and those of a layer. Some join several of our linear layers by rows; the
-# part of a joined bias that belongs to the key is zero.
+INT16_SCALE = 1000.0  # of int16 without its own scale, in early versions
+# Their names → ours: tables, whole names, and names in a layer. Some join several of our linear layers by rows; in a
+# joined bias the rows of the key are zero.
 TABLES = {
     "encoder/position_encodings/encodings": "encoder.positions",
     "decoder/position_encodings/encodings": "decoder.positional_embedding",
@@ -53,7 +54,7 @@ CROSS_PARTS = {
 
 
 class Variable(NamedTuple):
-    """A variable in the file: shape, type and the byte where it begins."""
+    """A variable in the file: shape, type and first byte."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -65,7 +66,7 @@ class Variable(NamedTuple):
 
 
 def read_ctranslate2(folder: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
-    """Read a folder with model.bin; InputError if pieces are missing, broken or of another model."""
+    """Read a folder with model.bin; InputError if files are missing, corrupt or of another model."""
     variables = Variables(BinaryFile(folder / "model.bin", files), device)
     generation = optional_json(folder / "config.json") or {}
     weights = dict(_mapped(variables))
@@ -85,7 +86,7 @@ def read_ctranslate2(folder: Path, device: str, files: contextlib.ExitStack) -> 
 
 
 class Variables:
-    """The variables of a model.bin by name, read in float32 one by one."""
+    """Variables of a model.bin by name, read one by one."""
 
     def __init__(self, file: BinaryFile, device: str) -> None:
         self.file = file
@@ -105,7 +106,9 @@ class Variables:
             for suffix in ("", "_scale"):
                 if name + suffix in self._all:
                     self._all.setdefault(alias + suffix, self._all[name + suffix])
-        if sum(variable.bytes for variable in self._all.values()) > 2 * file.size:  # many names for few bytes
+        if (
+            sum(variable.bytes for variable in self._all.values()) > 2 * file.size
+        ):  # guards against many names for few bytes
             raise file.broken("its aliases claim more than twice its size")
 
     def _string(self) -> str:
@@ -141,7 +144,7 @@ class Variables:
         return self._all.get(name)
 
     def read(self, name: str, first: int = 0, rows: int | None = None) -> Tensor:
-        """Return `rows` rows from row `first` on, all by default, in the file's type, or float32 if it is quantized."""
+        """Return `rows` rows from row `first`, all by default, in the file's type, or in float32 if quantized."""
         variable = self[name]
         value = self._rows(variable, first, rows)
         if variable.dtype in (torch.int8, torch.int16) and variable.shape:
@@ -154,7 +157,7 @@ class Variables:
         return self.file.tensor(variable.start + first * row, variable.dtype, shape)
 
     def _scale(self, name: str, first: int, value: Tensor) -> Tensor:
-        """Return what divides quantized rows: a number for all, or one for each."""
+        """Return the divisor of quantized rows: one for all, or one per row."""
         if f"{name}_scale" not in self:
             if value.dtype == torch.int8:
                 raise self.file.broken(f"variable {name + '_scale'!r} is missing")
@@ -168,7 +171,7 @@ class Variables:
 
 
 def modules(encoder_layers: int, decoder_layers: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name of each module, and ours of the modules that it joins."""
+    """Yield the name of each module, and our names of the modules that it joins."""
     for theirs, ours in MODULES.items():
         yield theirs, [ours]
     sides = (("encoder", encoder_layers, PARTS), ("decoder", decoder_layers, {**PARTS, **CROSS_PARTS}))
@@ -179,7 +182,7 @@ def modules(encoder_layers: int, decoder_layers: int) -> Iterator[tuple[str, lis
 
 
 def words(theirs: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Return what the weight and the bias of a module are called: theirs, ours."""
+    """Return the names of weight and bias of a module, each as (theirs, ours)."""
     norm = theirs.endswith("layer_norm")
     return ("gamma" if norm else "weight", "weight"), ("beta" if norm else "bias", "bias")
 
@@ -206,7 +209,7 @@ def _weight(variables: Variables, name: str, first: int = 0, rows: int | None = 
 
 
 def _split(variables: Variables, theirs: str, parts: Sequence[str]) -> Iterator[tuple[str, Weight]]:
-    """Yield the parts of a linear layer that joins several; InputError if the key has a bias, which Whisper lacks."""
+    """Yield our layers of a joined linear layer; InputError if the key has a bias, which Whisper lacks."""
     shape, bias = variables[f"{theirs}/weight"].shape, variables[f"{theirs}/bias"].shape
     if len(shape) != 2 or shape[0] % len(parts) or bias != shape[:1]:
         raise variables.file.broken(f"variable {theirs + '/weight'!r} has shape {shape}, its bias {bias}")
@@ -220,7 +223,7 @@ def _split(variables: Variables, theirs: str, parts: Sequence[str]) -> Iterator[
 
 
 def _heads(variables: Variables, name: str, width: int) -> int:
-    """Return a number of heads, which early versions left out: each is 64 wide in OpenAI's models."""
+    """Return a number of heads; early versions omit it, and OpenAI's heads are 64 wide."""
     if name not in variables:
         return width // 64
     if math.prod(variables[name].shape) != 1:

@@ -1,7 +1,7 @@
-"""The engine of decoding: a model made ready to be used, with fused projections and caches that are written in place.
+"""Inference engine: a model with fused projections and caches that are written in place.
 
 Letters: B rows, U utterances (B = U · rows per utterance), L tokens, S encoder steps, D width, H heads, E head width.
-What it computes is what `model.Decoder` computes, its slow twin in the tests; only the order of sums may differ.
+It computes the same as `transformer.Decoder`, its slow twin in the tests; only the order of sums may differ.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from focusasr.model.quantization import ComputeType, choose_compute_type, conver
 from focusasr.model.transformer import DecoderBlock, EncoderOutput, Model
 from focusasr.runtime.devices import one_thread
 
-FEW_PRODUCTS = 100_000_000  # of the widest layer in one pass: fewer go faster in one thread, measured on two cores
-FRAMES_AT_ONCE = 3000  # of sound on a CPU, where more in one batch only leave its caches
+FEW_PRODUCTS = 100_000_000  # of the widest layer in one pass: fewer are faster in one thread, measured on two cores
+FRAMES_AT_ONCE = 3000  # in a batch on a CPU: more exceed its caches
 
 
 class DecodingState:
-    """What the decoder knows of each row: how many tokens it read, their keys and values, the audio's.
+    """Decoder state of each row: number of tokens read, their keys and values, and those of the audio.
 
-    `lengths` may be set back, row by row: what lies beyond is forgotten and written over.
+    `lengths` may be reduced, row by row: later tokens are then ignored and overwritten.
     """
 
     def __init__(self, memory: list[KeysValues], mask: Tensor | None, spans: list[Tensor | None], group: int) -> None:
         self.memory = memory  # per layer (U, H, S, E)
-        self.mask = mask  # (U, 1, 1, S), None where nothing is padding
+        self.mask = mask  # (U, 1, 1, S), None without padding
         self.spans = spans  # per layer span_scale (B, H) of a hybrid decoder
         self.group = group  # rows per utterance
         self.lengths = [0] * (memory[0][0].shape[0] * group)
@@ -54,7 +54,7 @@ class DecodingState:
     def select(self, rows: Sequence[int]) -> None:
         """Keep `rows` in this order; some may be repeated.
 
-        Rows of one utterance that stand together, as many as every other utterance has, share its keys and values.
+        Adjacent rows of one utterance share its keys and values if every utterance has the same number of rows.
         """
         device = self.memory[0][0].device
         owners = [row // self.group for row in rows]
@@ -72,24 +72,24 @@ class DecodingState:
         used = max(self.lengths)
         for layer, cache in enumerate(self.caches):
             chosen = cache[..., :used, :].index_select(1, index)
-            if len(rows) != cache.shape[1]:  # zeros, as a weight of 0 times what memory happens to hold may be NaN
+            if len(rows) != cache.shape[1]:  # zeros, since uninitialized memory times a weight of 0 may be NaN
                 self.caches[layer] = cache.new_zeros(cache.shape[0], len(rows), *cache.shape[2:])
             self.caches[layer][..., :used, :] = chosen
 
 
 class _PassPositions(NamedTuple):
-    """Where the tokens of one pass stand: `start` where all rows agree on it, else positions (B, L)."""
+    """Positions of the tokens of one pass: `start` if all rows have the same, else positions (B, L)."""
 
     start: int | None
     positions: Tensor  # (L,) or (B, L)
-    end: int  # keys up to here are looked at
-    distance: Tensor | None  # (1 or B, L, end), negative ahead; None where a single query is behind all keys
-    seen: Tensor | None  # (1 or B, 1, L, end), which keys the global branch may see; None where all
+    end: int  # end of the visible keys
+    distance: Tensor | None  # (1 or B, L, end), negative ahead; None for a single query after all keys
+    seen: Tensor | None  # (1 or B, 1, L, end), keys visible to the global branch; None for all
     rotation: Rotation | None
 
 
 class _Layer:
-    """One decoder block: its weights fused, and what it does to x."""
+    """One decoder block with fused weights."""
 
     def __init__(self, block: DecoderBlock, compute_type: ComputeType) -> None:
         attention = block.attention
@@ -127,29 +127,31 @@ class _Layer:
         return self.projection(torch.cat((local, global_out), dim=-1))
 
     def _project(self, qkv: nn.Module, x: Tensor, cache: Tensor, place: _PassPositions) -> tuple[Tensor, KeysValues]:
-        """Project x (B, L, D) to queries (B, H, L, E), and to keys and values behind those of the past."""
+        """Project x (B, L, D) to queries (B, H, L, E), and to keys and values appended to those of the past."""
         split = qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, L, E)
-        q, k = rotate(split[:2], place.rotation)  # both in one go: single tokens cost calls, not sums
+        q, k = rotate(split[:2], place.rotation)  # both in one call, since calls dominate the cost of single tokens
         return q, _extend(cache, k, split[2], place)
 
     def _soft_window(self, span: Tensor, place: _PassPositions) -> Tensor:
         assert self.local is not None
         distance = place.distance
-        if distance is None:  # a single query behind all its keys
+        if distance is None:  # a single query after all its keys
             distance = _behind(place.end, span.device)
         reach = torch.where(distance < 0, torch.inf, distance.float())[:, None]  # (1 or B, 1, L, end)
         radius = self.local.radius(span.float())[:, :, None, None]
-        return log_mask(((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0))  # `soft_mask`, a distance per row
+        return log_mask(
+            ((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0)
+        )  # `soft_mask` with a distance per row
 
     def _cross_attend(self, x: Tensor, memory: KeysValues, state: DecodingState) -> Tensor:
-        q = self.cross_query(x)  # (B, L, D); rows of one utterance look at its keys together
+        q = self.cross_query(x)  # (B, L, D); rows of one utterance share its keys
         grouped = q.view(len(memory[0]), -1, self.heads, q.shape[-1] // self.heads).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(grouped, *memory, attn_mask=state.mask)
         return self.cross_out(_merge(mixed).view(q.shape))
 
 
 def _fused(layers: Sequence[nn.Module], compute_type: ComputeType, fine: bool = False) -> nn.Module:
-    """Return one layer that computes what several linear ones compute of the same input, side by side."""
+    """Return one layer that computes several linear layers of the same input, with concatenated outputs."""
     linears = [cast(nn.Linear, layer) for layer in layers]
     weights: list[Tensor] = [linear.weight for linear in linears]
     biases: list[Tensor] = [
@@ -164,7 +166,7 @@ def _merge(x: Tensor) -> Tensor:
 
 
 def _extend(cache: Tensor, k: Tensor, v: Tensor, place: _PassPositions) -> tuple[Tensor, Tensor]:
-    """Write keys and values (B, H, L, E) where they belong and return views of all up to the end of this pass."""
+    """Write keys and values (B, H, L, E) into the cache and return views up to the end of this pass."""
     if place.start is not None:
         cache[0, :, :, place.start : place.end] = k
         cache[1, :, :, place.start : place.end] = v
@@ -181,7 +183,7 @@ def _behind(end: int, device: torch.device) -> Tensor:
 
 
 def _seen(distance: Tensor | None, end: int, max_dist: int | None, device: torch.device) -> Tensor | None:
-    """Return which keys each query may see, (1 or B, 1, L, end); None where all."""
+    """Return which keys each query may see, (1 or B, 1, L, end); None for all."""
     if distance is None and (max_dist is None or end <= max_dist + 1):
         return None
     distance = _behind(end, device) if distance is None else distance
@@ -190,7 +192,7 @@ def _seen(distance: Tensor | None, end: int, max_dist: int | None, device: torch
 
 
 def joined(parts: Sequence[EncoderOutput]) -> EncoderOutput:
-    """Return several batches of encoded sound as one."""
+    """Return several batches of encoded audio as one."""
     if len(parts) == 1:
         return parts[0]
     steps = max(part.states.shape[1] for part in parts)
@@ -202,7 +204,7 @@ def joined(parts: Sequence[EncoderOutput]) -> EncoderOutput:
 
 
 class Engine:
-    """A model made ready: `encode` sound, `start` a text, `advance` it by tokens, and read the next ones' logits."""
+    """A model for inference: `encode` audio, `start` a text, `advance` it by tokens to the logits of the next."""
 
     def __init__(self, model: Model, compute_type: ComputeType = "float32") -> None:
         weight = model.decoder.token_embedding.weight
@@ -222,7 +224,7 @@ class Engine:
         self.cross_kv = _fused(heard, self.compute_type)
         self.ln = decoder.ln
         self.head = make_linear(self.embedding, None, self.compute_type)
-        self.capacity = self.config.text_context + 1  # the last place takes what is written for rows that are full
+        self.capacity = self.config.text_context + 1  # the last position takes writes of full rows
         self.rotations: Rotation | None = None
         if self.config.positions == "rotary":
             steps = torch.arange(self.capacity, device=self.device)
@@ -249,7 +251,7 @@ class Engine:
             return self.encoder(mel.to(self.embedding.dtype), lengths)
 
     def threads(self, frames: int) -> AbstractContextManager[None]:
-        """Return how so many frames of sound are computed: in one thread where they are few, as they go faster then."""
+        """Return the context for computing `frames` frames: one thread if they are few, which is faster."""
         steps = frames // (self.config.strides[0] * self.config.strides[1])
         return self._threads(steps * 4 * self.config.width**2)
 
@@ -258,7 +260,7 @@ class Engine:
 
     @torch.inference_mode()
     def ctc_log_probs(self, memory: EncoderOutput) -> Tensor:
-        """Return log probabilities (B, T, V) of the CTC head, in float32; ValueError where there is none."""
+        """Return log probabilities (B, T, V) of the CTC head, in float32; ValueError without a CTC head."""
         if self.ctc_head is None:
             raise ValueError("this model has no CTC head")
         return self.ctc_head(memory.states).float().log_softmax(dim=-1)
@@ -287,9 +289,9 @@ class Engine:
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
-        """Read tokens (B, L) after those in `state`, which moves on; return logits (B, L, V) of the tokens to come.
+        """Read tokens (B, L) after those in `state`, which is updated; return logits (B, L, V) of the next tokens.
 
-        Of a row that is full at `text_context` nothing sensible comes; ValueError where all rows are.
+        The logits of rows that are full at `text_context` are undefined; ValueError if all rows are full.
         """
         length = tokens.shape[1]
         if min(state.lengths) + length > self.config.text_context:
@@ -334,7 +336,7 @@ class Engine:
 
 
 def layer_norm(x: Tensor, norm: Any) -> Tensor:
-    """Apply an nn.LayerNorm without the cost of calling a module."""
+    """Apply an nn.LayerNorm without the overhead of a module call."""
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
@@ -344,7 +346,7 @@ def prepare(model: Model, device: torch.device, config: DecodingConfig) -> Engin
 
 
 def without_weights(model: Model) -> Model:
-    """Return a model of the same shape on the device "meta", where weights take no memory; `model` stays as it is."""
+    """Return a copy of a model on the device "meta", without memory for weights; `model` is unchanged."""
     memo: dict[int, object] = {id(one): nn.Parameter(one.detach().to("meta"), False) for one in model.parameters()}
     memo |= {id(one): one.to("meta") for one in model.buffers()}
     return copy.deepcopy(model, memo)

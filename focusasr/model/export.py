@@ -1,4 +1,4 @@
-"""Whisper models written for transformers (Hugging Face) and for faster-whisper (CTranslate2)."""
+"""Export of Whisper models to transformers (Hugging Face) and faster-whisper (CTranslate2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from focusasr.model.whisper_weights import HUGGING_FACE_PARTS, HUGGING_FACE_REST
 from focusasr.runtime.errors import InputError
 from focusasr.text.whisper_tokenizer import TASKS, WhisperTokenizer
 
-GELU = 3  # CTranslate2's number of the activation
+GELU = 3  # CTranslate2's number for this activation
 REVISION = 3  # of CTranslate2's WhisperSpec
 HUGGING_FACE_TABLES = {
     "encoder.positions": "encoder.embed_positions.weight",
@@ -30,7 +30,7 @@ HUGGING_FACE_TABLES = {
 
 
 def check_plain_whisper(checkpoint: Checkpoint, source: str, target: str) -> None:
-    """Refuse a model that other programs cannot compute; InputError names the first setting that they lack."""
+    """Raise InputError if other programs cannot compute a model, with the first setting that they lack."""
     if checkpoint.whisper is None:
         raise InputError(f"{source}: not a Whisper model, so {target} cannot read it. Use --to focusasr.")
     config = checkpoint.model.config
@@ -63,7 +63,7 @@ def save_hugging_face(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) 
     }.items():  # fmt: skip
         _write_json(folder / f"{name}.json", value)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library keeps it from others
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
 
 
 def save_ctranslate2(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
@@ -98,7 +98,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_shared(folder: Path, checkpoint: Checkpoint, tokenizer: WhisperTokenizer) -> None:
-    """Write the pieces that both kinds of folders have."""
+    """Write the files that both kinds of folders share."""
     config = checkpoint.model.config
     assert config.longest_samples is not None
     front = {
@@ -117,7 +117,7 @@ def _write_shared(folder: Path, checkpoint: Checkpoint, tokenizer: WhisperTokeni
 
 
 def hugging_face_name(name: str) -> str:
-    """Return what transformers calls one of our weights."""
+    """Return transformers' name of one of our weights."""
     if name in HUGGING_FACE_TABLES:
         return f"model.{HUGGING_FACE_TABLES[name]}"
     stem, _, kind = name.rpartition(".")
@@ -155,7 +155,7 @@ def _token_ids(tokenizer: WhisperTokenizer) -> dict[str, int]:
 
 
 def _generation(tokenizer: WhisperTokenizer, config: ModelConfig) -> dict[str, Any]:
-    """Return generation_config.json; a forced language and task are named, as newer versions expect."""
+    """Return generation_config.json, with language and task by name, as newer versions expect."""
     whisper = tokenizer.whisper
     settings = {
         **_token_ids(tokenizer), "is_multilingual": whisper.multilingual, "max_length": config.text_context,
@@ -201,7 +201,7 @@ def _ctranslate2_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator
         yield theirs, ours[name]
     for theirs, parts in modules(config.encoder_layers, config.decoder_layers):
         for word, our_word in words(theirs):
-            zeros = torch.zeros(config.width, dtype=dtype)  # of the key, which has no bias
+            zeros = torch.zeros(config.width, dtype=dtype)  # for the key, which has no bias
             joined = [ours.get(f"{part}.{our_word}", zeros) for part in parts]
             yield f"{theirs}/{word}", torch.cat(joined)
 

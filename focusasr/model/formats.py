@@ -1,4 +1,4 @@
-"""The format of a checkpoint, known by content; famous wrong files are refused by name."""
+"""Detection of checkpoint formats by content, with remedies for common wrong files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Format = Literal["focusasr", "huggingface", "ctranslate2", "openai", "ggml"]
 
 HEAD_BYTES = 64
 GGML, ZIP = b"lmgg", b"PK\x03\x04"
-PIECES = ("config.json", "model.safetensors", "tokenizer.json")  # of our own folders
+PIECES = ("config.json", "model.safetensors", "tokenizer.json")  # of a native checkpoint
 TRANSFORMERS_WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
@@ -22,7 +22,7 @@ CTRANSLATE2_WEIGHTS = "model.bin"
 TEXT_PIECES = ("config.json", "tokenizer.json", "generation_config.json", "preprocessor_config.json", "vocab.json")
 LARGEST_INDEX = 2**24  # bytes of the pickle in a .pt file that are searched for names
 
-# How a wrong file begins, what it is, and the remedy.
+# First bytes of a wrong file, its kind, and the remedy.
 WRONG = (
     (rb"version https?://git-lfs", "a Git LFS pointer, not the file itself. Run 'git lfs pull' in its clone."),
     (rb"\s*<(!doctype|html|head|\?xml)", "a web page, not a model. Download the file itself, not the page about it."),
@@ -33,10 +33,10 @@ WRONG = (
 
 
 def locate(path: Path) -> Path:
-    """Return the folder or file that is a checkpoint: for the hub's cache a snapshot, for a part of a folder this."""
+    """Return the checkpoint of a path: for the hub's cache a snapshot, for a file of a folder the folder."""
     if path.is_dir():
         return snapshot(path) or path
-    if path.parent.name == "blobs" and (whole := snapshot(path.parent.parent)):  # a file of the hub's cache
+    if path.parent.name == "blobs" and (whole := snapshot(path.parent.parent)):  # a file in the hub's cache
         return whole
     head = _head(path)
     part = head[:1] == b"{" or head[8:9] == b"{" or _is_ctranslate2(head) or (_is_zip(head) and not _is_openai(path))
@@ -54,12 +54,12 @@ def snapshot(root: Path) -> Path | None:
 
 
 def weights_in(folder: Path) -> list[str]:
-    """Return the names of a folder's weights, of transformers or CTranslate2."""
+    """Return the names of a folder's weight files, of transformers or CTranslate2."""
     return [name for name in (*TRANSFORMERS_WEIGHTS, CTRANSLATE2_WEIGHTS) if (folder / name).is_file()]
 
 
 def format_of(path: Path) -> Format:
-    """Return the format of a file or folder; InputError if it is none, or a famous wrong one."""
+    """Return the format of a file or folder; InputError if it is no checkpoint."""
     if path.is_file():
         return _format_of_file(path)
     for name in (*TEXT_PIECES, *TRANSFORMERS_WEIGHTS, CTRANSLATE2_WEIGHTS):
@@ -99,7 +99,7 @@ def _format_of_file(path: Path) -> Format:
 
 
 def refuse_wrong(path: Path) -> None:
-    """Refuse a file that people take for a model or a part of one."""
+    """Raise InputError, with a remedy, for a file that is often mistaken for a model or a part of one."""
     head = _head(path)
     for pattern, what in WRONG:
         if re.match(pattern, head, re.IGNORECASE):
@@ -119,7 +119,7 @@ def _ctranslate2(path: Path) -> Format:
 
 
 def _refuse_exports(folder: Path) -> None:
-    """Refuse a folder whose only weights are those of other frameworks."""
+    """Raise InputError for a folder with weights of other frameworks only."""
     if any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx")):
         raise InputError(f"{folder}: an ONNX export. Use the model that it was made from, such as openai/whisper-base.")
     for name, maker in (("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax")):
@@ -153,7 +153,7 @@ def _is_zip(head: bytes) -> bool:
 
 
 def _is_ctranslate2(head: bytes) -> bool:
-    """Return whether a file begins with a version below 256 and the name of a specification."""
+    """Return whether a file starts with a version below 256 and the name of a specification."""
     return re.match(rb"[\x01-\xff]\0\0\0..\w+Spec\0", head, re.DOTALL) is not None
 
 

@@ -1,4 +1,4 @@
-"""Whisper models of whisper.cpp: ggml .bin files, in float or quantized.
+"""Reader of whisper.cpp's models: ggml .bin files, float or quantized.
 
 The format: i32 magic · eleven i32 sizes · i32 bands, i32 bins, the mel filters · i32 count, per token u32 length,
 bytes · per tensor i32 rank, i32 length of its name, i32 type, i32 sizes in reverse, name, data. Source: whisper.cpp.
@@ -27,7 +27,7 @@ DIMS = (
     "n_text_ctx n_text_state n_text_head n_text_layer n_mels"
 ).split()
 FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
-# ggml's number of a type → (name, numbers in a block, bytes of a block)
+# ggml's number of a type → (name, numbers per block, bytes per block)
 OWN_TYPES = {2: ("q4_0", 32, 18), 3: ("q4_1", 32, 20), 6: ("q5_0", 32, 22), 7: ("q5_1", 32, 24), 8: ("q8_0", 32, 34)}
 K_TYPES = {
     10: ("q2_K", 256, 84), 11: ("q3_K", 256, 110), 12: ("q4_K", 256, 144), 13: ("q5_K", 256, 176),
@@ -37,7 +37,7 @@ MOST_FTYPES = 64
 
 
 def read_ggml(path: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
-    """Read a ggml file; InputError if it is broken, of another model, or of an unknown type."""
+    """Read a ggml file; InputError if it is corrupt, of another model, or of an unknown type."""
     file = BinaryFile(path, files)
     file.skip(4)
     dims = _dims(file)
@@ -64,7 +64,7 @@ def _dims(file: BinaryFile) -> dict[str, int]:
     if words[4:].startswith(b"silero"):
         raise InputError(f"{file.path}: a voice activity detector of whisper.cpp (Silero). Use a Whisper model.")
     dims = dict(zip(DIMS, sizes, strict=False))
-    bands, ftype = sizes[5:7]  # of Parakeet
+    bands, ftype = sizes[5:7]  # in a Parakeet file
     if bands in (64, 80, 128) and 0 <= ftype % 1000 < MOST_FTYPES and dims["n_text_state"] != dims["n_audio_state"]:
         raise InputError(f"{file.path}: a Parakeet model of whisper.cpp, which is no Whisper. Use a Whisper model.")
     return dims
@@ -95,7 +95,7 @@ def _weight(file: BinaryFile, start: int, kind: int, shape: tuple[int, ...], dev
 
 
 def _bytes(file: BinaryFile, name: str, kind: int, shape: tuple[int, ...]) -> int:
-    """Return how many bytes a tensor takes."""
+    """Return the size of a tensor in bytes; InputError for an unknown type."""
     count = math.prod(shape)
     if kind in FLOATS:
         return count * FLOATS[kind].itemsize
@@ -121,7 +121,7 @@ def _read(file: BinaryFile, start: int, kind: int, shape: tuple[int, ...]) -> Te
 
 
 def _gguf(path: Path, label: str):  # type: ignore[no-untyped-def]
-    """Return the module that undoes K quantization; InputError without the package."""
+    """Return gguf's module for dequantization of K types; InputError without the package gguf."""
     try:
         from gguf import quants
     except ImportError:
@@ -134,8 +134,8 @@ def _gguf(path: Path, label: str):  # type: ignore[no-untyped-def]
 def dequantize(blocks: np.ndarray, label: str) -> np.ndarray:
     """Return the numbers (B, 32) in float32 of blocks (B, bytes) of one of OWN_TYPES.
 
-    A block has a float16 scale; of the _1 types a float16 minimum; of q5 a fifth bit for each number; and its numbers,
-    8 bits each, or 4: the first half of them low, the second half high.
+    A block has a float16 scale, a float16 minimum in the _1 types, and a fifth bit per number in q5. Its numbers have
+    8 bits, or 4 with the first half of them in the low bits and the second half in the high bits.
     """
     scale, rest = blocks[:, :2].copy().view(np.float16).astype(np.float32), blocks[:, 2:]
     if label == "q8_0":

@@ -1,4 +1,4 @@
-"""Names of Whisper models, and the places where whisper, faster-whisper and transformers keep them."""
+"""Names of Whisper models, and their caches in whisper, faster-whisper and transformers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PICKLED_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_m
 
 
 def find_whisper(name: str, local_files_only: bool = False, model_dir: Path | None = None) -> Path:
-    """Return the file or folder of one of OpenAI's names, such as tiny.en or turbo.
+    """Return the file or folder for one of OpenAI's names, such as tiny.en or turbo.
 
-    That is NAME.pt in `model_dir` or in whisper's cache, else a folder in the hub's cache, of transformers or of
-    faster-whisper, else a download. InputError if there is none.
+    It is NAME.pt in `model_dir` or in whisper's cache, else a folder of transformers or faster-whisper in the hub's
+    cache, else a download. InputError if there is none.
     """
     size = WHISPER_NAMES[name]
     for file in (place / f"{stem}.pt" for place in _openai_places(model_dir) for stem in dict.fromkeys((name, size))):
@@ -40,7 +40,7 @@ def find_whisper(name: str, local_files_only: bool = False, model_dir: Path | No
 
 
 def _openai_places(model_dir: Path | None) -> list[Path]:
-    """Return where openai-whisper looks for its files, after `model_dir`."""
+    """Return `model_dir` and the folder of openai-whisper's files."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return [*([model_dir] if model_dir else []), Path(cache, "whisper")]
 
@@ -52,7 +52,7 @@ def _repositories(size: str) -> Iterator[str]:
 
 
 def cached(repository: str, cache: Path | None = None) -> Path | None:
-    """Return the folder of a repository in the hub's cache, the usual one or `cache`; None unless it has weights."""
+    """Return the folder of a repository in the hub's default cache or `cache`; None unless it has weights."""
     from huggingface_hub import constants
 
     root = (cache or Path(constants.HF_HUB_CACHE)) / f"models--{repository.replace('/', '--')}"
@@ -61,9 +61,9 @@ def cached(repository: str, cache: Path | None = None) -> Path | None:
 
 
 def download(name: str, local_files_only: bool = False, cache: Path | None = None) -> Path:
-    """Return the folder of a repository on the hub, such as openai/whisper-tiny.en, fetched or from the cache.
+    """Return the folder of a repository on the hub, such as openai/whisper-tiny.en, downloaded or from the cache.
 
-    The cache is the hub's usual one or `cache`. PyTorch's own files are fetched if there are no others. InputError if
+    The cache is the hub's default or `cache`. PyTorch's own files are downloaded if there are no others. InputError if
     the repository is in neither place.
     """
     folder = _fetch(name, HUB_FILES, local_files_only, cache)
@@ -78,10 +78,10 @@ def _fetch(name: str, files: list[str], local_files_only: bool, cache: Path | No
 
     try:
         return Path(snapshot_download(name, allow_patterns=files, local_files_only=local_files_only, cache_dir=cache))
-    except Exception as error:  # the library passes on those of its HTTP client
+    except Exception as error:  # including errors of its HTTP client
         if local_files_only:
             what, asked = "", "leave --local-files-only out"
-        elif isinstance(error, RepositoryNotFoundError):  # its answer also where only some may see it
+        elif isinstance(error, RepositoryNotFoundError):  # also for private repositories
             what, asked = ", and the hub has no such model for you", "check the name"
         elif isinstance(error, LocalEntryNotFoundError):
             what, asked = ", and the hub cannot be reached", "check name and connection"

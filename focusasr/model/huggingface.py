@@ -1,4 +1,4 @@
-"""Whisper models as transformers has them: folders with config.json and safetensors or pytorch_model.bin."""
+"""Reader of transformers' Whisper models: folders with config.json and safetensors or pytorch_model.bin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 def read_hugging_face(folder: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
-    """Read a folder; InputError if pieces are missing, broken or of another model."""
+    """Read a folder; InputError if files are missing, corrupt or of another model."""
     config = read_json(folder / "config.json")
     if config.get("model_type") != "whisper":
         raise InputError(f"{folder}: model_type is {config.get('model_type')!r}; expected: 'whisper'")
@@ -51,7 +51,7 @@ def _weights(folder: Path, device: str, files: contextlib.ExitStack) -> Iterator
     for name in (SAFETENSORS, PICKLED):
         shards = _shards(folder, name)
         for shard in shards:
-            path = folder / Path(shard).name  # whatever the index says, of this folder
+            path = folder / Path(shard).name  # always in this folder
             if not os.path.isfile(path):
                 raise InputError(f"{folder}: the shard {path.name[:100]!r} is missing; copy the folder again")
             if name == SAFETENSORS:
@@ -64,7 +64,7 @@ def _weights(folder: Path, device: str, files: contextlib.ExitStack) -> Iterator
 
 
 def _shards(folder: Path, name: str) -> list[str]:
-    """Return the files of a folder's weights; none if there are neither weights of this name nor an index of them."""
+    """Return the weight files of a folder by name or by index; none without both."""
     index = folder / f"{name}.index.json"
     if (folder / name).is_file() or not index.is_file():
         return [name] if (folder / name).is_file() else []
@@ -75,7 +75,7 @@ def _shards(folder: Path, name: str) -> list[str]:
 
 
 def _check_tied(output: Weight | None, embedding: Weight, folder: Path) -> None:
-    """Refuse an output embedding of its own: Whisper's is the input embedding."""
+    """Raise InputError if the output embedding differs from the input embedding; Whisper ties them."""
     if output is not None and not torch.equal(output.read(), embedding.read()):
         raise InputError(f"{folder}: proj_out differs from the token embedding; expected: a model with both tied")
 

@@ -1,18 +1,18 @@
-"""The local branch's arithmetic: attention inside a soft window, in time and memory that grow with the length alone.
+"""Attention inside a soft window, in time and memory linear in the length.
 
-Letters: B batch, T steps (queries), S steps (keys), H heads, E head width, N blocks, W keys that a block may see.
-Masks are boolean, True = may look. Distances and radii are steps.
+Letters: B batch, T steps (queries), S steps (keys), H heads, E head width, N blocks, W keys visible to a block.
+Masks are boolean, True = visible. Distances and radii are in steps.
 
-What query i may see of key j, for a radius r and a soft edge of width `ramp`:
+Weight of key j for query i, with radius r and a soft edge of width `ramp`:
 
     weight m(|i - j|)      1 |‾‾‾‾‾‾‾‾\\
                              |         \\
                            0 |__________\\____  |i - j|
                              0    r-ramp r
 
-Three paths give the same result: `_dense` for short passes and caches, `_blocked` in PyTorch's fused attention for any
-device, and on a CPU with few threads `Stretches`, which takes short batches whole, and of long ones keeps what it works
-on within the cache of one core, head by head, each with its own reach.
+Three paths give the same result: `_dense` for short passes and caches; `_blocked` with PyTorch's fused attention for
+any device; `Stretches` on a CPU with few threads. The last one computes short batches whole, and long ones head by head,
+each with its own reach, in tiles that fit the cache of one core.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch import Tensor
 
 from focusasr.runtime.devices import one_thread
 
-STRETCH_STEPS = 512  # what one product of `Stretches` covers: its scores, some 512 x 160, fit the second-level cache
-FEW_SCORES = 2**20  # a batch with no more of them is one product: calls cost more than what the cache saves
-FEW_THREADS = 2  # one thread within its cache beats two in the fused attention; of more nothing is known
+STRETCH_STEPS = 512  # steps of one product in `Stretches`: its scores, about 512 x 160, fit the L2 cache
+FEW_SCORES = 2**20  # largest batch computed in one product: calls would cost more than the cache saves
+FEW_THREADS = 2  # one thread within its cache beats two in the fused attention; more are not measured
 
 
 def require_steps(x: Tensor) -> None:
-    """Raise ValueError where x (…, T, E) has no steps to look from."""
+    """Raise ValueError if x (…, T, E) has no steps."""
     if x.shape[-2] == 0:
-        raise ValueError("attention has 0 steps to look from; wanted at least 1")
+        raise ValueError("attention has 0 query steps; expected at least 1")
 
 
 def soft_mask(radius: Tensor, ramp: int, distance: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def log_mask(mask: Tensor) -> Tensor:
 
 
 class Window(NamedTuple):
-    """How far the queries of each head look: radii (B or 1, H or 1) with a soft edge, backward only where causal."""
+    """Visible window of each head: radii (B or 1, H or 1) with a soft edge, backward only if causal."""
 
     radius: Tensor
     ramp: int
@@ -64,15 +64,15 @@ class Window(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Return the furthest distance that any head of the batch gives weight to."""
+        """Return the largest distance with a weight above 0 in the batch."""
         return max(map(max, self.reaches()))
 
     def reaches(self) -> list[list[int]]:
-        """Return the furthest distance that each head gives weight to, by utterance (B or 1) and head (H or 1)."""
+        """Return the largest distance with a weight above 0, by utterance (B or 1) and head (H or 1)."""
         return [[max(0, math.ceil(radius) - 1) for radius in row] for row in self.radius.tolist()]
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return log m (B or 1, H or 1, T, S) between positions; -inf where a causal query would look ahead."""
+        """Return log m (B or 1, H or 1, T, S) between positions; -inf for keys ahead of a causal query."""
         ahead = keys - queries[:, None]
         distance = ahead.abs().float()
         if self.causal:
@@ -83,11 +83,11 @@ class Window(NamedTuple):
 def windowed_attention(
     q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None, temperature: Tensor | None = None
 ) -> Tensor:
-    """Attend inside a soft window; time and memory grow with T times the reach, not with T times T.
+    """Attend inside a soft window; time and memory grow with T times the reach, not with T squared.
 
-    q (B, H, T, E), k and v (B, H, S, E) with S ≥ T, the queries being the last T of the S positions (S > T only
-    where causal), mask (B, S) of the keys, temperature of the softmax (B or 1, H) or 1 → (B, H, T, E). Queries that
-    may see nothing give zeros. ValueError where T is 0.
+    q (B, H, T, E), k and v (B, H, S, E) with S ≥ T, mask (B, S) of the keys, temperature (B or 1, H) of the softmax
+    → (B, H, T, E). The queries are the last T of the S positions; S > T only if causal. Queries without visible keys
+    give zeros. ValueError if T is 0.
     """
     require_steps(q)
     steps, keys = q.shape[2], k.shape[2]
@@ -105,7 +105,7 @@ def windowed_attention(
 
 
 def _few_threads(q: Tensor) -> bool:
-    """Tell whether q is computed on so few threads that `Stretches`, which uses one, is the fastest path."""
+    """Return whether q is computed on so few threads that `Stretches`, which uses one, is the fastest path."""
     precise = q.dtype in (torch.float32, torch.float64)
     return q.device.type == "cpu" and precise and torch.get_num_threads() <= FEW_THREADS
 
@@ -124,10 +124,10 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None)
 
 
 def _blocked(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | None, look: tuple[int, int]) -> Tensor:
-    """Attend block by block, each to the keys in its reach, which are views: no key or value is copied per block.
+    """Attend block by block to views of the keys in reach, without copies of keys or values per block.
 
-    One bias serves all blocks of a run in which everybody sees every key; only the others, at the edges and where
-    there is padding, get a bias of their own.
+    All blocks of a run in which every key is visible share one bias; blocks at the edges or with padding have their
+    own.
     """
     batch, heads, steps, head_width = q.shape
     behind, ahead = look
@@ -158,7 +158,7 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | Non
 
 
 def _clear_run(inside: Tensor) -> list[int]:
-    """Return the blocks before, in and after the first run whose keys, inside (B, N, W), everybody sees."""
+    """Return the number of blocks before, in and after the first run with all keys visible, inside (B, N, W)."""
     clear = inside.all(dim=2).all(dim=0).tolist()
     start = clear.index(True) if True in clear else len(clear)
     length = next((n for n, seen in enumerate(clear[start:]) if not seen), len(clear) - start)
@@ -166,7 +166,7 @@ def _clear_run(inside: Tensor) -> list[int]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention, scale 1/√E, with an additive bias; rows that are -inf throughout give zeros, never NaN."""
+    """Compute softmax attention, scale 1/√E, with an additive bias; rows of -inf only give zeros, never NaN."""
     blind = (bias == -torch.inf).all(dim=-1, keepdim=True)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.masked_fill(blind, 0.0).to(q.dtype))
     return out.masked_fill(blind, 0.0)
@@ -186,9 +186,9 @@ def _stretched(q: Tensor, k: Tensor, v: Tensor, window: Window, mask: Tensor | N
 
 
 class Tile(NamedTuple):
-    """One stretch of some heads of some utterances: queries from step `start` on, in blocks, and how far they look.
+    """Blocks of queries from step `start`, for some heads of some utterances, with their reach.
 
-    G is the number of heads in it, of all its utterances R together.
+    R is the number of its utterances, G the number of heads of all R together.
     """
 
     rows: slice
@@ -197,36 +197,36 @@ class Tile(NamedTuple):
     blocks: int
     block: int
     behind: int
-    width: int  # of what a block may see
-    spare: int  # columns of the bias, on the left, that only heads with a longer reach have
-    hidden: Tensor | None  # (R, 1, N, 1, W), -inf where a key is not seen, else 0; None where all of them are
+    width: int  # keys visible to a block
+    spare: int  # left columns of the bias that only heads with a longer reach use
+    hidden: Tensor | None  # (R, 1, N, 1, W), -inf for hidden keys, else 0; None if all are visible
 
     def queries(self, x: Tensor) -> Tensor:
-        """Return the blocks of x (B, H, T, E) as (G N, block, E), zeros beyond the end."""
+        """Return the blocks of x (B, H, T, E) as (G N, block, E), zeros after the end."""
         end = self.start + self.blocks * self.block
         return _steps(x[self.rows, self.heads], self.start, end).reshape(-1, self.block, x.shape[3])
 
     def windows(self, x: Tensor) -> Tensor:
-        """Return what each block may see of x (B, H, T, E) as (G N, W, E): of one head a view, but at the ends of x."""
+        """Return the window of each block in x (B, H, T, E) as (G N, W, E); for one head a view, except at the ends."""
         start = self.start - self.behind
         near = _steps(x[self.rows, self.heads], start, start + (self.blocks - 1) * self.block + self.width)
         return near.unfold(2, self.width, self.block).mT.flatten(0, 2)
 
     def bias(self, x: Tensor) -> Tensor:
-        """Return these heads' part (R, H, block, W) of biases or their gradients, a view."""
+        """Return the biases, or their gradients, of these heads (R, H, block, W), a view."""
         return x[self.rows, self.heads, :, self.spare : self.spare + self.width]
 
     def scores(self, bias: Tensor, x: Tensor) -> Tensor:
-        """Return scores (G N, block, W) as (R, H, N, block, W), a view, for a part of the bias."""
+        """Return scores (G N, block, W) as (R, H, N, block, W), a view."""
         return x.view(*bias.shape[:2], self.blocks, self.block, self.width)
 
     def put(self, x: Tensor, blocks: Tensor) -> None:
-        """Write blocks (G N, block, E) to their place in x (B, H, T, E)."""
+        """Write blocks (G N, block, E) to their positions in x (B, H, T, E)."""
         place = x[self.rows, self.heads, self.start : self.start + self.blocks * self.block]
         place.copy_(blocks.view(*place.shape[:2], -1, x.shape[3])[:, :, : place.shape[2]])
 
     def add(self, x: Tensor, windows: Tensor) -> None:
-        """Add windows (G N, W, E), which overlap, to their place in x (B, H, T, E)."""
+        """Add overlapping windows (G N, W, E) to their positions in x (B, H, T, E)."""
         rows, steps = (self.blocks - 1) * self.block + self.width, x.shape[2]
         place = x[self.rows, self.heads]
         each = windows.view(*place.shape[:2], self.blocks, self.width, -1)
@@ -240,7 +240,7 @@ class Tile(NamedTuple):
 
 
 def _steps(x: Tensor, start: int, end: int) -> Tensor:
-    """Return the steps `start` to `end` of x (…, T, E), zeros where they lie beyond its ends."""
+    """Return the steps `start` to `end` of x (…, T, E), zeros outside of x."""
     inside = x[..., max(0, start) : end, :]
     if inside.shape[-2] == end - start:
         return inside
@@ -248,8 +248,8 @@ def _steps(x: Tensor, start: int, end: int) -> Tensor:
 
 
 def _tiles(reaches: list[list[int]], window: Window, mask: Tensor) -> Iterator[Tile]:
-    """Yield the tiles of a batch for masks (B, T) of the keys: one of all, where it is small, else one a head."""
-    everybody = bool((window.radius > 0).all())  # sees at least itself, where that is no padding
+    """Yield the tiles of a batch for masks (B, T) of the keys: one for a small batch, else several per head."""
+    everybody = bool((window.radius > 0).all())  # each query sees at least itself, padding apart
     longest, block, (batch, steps) = max(map(max, reaches)), window.block, mask.shape
 
     def tile(rows: slice, heads: slice, start: int, blocks: int, behind: int) -> Tile:
@@ -272,11 +272,11 @@ def _tiles(reaches: list[list[int]], window: Window, mask: Tensor) -> Iterator[T
 
 
 class Stretches(torch.autograd.Function):
-    """Softmax attention tile by tile; of several, what the backward pass needs is computed again, not kept."""
+    """Softmax attention tile by tile; with several tiles, the backward pass recomputes the weights."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, tiles: list[Tile]) -> Tensor:
-        """Return (B, H, T, E) for a bias (B, H, block, W); q is scaled already."""
+        """Return (B, H, T, E) for scaled q and a bias (B, H, block, W)."""
         ctx.tiles = tiles
         out, kept = torch.empty_like(q), []
         with one_thread():
@@ -308,7 +308,7 @@ class Stretches(torch.autograd.Function):
 
 
 def _weights(tile: Tile, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-    """Return a tile's softmax (G N, block, W), zeros throughout where a query may see nothing."""
+    """Return a tile's softmax (G N, block, W), zeros for queries without visible keys."""
     part = tile.bias(bias)
     if part.shape[:2] == (1, 1):
         scores = torch.baddbmm(part[0, 0], queries, keys.mT)

@@ -1,4 +1,4 @@
-"""What training makes small: the joint CTC/attention loss, and CTC's alone, which decoding asks for too."""
+"""Joint CTC/attention loss of training, and the CTC loss, also used in decoding."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ IGNORED = -100  # target of padding
 
 
 class Losses(NamedTuple):
-    """The training loss and its parts, means per token (attention) and per target token (CTC)."""
+    """Training loss and its parts, means per token (attention) and per target token (CTC)."""
 
     total: Tensor
     attention: Tensor
     ctc: Tensor
     span: Tensor  # mean span_scale
-    rows: Tensor  # (B,), each utterance's own loss
+    rows: Tensor  # (B,), loss of each utterance
 
 
 def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, blank: int, zero_infinity: bool = False) -> Tensor:
-    """Return -log P(targets) under CTC (Graves et al. 2006), (B,); infinite where the audio is too short.
+    """Return -log P(targets) under CTC (Graves et al. 2006), (B,); infinite if the audio is too short.
 
-    log_probs (B, T, V) with lengths (B,) in steps; targets (B, L) padded with IGNORED. `zero_infinity` makes an
-    infinite loss and its gradient 0: torch's gradient of an infinite loss is NaN even behind a mask.
+    log_probs (B, T, V) with lengths (B,) in steps; targets (B, L) padded with IGNORED. `zero_infinity` sets an
+    infinite loss and its gradient to 0: torch's gradient of an infinite loss is NaN even if masked.
     """
     device = log_probs.device
     if device.type == "mps":  # which has no CTC
@@ -39,16 +39,16 @@ def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, blank: int, 
 
 
 class LossWeights(NamedTuple):
-    """How the parts of the joint loss are weighed."""
+    """Weights of the parts of the joint loss."""
 
     ctc: float = 0.3
     label_smoothing: float = 0.1
     span_penalty: float = 0.0
-    intermediate_ctc: float = 0.0  # share of the CTC loss that is taken in the middle of the encoder
+    intermediate_ctc: float = 0.0  # share of the CTC loss in the middle of the encoder
 
 
 class Size(NamedTuple):
-    """What a loss is a mean over: target tokens, the end tokens among them, and utterances."""
+    """Size of a batch: target tokens, end tokens included, and utterances."""
 
     tokens: float
     utterances: float
@@ -59,9 +59,9 @@ def joint_loss(
 ) -> Losses:
     """Return the joint CTC/attention loss (Watanabe et al. 2017, equation 8) plus the span penalty.
 
-    `targets` (B, L) end with the end token and are padded with IGNORED; CTC's targets are those without the end.
-    Where the batch is one piece of a larger one, `whole` is the size of that: the losses and gradients of all pieces
-    then add up to those of the larger batch. Intermediate CTC: Lee & Watanabe 2021, equation 10.
+    `targets` (B, L) end with the end token and are padded with IGNORED; CTC's targets have no end token. If the batch
+    is a part of a larger one, `whole` is the size of the larger one: the losses and gradients of all parts then add up
+    to its own. Intermediate CTC: Lee & Watanabe 2021, equation 10.
     """
     memory, logits, log_probs, below = heard
     spelled = (targets != IGNORED).sum(dim=1)
@@ -88,13 +88,13 @@ def joint_loss(
 
 
 def _mean_ctc(log_probs: Tensor, memory: EncoderOutput, targets: Tensor, blank: int) -> Tensor:
-    """Return each utterance's CTC loss per target token, (B,), 0 where the audio is too short for the text."""
+    """Return each utterance's CTC loss per target token, (B,), 0 if the audio is too short for the text."""
     text = targets.masked_fill(_is_last(targets), IGNORED)
     losses = ctc_losses(log_probs, memory.lengths(), text, blank, zero_infinity=True)
     return losses / (text != IGNORED).sum(dim=1).clamp(min=1)
 
 
 def _is_last(targets: Tensor) -> Tensor:
-    """Mark each row's last target that is not padding: the end token."""
+    """Return a mask of each row's last target, the end token."""
     count = (targets != IGNORED).sum(dim=1, keepdim=True)
     return torch.arange(targets.shape[1], device=targets.device) == count - 1

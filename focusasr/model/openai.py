@@ -1,4 +1,4 @@
-"""Whisper models as OpenAI publishes them: .pt files of dimensions and weights."""
+"""Reader of OpenAI's Whisper models: .pt files of dimensions and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from focusasr.text.whisper_tokenizer import ENGLISH_VOCABULARY, engine_from_rank
 
 
 def read_openai(path: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
-    """Read a .pt file; InputError if it is broken or holds anything else."""
+    """Read a .pt file; InputError if it is corrupt or has other contents."""
     dims, named = _read(path, device)
     weights = {rename_weight(name, OPENAI_PARTS, OPENAI_REST) or name: weight for name, weight in named.items()}
     settings = openai_settings(dims, weights, path)
@@ -26,11 +26,11 @@ def read_openai(path: Path, device: str, files: contextlib.ExitStack) -> Importe
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Weight]]:
-    """Return the dimensions and the weights in a file; InputError where it holds anything else."""
+    """Return the dimensions and the weights in a file; InputError if it has other contents."""
     try:
         saved = read_torch(path, device)
         return dict(saved["dims"]), tensors_by_name(saved["model_state_dict"], path)
-    except Exception as error:  # of PyTorch's reader, which has many kinds
+    except Exception as error:  # many kinds from PyTorch's reader
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path}: not one of OpenAI's .pt files, or it would run code when read ({reason}); "
@@ -39,7 +39,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Weight]]:
 
 
 def _engine(path: Path, vocabulary: int) -> Engine:
-    """Return the engine of OpenAI's vocabulary, or of another one next to the weights under the name of OpenAI's."""
+    """Return the engine of OpenAI's vocabulary, or of a file of ranks next to the weights under OpenAI's name."""
     ranks = path.parent / ("multilingual.tiktoken" if vocabulary > ENGLISH_VOCABULARY else "gpt2.tiktoken")
     try:
         return engine_from_ranks(read_text(ranks), vocabulary) if ranks.is_file() else openai_engine(vocabulary)

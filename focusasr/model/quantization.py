@@ -1,4 +1,4 @@
-"""Compute types: in which numbers a model computes, and linear layers of 8 bit integers for the CPU."""
+"""Compute types, and linear layers of 8 bit integers for the CPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from focusasr.runtime.errors import SettingError
 
 ComputeType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
-STEPS = 127  # activations become -127 ... 127
-NARROW_STEPS = 63  # and -63 ... 63 on CPUs that add two products in 16 bits, where wider ones would saturate
-SMALLEST = 1e-20  # peak of a row of zeros
-WIDE_ENOUGH = 320  # width from which 8 bit integers pay on a CPU; scripts/benchmarks/speed.py measures it
+STEPS = 127  # activations are quantized to -127 ... 127
+NARROW_STEPS = 63  # or to -63 ... 63 on CPUs that add two products in 16 bits, where larger ones would saturate
+SMALLEST = 1e-20  # peak for rows of zeros
+WIDE_ENOUGH = 320  # width from which 8 bit integers are faster on a CPU; scripts/benchmarks/speed.py measures it
 
 
 class Linear(nn.Module):
-    """A linear layer for use only, its weights stored transposed, which single rows are multiplied faster with."""
+    """A linear layer for inference, with weights stored transposed, which is faster for single rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class Linear(nn.Module):
 class Int8Linear(nn.Module):
     """A linear layer of 8 bit weights, one scale per output, and 8 bit activations, one scale per row.
 
-    A row's scale is its own, so that what stands beside it in a batch changes nothing, and sums of integers are
-    exact in any order. CPU only; one without VNNI has 7 bit activations. Dettmers et al. 2022, LLM.int8(), section 3.1.
-    A `fine` layer also multiplies what rounding left over, in place of their outliers: inputs that no LayerNorm evens
-    out have values far above the others, which with one scale for all would lose most of their digits.
+    Each row has its own scale, so that other rows of a batch change nothing, and sums of integers are exact in any
+    order. CPU only; without VNNI activations have 7 bits. Dettmers et al. 2022, LLM.int8(), section 3.1.
+    A `fine` layer also multiplies the rounding error, instead of treating outliers apart as they do: inputs without a
+    LayerNorm have values far above the others, and one scale for all would lose most digits of the small ones.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, fine: bool = False) -> None:
@@ -66,9 +66,9 @@ class Int8Linear(nn.Module):
 
 
 class JoinedInt8Linear(nn.Module):
-    """A linear layer whose input is several vectors side by side, each with its weights and scales apart.
+    """A linear layer with several concatenated input vectors, each with its own weights and scales.
 
-    With one scale for all, a part with small weights or values would be rounded to nothing.
+    With one scale for all, a vector with small weights or values would be rounded to zero.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, parts: int) -> None:
@@ -84,14 +84,14 @@ class JoinedInt8Linear(nn.Module):
 
 
 def _pack(weight: Tensor) -> torch.ScriptObject:
-    """Return weights (N, K) as 8 bit integers, one scale per row, in the order that the product reads them."""
+    """Return weights (N, K) as 8 bit integers, one scale per row, in the memory layout of the product."""
     scales = weight.abs().amax(dim=1).clamp(min=SMALLEST).double() / 127
     zeros = torch.zeros(len(weight), dtype=torch.long)
     return torch.ops.quantized.linear_prepack(torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8), None)
 
 
 def _product(rows: Tensor, packed: torch.ScriptObject, steps: int) -> Tensor:
-    """Return the product of rows (B, K) in -1 ... 1, rounded to so many steps, and packed weights: (B, N)."""
+    """Return the product (B, N) of packed weights and rows (B, K) in -1 ... 1, rounded to `steps` steps."""
     return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1 / steps, steps + 1, packed)
 
 
@@ -104,7 +104,7 @@ def make_linear(
 ) -> nn.Module:
     """Return a layer that computes x @ weight.T + bias for weight (N, K) and bias (N,) or None.
 
-    `fine` says that x is no LayerNorm's output, `parts` how many vectors of one width, side by side, it is made of.
+    `fine`: x is not a LayerNorm's output. `parts`: number of equally wide vectors that are concatenated in x.
     """
     if compute_type != "int8":
         return Linear(weight, bias)
@@ -112,7 +112,7 @@ def make_linear(
 
 
 def choose_compute_type(wanted: ComputeType, device: torch.device, config: ModelConfig) -> ComputeType:
-    """Return what `auto` stands for on this device and for this shape; InputError where the device lacks a type."""
+    """Return a compute type, chosen by device and shape if `auto`; SettingError if the device lacks it."""
     if wanted == "int8" and device.type != "cpu":
         raise SettingError("compute_type", "int8", f"float16 or another on {device.type}: only the CPU has int8")
     if wanted == "int8" and not has_products():
@@ -128,24 +128,24 @@ def choose_compute_type(wanted: ComputeType, device: torch.device, config: Model
 
 
 def has_products() -> bool:
-    """Return whether PyTorch has the product of `Int8Linear` for this CPU, which its engine for ARM lacks."""
+    """Return whether PyTorch has the product of `Int8Linear` for this CPU; its engine for ARM lacks it."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 @functools.cache
 def has_wide_products() -> bool:
-    """Return whether the product of `Int8Linear` is exact for 8 bit activations: asked of the product itself.
+    """Return whether the product of `Int8Linear` is exact for 8 bit activations, by a trial.
 
-    FBGEMM's kernels for AVX2 and AVX512 add two products of 8 bits in 16, which saturate; those for VNNI add in 32.
+    FBGEMM's kernels for AVX2 and AVX512 add two 8 bit products in 16 bits, which saturate; those for VNNI use 32 bits.
     """
     ones = torch.ones(1, 64)
     return float(_product(ones, _pack(ones), STEPS)) > 63.5
 
 
 def converted(module: nn.Module, compute_type: ComputeType) -> nn.Module:
-    """Return a module for use only that computes in `compute_type`; the given one stays as it is.
+    """Return a module for inference that computes in `compute_type`; the given module is unchanged.
 
-    float32 gives the module itself. int8 replaces its linear layers and shares everything else.
+    float32 returns the module itself; int8 replaces its linear layers and shares everything else.
     """
     if compute_type == "float32":
         return module

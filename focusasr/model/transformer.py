@@ -1,7 +1,7 @@
-"""The recognizer: convolutional stem, encoder with hybrid attention, decoder with a cache, CTC head, joint loss.
+"""Network of the recognizer: convolutional stem, encoder, decoder and CTC head.
 
 Letters: B batch, F mel frames, M mel bands, T encoder steps, L tokens, D width, V vocabulary.
-Masks are boolean, True = may look. Whisper is one configuration of these classes: absolute positions, global
+Masks are boolean, True = visible. Whisper is one configuration of these classes: absolute positions, global
 attention, strides (1, 2), no CTC head.
 """
 
@@ -26,7 +26,7 @@ from focusasr.model.attention import (
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder heard: (B, T, D), its mask (B, T), None where nothing is padding, and the spans per layer."""
+    """Encoder states (B, T, D), their mask (B, T), None without padding, and the spans per layer."""
 
     states: Tensor
     mask: Tensor | None
@@ -52,9 +52,9 @@ class EncoderOutput(NamedTuple):
 
 
 class ForwardOutput(NamedTuple):
-    """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) where there is a head.
+    """One training pass: memory, decoder logits (B, L, V), CTC log probabilities (B, T, V) if there is a head.
 
-    `middle` are those of the same head on the states after half of the encoder's layers, where they were asked for.
+    `middle`, if requested, are those of the same head on the states after half of the encoder's layers.
     """
 
     memory: EncoderOutput
@@ -64,7 +64,7 @@ class ForwardOutput(NamedTuple):
 
 
 class DecoderState(NamedTuple):
-    """What the decoder carries from token to token: cross-attention keys and values, and a cache per layer."""
+    """Decoder state between tokens: cross-attention keys and values, and a cache per layer."""
 
     memory: list[KeysValues]
     mask: Tensor | None
@@ -89,7 +89,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 class Stem(nn.Module):
-    """Two convolutions over time, each with its stride; what lies beyond an utterance's end is zero to both."""
+    """Two strided convolutions over time; frames after an utterance's end are zero for both."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Stem(nn.Module):
             x = F.gelu(conv(x * mask[:, None, :].to(x.dtype)))
             lengths = (lengths - 1) // conv.stride[0] + 1
             mask = _until(lengths, x.shape[2])
-        return x.transpose(1, 2).contiguous(), mask  # else every sum and LayerNorm of the encoder copies it
+        return x.transpose(1, 2).contiguous(), mask  # else every encoder layer would copy it
 
 
 def _until(lengths: Tensor, size: int) -> Tensor:
@@ -112,9 +112,9 @@ def _until(lengths: Tensor, size: int) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """A gated depthwise convolution over time (Gulati et al. 2020, section 2.2), LayerNorm in place of BatchNorm.
+    """A gated depthwise convolution over time (Gulati et al. 2020, section 2.2), LayerNorm instead of BatchNorm.
 
-    What lies beyond an utterance's end is zero to it, so that batch-mates change nothing.
+    Steps after an utterance's end are zero, so that the rest of the batch has no effect.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -135,7 +135,7 @@ class Convolution(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-LN block: self-attention, a convolution where the configuration has one, a two-layer perceptron."""
+    """Pre-LN block: self-attention, a convolution if `conv_kernel` is not 0, a two-layer perceptron."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> tuple[Tensor, Tensor | None]:
-        """Return x (B, T, D) one block further and the span per head (B, H) of a hybrid block."""
+        """Return x (B, T, D) after this block, and the span per head (B, H) of a hybrid block."""
         attended = self.attention(x, mask=mask, rotation=rotation)
         x = x + self.dropout(attended.out)
         if self.convolution is not None:
@@ -154,7 +154,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Log-mel frames to encoder states."""
+    """Encoder from log-mel frames to states."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -180,11 +180,11 @@ class Encoder(nn.Module):
         return EncoderOutput(self.ln_post(x), visible, spans, middle)
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None, Rotation | None]:
-        """Return what the first block reads: x (B, T, D), its mask (None where nothing is padding), the rotation."""
+        """Return the input of the first block: x (B, T, D), its mask (None without padding), the rotation."""
         if mel.dim() != 3 or mel.shape[2] != self.config.mel_bands or mel.shape[1] == 0:
-            raise ValueError(f"mel has shape {tuple(mel.shape)}; wanted (B, F ≥ 1, {self.config.mel_bands})")
+            raise ValueError(f"mel has shape {tuple(mel.shape)}; expected (B, F ≥ 1, {self.config.mel_bands})")
         if int(lengths.min()) < 1 or int(lengths.max()) > mel.shape[1]:
-            raise ValueError(f"lengths are {lengths.tolist()}; wanted 1 to {mel.shape[1]} frames")
+            raise ValueError(f"lengths are {lengths.tolist()}; expected 1 to {mel.shape[1]} frames")
         x, mask = self.stem(mel, lengths)
         visible = None if bool(mask.all()) else mask
         rotation = None
@@ -215,7 +215,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x: Tensor, state: DecoderState, layer: int, rotation: Rotation | None
     ) -> tuple[Tensor, Cache | None]:
-        """Return x (B, L, D) one block further and this layer's cache."""
+        """Return x (B, L, D) after this block, and this layer's cache."""
         x, cache = self.self_attend(x, state, layer, rotation)
         return self.cross_attend(x, state, layer), cache
 
@@ -233,7 +233,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens so far and the audio to logits of the next token; the output embedding is the input embedding."""
+    """Decoder from tokens and audio to logits of the next token, with tied input and output embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -243,13 +243,13 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers))
         self.ln = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        if not table.is_meta:  # where drawing numbers would import half of PyTorch, for nothing
+        if not table.is_meta:  # sampling on "meta" would import half of PyTorch
             nn.init.normal_(self.token_embedding.weight, std=config.width**-0.5)
         if config.positions == "absolute":
             self.positional_embedding = nn.Parameter(torch.randn(config.text_context, config.width) * 0.01)
 
     def start(self, memory: EncoderOutput) -> DecoderState:
-        """Return the state before the first token: cross-attention keys and values are computed once, here."""
+        """Return the state before the first token, with the cross-attention keys and values."""
         crossings = [cast(DecoderBlock, block).cross for block in self.blocks]
         projected = [cross.keys_values(memory.states) for cross in crossings]
         return DecoderState(projected, memory.mask, memory.mean(), [None] * len(self.blocks), 0)
@@ -257,7 +257,7 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Read tokens (B, L) after those in `state`; return logits (B, L, V) and the next state.
 
-        ValueError where the text would exceed `text_context`.
+        ValueError if the text exceeds `text_context`.
         """
         x, rotation = self._embed(tokens, state)
         caches: list[Cache | None] = []
@@ -267,9 +267,9 @@ class Decoder(nn.Module):
         return self._logits(x), state._replace(caches=caches, length=state.length + tokens.shape[1])
 
     def hidden(self, tokens: Tensor, memory: EncoderOutput) -> list[Tensor]:
-        """Read whole texts (B, L) from their first token; return the states (B, L, D) after each block and at the end.
+        """Read whole texts (B, L); return the states (B, L, D) after each block and after the last LayerNorm.
 
-        The last ones, times the embedding, are the logits.
+        The product of the last ones and the embedding gives the logits.
         """
         state = self.start(memory)
         x, rotation = self._embed(tokens, state)
@@ -280,9 +280,9 @@ class Decoder(nn.Module):
         return [*states, self.ln(x)]
 
     def cross_attention_scores(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, list[Tensor]]:
-        """Read tokens (B, L); return logits (B, L, V) and, per layer, where each head listens: scores (B, H, L, S).
+        """Read tokens (B, L); return logits (B, L, V) and the cross-attention scores (B, H, L, S) of each layer.
 
-        Scores are those of cross-attention before the softmax and the mask; the state is left as it is.
+        Scores are before mask and softmax; the state is unchanged.
         """
         x, rotation = self._embed(tokens, state)
         scores = []
@@ -296,7 +296,7 @@ class Decoder(nn.Module):
         return self.ln(x) @ self.token_embedding.weight.T
 
     def _embed(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, Rotation | None]:
-        """Return what the first block reads: x (B, L, D), and the rotation."""
+        """Return the input of the first block: x (B, L, D), and the rotation."""
         end = state.length + tokens.shape[1]
         if end > self.config.text_context:
             raise ValueError(f"{end} tokens exceed text_context {self.config.text_context}")
@@ -316,7 +316,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.vocabulary < 1:
-            raise ValueError(f"vocabulary is {config.vocabulary}; wanted the tokenizer's size")
+            raise ValueError(f"vocabulary is {config.vocabulary}; expected the tokenizer's size")
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -327,15 +327,15 @@ class Model(nn.Module):
         return self.encoder(mel, lengths)
 
     def ctc_log_probs(self, memory: EncoderOutput) -> Tensor:
-        """Return log probabilities (B, T, V) of the CTC head, in float32; ValueError where there is none."""
+        """Return log probabilities (B, T, V) of the CTC head, in float32; ValueError without a CTC head."""
         if self.ctc_head is None:
             raise ValueError("this model has no CTC head")
         return self.ctc_head(memory.states).float().log_softmax(dim=-1)
 
     def forward(self, mel: Tensor, lengths: Tensor, tokens: Tensor, middle: bool = False) -> ForwardOutput:
-        """Encode mel (B, F, M) with lengths (B,) and read tokens (B, L): all that the losses need.
+        """Encode mel (B, F, M) with lengths (B,) and read tokens (B, L), for the losses.
 
-        `middle` asks for CTC in the middle of the encoder too (intermediate CTC).
+        `middle` requests CTC in the middle of the encoder too (intermediate CTC).
         """
         memory = self.encode(mel, lengths)
         logits, _ = self.decoder(tokens, self.decoder.start(memory))
@@ -347,5 +347,5 @@ class Model(nn.Module):
         return ForwardOutput(memory, logits, self.ctc_log_probs(memory), below)
 
     def parameter_count(self) -> int:
-        """Return the number of weights."""
+        """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())

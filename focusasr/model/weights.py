@@ -1,4 +1,4 @@
-"""Weights in files, read without running code and without more memory than the file has bytes to show for."""
+"""Weights in files, read without running code and in memory bounded by the file's size."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from focusasr.model.transformer import Model
 from focusasr.runtime.errors import InputError
 from focusasr.text.tokenizer import Tokenizer
 
-# What a file of torch.save may name. Its reader would call more, such as bytearray, which takes any amount of memory.
+# Names allowed in a file of torch.save. Its reader would also call others, such as bytearray of any size.
 NAMED_IN_PICKLES = re.compile(
     r"collections OrderedDict|torch (Size|[A-Z]\w{2,8}Storage)|torch\._utils _rebuild_(tensor_v2|parameter)"
 )
 
 
-SCALE = ".scale"  # behind the name of a weight that is stored as int8
+SCALE = ".scale"  # suffix for the scales of a weight that is stored as int8
 HALVES = "attention.projection.weight"
-SMALLEST_PEAK = 1e-20  # of a row of zeros
+SMALLEST_PEAK = 1e-20  # peak for rows of zeros
 
 
 class Weight(NamedTuple):
-    """A weight as it lies in a file: its shape, and how to read it."""
+    """A weight in a file: its shape, and a function that reads it."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
 
 class ImportedCheckpoint(NamedTuple):
-    """What a reader returns: a checkpoint without its network.
+    """Result of a reader: a checkpoint without its network.
 
-    `tensors` have our names and are read one by one, so their files stay open; `place` is for messages about them.
+    `tensors` have our names and are read one by one, so their files stay open; `place` is their path for messages.
     """
 
     config: ModelConfig
@@ -55,7 +55,7 @@ class ImportedCheckpoint(NamedTuple):
 
 
 def safetensors_in(path: Path, device: str, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
-    """Yield names and weights of a file, which stays open in `files`; InputError where it is not whole."""
+    """Yield names and weights of a file, which stays open in `files`; InputError if it is corrupt."""
     try:
         file = files.enter_context(safe_open(path, framework="pt", device=device))
         for name in file.keys():  # noqa: SIM118
@@ -66,10 +66,10 @@ def safetensors_in(path: Path, device: str, files: contextlib.ExitStack) -> Iter
 
 
 def as_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights for storage: matrices as int8 with a scale per row, all else as float16.
+    """Return weights for storage: matrices as int8 with a scale per row, others as float16.
 
-    A hybrid layer's projection has a scale for each of its halves [local | global]. The int8 engine computes with
-    exactly these integers.
+    A hybrid layer's projection has a scale for each of its halves [local | global]. The int8 engine uses exactly these
+    integers.
     """
     stored: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -84,7 +84,7 @@ def as_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_int8(weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return stored weights under their own names, those of int8 times their scales."""
+    """Return stored weights by name, int8 weights multiplied by their scales."""
     return {
         name: Weight(weight.shape, functools.partial(_scaled, weight, weights[name + SCALE]))
         if name + SCALE in weights
@@ -104,9 +104,9 @@ def _scaled(weight: Weight, scale: Weight) -> Tensor:
 
 
 def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Path) -> Model:
-    """Return the model of these settings with its weights in float32, for use.
+    """Return the model of these settings with its weights in float32, for inference.
 
-    InputError where names or shapes differ, and on weights that are no finite numbers.
+    InputError if names or shapes differ or weights are not finite.
     """
     check_layers(settings, len(weights), where)
     with torch.device("meta"):
@@ -124,7 +124,7 @@ def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Pat
 
 
 def check_layers(settings: ModelConfig, weights: int, where: Path) -> None:
-    """Refuse more layers than weights: even without weights, each layer takes memory and time to make."""
+    """Raise InputError for more layers than weights, since even empty layers take memory and time."""
     layers = settings.encoder_layers + settings.decoder_layers
     if layers > weights:
         raise InputError(
@@ -137,7 +137,7 @@ def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
     if not value.is_floating_point():
         raise InputError(f"{where}: weight {name} is {value.dtype}; expected: floating point")
     value = value.float()
-    lowest, highest = (float(bound) for bound in value.aminmax())  # of NaN, where there is one
+    lowest, highest = (float(bound) for bound in value.aminmax())  # NaN if there is one
     if not math.isfinite(highest - lowest):
         raise InputError(
             f"{where}: weight {name} goes from {lowest} to {highest}; expected: finite numbers; copy it again"
@@ -148,11 +148,11 @@ def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
 def torch_weights(path: Path, device: str) -> dict[str, Weight]:
     """Return names and weights of a file that torch.save wrote, such as pytorch_model.bin.
 
-    InputError if it has other things, names code, or claims more than its size.
+    InputError if it has other contents, names code, or claims more than its size.
     """
     try:
         return tensors_by_name(read_torch(path, device), path)
-    except Exception as error:  # of PyTorch's reader, which has many kinds
+    except Exception as error:  # many kinds from PyTorch's reader
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path}: not weights that torch.save wrote, or it would run code when read ({reason}). Copy it again."
@@ -160,7 +160,7 @@ def torch_weights(path: Path, device: str) -> dict[str, Weight]:
 
 
 def tensors_by_name(saved: Any, path: Path) -> dict[str, Weight]:
-    """Return weights that were read from a file; ValueError if they would take more memory than it has bytes.
+    """Return the weights of a state dict from a file; ValueError if they take more memory than it has bytes.
 
     An output layer tied to the token embedding, which shares its storage, does not count.
     """
@@ -170,15 +170,15 @@ def tensors_by_name(saved: Any, path: Path) -> dict[str, Weight]:
     embeddings = {value.data_ptr() for name, value in state.items() if name.endswith("embed_tokens.weight")}
     tied = [name for name in state if name == "proj_out.weight" and state[name].data_ptr() in embeddings]
     size = sum(value.nbytes for name, value in state.items() if name not in tied)
-    if size > path.stat().st_size:  # one number can be said to fill a tensor of any shape
+    if size > path.stat().st_size:  # strides of 0 expand one number to any shape
         raise ValueError(f"its weights would be {size} bytes")
     return {name: Weight(tuple(value.shape), lambda value=value: value) for name, value in state.items()}  # type: ignore[misc]
 
 
 def read_torch(path: Path, device: str = "cpu") -> Any:
-    """Return what torch.save wrote: tensors, numbers, texts and tables of these.
+    """Return the contents of a torch.save file: tensors, numbers, strings and containers of these.
 
-    ValueError, or what PyTorch raises, where the file is broken, names anything else or unpacks to more than it is.
+    ValueError or PyTorch's errors if the file is corrupt, names anything else or unpacks to more than its size.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -192,7 +192,7 @@ def read_torch(path: Path, device: str = "cpu") -> Any:
 
 
 def _check_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that names what PyTorch need not know to read tensors; nothing is called."""
+    """Raise ValueError for a pickle with names that tensors do not need; nothing is called."""
     for code, name, _ in pickletools.genops(pickled):
         if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not NAMED_IN_PICKLES.fullmatch(str(name)):
             raise ValueError(f"it names {str(name)[:80]}")

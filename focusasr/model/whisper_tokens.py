@@ -1,4 +1,4 @@
-"""Tokenizers and generation settings of Whisper checkpoints, whatever their format."""
+"""Tokenizers and generation settings of Whisper checkpoints of any format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from focusasr.text.whisper_tokenizer import (
     special_tokens,
 )
 
-# (decoder layers, heads, tokens) → layer.head of the cross-attention heads that follow the audio, as OpenAI chose them.
+# (decoder layers, heads, tokens) → layer.head of the cross-attention heads for alignment, as published by OpenAI.
 ALIGNMENT_HEADS = {
     (4, 6, 51_864): "1.0 2.0 2.5 3.0 3.1 3.2 3.3 3.4",  # tiny.en
     (4, 6, 51_865): "2.2 3.0 3.2 3.3 3.4 3.5",  # tiny
@@ -48,13 +48,13 @@ ALIGNMENT_HEADS = {
     (32, 20, 51_866): "7.0 10.17 12.18 13.12 16.1 17.14 19.11 21.4 24.1 25.6",  # large-v3
     (4, 20, 51_866): "2.4 2.11 3.3 3.6 3.11 3.14",  # large-v3-turbo
 }
-LARGE_V1_HEADS = "9.19 11.2 11.4 11.17 22.7 22.11 22.17 23.2 23.15"  # of the same shape as large-v2
+LARGE_V1_HEADS = "9.19 11.2 11.4 11.17 22.7 22.11 22.17 23.2 23.15"  # large-v2 has the same shape
 
 
 def default_alignment_heads(settings: ModelConfig, name: str = "") -> list[tuple[int, int]]:
-    """Return the heads that OpenAI published for a model of this shape, else every head of the decoder's later half.
+    """Return the heads that OpenAI published for a model of this shape, else every head of the decoder's second half.
 
-    `name` separates large-v1 from large-v2, which have one shape.
+    `name` distinguishes large-v1 from large-v2, which have the same shape.
     """
     published = ALIGNMENT_HEADS.get((settings.decoder_layers, settings.heads, settings.vocabulary))
     if published is None:
@@ -66,13 +66,13 @@ def default_alignment_heads(settings: ModelConfig, name: str = "") -> list[tuple
 
 
 def whisper_policy(settings: ModelConfig, multilingual: bool) -> TextConfig:
-    """Return Whisper's text policy: as it is written; .en models speak English."""
+    """Return Whisper's text policy: unchanged text, and English for .en models."""
     language = None if multilingual else "en"
     return TextConfig("keep", "keep", "bpe", language=language, vocabulary_size=settings.vocabulary)
 
 
 def check_generation(whisper: WhisperConfig, settings: ModelConfig, where: Path) -> None:
-    """Refuse tokens and heads that the model does not have."""
+    """Raise InputError for tokens and heads that the model does not have."""
     forced = [token for _, token in whisper.forced_decoder_ids]
     tokens = {"suppress_tokens": whisper.suppress_tokens, "begin_suppress_tokens": whisper.begin_suppress_tokens}
     for name, ids in {**tokens, "forced_decoder_ids": forced}.items():
@@ -86,7 +86,7 @@ def check_generation(whisper: WhisperConfig, settings: ModelConfig, where: Path)
 
 
 def tokenizer_of_engine(engine: Engine, settings: ModelConfig, name: str) -> WhisperTokenizer:
-    """Return the tokenizer of a file without generation settings: they are those of OpenAI's own models."""
+    """Return the tokenizer of a file without generation settings, with those of OpenAI's models."""
     multilingual = settings.vocabulary > ENGLISH_VOCABULARY
     policy = whisper_policy(settings, multilingual)
     plain = WhisperTokenizer(engine, policy, WhisperConfig(multilingual=multilingual))
@@ -101,9 +101,9 @@ def tokenizer_of_engine(engine: Engine, settings: ModelConfig, name: str) -> Whi
 
 
 def tokenizer_of_folder(folder: Path, generation: Mapping[str, Any], settings: ModelConfig) -> WhisperTokenizer:
-    """Return the tokenizer of a folder, with settings in the words of generation_config.json.
+    """Return the tokenizer of a folder, with settings under the names of generation_config.json.
 
-    Without any vocabulary in the folder it is OpenAI's. InputError where pieces do not fit each other.
+    A folder without a vocabulary has OpenAI's. InputError if files do not fit each other.
     """
     multilingual = bool(generation.get("is_multilingual", settings.vocabulary > ENGLISH_VOCABULARY))
     whisper = _generation_settings(folder, generation, settings, multilingual)
@@ -123,7 +123,7 @@ def _generation_settings(
     folder: Path, generation: Mapping[str, Any], settings: ModelConfig, multilingual: bool
 ) -> WhisperConfig:
     forced = generation.get("forced_decoder_ids") or []
-    if isinstance(forced, list):  # a place without a token is left to the model
+    if isinstance(forced, list):  # a position without a token is not forced
         forced = [pair for pair in forced if not (isinstance(pair, list) and None in pair)]
     default_heads = default_alignment_heads(settings, str(folder))
     kept = {
@@ -138,7 +138,7 @@ def _generation_settings(
     whisper = read_settings(
         WhisperConfig, {"multilingual": multilingual, **kept}, str(folder / "generation_config.json")
     )
-    if any(layer >= settings.decoder_layers for layer, _ in whisper.alignment_heads):  # a teacher's, of more layers
+    if any(layer >= settings.decoder_layers for layer, _ in whisper.alignment_heads):  # from a teacher with more layers
         whisper = replace(whisper, alignment_heads=default_heads)
     check_generation(whisper, settings, folder)
     return whisper
@@ -150,7 +150,7 @@ def optional_json(path: Path) -> dict[str, Any] | None:
 
 
 def _document(folder: Path) -> str | None:
-    """Return the text of tokenizer.json, or of one made from vocab.json and merges.txt; None without these."""
+    """Return the text of tokenizer.json, or one built from vocab.json and merges.txt; None without these."""
     if (folder / "tokenizer.json").is_file():
         return read_text(folder / "tokenizer.json")
     if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
@@ -192,7 +192,7 @@ def _listed_json(path: Path) -> list[str]:
 
 
 def _language(tokenizer: WhisperTokenizer, generation: Mapping[str, Any]) -> str | None:
-    """Return the language that a fine-tuned model was made for, where its generation settings force one."""
+    """Return the language of a fine-tuned model if its generation settings force one, else None."""
     forced = {token for _, token in tokenizer.whisper.forced_decoder_ids}
     named = str(generation.get("language") or "").strip("<|>").lower()
     named = LANGUAGE_CODES.get(named, named)

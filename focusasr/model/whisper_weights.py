@@ -1,4 +1,4 @@
-"""Names of Whisper's weights in each format, the shapes that they imply, and the model card."""
+"""Names of Whisper's weights per format, configuration from their shapes, and model card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.files import read_json
 from focusasr.runtime.settings import read_settings
 
-# Their names → ours. Layers: {encoder,decoder}.{layers,blocks}.N.REST, where REST is one of these.
+# Their names → ours. Names in layers are {encoder,decoder}.{layers,blocks}.N.REST, with REST from these tables.
 HUGGING_FACE_PARTS = {
     "self_attn_layer_norm": "attention.ln_global", "self_attn.q_proj": "attention.attn_global.query",
     "self_attn.k_proj": "attention.attn_global.key", "self_attn.v_proj": "attention.attn_global.value",
@@ -43,7 +43,7 @@ WHOLE_NAMES = {
 
 
 def rename_weight(name: str, parts: Mapping[str, str], rest: Mapping[str, str]) -> str | None:
-    """Return our name of one of their weights; None for one that we do not have."""
+    """Return our name of one of their weights; None for a weight that our model lacks."""
     name = name.removeprefix("model.")
     if name in WHOLE_NAMES:
         return WHOLE_NAMES[name]
@@ -56,7 +56,7 @@ def rename_weight(name: str, parts: Mapping[str, str], rest: Mapping[str, str]) 
 
 
 def whisper_settings(shape: Mapping[str, Any], weights: Mapping[str, Weight], where: Path) -> ModelConfig:
-    """Return Whisper's configuration of our classes for one of its shapes; the weights, under our names, fit it."""
+    """Return the configuration of a Whisper model from its shape and its weights under our names."""
     lacking = [name for name, value in shape.items() if value is None]
     if lacking:
         raise InputError(f"{where}: says nothing of the model's {lacking[0]}; copy it again")
@@ -70,7 +70,7 @@ def whisper_settings(shape: Mapping[str, Any], weights: Mapping[str, Weight], wh
 
 
 def check_front_end(folder: Path, mel_bands: Any) -> None:
-    """Refuse a preprocessor_config.json that makes other frames than ours."""
+    """Raise InputError for a preprocessor_config.json with other features than ours."""
     path = folder / "preprocessor_config.json"
     theirs = read_json(path) if path.is_file() else {}
     ours = {"n_fft": FFT_SAMPLES, "hop_length": HOP_SAMPLES, "sampling_rate": SAMPLE_RATE_HZ, "feature_size": mel_bands}
@@ -80,7 +80,7 @@ def check_front_end(folder: Path, mel_bands: Any) -> None:
 
 
 def openai_settings(dims: Mapping[str, Any], weights: Mapping[str, Weight], path: Path) -> ModelConfig:
-    """Return the configuration for OpenAI's dimensions; `weights` have our names, and say how many tokens there are."""
+    """Return the configuration for OpenAI's dimensions; `weights`, under our names, give the vocabulary size."""
     for audio, text in (("n_audio_state", "n_text_state"), ("n_audio_head", "n_text_head")):
         if dims.get(audio) != dims.get(text):
             raise InputError(f"{path}: {audio} is {dims.get(audio)}, {text} {dims.get(text)}; expected: the same")
@@ -92,7 +92,7 @@ def openai_settings(dims: Mapping[str, Any], weights: Mapping[str, Weight], path
 
 
 def _vocabulary(weights: Mapping[str, Weight], where: Path) -> int:
-    """Return how many tokens the weights embed; InputError without an embedding."""
+    """Return the number of token embeddings; InputError without an embedding."""
     embedding = weights.get("decoder.token_embedding.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(f"{where}: the weights hold no token embedding; it is no whole Whisper model")

@@ -36,7 +36,7 @@ LARGEST_TEXT = 32 * 2**20  # bytes of a text file in a checkpoint; Whisper's tok
 
 
 def unwritable(path: Path, error: Exception, instead: str) -> InputError | LibraryError:
-    """Return the error for a path that cannot be written, with the remedy `instead`; LibraryError if a library failed."""
+    """Return the error for an unwritable path, with the remedy `instead`; LibraryError if a library failed."""
     if failure := explain(error):
         return failure
     if isinstance(error, PermissionError):

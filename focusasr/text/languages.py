@@ -1,4 +1,4 @@
-"""How people write the languages that Whisper knows: in the language itself, with or without a region."""
+"""Whisper's languages by their native names and by other codes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ OTHER_CODES = {"iw": "he", "in": "id", "ji": "yi", "nb": "no", "jv": "jw", "fil"
 
 
 def without_region(code: str) -> str:
-    """Return a code of a language without its script and region, such as en of en-US: in lower case."""
+    """Return a lower-case language code without script and region, such as en for en-us."""
     code = code.replace("_", "-")
     return OTHER_CODES.get(code) or OTHER_CODES.get(code.partition("-")[0]) or code.partition("-")[0]

@@ -1,4 +1,4 @@
-"""The case and punctuation policy, applied the same way wherever text becomes tokens."""
+"""Case and punctuation policy of texts before tokenization."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from focusasr.config import TextConfig
 
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'"})
 _EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|'+(?!\S)")
-_INVISIBLE_SPACE = "\u200b"  # the one character of format that parts words
+_INVISIBLE_SPACE = "\u200b"  # the only format character that separates words
 
 
 def apply_policy(text: str, policy: TextConfig) -> str:
-    """Return `text` composed (NFC), spaces collapsed, in the policy's case, without punctuation where it says so.
+    """Return `text` in NFC with collapsed spaces, in the policy's case, and without punctuation if it says "remove".
 
     Letters and numbers of any script stay with their marks; of punctuation and symbols only the apostrophe inside a
-    word does, and what merely formats (soft hyphens, joiners, directions) vanishes.
+    word stays. Format characters (soft hyphens, joiners, directions) are removed.
     """
     text = unicodedata.normalize("NFC", text)
     if policy.case == "lower":
@@ -25,7 +25,7 @@ def apply_policy(text: str, policy: TextConfig) -> str:
         text = text.upper()
     if policy.punctuation == "remove":
         text = _EDGE_APOSTROPHES.sub(" ", _words_alone(text.translate(_APOSTROPHES)))
-    return " ".join(unicodedata.normalize("NFC", text).split())  # another case, other neighbors: composed again
+    return " ".join(unicodedata.normalize("NFC", text).split())  # case and removals may need NFC again
 
 
 def _words_alone(text: str) -> str:
@@ -42,5 +42,5 @@ def _words_alone(text: str) -> str:
 
 
 def _is_selector(char: str) -> bool:
-    """Tell variation selectors, which choose between a sign and its picture."""
+    """Return whether a character is a variation selector, which chooses between text and emoji style."""
     return "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"

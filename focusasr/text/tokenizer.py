@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters or BPE, learned from a manifest, saved in the checkpoint."""
+"""Tokenizers of characters or BPE, learned from texts and saved in the checkpoint."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from focusasr.runtime.errors import InputError, SettingError
 from focusasr.text.normalize import apply_policy
 
 SPECIALS = ("<blank>", "<start>", "<end>", "<unknown>")
-WORD_BEGIN = "\u2581"  # stands for the space before a word, inside the tokens of BPE
-MOST_READABLE = 1000  # tokens in a file that is indented
+WORD_BEGIN = "\u2581"  # the space before a word in BPE tokens
+MOST_READABLE = 1000  # tokens in an indented file
 
 
 class Tokenizer:
@@ -24,7 +24,7 @@ class Tokenizer:
         lacking = [name for name, index in ids.items() if index is None]
         if lacking:
             raise InputError(f"tokenizer.json lacks the special token {lacking[0]!r}; use the checkpoint's own")
-        engine.encode_special_tokens = True  # a text that says "<end>" does not end
+        engine.encode_special_tokens = True  # "<end>" in a text is plain text
         self.engine = engine
         self.policy = policy
         self.blank, self.start, self.end, self.unknown = (int(index) for index in ids.values() if index is not None)
@@ -36,7 +36,7 @@ class Tokenizer:
 
     @property
     def separator(self) -> list[int]:
-        """Return the tokens that join two encoded texts: a space, or nothing where tokens carry it (BPE)."""
+        """Return the tokens that join two encoded texts: a space, or nothing if tokens include it (BPE)."""
         space = self.engine.token_to_id(" ")
         return [] if space is None else [space]
 
@@ -46,24 +46,24 @@ class Tokenizer:
         return [self.start]
 
     def for_language(self, language: str | None) -> Tokenizer:
-        """Return the tokenizer for an utterance in this language: the same for all where the prompt names none."""
+        """Return the tokenizer for an utterance in this language; here the same for all languages."""
         return self
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text` after the policy, without start and end."""
+        """Return the ids of `text` after the policy, without start and end tokens."""
         return self.engine.encode(apply_policy(text, self.policy), add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`; special tokens vanish."""
+        """Return the text of `tokens` without special tokens."""
         return " ".join(self.engine.decode(list(tokens), skip_special_tokens=True).split())
 
     def to_json(self) -> str:
-        """Return the tokenizer as the text of tokenizer.json; a large one without indentation, which doubles it."""
+        """Return the text of tokenizer.json; large ones without indentation, which would double the size."""
         return self.engine.to_str(pretty=self.size <= MOST_READABLE)
 
     @classmethod
     def from_json(cls, text: str, policy: TextConfig) -> Tokenizer:
-        """Read the text of tokenizer.json; InputError where it is none."""
+        """Read the text of tokenizer.json; InputError if it is invalid."""
         try:
             tokenizer = cls(Engine.from_str(text), policy)
             check_ids(tokenizer.engine)
@@ -76,7 +76,7 @@ class Tokenizer:
 
 
 def check_ids(engine: Engine) -> None:
-    """Refuse a tokenizer whose ids are not 0, 1, 2 ..., which are rows of the model's tables."""
+    """Raise InputError unless the ids are 0, 1, 2, ..., the rows of the model's embedding."""
     ids = set(engine.get_vocab().values())
     if ids != set(range(engine.get_vocab_size())):
         raise InputError(
@@ -85,13 +85,13 @@ def check_ids(engine: Engine) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], policy: TextConfig) -> Tokenizer:
-    """Learn a tokenizer from texts; InputError where they hold no character after the policy."""
+    """Learn a tokenizer from texts; InputError if no character is left after the policy."""
     cleaned = [apply_policy(text, policy) for text in texts]
     characters = sorted(set("".join(cleaned)))
     if not characters:
         raise InputError("no text after the text policy, nothing to learn a tokenizer from; give manifests with texts")
     if policy.tokens == "characters":
-        return Tokenizer(_character_engine(sorted({" ", *characters})), policy)  # a space: texts may be joined
+        return Tokenizer(_character_engine(sorted({" ", *characters})), policy)  # a space, since texts may be joined
     return Tokenizer(_bpe_engine(cleaned, characters, policy.vocabulary_size), policy)
 
 

@@ -1,4 +1,4 @@
-"""Whisper's tokenizer: byte-level BPE and special tokens, from a Hugging Face folder or from OpenAI's ranks."""
+"""Whisper's tokenizer, byte-level BPE with special tokens, from Hugging Face's or OpenAI's files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from focusasr.text.languages import OWN_NAMES, without_region
 from focusasr.text.normalize import apply_policy
 from focusasr.text.tokenizer import Tokenizer, check_ids
 
-# In the order of their tokens; large-v3 added the last.
+# In the order of their tokens; large-v3 added the last one.
 LANGUAGES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
     "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
@@ -33,7 +33,7 @@ LANGUAGES = (
 Task = Literal["translate", "transcribe"]
 TASKS = get_args(Task)
 TIMESTAMPS = [f"<|{step // 50}.{step % 50 * 2:02}|>" for step in range(1501)]  # 0.00 to 30.00, 20 ms apart
-ENGLISH_RANKS = 50_256  # tokens that are pieces of text; multilingual vocabularies have one more
+ENGLISH_RANKS = 50_256  # tokens of text; multilingual vocabularies have one more
 MERGES = Path(__file__).parent / "merges"  # see NOTICE.txt there
 MOST_SPLITTING = 20_000_000  # sum of squared token lengths; OpenAI's vocabularies have 3 million
 OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>"}  # as in the first conversions
@@ -61,7 +61,7 @@ OTHER_LANGUAGE_NAMES = (
 
 
 def special_tokens(languages: int) -> list[str]:
-    """Return Whisper's special tokens, in the order of their ids, for a vocabulary with so many languages."""
+    """Return Whisper's special tokens in the order of their ids, for a vocabulary with `languages` languages."""
     names = ("startoflm", "startofprev", "nospeech", "notimestamps")
     middle = [f"<|{name}|>" for name in (*LANGUAGES[:languages], *TASKS, *names)]
     return ["<|endoftext|>", "<|startoftranscript|>", *middle, *TIMESTAMPS]
@@ -71,14 +71,14 @@ ENGLISH_VOCABULARY = ENGLISH_RANKS + len(special_tokens(99))  # multilingual one
 
 
 class WhisperTokenizer(Tokenizer):
-    """Token ids as Whisper has them, for one language and task, and what generation must know of them.
+    """Whisper's tokenizer for one language and task, with its generation settings.
 
-    `start` and `end` are the decoder's. There is no token for CTC's blank and none for the unknown, which bytes
-    make needless: both names give `end`. InputError where a special token is missing.
+    `start` and `end` are the decoder's. Whisper has no blank and, with byte-level BPE, no unknown token: both names
+    give `end`. InputError if a special token is missing.
     """
 
     def __init__(self, engine: Engine, policy: TextConfig, whisper: WhisperConfig) -> None:
-        engine.encode_special_tokens = True  # a text that says "<|endoftext|>" does not end
+        engine.encode_special_tokens = True  # "<|endoftext|>" in a text is plain text
         self.engine = engine
         self.policy = policy
         self.whisper = whisper
@@ -104,14 +104,14 @@ class WhisperTokenizer(Tokenizer):
 
     @property
     def separator(self) -> list[int]:
-        """Return the tokens that join two encoded texts: none, each begins with its own space."""
+        """Return the tokens that join two encoded texts: none, since each starts with its own space."""
         return []
 
     @property
     def sot_sequence(self) -> list[int]:
-        """Return the tokens that open a transcript: start and, in multilingual models, language and task.
+        """Return the first tokens of a transcript: start and, in multilingual models, language and task.
 
-        Without a language in the policy it is English.
+        The language is English if the policy has none.
         """
         if not self.whisper.multilingual:
             return [self.start]
@@ -120,11 +120,11 @@ class WhisperTokenizer(Tokenizer):
 
     @property
     def prompt(self) -> list[int]:
-        """Return what the decoder reads before the first token of a text without timestamps."""
+        """Return the tokens before the first token of a text without timestamps."""
         return [*self.sot_sequence, self.no_timestamps]
 
     def speaking(self, language: str | None = None, task: Task | None = None) -> WhisperTokenizer:
-        """Return the same tokenizer for another language or task; InputError where there is no token for it."""
+        """Return the tokenizer for another language or task; SettingError if the language has no token."""
         policy = dataclasses.replace(self.policy, language=language or self.policy.language)
         whisper = dataclasses.replace(self.whisper, task=task or self.whisper.task)
         return WhisperTokenizer(self.engine, policy, whisper)
@@ -132,7 +132,7 @@ class WhisperTokenizer(Tokenizer):
     def for_language(self, language: str | None) -> WhisperTokenizer:
         """Return the tokenizer for an utterance in this language, given by code, name or tag such as de-DE.
 
-        Where it is none that the model knows, or the model knows only English, that is this one.
+        For an unknown language, or in an English-only model, it is this tokenizer.
         """
         if not self.whisper.multilingual or not language or language == self.policy.language:
             return self
@@ -141,30 +141,30 @@ class WhisperTokenizer(Tokenizer):
         return self
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a transcript after the policy, with the space that Whisper's begin with."""
+        """Return the ids of a transcript after the policy, with a leading space as in Whisper."""
         return self.encode_exactly(" " + apply_policy(text, self.policy)) if text.strip() else []
 
     def encode_exactly(self, text: str) -> list[int]:
-        """Return the ids of `text` as it stands, as OpenAI's tokenizer does."""
+        """Return the ids of `text` unchanged, as in OpenAI's tokenizer."""
         return self.engine.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens` without the spaces around it; special tokens vanish."""
+        """Return the text of `tokens` without special tokens and surrounding spaces."""
         return self.decode_exactly(tokens).strip()
 
     def decode_exactly(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens` with its spaces; special tokens and timestamps vanish."""
+        """Return the text of `tokens` with its spaces, without special tokens and timestamps."""
         return self.engine.decode(list(tokens), skip_special_tokens=True)
 
     def decode_with_specials(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens` with special tokens and timestamps written out, such as <|1.08|>."""
+        """Return the text of `tokens` with special tokens and timestamps, such as <|1.08|>."""
         return self.engine.decode(list(tokens), skip_special_tokens=False)
 
     def non_speech_tokens(self) -> list[int]:
-        """Return the tokens that OpenAI's `suppress_tokens="-1"` stands for: brackets, notes, dashes and the like.
+        """Return the tokens of OpenAI's `suppress_tokens="-1"`: brackets, notes, dashes and the like.
 
-        A symbol counts bare and after a space where it is one token; of notes the first token counts, since all
-        miscellaneous symbols share it. A hyphen or apostrophe may stand inside a word, not before one.
+        A symbol is included with and without a space before it if it is one token; of notes the first token is
+        included, which all miscellaneous symbols share. A hyphen or apostrophe is excluded only before a word.
         """
         signs = [
             *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
@@ -183,10 +183,10 @@ class WhisperTokenizer(Tokenizer):
     def from_document(
         cls, text: str, policy: TextConfig, whisper: WhisperConfig, vocabulary: int | None = None
     ) -> WhisperTokenizer:
-        """Read the text of tokenizer.json; `vocabulary` is the number of tokens that the weights have.
+        """Read the text of tokenizer.json; `vocabulary` is the number of tokens in the weights.
 
-        Timestamps that the first conversions left out are added. InputError where it is no Whisper tokenizer or
-        has another number of tokens.
+        Timestamps, which the first conversions lack, are added. InputError if it is not a Whisper tokenizer or has
+        another number of tokens.
         """
         try:
             document = json.loads(text)
@@ -204,9 +204,9 @@ class WhisperTokenizer(Tokenizer):
 def build_engine(
     pieces: Mapping[str, int], merges: Sequence[Merge], specials: Mapping[str, int], vocabulary: int | None = None
 ) -> Engine:
-    """Return the engine of byte-level BPE with special tokens at their ids; InputError where ids do not fit.
+    """Return the engine of byte-level BPE with special tokens at their ids; InputError if ids do not fit.
 
-    With `vocabulary`, missing timestamps are added at the end, and the whole must have so many tokens.
+    Missing timestamps are added at the end. InputError if the number of tokens is not `vocabulary`, if given.
     """
     named = dict(specials)
     if "<|notimestamps|>" in named and not named.keys() & set(TIMESTAMPS):
@@ -233,7 +233,7 @@ def build_engine(
 
 
 def openai_engine(vocabulary: int) -> Engine:
-    """Return the engine of OpenAI's vocabulary with so many tokens, from the merges in this package.
+    """Return the engine of OpenAI's vocabulary with `vocabulary` tokens, from the merges in this package.
 
     InputError if OpenAI has no vocabulary of this size.
     """
@@ -247,7 +247,7 @@ def openai_engine(vocabulary: int) -> Engine:
 
 
 def engine_from_ranks(text: str, vocabulary: int) -> Engine:
-    """Return the engine for OpenAI's ranks (a line each: base64 of the bytes, rank); InputError where they are none."""
+    """Return the engine for OpenAI's ranks (per line: base64 of the bytes, rank); InputError if malformed."""
     try:
         ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, text.splitlines())}
     except (ValueError, binascii.Error) as error:
@@ -256,10 +256,10 @@ def engine_from_ranks(text: str, vocabulary: int) -> Engine:
 
 
 def engine_from_tokens(tokens: Sequence[bytes], vocabulary: int) -> Engine:
-    """Return the engine for the bytes of all tokens of text, in the order of their ids.
+    """Return the engine for the bytes of all text tokens, in the order of their ids.
 
-    OpenAI's special tokens follow; the number of languages results from the size of the vocabulary. InputError if
-    the tokens are not built from each other, or do not lead to this size.
+    OpenAI's special tokens follow; the size of the vocabulary gives the number of languages. InputError if the tokens
+    are not merges of each other, or do not fit the size.
     """
     letters = byte_letters()
     pieces = ["".join(letters[byte] for byte in token) for token in tokens]
@@ -267,7 +267,7 @@ def engine_from_tokens(tokens: Sequence[bytes], vocabulary: int) -> Engine:
 
 
 def engine_from_pieces(pieces: Sequence[str], vocabulary: int) -> Engine:
-    """Return the engine for a vocabulary in the order of its ids, spelled in letters, special tokens at its end."""
+    """Return the engine for a vocabulary in the order of its ids, in byte letters, with special tokens at the end."""
     bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     end = pieces.index("<|endoftext|>") if "<|endoftext|>" in pieces else len(pieces)
     try:
@@ -288,7 +288,7 @@ def _with_openai_specials(pieces: Sequence[str], merges: Sequence[Merge], vocabu
 
 
 def _merges(tokens: Sequence[bytes]) -> list[Merge]:
-    """Return the merges that make tokens, given in the order of their ids."""
+    """Return the merges for tokens that are given in the order of their ids."""
     if sum(len(token) ** 2 for token in tokens) > MOST_SPLITTING:
         raise InputError("the vocabulary has tokens that are too long. Copy it again.")
     ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -298,7 +298,7 @@ def _merges(tokens: Sequence[bytes]) -> list[Merge]:
 
 
 def split_by_rank(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """Return the two tokens that the merge which makes `token` joins: what all merges of lower rank leave of it."""
+    """Return the two tokens whose merge gives `token`: the parts left by all merges of lower rank."""
     parts = [token[place : place + 1] for place in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
@@ -312,9 +312,9 @@ def split_by_rank(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, byte
 
 
 def byte_letters() -> list[str]:
-    """Return the letter that stands for each byte in byte-level BPE (GPT-2): itself where it can be seen.
+    """Return the letter of each byte in byte-level BPE (GPT-2): itself if it is printable.
 
-    The others, in order, get the letters from U+0100 on.
+    The others are, in order, the letters from U+0100.
     """
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, spare = [], 0x100
@@ -325,7 +325,7 @@ def byte_letters() -> list[str]:
 
 
 def read_merges(text: str) -> list[Merge]:
-    """Return the pairs of a merges.txt, whose first line may be a comment."""
+    """Return the pairs of a merges.txt; its first line may be a comment."""
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#version")]
     pairs = [tuple(line.split(" ")) for line in lines]
     if any(len(pair) != 2 for pair in pairs):
@@ -348,15 +348,15 @@ LANGUAGE_CODES = _table(LANGUAGE_NAMES) | _table(OTHER_LANGUAGE_NAMES)  # name �
 
 
 def language_name(code: str) -> str:
-    """Return the English name of a language that Whisper knows, such as German for de."""
+    """Return the English name of a Whisper language, such as German for de."""
     names = {code: name.title() for name, code in _table(LANGUAGE_NAMES).items()}
     return names.get(code, code)
 
 
 def language_code(given: str) -> str:
-    """Return the code of a language given by code, with or without a region, or by its English or its own name.
+    """Return the code of a language given by code, with or without region, or by its English or native name.
 
-    Case does not count. SettingError with the nearest name.
+    Case is ignored. SettingError, with the nearest name, if the language is unknown.
     """
     wanted = given.strip().casefold()
     names = {**OWN_NAMES, **LANGUAGE_CODES}
