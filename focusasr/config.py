@@ -223,17 +223,17 @@ class PreprocessConfig:
         cuts = self.split_seconds is None or self.split_seconds >= 1
         require(cuts, "split_seconds", self.split_seconds, "at least 1, or none")
         aligned = self.split_seconds is None or self.align_with is not None
-        wanted = "{align_with} beside it, with a checkpoint folder or default"
+        wanted = "also {align_with}, a checkpoint folder or default"
         require(aligned, "split_seconds", self.split_seconds, wanted, align_with=None)
         require(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "0 to 1")
         of_use = self.split_seconds is not None or self.min_confidence == type(self).min_confidence
-        wanted = "{split_seconds} beside it, such as 20"
+        wanted = "also {split_seconds}, such as 20"
         require(of_use, "min_confidence", self.min_confidence, wanted, split_seconds=None)
         ordered = self.min_rate is None or self.max_rate is None or self.min_rate <= self.max_rate
         require(ordered, "max_rate", self.max_rate, "at least {min_rate}", min_rate=self.min_rate)
         idle = self.split_seconds is None and self.align_with is not None
-        require(not idle, "align_with", self.align_with, "{split_seconds} beside it, such as 20", split_seconds=None)
-        require(self.split is not None or not self.by, "by", self.by, "{split} beside it, such as 90/5/5", split=None)
+        require(not idle, "align_with", self.align_with, "also {split_seconds}, such as 20", split_seconds=None)
+        require(self.split is not None or not self.by, "by", self.by, "also {split}, such as 90/5/5", split=None)
 
 
 @dataclass(frozen=True)

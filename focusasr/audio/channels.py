@@ -18,7 +18,7 @@ AS_LOUD = 0.25  # of the loudest channel's power: the first channel above it rep
 def check_channel(channel: int | None, channels: int, name: str) -> None:
     """Raise AudioError if a recording does not have the channel."""
     if channel is not None and channel >= channels:
-        seen = f"channel {channel} is wanted and it has {channels}, counted from 0"
+        seen = f"has no channel {channel}, only {channels}, counted from 0"
         raise AudioError(f"{name}: {seen}; correct --channel, or the line's channel")
 
 

@@ -74,7 +74,7 @@ def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[
     try:
         if not _is_rate(sound.rate_hz):
             wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
-            raise AudioError(f"{name}: its header says {sound.rate_hz} Hz; expected: {wanted}, export it again")
+            raise AudioError(f"{name}: its header has {sound.rate_hz} Hz; expected: {wanted}, export it again")
         yield sound
     finally:
         sound.close()
@@ -132,7 +132,7 @@ class _TruncatedAudio:
                 yield block
                 position += len(block)
         if position == start > 0:
-            seen = f"cut off before {start / self.rate_hz:.2f} s, from where on it is wanted"
+            seen = f"cut off before {start / self.rate_hz:.2f} s, the offset"
             raise CutOff(f"{self._name}: {seen}; get a whole copy")
         raise _damaged(self._name, position / self.rate_hz)
 
@@ -211,7 +211,7 @@ def _open_ffmpeg(file: BinaryIO, name: str, track: int | None) -> Sound:
         raise _no_recording(name, _reason(error)) from None
     if container.format.name in HEADERLESS:
         container.close()
-        raise _no_recording(name, "nothing in it says what it is")
+        raise _no_recording(name, "it has no known signature")
     if not container.streams.audio:
         seen = f"no sound in it ({container.format.name})"
         container.close()
@@ -320,7 +320,7 @@ def _after(blocks: Iterator[np.ndarray], start: int, rate_hz: int, name: str) ->
 
 
 def _past_the_end(name: str, start: int, length: int, rate_hz: int) -> AudioError:
-    seen = f"offset {start / rate_hz:.2f} s lies past its end at {length / rate_hz:.2f} s"
+    seen = f"offset {start / rate_hz:.2f} s is past its end at {length / rate_hz:.2f} s"
     return AudioError(f"{name}: {seen}; correct the offset")
 
 

@@ -70,7 +70,7 @@ def _shards(folder: Path, name: str) -> list[str]:
         return [name] if (folder / name).is_file() else []
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise InputError(f"{index}: says not where the weights are; copy the folder again")
+        raise InputError(f"{index}: has no weight_map; copy the folder again")
     return sorted({str(shard) for shard in places.values()})
 
 

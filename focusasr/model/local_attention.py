@@ -11,8 +11,8 @@ Weight of key j for query i, with radius r and a soft edge of width `ramp`:
                              0    r-ramp r
 
 Three paths give the same result: `_dense` for short passes and caches; `_blocked` with PyTorch's fused attention for
-any device; `Stretches` on a CPU with few threads. The last one computes short batches whole, and long ones head by head,
-each with its own reach, in tiles that fit the cache of one core.
+any device; `Stretches` on a CPU with few threads. The last one computes short batches whole, and long ones head by
+head, each with its own reach, in tiles that fit the cache of one core.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def soft_mask(radius: Tensor, ramp: int, distance: Tensor) -> Tensor:
 
 
 def log_mask(mask: Tensor) -> Tensor:
-    """Return log m, -inf where m is 0, with zero gradient there."""
+    """Return log m, -inf with zero gradient if m is 0."""
     seen = mask > 0
     return torch.where(seen, torch.where(seen, mask, 1.0).log(), -torch.inf)
 

@@ -59,7 +59,7 @@ def whisper_settings(shape: Mapping[str, Any], weights: Mapping[str, Weight], wh
     """Return the configuration of a Whisper model from its shape and its weights under our names."""
     lacking = [name for name, value in shape.items() if value is None]
     if lacking:
-        raise InputError(f"{where}: says nothing of the model's {lacking[0]}; copy it again")
+        raise InputError(f"{where}: lacks the model's {lacking[0]}; copy it again")
     whisper = {
         "vocabulary": _vocabulary(weights, where), "strides": (1, 2), "conv_kernel": 0, "positions": "absolute",
         "ctc": False, "attention": "global", "decoder_attention": "global", "dropout": 0.0,

@@ -84,7 +84,7 @@ def run_in_halves(
 
         torch.cuda.empty_cache()
     half = len(items) // 2
-    warn(f"focusasr: {len(items)} segments at once do not fit the memory; going on with {half}")
+    warn(f"focusasr: {len(items)} segments at once do not fit the memory; continuing with {half}")
     halved(half)
     return [*run_in_halves(work, items[:half], device, halved), *run_in_halves(work, items[half:], device, halved)]
 
@@ -189,7 +189,7 @@ def translate_peer_errors(remedy: str) -> Iterator[None]:
         words = str(error).lower()
         if not any(sign in words for sign in ("gloo", "nccl", "connection closed by peer", "connection reset")):
             raise
-        raise InputError(f"a sister process has ended, so this one ends too; {remedy}") from None
+        raise InputError(f"another process of this job has failed; {remedy}") from None
 
 
 def flat(parts: list[list[Result]]) -> list[Result]:

@@ -13,7 +13,7 @@ _INVISIBLE_SPACE = "\u200b"  # the only format character that separates words
 
 
 def apply_policy(text: str, policy: TextConfig) -> str:
-    """Return `text` in NFC with collapsed spaces, in the policy's case, and without punctuation if it says "remove".
+    """Return `text` in NFC with collapsed spaces, in the policy's case, and without punctuation if it removes that.
 
     Letters and numbers of any script stay with their marks; of punctuation and symbols only the apostrophe inside a
     word stays. Format characters (soft hyphens, joiners, directions) are removed.

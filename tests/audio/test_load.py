@@ -204,9 +204,9 @@ def test_offset_at_the_end_is_empty_and_past_it_an_error(tmp_path: Path) -> None
     path = str(write(tmp_path / "a.wav", tone(1.0)))
     assert len(load(Source(path, 1.0))) == 0
     assert len(load(Source(path, 0.5, 0.0))) == 0
-    assert "offset 1.50 s lies past its end at 1.00 s" in refusal(Source(path, 1.5))
+    assert "offset 1.50 s is past its end at 1.00 s" in refusal(Source(path, 1.5))
     compressed = encode(tmp_path / "a.m4a", "aac", tone(1.0), 16_000)
-    assert "offset 9.00 s lies past its end at 1.02 s" in refusal(Source(str(compressed), 9.0))
+    assert "offset 9.00 s is past its end at 1.02 s" in refusal(Source(str(compressed), 9.0))
 
 
 @pytest.mark.parametrize(("offset", "duration"), [(-1.0, None), (float("nan"), None), (0.0, float("inf")), (0.0, -2.0)])

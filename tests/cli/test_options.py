@@ -38,13 +38,13 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
         ),
         (
             ["preprocess", "x", "-o", "y", "--split-seconds", "20"],
-            "--split-seconds 20; expected: --align-with beside it, with a checkpoint folder or default",
+            "--split-seconds 20; expected: also --align-with, a checkpoint folder or default",
         ),
-        (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; expected: --split beside it, such as 90/5/5"),
+        (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; expected: also --split, such as 90/5/5"),
         (["preprocess", "x", "-o", "y", "--max-seconds", "0"], "--max-seconds 0; expected: at least --min-seconds 0.1"),
         (
             ["preprocess", "x", "-o", "y", "--align-with", "a"],
-            "--align-with a; expected: --split-seconds beside it, such as 20",
+            "--align-with a; expected: also --split-seconds, such as 20",
         ),
         (
             ["preprocess", "x", "-o", "y", "--min-rate", "5", "--max-rate", "2"],

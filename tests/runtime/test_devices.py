@@ -97,7 +97,7 @@ def test_results_of_several_processes_come_in_order(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_lost_sister_is_told_in_a_line() -> None:
-    says = "a sister process has ended, so this one ends too; try again"
+    says = "another process of this job has failed; try again"
     with pytest.raises(InputError, match=says), translate_peer_errors("try again"):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer [127.0.0.1]:1")
     with pytest.raises(RuntimeError, match="shapes"), translate_peer_errors("try again"):
@@ -142,7 +142,9 @@ def test_a_killed_process_ends_the_job_with_a_message(tmp_path: Path, songs: Pat
     (tmp_path / "killer.py").write_text(KILLER)
     ended = call(*TORCHRUN, str(tmp_path / "killer.py"), *options(songs, tmp_path / "run", steps=6))
     assert ended.returncode != 0
-    assert "a sister process has ended" in ended.stderr or "Signal 9 (SIGKILL) received by PID" in ended.stderr
+    assert (
+        "another process of this job has failed" in ended.stderr or "Signal 9 (SIGKILL) received by PID" in ended.stderr
+    )
     assert not (tmp_path / "run" / "last").exists()
 
 

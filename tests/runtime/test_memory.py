@@ -53,7 +53,7 @@ def test_halves_of_halves_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     halved: list[int] = []
     assert run_in_halves(work, range(8), CPU, halved.append) == [0, 10, 20, 30, 40, 50, None, 70]
     assert tried == [8, 4, 2, 2, 4, 2, 2, 1, 1] and halved == [4, 2, 2, 1]
-    assert "focusasr: 8 segments at once do not fit the memory; going on with 4\n" in capsys.readouterr().err
+    assert "focusasr: 8 segments at once do not fit the memory; continuing with 4\n" in capsys.readouterr().err
     with pytest.raises(MemoryError):
         run_in_halves(work, [6], GPU, halved.append)
     with pytest.raises(ZeroDivisionError):
@@ -123,7 +123,7 @@ def test_whisper_windows_shrink_too(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
     monkeypatch.setattr(whisper.engine, "encode", narrow)
     assert texts(whisper.transcribe([Source("talk.wav")])) == expected
-    assert "3 segments at once do not fit the memory; going on with 1" in capsys.readouterr().err
+    assert "3 segments at once do not fit the memory; continuing with 1" in capsys.readouterr().err
     one_by_one = WhisperRecognizer(ours(peer_model(3)), *settings)
 
     def never(mels: Sequence[torch.Tensor]) -> Any:

@@ -83,7 +83,7 @@ def test_the_command_transcribes_channels_apart(run, sample: Path, heard: str) -
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--channel", "5"), "channel 5 is wanted and it has 1"),
+        (("--channel", "5"), "has no channel 5, only 1"),
         (("--audio-track", "1"), "has no audio track 1, only 1"),
     ],
 )
