@@ -1,7 +1,7 @@
-"""The search for the likeliest text: greedy, sampling, beams, on top of three calls that any decoder can offer.
+"""Greedy search, sampling and beam search over any step-wise decoder.
 
-Letters: B utterances, R rows (an utterance has one per candidate), L tokens, V vocabulary. What the options mean is
-what they mean in openai/whisper. Rows that are done leave the batch.
+Letters: B utterances, R rows (an utterance has one per candidate), L tokens, V vocabulary. The options have the meaning
+of openai/whisper's. Finished rows leave the batch.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ State = TypeVar("State")
 
 
 class StepDecoder(Protocol[State]):
-    """A decoder that reads tokens one by one or many at once; only it knows what is in the state.
+    """A decoder that reads one or several tokens per call and keeps a state of its own.
 
-    A state may be used up by the call that it is given to: go on with the one that comes back.
+    A call may consume the state it is given: continue with the state that it returns.
     """
 
     def start(self, memory: EncoderOutput) -> State:
         """Return the state before the first token, with one row per utterance."""
 
     def advance(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read tokens (R, L) and return logits (R, L or 1, V), the last being those of the next token."""
+        """Read tokens (R, L) and return logits (R, L or 1, V); the last ones are those of the next token."""
 
     def select(self, state: State, rows: Tensor) -> State:
-        """Return the state of other rows: `rows` (R',) numbers the present ones in any order, left out or repeated."""
+        """Return the state of the rows with these numbers (R',), in any order; rows may be missing or repeated."""
 
 
 class Hypothesis(NamedTuple):
-    """Tokens without the end token, and their log probability with it."""
+    """Token ids without the end token, and their log probability with it."""
 
     tokens: list[int]
     log_prob: float
 
     @property
     def avg_logprob(self) -> float:
-        """Return the mean log probability per token, the end counted as one."""
+        """Return the mean log probability per token; the end counts as one token."""
         return self.log_prob / (len(self.tokens) + 1)
 
 
 @dataclass(frozen=True)
 class StopCriteria:
-    """What counts as a text: the rules it keeps, the token that ends it, and its most tokens."""
+    """The logit filters, the token that ends a text, and the maximum number of tokens."""
 
     rules: Sequence[LogitFilter]
     end: int
@@ -58,11 +58,12 @@ class StopCriteria:
 
 @dataclass(frozen=True)
 class Search:
-    """How texts are looked for.
+    """Search options.
 
-    At temperature 0 with `beam_size` beams (None: greedily) until `beam_size * patience` texts are complete; above 0
-    the best of `best_of` samples. Candidates are compared by log probability per token, or, with `length_penalty` α,
-    divided by ((5 + tokens) / 6) ** α (Wu et al. 2016, equation 14). One `seed` gives one result, in any batch.
+    Temperature 0: beam search with `beam_size` beams (None: greedy) until `beam_size * patience` texts are complete.
+    Above 0: the best of `best_of` samples. Candidates are compared by log probability per token, or, with
+    `length_penalty` α, by log probability divided by ((5 + tokens) / 6) ** α (Wu et al. 2016, equation 14). The result
+    depends on `seed`, not on the batch.
     """
 
     temperature: float = 0.0
@@ -74,14 +75,14 @@ class Search:
 
 
 class DecoderOutput(NamedTuple, Generic[State]):
-    """A decoder that has read something: its state, and the logits (R, V) of the next token."""
+    """The state of a decoder after it has read tokens, and the logits (R, V) of the next token."""
 
     state: State
     logits: Tensor
 
 
 def forward(decoder: StepDecoder[State], state: State, tokens: Tensor) -> DecoderOutput[State]:
-    """Let a decoder read tokens (R, L), such as its prompt, and return what it would say next."""
+    """Let a decoder read tokens (R, L), such as its prompt, and return its state and the next token's logits."""
     logits, state = decoder.advance(tokens, state)
     return DecoderOutput(state, logits[:, -1])
 
@@ -107,7 +108,7 @@ def _score(text: Hypothesis, length_penalty: float | None) -> float:
 def _sampled(
     decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, options: Search
 ) -> list[list[Hypothesis]]:
-    """Return `best_of` samples of each utterance, at temperature 0 its greedy text."""
+    """Return `best_of` samples of each utterance, or its greedy text at temperature 0."""
     utterances, device = len(opening.logits), opening.logits.device
     copies = (options.best_of or 1) if options.temperature > 0 else 1
     owners = torch.arange(utterances, device=device).repeat_interleave(copies)
@@ -132,7 +133,7 @@ def _sampled(
             state = decoder.select(state, going)
         state, logits = forward(decoder, state, said[:, -1:])
     for owner, tokens, score in zip(owners.tolist(), said.tolist(), scores.tolist(), strict=True):
-        texts[owner].append(Hypothesis(tokens, score))  # it found no end
+        texts[owner].append(Hypothesis(tokens, score))  # no end token
     return texts
 
 
@@ -141,7 +142,7 @@ def _rows(decoder: StepDecoder[State], opening: DecoderOutput[State], rows: Tens
 
 
 def _choose(logits: Tensor, owners: Tensor, chances: list[torch.Generator], temperature: float) -> Tensor:
-    """Return the next token of each row (R, 1); an utterance's draws come from its own chance."""
+    """Return the next token of each row (R, 1); every utterance samples with its own generator."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     probabilities = (logits / temperature).softmax(dim=-1)
@@ -155,7 +156,7 @@ def _choose(logits: Tensor, owners: Tensor, chances: list[torch.Generator], temp
 
 
 class _Step(NamedTuple):
-    """One more token for a beam: the row it comes from, counted within its utterance, and the score with it."""
+    """One more token for a beam: its source row, counted within the utterance, the token and the new score."""
 
     row: int
     token: int
@@ -164,7 +165,7 @@ class _Step(NamedTuple):
 
 @dataclass
 class _Beams:
-    """The beams of one utterance: its rows under way and its complete texts, at most `wanted`."""
+    """The beams of one utterance: its unfinished rows and its complete texts, at most `wanted`."""
 
     size: int
     wanted: int
@@ -174,7 +175,7 @@ class _Beams:
     def extend(self, scores: Tensor, tokens: Tensor, said: list[list[int]], end: int) -> list[_Step]:
         """Return the next rows, best first, from scores and tokens (rows, size + 1) of the candidates.
 
-        Candidates that end are texts if they come before the last of the next rows.
+        Candidates that end are complete texts if they rank above the last of the next rows.
         """
         steps = [
             _Step(row, token, score)
@@ -193,7 +194,7 @@ class _Beams:
         return going
 
     def close(self, going: list[_Step], said: list[list[int]]) -> None:
-        """Count the best unfinished rows as texts where there are fewer than beams."""
+        """Add the best unfinished rows to the complete texts if there are fewer texts than beams."""
         lacking = max(0, self.size - len(self.complete))
         self.complete += [Hypothesis([*said[step.row], step.token], step.score) for step in going[:lacking]]
 

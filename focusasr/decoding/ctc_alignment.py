@@ -1,7 +1,8 @@
-"""When each word was said: CTC forced alignment finds its middle, the loudness of the sound its edges.
+"""Word times by CTC forced alignment, with word edges from loudness.
 
-CTC's tokens are spikes: they tell where a word is, but hardly where it begins and ends. So a word reaches from its
-first spike back, and from its last one on, as far as the sound stays loud, and at most to its neighbor's spikes.
+CTC's tokens are spikes: they locate a word, but hardly its start and end. So a word extends before its first spike and
+after its last one as long as the audio stays loud, at most to its neighbor's spikes.
+
 Letters: T encoder steps, V vocabulary, F mel frames, M mel bands, L tokens.
 """
 
@@ -21,14 +22,14 @@ from focusasr.runtime.libraries import library
 from focusasr.text.tokenizer import Tokenizer
 
 # Chosen on joined clips of FSDD's and AN4's dev speakers, clean and in noise.
-LOUD = 0.2  # of the way, in decibels, from the quietest frame around a word to its loudest: above it there is sound
-DEEPEST_DB = 60.0  # quiet further below a word than this is no quieter
-DIP_FRAMES = 4  # quiet as short as this lies inside a word: the closure before a p, t or k
-INWARD_FRAMES = 12  # how far from a spike that stands in silence its word is looked for, inside the word
+LOUD = 0.2  # share of the decibels between the quietest and the loudest frame around a word: louder frames are sound
+DEEPEST_DB = 60.0  # largest depth of quiet below a word
+DIP_FRAMES = 4  # shorter quiet is part of a word: the closure before a p, t or k
+INWARD_FRAMES = 12  # search range inside a word for its sound, from a spike in silence
 
 
 class Span(NamedTuple):
-    """Where CTC's best path for a text says a token: encoder steps from `start` up to `end`, mean probability."""
+    """A token on CTC's best path for a text: encoder steps from `start` up to `end`, mean probability."""
 
     start: int
     end: int
@@ -36,7 +37,7 @@ class Span(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word, when it was said in seconds, and the mean probability of its tokens."""
+    """A word, its start and end in seconds, and the mean probability of its tokens."""
 
     text: str
     start: float
@@ -47,7 +48,7 @@ class Word(NamedTuple):
 def align(log_probs: Tensor, tokens: Sequence[int], blank: int) -> list[Span] | None:
     """Return the span of each token on the best CTC path for `tokens`, log_probs (T, V).
 
-    None where there is no such path: the sound is too short for the tokens, or `blank` is among them.
+    None if there is no such path: the audio is too short for the tokens, or `blank` is among them.
     """
     repeats = sum(before == after for before, after in itertools.pairwise(tokens))
     if not tokens or blank in tokens or len(tokens) + repeats > len(log_probs):
@@ -59,8 +60,8 @@ def align(log_probs: Tensor, tokens: Sequence[int], blank: int) -> list[Span] | 
 
 
 def load_aligner() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return torchaudio's `forced_align` and `merge_tokens`; LibraryError if they do not load."""
-    with library("torchaudio"):  # a tenth of a second, for those who ask for times
+    """Return torchaudio's `forced_align` and `merge_tokens`; LibraryError if they cannot be imported."""
+    with library("torchaudio"):  # takes 0.1 s, so only if word times are requested
         from torchaudio.functional import forced_align, merge_tokens
     return forced_align, merge_tokens
 
@@ -68,10 +69,10 @@ def load_aligner() -> tuple[Callable[..., Any], Callable[..., Any]]:
 def word_times(
     log_probs: Tensor, mel: Tensor, tokens: Sequence[int], tokenizer: Tokenizer, step_seconds: float
 ) -> list[Word]:
-    """Return the words of `tokens` and when they were said, in order and without overlap.
+    """Return the words of `tokens` with their times, in order and without overlap.
 
-    log_probs (T, V), a row per encoder step, and mel (F, M) are of the same sound. Where it is too short for so many
-    tokens, the words share it by their length, with probability 0.
+    log_probs (T, V), one row per encoder step, and mel (F, M) are of the same audio. If it is too short for so many
+    tokens, the words share it in proportion to their lengths, with probability 0.
     """
     words = tokenizer.decode(tokens).split()
     if not words:
@@ -93,7 +94,7 @@ def word_times(
 
 
 def _words_of_tokens(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int | None]:
-    """Return which word each token writes to; None for spaces and whatever else leaves no trace in the text."""
+    """Return the index of the word that each token belongs to; None for tokens without text, such as spaces."""
     places: list[int | None] = []
     before = ""
     for count in range(1, len(tokens) + 1):
@@ -113,13 +114,13 @@ def _shared_out(words: list[str], frames: int) -> list[Word]:
 
 
 def loudness_db(mel: Tensor) -> np.ndarray:
-    """Return the power of each frame (F,) of a log-mel spectrogram (F, M) in decibels; only differences count."""
-    nepers = 4 * math.log(10) * mel.float().cpu()  # of power; 4 undoes the scale of `log_mel`
+    """Return the power of each frame (F,) of a log-mel spectrogram (F, M) in decibels, up to a constant."""
+    nepers = 4 * math.log(10) * mel.float().cpu()  # of power; 4 reverts the scale of `log_mel`
     return (10 / math.log(10) * nepers.logsumexp(dim=1)).numpy()
 
 
 def _edges(levels_db: np.ndarray, cores: np.ndarray) -> np.ndarray:
-    """Return start and end of each word (n, 2), in frames, for the frames from its first to its last spike (n, 2)."""
+    """Return start and end of each word (n, 2), in frames, from the frames of its first and last spike (n, 2)."""
     edges = cores.astype(float)
     for index, (start, end) in enumerate(cores):
         before = cores[index - 1, 1] if index else 0
@@ -133,7 +134,7 @@ def _edges(levels_db: np.ndarray, cores: np.ndarray) -> np.ndarray:
 
 
 def _reach(levels_db: np.ndarray, core: int) -> int:
-    """Return how many frames the sound goes on behind the first `core` ones, to the neighbor at most; it may be < 0."""
+    """Return how many frames the sound continues after the first `core` ones, at most to the neighbor; may be < 0."""
     peak = levels_db[:core].max()
     floor = max(levels_db[core - 1 :].min(), peak - DEEPEST_DB)
     loud = levels_db >= floor + LOUD * (peak - floor)
@@ -149,7 +150,7 @@ def _reach(levels_db: np.ndarray, core: int) -> int:
 
 
 def _quietest(levels_db: np.ndarray, start: int, end: int) -> float:
-    """Return the middle of the quietest three frames from `start` to `end`, where two words touch."""
+    """Return the middle of the quietest three frames from `start` to `end`, the border of two adjacent words."""
     if start == end:
         return start
     threes = np.convolve(levels_db[start - 1 : end + 1], np.ones(3), mode="valid")

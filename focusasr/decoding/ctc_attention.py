@@ -1,4 +1,4 @@
-"""From sound to tokens: the CTC draft and guard, the decoder's reading, and the choice between them."""
+"""Decoding with CTC and attention: CTC draft, decoder pass and joint score."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from focusasr.text.tokenizer import Tokenizer
 
 
 class Hypothesis(NamedTuple):
-    """What was heard: token ids without start and end, mean log probability per token, CTC's P(no text), passes.
+    """Token ids without start and end, mean log probability per token, CTC's P(no text), passes and words.
 
-    `passes` counts the decoder's passes that this text took part in; `words`, where they were asked for, are its words
-    with their times.
+    `passes` counts the decoder passes that this text took part in. `words` are its words with their times, if
+    requested.
     """
 
     tokens: list[int]
@@ -36,13 +36,14 @@ class Hypothesis(NamedTuple):
 
 @torch.inference_mode()
 def decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config: DecodingConfig) -> list[Hypothesis]:
-    """Return the text of each spectrogram (F, M); the answer for one does not depend on the others.
+    """Return the text of each spectrogram (F, M); no text depends on the other spectrograms.
 
-    Models with a CTC head: where CTC's best path is empty the text is empty (guard). Else that path is the decoder's
-    draft, and where the decoder reads the same it is the answer, after one pass. Where it does not, the draft and
-    another reading are scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder and the better one is
-    taken; the other reading comes from the joint search, or with a `joint_beam_size` of 1 is the decoder's greedy text.
-    Without a CTC head the decoder's greedy text is the answer.
+    With a CTC head: if CTC's best path is empty, the text is empty (guard). Otherwise that path is the draft for the
+    decoder. If the decoder confirms it, it is the text, after one pass. If not, the draft and a second hypothesis are
+    scored by ctc_weight · log P_ctc + (1 - ctc_weight) · log P_decoder, and the better one is the text. The second
+    hypothesis comes from the joint beam search, or is the decoder's greedy text if `joint_beam_size` is 1.
+
+    Without a CTC head the text is the decoder's greedy text.
     """
     with engine.threads(sum(len(mel) for mel in mels)):
         return _decode(engine, mels, tokenizer, config)
@@ -72,7 +73,7 @@ def _decode(engine: Engine, mels: Sequence[Tensor], tokenizer: Tokenizer, config
 
 
 class _Spoken(NamedTuple):
-    """Utterances in which CTC hears something: memory, CTC's log probabilities (B, T, V) and its best paths' texts."""
+    """Utterances with a non-empty CTC path: memory, CTC's log probabilities (B, T, V), texts of its best paths."""
 
     memory: EncoderOutput
     log_probs: Tensor
@@ -83,9 +84,9 @@ class _Spoken(NamedTuple):
 
 
 def _read(engine: Engine, spoken: _Spoken, tokenizer: Tokenizer, config: DecodingConfig) -> list[DecoderResult]:
-    """Return the answer for each utterance, with the decoder's score.
+    """Return the text of each utterance, with the decoder's score.
 
-    A draft longer than the decoder can write is the answer, with CTC's score.
+    If a draft is longer than the decoder's limit, it is the text, with CTC's score.
     """
     drafts, room = spoken.drafts, engine.config.text_context - 2
     fitting = [row for row, draft in enumerate(drafts) if len(draft) <= room]
@@ -127,7 +128,7 @@ def _known(score: float) -> float:
 def _better(
     spoken: _Spoken, drafted: list[DecoderResult], other: list[DecoderResult], blank: int, ctc_weight: float
 ) -> list[DecoderResult]:
-    """Return of two readings of each utterance the one with the better joint score, with the other's passes."""
+    """Return the hypothesis of each pair with the better joint score, with the passes of the second one."""
     scores = []
     for reads in (drafted, other):
         by_decoder = torch.tensor([read.score for read in reads], device=spoken.log_probs.device)
@@ -160,7 +161,7 @@ def _no_speech(log_probs: Tensor, memory: EncoderOutput, blank: int) -> Tensor:
 
 
 def ctc_score(log_probs: Tensor, memory: EncoderOutput, texts: list[list[int]], blank: int) -> Tensor:
-    """Return log P(text | audio) of the CTC head for each text, (B,); -inf where the audio is too short for it."""
+    """Return the CTC head's log P(text | audio) of each text, (B,); -inf if the audio is too short for the text."""
     targets = pad_sequence([torch.tensor(text, dtype=torch.long) for text in texts], True, IGNORED)
     if targets.shape[1] == 0:
         targets = torch.full((len(texts), 1), IGNORED)

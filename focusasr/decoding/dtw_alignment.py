@@ -1,6 +1,6 @@
-"""When words were said, from where the decoder's cross-attention looks: dynamic time warping over alignment heads.
+"""Word times by dynamic time warping over the cross-attention of alignment heads.
 
-What openai/whisper does in its timing. Letters: H alignment heads, L tokens, S encoder steps.
+The method is openai/whisper's (whisper/timing.py). Letters: H alignment heads, L tokens, S encoder steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TimedWord:
 def align_words(
     decoder: Decoder, memory: EncoderOutput, text: Sequence[int], steps: int, tokenizer: WhisperTokenizer
 ) -> list[TimedWord]:
-    """Return the words of a window's text tokens with their times; `memory` is that window's, `steps` long in sound."""
+    """Return the words of a window's text tokens with their times; `memory` is the window's, with `steps` of audio."""
     if not text:
         return []
     opening = tokenizer.sot_sequence
@@ -55,7 +55,7 @@ def align_words(
     words, groups = split_words([*text, tokenizer.end], tokenizer)
     if len(groups) <= 1:
         return []
-    starts = np.diff(rows, prepend=rows[0] - 1) > 0  # where the path enters a token
+    starts = np.diff(rows, prepend=rows[0] - 1) > 0  # at the first step of each token
     times = columns[starts] / STEPS_PER_SECOND
     edges = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return [
@@ -65,13 +65,13 @@ def align_words(
 
 
 def smoothed(scores: Tensor) -> Tensor:
-    """Return how much each token looks at each step (L, S), from scores (H, L, S): standardized over tokens.
+    """Return the attention of each token to each step (L, S), from scores (H, L, S), standardized over tokens.
 
-    Each head's weights are smoothed over time by the median of 7 steps, then averaged over heads.
+    Each head's weights are smoothed over time by a median filter of 7 steps, then averaged over heads.
     """
     weights = scores.softmax(dim=-1)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    weights = ((weights - mean) / deviation).nan_to_num()  # of a single step all tokens look alike
+    weights = ((weights - mean) / deviation).nan_to_num()  # NaN if all tokens have the same weight at a step
     reach = MEDIAN_STEPS // 2
     if weights.shape[-1] > reach:
         padded = F.pad(weights, (reach, reach), mode="reflect")
@@ -80,9 +80,9 @@ def smoothed(scores: Tensor) -> Tensor:
 
 
 def warp(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cheapest path through costs (L, S) as rows and columns, each step down, right, or both.
+    """Return the cheapest path through costs (L, S) as rows and columns; each move is down, right, or both.
 
-    Sums are kept in float32 and ties broken as openai/whisper does; one diagonal is computed at once.
+    Sums are float32 and ties are broken as in openai/whisper. Each diagonal is computed at once.
     """
     height, width = costs.shape
     total = np.full((height + 1, width + 1), np.inf, np.float32)
@@ -102,7 +102,6 @@ def warp(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _path(moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Follow the moves back from the last cell."""
     row, column = moves.shape[0] - 1, moves.shape[1] - 1
     path = []
     while row > 0 or column > 0:
@@ -114,7 +113,7 @@ def _path(moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_words(tokens: Sequence[int], tokenizer: WhisperTokenizer) -> tuple[list[str], list[list[int]]]:
-    """Return words and their tokens: at spaces and marks, or at each character where a language has no spaces."""
+    """Return words and their tokens, split at spaces and marks, or at each character in languages without spaces."""
     pieces, groups = _split_characters(tokens, tokenizer)
     if tokenizer.policy.language in SPACELESS:
         return pieces, groups
@@ -132,7 +131,7 @@ def split_words(tokens: Sequence[int], tokenizer: WhisperTokenizer) -> tuple[lis
 
 
 def _split_characters(tokens: Sequence[int], tokenizer: WhisperTokenizer) -> tuple[list[str], list[list[int]]]:
-    """Return the smallest groups of tokens that spell whole characters, and what they spell."""
+    """Return the smallest groups of tokens that decode to whole characters, and their text."""
     whole = tokenizer.decode_with_specials(tokens)
     pieces: list[str] = []
     groups: list[list[int]] = []

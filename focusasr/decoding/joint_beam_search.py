@@ -1,8 +1,11 @@
-"""Beam search by the joint score of decoder and CTC (Watanabe et al. 2017, section III-D; Hori et al. 2017, section 3).
+"""Beam search by the joint score of decoder and CTC.
 
-Letters: U utterances, G hypotheses each (the beam), K candidate tokens, T encoder steps, V vocabulary. Every prefix h
-is scored by ctc_weight · log P_ctc(texts that begin with h) + (1 - ctc_weight) · log P_decoder(h): neither rises as h
-grows, so an utterance is done, exactly, once a finished text scores no less than the best prefix under way.
+Sources: Watanabe et al. 2017, section III-D; Hori et al. 2017, section 3.
+
+Letters: U utterances, G hypotheses each (the beam), K candidate tokens, T encoder steps, V vocabulary. The score of a
+prefix h is ctc_weight · log P_ctc(texts that begin with h) + (1 - ctc_weight) · log P_decoder(h). Neither term rises as
+h grows. So the search of an utterance can stop, without loss, once a finished text scores at least as high as the best
+unfinished prefix.
 """
 
 from __future__ import annotations
@@ -19,30 +22,30 @@ from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.devices import to_float64
 from focusasr.text.tokenizer import Tokenizer
 
-MOST_CANDIDATES = 40  # of each hypothesis, the decoder's likeliest; small vocabularies are searched whole
-NEVER = -1e4  # log probability of a token behind the end of the sound; finite, since differences are taken
+MOST_CANDIDATES = 40  # per hypothesis, by the decoder's probability; smaller vocabularies are searched whole
+NEVER = -1e4  # log probability of a token after the end of the audio; finite, because differences are taken
 
 
 def joint(by_ctc: Tensor, by_decoder: Tensor, ctc_weight: float) -> Tensor:
-    """Mix log probabilities, of which some may be -inf; a weight of 0 leaves one side out."""
+    """Mix log probabilities, which may be -inf; a weight of 0 excludes one side."""
     if ctc_weight in (0, 1):
         return by_ctc if ctc_weight else by_decoder
     return ctc_weight * by_ctc + (1 - ctc_weight) * by_decoder
 
 
 class Prefix(NamedTuple):
-    """CTC's forward variables of texts h, (…, T) each: log P(h by step t), ending in a token or in a blank there."""
+    """CTC's forward variables of texts h, (…, T) each: log P(h by step t), with a token or a blank at step t."""
 
     token: Tensor
     blank: Tensor
-    last: Tensor  # (…) the last token of h, -1 where h is empty
+    last: Tensor  # (…) the last token of h, -1 if h is empty
 
 
 class PrefixScorer:
-    """CTC's probabilities of prefixes (Watanabe et al. 2017, algorithm 2), without a loop over time.
+    """CTC prefix probabilities (Watanabe et al. 2017, algorithm 2) without a loop over time.
 
-    The recursions over time are linear, so that with cumulative sums of log probabilities they become cumulative
-    sums of exponentials; in float64, as differences of large sums are taken.
+    The recursions over time are linear. With cumulative sums of log probabilities they become cumulative sums of
+    exponentials, in float64 because differences of large sums are taken.
     """
 
     def __init__(self, log_probs: Tensor, lengths: Tensor, blank: int) -> None:
@@ -56,16 +59,16 @@ class PrefixScorer:
         self.blank = blank
 
     def start(self, beam: int) -> Prefix:
-        """Return the empty text, (U, G)."""
+        """Return the empty prefix, (U, G)."""
         blanks = self.sums[:, None, self.blank].expand(-1, beam, -1)
         return Prefix(
             torch.full_like(blanks, -torch.inf), blanks, torch.full(blanks.shape[:2], -1, device=blanks.device)
         )
 
     def _entries(self, prefix: Prefix, tokens: Tensor) -> Tensor:
-        """Return log P(h just before step t), from where each token (U, G, K) may follow at t, (U, G, K, T)."""
+        """Return log P(h just before step t) for tokens (U, G, K) that may follow at t, (U, G, K, T)."""
         either = torch.logaddexp(prefix.token, prefix.blank)[:, :, None]
-        repeated = tokens[..., None] == prefix.last[:, :, None, None]  # only a blank parts a token from itself
+        repeated = tokens[..., None] == prefix.last[:, :, None, None]  # only a blank separates a repeated token
         before = torch.where(repeated, prefix.blank[:, :, None], either)
         first = torch.where(prefix.last < 0, 0.0, -torch.inf)[:, :, None, None].expand(*tokens.shape, 1)
         return torch.cat((first.to(before.dtype), before[..., :-1]), dim=-1)
@@ -80,11 +83,11 @@ class PrefixScorer:
         return (self._entries(prefix, tokens) + self._of(self.steps, tokens)).logsumexp(dim=-1)
 
     def whole(self, prefix: Prefix) -> Tensor:
-        """Return log P(h and nothing more), (U, G)."""
+        """Return log P(h as the whole text), (U, G)."""
         return torch.logaddexp(prefix.token[..., -1], prefix.blank[..., -1])
 
     def extend(self, prefix: Prefix, tokens: Tensor) -> Prefix:
-        """Return the prefixes longer by one token each, (U, G)."""
+        """Return the prefixes extended by one token each, (U, G)."""
         entries = self._entries(prefix, tokens[..., None])[:, :, 0]
         token = _scan(entries, self._of(self.sums, tokens[..., None])[:, :, 0])
         enters = torch.cat((torch.full_like(token[..., :1], -torch.inf), token[..., :-1]), dim=-1)
@@ -99,7 +102,7 @@ def _scan(entries: Tensor, sums: Tensor) -> Tensor:
 
 
 class _Beam(NamedTuple):
-    """The hypotheses under way: tokens so far, log P under the decoder (U, G), CTC's view of them, joint score."""
+    """The unfinished hypotheses: tokens, log P under the decoder (U, G), CTC prefixes, joint score."""
 
     texts: list[list[list[int]]]
     by_decoder: Tensor
@@ -111,7 +114,7 @@ class _Beam(NamedTuple):
 def joint_search(
     engine: Engine, memory: EncoderOutput, log_probs: Tensor, tokenizer: Tokenizer, config: DecodingConfig
 ) -> list[DecoderResult]:
-    """Return the best text found for each utterance of memory, with its log probability under the decoder.
+    """Return the best text for each utterance of memory, with its log probability under the decoder.
 
     log_probs (U, T, V) are the CTC head's. A text has at most as many tokens as there are encoder steps.
     """
@@ -138,12 +141,12 @@ def joint_search(
 def _first_beam(scorer: PrefixScorer, utterances: int, size: int) -> _Beam:
     prefix = scorer.start(size)
     alike = torch.full_like(prefix.blank[..., 0], -torch.inf)
-    alike[:, 0] = 0.0  # of hypotheses that are all empty one is enough
+    alike[:, 0] = 0.0  # all hypotheses are empty: expand only one
     return _Beam([[[] for _ in range(size)] for _ in range(utterances)], alike, prefix, alike)
 
 
 def _finish(beam: _Beam, finished: list, scorer: PrefixScorer, ends: Tensor, ctc_weight: float) -> None:
-    """Put the best text that ends here in the place of a worse one."""
+    """Replace a worse text by the best one that ends at this step."""
     by_decoder = beam.by_decoder + ends
     scores = joint(scorer.whole(beam.prefix), by_decoder, ctc_weight).masked_fill(by_decoder == -torch.inf, -torch.inf)
     best, where = (part.tolist() for part in scores.max(dim=1))
@@ -156,7 +159,7 @@ def _finish(beam: _Beam, finished: list, scorer: PrefixScorer, ends: Tensor, ctc
 def _grow(
     beam: _Beam, scorer: PrefixScorer, decoder: Tensor, tokenizer: Tokenizer, ctc_weight: float, full: Tensor
 ) -> tuple[_Beam, Tensor]:
-    """Return the best hypotheses that are longer by a token, and the hypotheses (U, G) that they come from."""
+    """Return the best hypotheses with one more token, and the hypotheses (U, G) that they extend."""
     utterances, size, vocabulary = decoder.shape
     allowed = decoder.clone()
     allowed[..., [tokenizer.blank, tokenizer.start, tokenizer.end]] = -torch.inf

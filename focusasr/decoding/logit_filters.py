@@ -1,7 +1,7 @@
-"""What a decoder may not say next: rules on logits, each a pure function of the logits and of the tokens so far.
+"""Logit filters: pure functions of the logits and the tokens so far.
 
-Letters: B rows, L tokens since the prompt, V vocabulary. The rules and their order are those of openai/whisper's
-decoding; repetition penalty and n-grams, which it lacks, look at these tokens, never at the prompt.
+Letters: B rows, L tokens since the prompt, V vocabulary. Filters and their order are openai/whisper's. Repetition
+penalty and n-gram blocking, which it lacks, consider only tokens after the prompt.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class LogitFilter(ABC):
     """A rule on logits (B, V), given the tokens (B, L) since the prompt."""
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits (B, V) after the rule; the given ones stay."""
+        """Return logits (B, V) after the rule; the input is not changed."""
         return self.apply(logits.clone(), tokens)
 
     @abstractmethod
     def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits (B, V) after the rule, changed in place where that is faster."""
+        """Return logits (B, V) after the rule; the input may be changed in place."""
 
 
 def apply_rules(rules: Iterable[LogitFilter], logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return logits (B, V) after all rules, one after the other; `tokens` (B, L) are the tokens since the prompt."""
+    """Return logits (B, V) after all rules in order; `tokens` (B, L) are the tokens since the prompt."""
     logits = logits.clone()
     for rule in rules:
         logits = rule.apply(logits, tokens)
@@ -42,7 +42,7 @@ def _index(tokens: tuple[int, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Suppress(LogitFilter):
-    """Some tokens never come; with `at_start` they only never come first."""
+    """Suppress tokens everywhere, or only as the first token with `at_start`."""
 
     tokens: tuple[int, ...]
     at_start: bool = False
@@ -56,10 +56,10 @@ class Suppress(LogitFilter):
 
 @dataclass(frozen=True)
 class Timestamps(LogitFilter):
-    """Timestamps come in pairs around text, never go back, and come first where together they outweigh any text.
+    """Keep timestamps valid: in pairs around text, never decreasing, forced if together likelier than any text token.
 
-    `first` is the id of <|0.00|>, with all later times after it; `end` that of the end token, below which all tokens
-    are text; `max_initial` is the latest first timestamp, counted in timestamps, None for any.
+    `first` is the id of <|0.00|>, with all later times after it. `end` is the end token; all ids below it are text.
+    `max_initial` is the latest first timestamp as an index, None for any.
     """
 
     first: int
@@ -68,18 +68,18 @@ class Timestamps(LogitFilter):
     max_initial: int | None = None
 
     def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits (B, V) with -inf where a token would break the order of time."""
+        """Return logits (B, V) with -inf for tokens that would break the order of times."""
         logits[:, self.no_timestamps] = -torch.inf
         for row, said in enumerate(tokens.tolist()):
             for start, stop in self._forbidden(said):
                 logits[row, start:stop] = -torch.inf
         text = logits[:, : self.first].amax(dim=-1)
-        timed = logits[:, self.first :].logsumexp(dim=-1) > text  # the sum over all tokens would be on both sides
+        timed = logits[:, self.first :].logsumexp(dim=-1) > text  # a sum over all tokens would be on both sides
         logits[:, : self.first].masked_fill_(timed[:, None], -torch.inf)
         return logits
 
     def _forbidden(self, said: list[int]) -> Iterable[tuple[int, int | None]]:
-        """Yield ranges of tokens that may not follow one row's tokens."""
+        """Yield ranges of tokens that must not follow one row's tokens."""
         if not said:
             yield 0, self.first
             if self.max_initial is not None:
@@ -96,12 +96,12 @@ class Timestamps(LogitFilter):
 
 @dataclass(frozen=True)
 class RepetitionPenalty(LogitFilter):
-    """Earlier tokens become less likely: logits divided, negative ones multiplied (Keskar et al. 2019, 4.1)."""
+    """Make earlier tokens less likely: positive logits divided, negative ones multiplied (Keskar et al. 2019, 4.1)."""
 
     penalty: float
 
     def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits (B, V), lower at these tokens where the penalty is above 1."""
+        """Return logits (B, V), lower for earlier tokens if the penalty is above 1."""
         if tokens.shape[1] == 0:
             return logits
         scores = logits.gather(1, tokens)
@@ -110,12 +110,12 @@ class RepetitionPenalty(LogitFilter):
 
 @dataclass(frozen=True)
 class NoRepeatNgram(LogitFilter):
-    """No sequence of `size` tokens comes twice."""
+    """Prevent a second occurrence of any sequence of `size` tokens."""
 
     size: int
 
     def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits (B, V) with -inf at tokens that would complete a sequence for the second time."""
+        """Return logits (B, V) with -inf for tokens that would repeat a sequence."""
         forbidden = torch.zeros_like(logits, dtype=torch.bool)
         for row, ids in enumerate(tokens.tolist()):
             forbidden[row, self._completions(ids)] = True

@@ -1,9 +1,9 @@
-"""Greedy decoding by draft and verify: a draft of the text is checked many tokens at a time.
+"""Greedy decoding that verifies many tokens of a draft in one pass.
 
-The decoder reads its last token and the draft's next ones in one pass. As far as the draft says what the decoder
-would have said the tokens stand; at the first difference the decoder's own token is taken, and the draft goes on
-behind it. The text is that of plain greedy decoding, token for token, whatever the draft (Leviathan et al. 2023,
-section 2, for a temperature of 0). Without drafts this is plain greedy decoding.
+The decoder reads its last token and the draft's next tokens in one pass. Draft tokens are accepted as long as they are
+the decoder's own choice. At the first difference the decoder's token is taken, and the draft continues after it. The
+text is that of plain greedy decoding, token for token, for any draft (Leviathan et al. 2023, section 2, for a
+temperature of 0). Without drafts this is plain greedy decoding.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from focusasr.model.engine import DecodingState, Engine
 from focusasr.model.transformer import EncoderOutput
 from focusasr.text.tokenizer import Tokenizer
 
-LOOK_FOR = (1, -1, 2, -2, 3)  # where in the draft, from the refused token, the decoder's own token is looked for
-FIRST_AFTER_DOUBT = 4  # tokens that a draft ventures when it is right again
+LOOK_FOR = (1, -1, 2, -2, 3)  # offsets in the draft, from the rejected token, at which the decoder's token is searched
+FIRST_AFTER_DOUBT = 4  # draft tokens in a pass, when the draft agrees again
 
 
 class DecoderResult(NamedTuple):
-    """One text: its tokens without the end, log P(tokens, end), that of the draft, and passes that it took part in."""
+    """One text: token ids without the end, log P(tokens, end), that of the draft, and its number of passes."""
 
     tokens: list[int]
     score: float
-    draft_score: float  # NaN where the draft was empty or did not fit, and was not scored
+    draft_score: float  # NaN if the draft was not scored: it was empty or too long
     passes: int
-    ended: bool = True  # False where it was left unfinished
+    ended: bool = True  # False if it is unfinished
 
 
 @dataclass
 class _Row:
-    """One text under way."""
+    """One unfinished text."""
 
     draft: list[int]
-    limit: int  # most tokens
-    width: int  # tokens of the draft that the next pass ventures
-    at: int = 0  # of the draft, where it goes on
+    limit: int  # maximum number of tokens
+    width: int  # draft tokens of the next pass
+    at: int = 0  # position in the draft
     tokens: list[int] = field(default_factory=list)
     score: float = 0.0
     draft_score: float = float("nan")
@@ -48,11 +48,11 @@ class _Row:
     done: bool = False
 
     def guess(self) -> list[int]:
-        """Return the tokens that the next pass shall check."""
+        """Return the draft tokens to verify in the next pass."""
         return self.draft[self.at : self.at + min(self.width, self.limit - len(self.tokens))]
 
     def accept(self, guess: list[int], choices: list[int], scores: list[float], ends: list[float], end: int) -> int:
-        """Take what agrees and the decoder's own next token; return how many inputs of this pass stand."""
+        """Append the accepted tokens and the decoder's next token; return how many inputs of this pass stay valid."""
         self.passes += 1
         agreed = 0
         while agreed < len(guess) and choices[agreed] == guess[agreed] != end:
@@ -69,14 +69,14 @@ class _Row:
         return agreed + 1
 
     def _go_on(self, own: int, agreed: int, ventured: int) -> None:
-        """Move the draft behind the decoder's own token, and venture more or less of it next time."""
+        """Move the draft past the decoder's own token, and adapt the width of the next pass."""
         self.at += agreed
         fits = self.at < len(self.draft) and self.draft[self.at] == own
         if agreed == ventured and fits:
             self.at += 1
         else:
             near = [self.at + step for step in LOOK_FOR if 0 <= self.at + step < len(self.draft)]
-            self.at = next((place + 1 for place in near if self.draft[place] == own), self.at)  # else: one was missing
+            self.at = next((place + 1 for place in near if self.draft[place] == own), self.at)  # else not in the draft
         if agreed == ventured:
             self.width = max(FIRST_AFTER_DOUBT, 2 * self.width) if fits or ventured else 0
         elif agreed < ventured // 4:
@@ -93,8 +93,8 @@ def greedy(
 ) -> list[DecoderResult]:
     """Take the decoder's likeliest token until the end token, for each row of memory, with a draft for each.
 
-    A text is cut at the number of encoder steps (no CTC alignment could be longer) and at `text_context`. Finished
-    rows leave the batch; after `most_passes` all are left as they are.
+    The length of a text is limited by the number of encoder steps (no CTC alignment could be longer) and by
+    `text_context`. Finished rows leave the batch. After `most_passes` the remaining texts are returned unfinished.
     """
     *opening, last = tokenizer.prompt
     limits = memory.lengths().clamp(max=engine.config.text_context - len(opening) - 2).tolist()
@@ -109,13 +109,13 @@ def greedy(
         active = [index for index, row in enumerate(here) if not row.done]
         if not active or passes == most_passes:
             return [DecoderResult(row.tokens, row.score, row.draft_score, row.passes, row.done) for row in rows]
-        if len(active) <= 0.75 * len(here):  # each leave-taking copies what stays
+        if len(active) <= 0.75 * len(here):  # each removal copies the remaining rows
             state.select(active)
             here = [here[index] for index in active]
 
 
 def _pass(engine: Engine, state: DecodingState, rows: list[_Row], edges: tuple[int, int], first: bool) -> None:
-    """Check the guesses of all rows in one pass of the decoder; `edges` are the token before a text and the end."""
+    """Verify the guesses of all rows in one decoder pass; `edges` are the token before a text and the end token."""
     start, end = edges
     guesses = [[] if row.done else row.guess() for row in rows]
     length = 1 + max(map(len, guesses))
@@ -138,7 +138,7 @@ def _pass(engine: Engine, state: DecodingState, rows: list[_Row], edges: tuple[i
 
 
 def _score_drafts(rows: list[_Row], guesses: list[list[int]], logits: Tensor, totals: Tensor, ends: Tensor) -> None:
-    """Note log P(draft, end) of each draft that the first pass read whole."""
+    """Store log P(draft, end) of each draft that the first pass read completely."""
     for index, (row, guess) in enumerate(zip(rows, guesses, strict=True)):
         if guess and len(guess) == len(row.draft):
             places = torch.arange(len(guess), device=logits.device)

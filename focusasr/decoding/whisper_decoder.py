@@ -1,4 +1,4 @@
-"""Windows of 30 s to text, as Whisper reads them: prompt, rules, search, and warmer tries where a text fails."""
+"""Whisper's decoding of 30 s windows: prompt, logit filters, search and temperature fallback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from focusasr.whisper_config import LongformConfig, SearchConfig
 
 
 class DecodingResult(NamedTuple):
-    """The text of a window, timestamps among its tokens, and how sure the model was."""
+    """The text of a window, its tokens with timestamps, and the model's confidence."""
 
     tokens: list[int]
     text: str
@@ -29,20 +29,20 @@ class DecodingResult(NamedTuple):
 
 
 def compression_ratio(text: str) -> float:
-    """Return how many times shorter zlib makes a text: above 2.4 it is probably a loop."""
+    """Return the ratio of a text's length to its zlib-compressed length: above 2.4 it is probably a loop."""
     encoded = text.encode("utf-8")
     return len(encoded) / len(zlib.compress(encoded))
 
 
 def is_silence(answer: DecodingResult, config: SearchConfig) -> bool:
-    """Return whether a window counts as silent: no speech is likely, and the text is not."""
+    """Return whether a window counts as silent: no speech is likely, and the text is unlikely."""
     if config.no_speech_threshold is None or answer.no_speech_prob <= config.no_speech_threshold:
         return False
     return config.logprob_threshold is None or answer.avg_logprob <= config.logprob_threshold
 
 
 def has_failed(answer: DecodingResult, config: SearchConfig) -> bool:
-    """Return whether a text should be looked for again, at a higher temperature."""
+    """Return whether a window should be decoded again at a higher temperature."""
     looping = (
         config.compression_ratio_threshold is not None and answer.compression_ratio > config.compression_ratio_threshold
     )
@@ -52,7 +52,7 @@ def has_failed(answer: DecodingResult, config: SearchConfig) -> bool:
 
 
 def best_of_tries(answers: Sequence[DecodingResult], config: SearchConfig) -> DecodingResult:
-    """Return the last of several tries, or where it failed too the likeliest that is no loop, or the shortest loop."""
+    """Return the last try, or, if it failed too, the likeliest one that is no loop, or the shortest loop."""
     if not has_failed(answers[-1], config):
         return answers[-1]
     most = config.compression_ratio_threshold
@@ -63,7 +63,7 @@ def best_of_tries(answers: Sequence[DecodingResult], config: SearchConfig) -> De
 
 
 class EngineDecoder:
-    """The engine's decoder as search knows decoders: its states are changed in place and passed on."""
+    """The engine's decoder as a StepDecoder; its states are changed in place."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -77,13 +77,13 @@ class EngineDecoder:
         return self._engine.advance(tokens, state), state
 
     def select(self, state: DecodingState, rows: Tensor) -> DecodingState:
-        """Keep `rows` (R,)."""
+        """Keep the rows with these numbers (R,)."""
         state.select(rows.tolist())
         return state
 
 
 class WhisperDecoder:
-    """A Whisper model with one language, task and way to search; the answer for a window does not depend on others."""
+    """A Whisper model with one language, task and search; results for a window do not depend on other windows."""
 
     def __init__(
         self, engine: Engine, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig
@@ -101,10 +101,10 @@ class WhisperDecoder:
         return [list(codes)[index] for index in best]
 
     def prompt(self, previous: Sequence[int] = (), timestamps: bool = True) -> list[int]:
-        """Return what the decoder reads first: words to expect, the text before, the start, the prefix.
+        """Return the prompt: hotwords, previous text, start tokens and prefix.
 
-        As openai/whisper has it, and faster-whisper for the words to expect; the text before is cut at its front to
-        half the context, and to less beside a long prefix, so that a quarter is left to write.
+        The format is openai/whisper's, and faster-whisper's for hotwords. The previous text is cut from the left to
+        half the context, or to less with a long prefix, so that a quarter of the context remains for the text.
         """
         tokenizer = self.tokenizer
         start = [*tokenizer.sot_sequence, *([] if timestamps else [tokenizer.no_timestamps])]
@@ -118,7 +118,7 @@ class WhisperDecoder:
         return self.context // 2 - 1
 
     def _room(self, start: int, prefix: int, expected: int) -> int:
-        """Return how many tokens of the text before have room with so many others."""
+        """Return the number of previous tokens that fit into the prompt."""
         return min(self._most, self.context - self.context // 4 - 1 - start - prefix) - expected
 
     def _prefix(self) -> list[int]:
@@ -128,7 +128,7 @@ class WhisperDecoder:
         return [] if self.longform.prefix else self._encoded(self.longform.hotwords)
 
     def remarks(self) -> list[str]:
-        """Return what the user should know of prompts that are too long."""
+        """Return warnings about prompts that are too long."""
         prefix, expected, initial = self._prefix(), self._expected(), self._encoded(self.longform.initial_prompt)
         lengths = (min(len(given), self._most) for given in (prefix, expected))
         room = max(0, self._room(len(self.tokenizer.sot_sequence), *lengths))
@@ -143,7 +143,7 @@ class WhisperDecoder:
         return self.tokenizer.encode_exactly(" " + text.strip()) if text and text.strip() else []
 
     def rules(self, timestamps: bool = True) -> list[LogitFilter]:
-        """Return what may not be said, in openai/whisper's order."""
+        """Return the logit filters, in openai/whisper's order."""
         tokenizer, config = self.tokenizer, self.config
         rules: list[LogitFilter] = [Suppress((*tokenizer.encode_exactly(" "), tokenizer.end), at_start=True)]
         if config.suppress_tokens:
@@ -158,7 +158,7 @@ class WhisperDecoder:
         return rules
 
     def suppressed(self) -> list[int]:
-        """Return the tokens that `suppress_tokens` stands for, with those that only open a text."""
+        """Return the ids that `suppress_tokens` denotes, and the special tokens that are valid only in a prompt."""
         tokenizer = self.tokenizer
         ids = {int(part) for part in self.config.suppress_tokens.split(",")}
         if -1 in ids:
@@ -170,9 +170,12 @@ class WhisperDecoder:
     def answers(
         self, memory: EncoderOutput, prompts: Sequence[Sequence[int]], timestamps: bool = True
     ) -> list[DecodingResult]:
-        """Return the text of each window; prompts have one length. Those that fail are tried again, warmer.
+        """Return the text of each window; prompts have one length.
 
-        Where all fail it is the likeliest that is no loop, as in faster-whisper; openai/whisper takes the warmest.
+        Failed windows are decoded again, at a higher temperature.
+
+        If all tries fail, the result is the likeliest one that is no loop, as in faster-whisper; openai/whisper takes
+        the last one.
         """
         rules = self.rules(timestamps)
         tried: list[list[DecodingResult]] = [[] for _ in prompts]
@@ -191,7 +194,7 @@ class WhisperDecoder:
     def _tried(
         self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[LogitFilter], temperature: float
     ) -> list[DecodingResult]:
-        """Return what one temperature gives for each window."""
+        """Return the result of one temperature for each window."""
         tokenizer, config = self.tokenizer, self.config
         at = prompt[0].tolist().index(tokenizer.start) + 1
         opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])

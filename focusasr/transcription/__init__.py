@@ -1,1 +1,1 @@
-"""From recordings to transcripts and output files."""
+"""Transcription of recordings, and output files."""

@@ -1,4 +1,4 @@
-"""Channels transcribed one by one, and their texts joined by time: a call with a speaker a channel."""
+"""Separate transcription of a recording's channels, merged by time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from focusasr.transcription.result import Outcome, Transcript
 
 
 def channels_of(source: Source) -> list[Source]:
-    """Return a source for each channel of a recording; the recording itself where it cannot be read."""
+    """Return one source per channel of a recording, or the recording itself if it cannot be read."""
     try:
         return [replace(source, channel=channel) for channel in range(channel_count(source))]
     except (AudioError, LibraryError):
@@ -22,7 +22,7 @@ def channels_of(source: Source) -> list[Source]:
 
 
 def by_channel(sources: Sequence[Source], transcribe: Callable[[list[Source]], Iterator[Outcome]]) -> Iterator[Outcome]:
-    """Yield one outcome per source, in order, of what `transcribe` yields for each of its channels."""
+    """Yield one outcome per source, in order, merged from the outcomes that `transcribe` yields for its channels."""
     groups = [channels_of(source) for source in sources]
     outcomes = transcribe([channel for group in groups for channel in group])
     for source, group in zip(sources, groups, strict=True):
@@ -30,9 +30,9 @@ def by_channel(sources: Sequence[Source], transcribe: Callable[[list[Source]], I
 
 
 def joined(source: Source, outcomes: Sequence[Outcome]) -> Outcome:
-    """Return what became of a recording, from the outcomes of its channels: segments by time, each with its channel.
+    """Return the outcome of a recording from those of its channels: segments sorted by time, each with its channel.
 
-    Where a channel fails, so does the recording; what was understood of the others is kept.
+    If a channel fails, the outcome has its error. It has a transcript only if every channel has one.
     """
     failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
     transcripts = [outcome.transcript for outcome in outcomes]

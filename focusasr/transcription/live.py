@@ -1,4 +1,4 @@
-"""Live transcription: text of the segment under way, then its final text when a pause ends it."""
+"""Live transcription: partial text of the current segment, final text after a pause."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from focusasr.audio.vad import FRAME_SAMPLES
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.transcription.result import Segment, Transcript
 
-GROUP_SAMPLES = 4 * FRAME_SAMPLES  # 128 ms, after which speech and pauses are looked for
+GROUP_SAMPLES = 4 * FRAME_SAMPLES  # 128 ms: block size of the voice activity detection
 PARTIAL_SECONDS = 0.2  # of new audio between two partial texts
-IDLE_SHARE = 3.0  # computing rests so many times as long as it took: a quarter of one core at most
+IDLE_SHARE = 3.0  # idle time after a partial text, as a multiple of its computing time: at most a quarter of one core
 
 
 @dataclass(frozen=True)
 class LiveText:
     """The text of a segment from `start` to `end` seconds: partial while it is spoken, then `final`.
 
-    A final one has the transcript's segments, with their times in the whole recording.
+    A final text has the transcript's segments, with times from the start of the recording.
     """
 
     start: float
@@ -35,9 +35,9 @@ class LiveText:
 
 
 class LiveTranscriber:
-    """Turns samples into texts as they come.
+    """Transcriber of a stream of samples.
 
-    `transcribe` gives the transcript of samples (N,) at 16 kHz. A final text is exactly what it gives for the segment.
+    `transcribe` returns the transcript of samples (N,) at 16 kHz. A final text is exactly its result for the segment.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LiveTranscriber:
         self._shown = 0.0  # seconds of the recording that the last partial text covers
 
     def feed(self, samples: np.ndarray) -> Iterator[LiveText]:
-        """Yield the texts that the next samples (n,) float32 at 16 kHz complete, and at most one partial text."""
+        """Yield the texts that the next samples (n,), float32 at 16 kHz, complete, and at most one partial text."""
         waiting = np.concatenate([self._waiting, samples])
         whole = len(waiting) // GROUP_SAMPLES * GROUP_SAMPLES
         self._waiting = waiting[whole:]
@@ -63,7 +63,7 @@ class LiveTranscriber:
         yield from self._partial()
 
     def end(self) -> Iterator[LiveText]:
-        """Yield the texts that the end of the recording completes."""
+        """Yield the texts that are complete at the end of the recording."""
         if len(self._waiting):
             yield from self._finals(self._cutter.add(self._waiting))
             self._waiting = self._waiting[:0]
@@ -91,7 +91,7 @@ class LiveTranscriber:
 
 
 def _moved(segment: Segment, seconds: float) -> Segment:
-    """Return a segment with its times later by so many seconds."""
+    """Return a segment with its times increased by `seconds`."""
 
     def later(words: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         times = ("start", "end")

@@ -1,4 +1,4 @@
-"""From files to transcripts: streamed, cut at pauses, decoded in batches, yielded in the order given."""
+"""Batched transcription with native checkpoints: streaming, segmentation at pauses, outcomes in input order."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from focusasr.runtime.libraries import LibraryError
 from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 
-BATCHES_AHEAD = 4  # pieces of so many batches are held, so that those of like length go together
-HELD_SECONDS = 240.0  # but no more sound than this, which bounds memory
-CPU_BATCH_SECONDS = 80.0  # padded sound in a batch: a CPU gains nothing from more, and its memory grows with it
+BATCHES_AHEAD = 4  # batches of segments that are held, so that segments of similar length share a batch
+HELD_SECONDS = 240.0  # of audio that is held at most, which bounds memory
+CPU_BATCH_SECONDS = 80.0  # of padded audio in a batch: larger batches are no faster on a CPU and take more memory
 
 
 @dataclass
 class _Job:
-    """One source under way: what was read, its pieces' texts so far, and whether all pieces are known."""
+    """One unfinished source: its segments so far, and whether its audio has been read completely."""
 
     source: Source
     heard: SegmentCache
     samples: int = 0
     error: InputError | LibraryError | None = None
-    waiting: int = 0  # pieces not decoded yet
+    waiting: int = 0  # segments not decoded yet
     complete: bool = False
     segments: list[Segment] = field(default_factory=list)
     delivered: int = 0  # segments
@@ -49,7 +49,7 @@ class _Job:
     passes: int = 0
 
     def fresh(self) -> list[Segment]:
-        """Return the segments since the last call, numbered as in the transcript; nothing before them may be open."""
+        """Return the segments since the last call, numbered as in the transcript; earlier segments must be decoded."""
         ordered = sorted(self.segments[self.delivered :], key=lambda segment: segment.start)
         numbered = [replace(segment, id=self.delivered + index) for index, segment in enumerate(ordered)]
         self.delivered = len(self.segments)
@@ -57,9 +57,9 @@ class _Job:
 
 
 class Recognizer:
-    """A checkpoint that transcribes; the text of a file does not depend on the files beside it or on batch_size.
+    """A native checkpoint; the text of a file depends neither on other files nor on batch_size.
 
-    For `subtitles` it finds out when words are said, where it can, as its segments are too long to be read at once.
+    With `subtitles` it computes word times if it can, because its segments are too long for one subtitle each.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Recognizer:
         if self._timing:
             try:
                 load_aligner()
-            except LibraryError as error:  # texts without the times of their words, and an error each
+            except LibraryError as error:  # transcripts without word times, each with this error
                 self._timing, self._timing_error = False, error
         window = checkpoint.model.config.longest_samples
-        self.batch_size = config.batch_size  # smaller once so many did not fit the memory
+        self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
 
     def transcribe(
@@ -97,12 +97,12 @@ class Recognizer:
         notes: SegmentCacheOf | None = None,
         found: SegmentsFound = ignore,
     ) -> Iterator[Outcome]:
-        """Yield one outcome per source, in order; `progress` is told the seconds of audio of each decoded batch.
+        """Yield one outcome per source, in order; `progress` gets the seconds of audio of each decoded batch.
 
-        `found` gets the segments of each source in order, as they are decoded; smaller batches then bring them sooner.
+        `found` gets the segments of each source in order, as soon as they are decoded; batches are then smaller.
 
-        A source that cannot be read gives an outcome with an error, and the others go on. Pieces that `notes` knows of
-        a source are not decoded again.
+        An unreadable source yields an outcome with an error, and the other sources continue. Segments in the source's
+        `notes` are not decoded again.
         """
         jobs: list[_Job] = []
         pieces = self._pieces(
@@ -124,9 +124,9 @@ class Recognizer:
                 return
 
     def _hold(self, pieces: Iterator[tuple[_Job, AudioSegment]], soon: bool = False) -> list[tuple[_Job, AudioSegment]]:
-        """Take the next pieces, as many as may be held at once, and return them, the longest first.
+        """Take the next segments, up to the limits of memory, and return them, the longest first.
 
-        If their texts are needed `soon`, there are no more than in one batch.
+        If the texts are needed `soon`, take no more than one batch.
         """
         held, samples = [], 0
         ahead, seconds = (1, CPU_BATCH_SECONDS) if soon else (BATCHES_AHEAD, HELD_SECONDS)
@@ -138,7 +138,7 @@ class Recognizer:
         return sorted(held, key=lambda pair: -len(pair[1].waveform))
 
     def _batch(self, held: list[tuple[_Job, AudioSegment]]) -> list[tuple[_Job, AudioSegment]]:
-        """Take the shortest pieces off `held`, as many as make a batch."""
+        """Remove one batch of the shortest segments from `held` and return it."""
         limit = CPU_BATCH_SECONDS * SAMPLE_RATE_HZ if self.device.type == "cpu" else math.inf
         batch = [held.pop()]
         while held and len(batch) < self.batch_size and (len(batch) + 1) * len(held[-1][1].waveform) <= limit:
@@ -148,7 +148,7 @@ class Recognizer:
     def _pieces(
         self, coming: Iterable[_Job], jobs: list[_Job], progress: Callable[[float], object]
     ) -> Iterator[tuple[_Job, AudioSegment]]:
-        """Yield what is to be decoded of each job, which goes onto `jobs` first."""
+        """Yield each segment to decode with its job; every job is first appended to `jobs`."""
         for job in coming:
             jobs.append(job)
             try:
@@ -219,9 +219,9 @@ class Recognizer:
 
 
 def _words(words: list[Word] | None, piece: AudioSegment) -> list[dict[str, Any]]:
-    """Return words as Whisper writes them: times in the recording, and the space before a word belongs to it.
+    """Return words in Whisper's format: times from the start of the recording, and a space before each word.
 
-    None reaches into the silence that a short piece is heard with.
+    Times are limited to the segment, without the silence that pads a short one.
     """
     seconds = len(piece.waveform) / SAMPLE_RATE_HZ
     return [
@@ -236,7 +236,7 @@ def _words(words: list[Word] | None, piece: AudioSegment) -> list[dict[str, Any]
 
 
 def _counted(job: _Job) -> Iterator[np.ndarray]:
-    """Yield the source's blocks and count their samples; where it is cut off, that is noted and what there is given."""
+    """Yield the source's blocks and count their samples; if it is truncated, set the job's error."""
 
     def note(error: CutOff) -> None:
         job.error = job.error or error

@@ -1,4 +1,4 @@
-"""The options of a transcription, sorted into their configurations."""
+"""Options of a transcription, sorted into their configurations."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 KINDS: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig, RecordingConfig)
 NEED_WORDS = ("highlight_words", "max_line_width", "max_line_count", "max_words_per_line")
 
-Given = dict[type, dict[str, Any]]  # for each configuration the settings that were given
+Given = dict[type, dict[str, Any]]  # configuration class → its explicitly given settings
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to decode, to search, to go through long recordings, to write files, and what of a recording to read."""
+    """The settings of decoding, search, long recordings, output files, and the track and channel to read."""
 
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     longform: LongformConfig = field(default_factory=LongformConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
-    names: frozenset[str] = frozenset()  # of the settings that were given
+    names: frozenset[str] = frozenset()  # explicitly given settings
 
     @classmethod
     def read(cls, given: Given) -> Options:
-        """Build the configurations from the settings that were given; UsageError if one cannot be."""
+        """Build the configurations from given settings; UsageError if they conflict."""
         names = frozenset(name for settings in given.values() for name in settings)
         options = replace(cls(*(read_options(kind, given.get(kind, {})) for kind in KINDS)), names=names)
         for name in NEED_WORDS:
@@ -45,7 +45,7 @@ class Options:
         return {name: value for part in parts for name, value in asdict(part).items()}
 
     def chosen(self, source: Source) -> Source:
-        """Return a source with the track and the channel that were chosen; its own where none was."""
+        """Return a source with the selected track and channel, or with its own if none is selected."""
         track, channel = self.recording.audio_track, self.recording.channel
         return replace(
             source,
@@ -55,9 +55,9 @@ class Options:
 
 
 def sort_options(options: dict[str, Any]) -> Given:
-    """Sort options by the configuration that has a field of that name; UsageError, with the nearest name, if none has.
+    """Sort options by the configuration that has such a field; UsageError, with the nearest name, for an unknown one.
 
-    Whisper's `fp16` is one of them: False is `compute_type="float32"`.
+    Whisper's `fp16` is accepted: False means `compute_type="float32"`.
     """
     options = dict(options)
     if not options.pop("fp16", True):

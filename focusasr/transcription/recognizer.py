@@ -1,4 +1,4 @@
-"""Which recognizer a checkpoint needs, and what of the settings it cannot honor."""
+"""Loading of the recognizer for a checkpoint, with warnings about ineffective settings."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 HARMLESS = {"language", "vad_filter", "condition_on_previous_text", "carry_initial_prompt", "beam_size", "task"}
-HEAD_SECONDS = 60.0  # where speech is looked for, if only whether there is any
+HEAD_SECONDS = 60.0  # searched for speech by `has_speech`
 LEAST_SPEECH_SECONDS = 0.5
 
 
 class AnyRecognizer(Protocol):
-    """What transcribes: a native checkpoint or a Whisper model."""
+    """A recognizer of native checkpoints or Whisper models."""
 
     device: torch.device
 
@@ -48,12 +48,12 @@ class AnyRecognizer(Protocol):
         notes: SegmentCacheOf | None = ...,
         found: SegmentsFound = ...,
     ) -> Iterator[Outcome]:
-        """Yield one outcome per source, in order; `found` gets the segments of each as they are decoded, in order."""
+        """Yield one outcome per source, in order; `found` gets the segments of each, in order, as they are decoded."""
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model computes where."""
+    """The model, its location and the device."""
 
     model: str | None = None
     device: str = "auto"
@@ -64,20 +64,20 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class LoadedRecognizer:
-    """A recognizer, where it lies, whether it is a Whisper model, and what a user should be told of the settings."""
+    """A recognizer, its checkpoint folder, the kind of model, and warnings about the settings."""
 
     recognizer: AnyRecognizer
     path: Path
     is_whisper: bool
-    as_whisper: bool  # writes files and prints times as openai/whisper does
+    as_whisper: bool  # output files and printed times as in openai/whisper
     remarks: list[str]
     processes: Processes
     on_cpu: Callable[[], AnyRecognizer]
-    separate: bool = False  # channels are transcribed one by one
+    separate: bool = False  # channels are transcribed separately
 
     @property
     def detects_language(self) -> bool:
-        """Return whether the model finds out what is spoken."""
+        """Return whether the model detects the spoken language."""
         return bool(getattr(self.recognizer, "detects_language", False))
 
     def shared(
@@ -89,8 +89,8 @@ class LoadedRecognizer:
     ) -> Iterator[Outcome]:
         """Yield every source's outcome, in order and in every process; the processes share the work.
 
-        `found` gets the segments of each source in order, as they are decoded; those of separate channels and of
-        several processes when the text is whole.
+        `found` gets the segments of each source in order, as they are decoded. With separate channels or several
+        processes it gets them once the transcript is complete.
         """
         from focusasr.transcription.channels import by_channel
 
@@ -120,7 +120,7 @@ class LoadedRecognizer:
 
 
 def _found_whole(outcomes: Iterable[Outcome], found: SegmentsFound) -> Iterator[Outcome]:
-    """Yield outcomes; `found` gets all segments of each before it."""
+    """Yield outcomes; before each one `found` gets all its segments."""
     for outcome in outcomes:
         if outcome.transcript:
             found(outcome.source, outcome.transcript.language, outcome.transcript.segments)
@@ -135,12 +135,12 @@ def with_cpu_fallback(
     notes: SegmentCacheOf | None = None,
     found: SegmentsFound = ignore,
 ) -> Iterator[Outcome]:
-    """Yield every source's outcome, in order; where the device fails the CPU goes on from the first one missing."""
+    """Yield every source's outcome, in order; if the device fails, the CPU continues from the first unfinished one."""
     from focusasr.runtime.devices import device_fails
 
     left: deque[Source] = deque()
     coming = iter(sources)
-    reached: dict[Source, float] = {}  # where the segments found so far end, in seconds
+    reached: dict[Source, float] = {}  # end of the segments found so far, in seconds
 
     def taken() -> Iterator[Source]:
         for source in coming:
@@ -169,7 +169,7 @@ def with_cpu_fallback(
 def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) -> LoadedRecognizer:
     """Load a recognizer for this process of a command, with word times for `subtitles`; torch is imported here.
 
-    InputError where the settings are wrong, where there is no such checkpoint, or where it cannot do what is asked.
+    InputError if the settings are invalid, the checkpoint is not found, or the model does not support the settings.
     """
     options = Options.read(given)
     with loading():
@@ -188,10 +188,11 @@ def _device(choice: ModelChoice) -> torch.device:
 
 
 class LoadedModel:
-    """A checkpoint on a device; its weights are prepared once for all recognizers that compute alike.
+    """A checkpoint on a device; recognizers with the same numerical settings share its prepared weights.
 
     Only the prepared weights stay in memory. The checkpoint is read again for another compute type, and once for the
-    word times of Whisper models, which need it as it was trained. InputError if there is no such checkpoint or device.
+    word times of Whisper models, which need the original weights. InputError if the checkpoint or the device is not
+    found.
     """
 
     def __init__(
@@ -203,16 +204,16 @@ class LoadedModel:
         self.device = device or _device(choice)
         self.path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
         self._checkpoint = load_checkpoint(self.path, self.device)
-        self._whole = True  # whether it still has its weights
-        self._words = False  # whether word times were asked for, as they may be again
+        self._whole = True  # whether the checkpoint still has its weights
+        self._words = False  # whether word times were requested, as they may be again
         self.is_whisper = self._checkpoint.whisper is not None
-        # Models for audio at its own length are ours: they print texts, and decode greedily unless beams are asked for.
+        # Models for audio of variable length are ours: they print texts, and decode greedily without --beam-size.
         self.as_whisper = self.is_whisper and self._checkpoint.model.config.tail_frames is None
-        self._engine: tuple[object, Engine] | None = None  # the last one, and what it was made for
+        self._engine: tuple[object, Engine] | None = None  # the last engine, and its settings
         self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu"), processes))
 
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
-        """Return a recognizer with these options; InputError if the model cannot do what they ask for."""
+        """Return a recognizer with these options; InputError if the model does not support them."""
         words = self.is_whisper and options.decoding.word_timestamps
         self._words |= words
         engine = self._prepared(options.decoding, words)
@@ -224,7 +225,7 @@ class LoadedModel:
 
             self._checkpoint = replace(self._checkpoint, model=without_weights(self._checkpoint.model))
             self._whole = False
-        elsewhere = self._on_cpu  # the closure holds no weights of this device
+        elsewhere = self._on_cpu  # so that the closure holds no weights of this device
 
         def on_cpu() -> AnyRecognizer:
             return elsewhere().recognizer(options, subtitles).recognizer
@@ -254,7 +255,7 @@ class LoadedModel:
         return recognizer, remarks + idle + recognizer.remarks()
 
     def _prepared(self, config: DecodingConfig, words: bool) -> Engine:
-        """Return the engine of a configuration; the checkpoint has its weights if `words` need them."""
+        """Return the engine of a configuration; if `words`, the checkpoint has its weights."""
         from focusasr.model.checkpoint import load_checkpoint
         from focusasr.model.engine import prepare
 
@@ -263,7 +264,7 @@ class LoadedModel:
         if not self._whole and (words or not known):
             self._checkpoint, self._whole = load_checkpoint(self.path, self.device), True
         if self._engine is None or not known:
-            self._engine = None  # so that two are never in memory
+            self._engine = None  # so that memory never holds two
             self._engine = key, prepare(self._checkpoint.model, self.device, config)
         return self._engine[1]
 
@@ -271,7 +272,7 @@ class LoadedModel:
 def native_remarks(
     checkpoint: Checkpoint, config: DecodingConfig, search: SearchConfig, longform: LongformConfig
 ) -> list[str]:
-    """Return what a native checkpoint cannot honor; SettingError where it would give another text than asked for."""
+    """Return warnings about ineffective settings; SettingError if the text would not be the requested one."""
     if longform.task == "translate":
         raise SettingError("task", "translate", "a multilingual Whisper model by {model}: others cannot", model=None)
     idle = [
@@ -299,16 +300,16 @@ def native_remarks(
 
 
 def _trained_seconds(checkpoint: Checkpoint) -> float:
-    """Return the longest sound that a model was trained on, without end where its folder does not say."""
+    """Return the longest training utterance of a model in seconds, inf if its folder does not record it."""
     from focusasr.runtime.files import read_json
 
-    with suppress(InputError, KeyError, TypeError):  # one made elsewhere has no run
+    with suppress(InputError, KeyError, TypeError):  # a checkpoint made elsewhere has no record of a run
         return float(read_json(cast(Path, checkpoint.folder) / "config.json")["run"]["train"]["max_seconds"])
     return math.inf
 
 
 def without_effect(config: DecodingConfig, longform: LongformConfig) -> list[str]:
-    """Return what a Whisper model does without, and what wants another option beside it."""
+    """Return warnings about settings without effect in a Whisper model, or without another option."""
     finds_speech = longform.batched or longform.vad_filter
     wanted = {
         **dict.fromkeys(("ctc_weight", "joint_beam_size", "max_segment_seconds"), "a native model"),
@@ -325,7 +326,7 @@ def without_effect(config: DecodingConfig, longform: LongformConfig) -> list[str
 
 
 def heard_as(checkpoint: Checkpoint, longform: LongformConfig) -> tuple[LongformConfig, list[str]]:
-    """Return the settings with a language that the Whisper model knows, by code."""
+    """Return the settings with the language code that the model supports, and warnings."""
     from focusasr.text.whisper_tokenizer import language_code
 
     code = None if longform.language is None else language_code(longform.language)
@@ -341,7 +342,7 @@ def heard_as(checkpoint: Checkpoint, longform: LongformConfig) -> tuple[Longform
 
 
 def has_speech(source: Source) -> bool:
-    """Return whether the first minute of a recording holds half a second of speech; False of what is read only once."""
+    """Return whether the first 60 s contain 0.5 s of speech; False for sources that can be read only once."""
     from focusasr.audio.load import load
     from focusasr.audio.vad import FRAMES_PER_SECOND, speech_frames
 

@@ -15,11 +15,11 @@ from focusasr.runtime.libraries import LibraryError
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a recording and its text, with Whisper's names.
+    """A segment of a recording and its text, with Whisper's names.
 
-    `start` and `end` are seconds, `seek` a mel frame (10 ms). `words`, where word times were asked for, is a list of
-    {word, start, end, probability}; `subtitle_words` are such words for subtitles alone, of segments that are too long
-    to be one. `channel` is its channel, where channels are transcribed separately.
+    `start` and `end` are seconds, `seek` a mel frame (10 ms). `words`, if word times were requested, is a list of
+    {word, start, end, probability}. `subtitle_words` are such words for subtitles only, of segments that are too long
+    for one. `channel` is set if channels are transcribed separately.
     """
 
     id: int
@@ -38,7 +38,7 @@ class Segment:
 
     @property
     def shown(self) -> Segment:
-        """Return the segment as people read it: with its channel before its text, if it has one."""
+        """Return the segment for people to read: if it has a channel, the text starts with it."""
         if self.channel is None:
             return self
         mark = f"[{self.channel}] "
@@ -60,7 +60,7 @@ class Transcript:
 
     @property
     def avg_logprob(self) -> float:
-        """Return the mean log probability of a token and of each segment's end; 0 where there is no text."""
+        """Return the mean log probability of all tokens and segment ends; 0 if there is no text."""
         weights = [len(segment.tokens) + 1 for segment in self.segments]
         total = sum(weight * one.avg_logprob for weight, one in zip(weights, self.segments, strict=True))
         return total / max(1, sum(weights))
@@ -68,7 +68,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source: its transcript, or why there is none, or both where it is cut off.
+    """The result of one source: its transcript, an error, or both if the source is truncated.
 
     `trace` is the traceback of the error, for --debug.
     """
@@ -77,26 +77,26 @@ class Outcome:
     transcript: Transcript | None
     error: str | None
     audio_seconds: float
-    tokens: int = 0  # that the decoder wrote, ends included, and passes that it took; 0 where nobody counted
+    tokens: int = 0  # written by the decoder, ends included; tokens and passes are 0 if not counted
     passes: int = 0
     trace: str = ""
-    kind: type[Exception] = InputError  # of the error
+    kind: type[Exception] = InputError  # class of the error
 
     def but(self, error: Exception) -> Outcome:
-        """Return what became of the source if this went wrong; of one that is cut off, what was heard is kept."""
+        """Return the outcome with this error; the transcript is kept after CutOff and LibraryError."""
         kept = self.transcript if isinstance(error, (CutOff, LibraryError)) and self.audio_seconds else None
         trace = "".join(traceback.format_exception(error))
         return replace(self, transcript=kept, error=str(error), trace=trace, kind=type(error))
 
 
 def as_segments(known: Iterable[dict[str, Any]]) -> list[Segment]:
-    """Return segments from what `dataclasses.asdict` made of them."""
+    """Return segments from the result of `dataclasses.asdict`."""
 
     return [Segment(**segment) for segment in known]
 
 
 def within(segment: Segment, seconds: float) -> Segment:
-    """Return a segment that ends, with its words, within a recording of so many seconds."""
+    """Return a segment limited, with its words, to a recording of this many seconds."""
     if segment.end <= seconds and all(word["end"] <= seconds for word in segment.words or ()):
         return segment
     words = [{**word, **{edge: min(word[edge], seconds) for edge in ("start", "end")}} for word in segment.words or ()]
@@ -108,8 +108,8 @@ def within(segment: Segment, seconds: float) -> Segment:
     )
 
 
-SegmentsFound = Callable[[Source, "str | None", Sequence[Segment]], object]  # a source, its language, its next segments
+SegmentsFound = Callable[[Source, "str | None", Sequence[Segment]], object]  # source, language, next segments
 
 
 def ignore(source: Source, language: str | None, segments: Sequence[Segment]) -> None:
-    """Use no segment before the transcript is complete."""
+    """Ignore segments until the transcript is complete."""

@@ -1,4 +1,4 @@
-"""Finished outputs and partly transcribed recordings of earlier runs."""
+"""Cache of finished outputs and partial transcripts, for resuming interrupted runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ JOURNAL = ".transcribed.jsonl"
 
 
 class OutputCache:
-    """The finished outputs below a folder, by what they were made from: sound, and `made_with` (model and options).
+    """The finished outputs below a folder, keyed by content: audio, and `made_with` (model and options).
 
-    Only regular files can be recognized; anything else (a pipe, memory, a missing file) is never finished.
+    Only regular files are recognized. Other sources (a pipe, memory, a missing file) are never finished.
     """
 
     def __init__(self, folder: Path, made_with: dict[str, Any]) -> None:
@@ -32,26 +32,26 @@ class OutputCache:
         self._made_with = made_with
         self._journal = JsonLinesCache(folder, JOURNAL)
         self._seen: dict[Source, dict[str, Any] | None] = {}
-        self._half_heard: dict[str, list[str]] = defaultdict(list)  # by source, of earlier runs; looked for once
+        self._half_heard: dict[str, list[str]] = defaultdict(list)  # by source, of earlier runs; listed once
         for path in folder.glob(".*.heard"):
             self._half_heard[path.name.partition("-")[0]].append(path.name)
 
     def finished(self, source: Source, outputs: Sequence[Path]) -> bool:
-        """Return whether all outputs are there as they were written, made from the same; then forget what was heard."""
+        """Return whether all outputs exist, unchanged, from the same inputs; if so, delete the partial transcript."""
         if not all(output in self._journal and output.is_file() for output in outputs):
-            return False  # nothing read yet: sound may be long
+            return False  # before the audio is hashed, which may be long
         made_from = self._made_from(source)
         done = made_from is not None and all(self._journal.finished(output, made_from) for output in outputs)
-        if done:  # a run that was killed between noting and forgetting
+        if done:  # the last run may have been killed before deleting it
             self._forget(source)
         return done
 
     def wrote(self, output: Path) -> bool:
-        """Return whether an output is there that was noted once, of whatever sound it was."""
+        """Return whether an output exists that this cache has recorded, with any inputs."""
         return output in self._journal and output.is_file()
 
     def add(self, source: Source, outputs: Sequence[Path]) -> None:
-        """Note finished outputs, and forget what was heard on the way to them."""
+        """Record finished outputs, and delete the partial transcript."""
         made_from = self._made_from(source)
         if made_from is None:
             return
@@ -64,7 +64,7 @@ class OutputCache:
             (self._folder / name).unlink(missing_ok=True)
 
     def notes(self, source: Source) -> SegmentCache:
-        """Return what was heard of a source by a run that broke off; it notes what is heard from now on."""
+        """Return the cache of a source's decoded segments, with those of an interrupted run."""
         made_from = self._made_from(source)
         if made_from is None:
             return SegmentCache()
@@ -81,7 +81,7 @@ class OutputCache:
         try:
             return {"sha256": fingerprint(path), **self._made_with} if path.is_file() else None
         except OSError:
-            return None  # reading it as sound will say why
+            return None  # the error is reported when the audio is loaded
 
 
 def _half_heard(source: Source, made_from: str) -> str:
@@ -89,7 +89,7 @@ def _half_heard(source: Source, made_from: str) -> str:
 
 
 class SegmentCache:
-    """Answers by the place in the recording that they belong to; without a path nothing is noted."""
+    """Decoded results by position in the recording; without a path nothing is stored."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -98,23 +98,23 @@ class SegmentCache:
             self._known.update(read_lines(path))
 
     def get(self, place: str) -> Any:
-        """Return what was noted for a place, None where nothing was."""
+        """Return the result stored for a position, None if there is none."""
         return self._known.get(place)
 
     def note(self, place: str, answer: Any) -> None:
-        """Note what was heard at a place; OSError where it cannot be written."""
+        """Store the result for a position; OSError if it cannot be written."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             append_line(self._path, [place, answer])
 
     def piece(self, piece: AudioSegment) -> list[Segment] | None:
-        """Return the segments that were noted for a piece, None where it was not decoded yet."""
+        """Return the stored segments of an audio segment, None if it has not been decoded yet."""
         known = self.get(_place(piece))
         return None if known is None else as_segments(known)
 
     def note_piece(self, piece: AudioSegment, segments: Iterable[Segment]) -> None:
-        """Note the segments of a piece."""
-        if self._path is not None:  # most runs note nothing
+        """Store the segments of an audio segment."""
+        if self._path is not None:  # avoids the conversion in most runs
             self.note(_place(piece), [asdict(segment) for segment in segments])
 
 

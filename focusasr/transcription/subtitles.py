@@ -1,6 +1,6 @@
-"""How words become subtitles: lines of a width, subtitles of so many lines, each word underlined as it is spoken.
+"""Layout of words as subtitles: line width, lines per cue, highlighted words.
 
-The rules are openai/whisper's, but for `split_for_reading`: Whisper's segments are short. A word is
+The rules are openai/whisper's, except for `split_for_reading`, which Whisper's short segments do not need. A word is
 {word, start, end, ...}; the space before a word belongs to it.
 """
 
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 from focusasr.whisper_config import OutputConfig
 
 LONG_PAUSE_SECONDS = 3.0
-ENDLESS = 1000  # characters or words, where no limit is given
-LINE_WIDTH = 42  # characters of a line, two lines and six seconds of a subtitle can be read in passing
+ENDLESS = 1000  # characters or words, if there is no limit
+LINE_WIDTH = 42  # characters; a cue of two such lines and six seconds can be read in passing
 MOST_LINES = 2
 MOST_SECONDS = 6.0
-EVEN_SECONDS = 0.1  # the pause that is as good a place to part words at as none twice as far from their ends
+EVEN_SECONDS = 0.1  # added to each pause when split points are compared: prefers splits in the middle
 
 Word = dict[str, Any]
 Clock = Callable[[float], str]
 
 
 class Cue(NamedTuple):
-    """What is shown from when to when, the times as they are written."""
+    """A cue: its text, and its start and end as they are written."""
 
     start: str
     end: str
@@ -33,7 +33,7 @@ class Cue(NamedTuple):
 
 
 def split_for_reading(words: list[Word]) -> Iterator[list[Word]]:
-    """Yield words in groups that can be read as a subtitle each, parted at pauses, rather in the middle than aside."""
+    """Yield groups of words short enough for one cue each, split at pauses, preferably in the middle."""
     seconds = words[-1]["end"] - words[0]["start"]
     lines = textwrap.wrap("".join(word["word"] for word in words), LINE_WIDTH)
     if len(words) == 1 or (seconds <= MOST_SECONDS and len(lines) <= MOST_LINES):
@@ -50,17 +50,17 @@ def split_for_reading(words: list[Word]) -> Iterator[list[Word]]:
 
 
 class _Layout:
-    """Words laid out into the lines of a subtitle, one after the other."""
+    """Layout of words into the lines of successive cues."""
 
     def __init__(self, config: OutputConfig, start: float) -> None:
         self.width = config.max_line_width or ENDLESS
         self.most_lines = config.max_line_count
-        self.free = config.max_line_count is not None and config.max_line_width is not None  # may join segments
+        self.free = config.max_line_count is not None and config.max_line_width is not None  # segments may be joined
         self.words: list[Word] = []
         self.line_length, self.lines, self.last_start = 0, 1, start
 
     def add(self, word: Word, first: bool) -> list[Word] | None:
-        """Add a word, the `first` of its group or not; return the subtitle before it where a new one begins."""
+        """Add a word, the `first` of its group or not; return the previous cue if a new one starts."""
         paused = self.free and word["start"] - self.last_start > LONG_PAUSE_SECONDS
         parted = first and bool(self.words) and not self.free
         text, complete = word["word"], None
@@ -81,7 +81,7 @@ class _Layout:
 
 
 def layout(segments: Sequence[Sequence[Word]], config: OutputConfig, start: float) -> Iterator[list[Word]]:
-    """Yield subtitles, lists of words, a line break before those that begin a line; `start` is the first time."""
+    """Yield cues as lists of words, with a line break before the first word of a line; `start` is the first time."""
     layout = _Layout(config, start)
     most = config.max_words_per_line or ENDLESS
     for words in segments:
@@ -93,7 +93,7 @@ def layout(segments: Sequence[Sequence[Word]], config: OutputConfig, start: floa
 
 
 def _one_line(word: Word) -> Word:
-    """Return a word that cannot break a cue: a blank line would end it, an arrow look like its times."""
+    """Return a word that cannot break a cue: a blank line would end it, and an arrow would look like its times."""
     text = word["word"]
     return {**word, "word": re.sub(r"[\r\n]+", " ", text).replace("-->", "->")}
 
@@ -108,7 +108,7 @@ def cues(segments: Sequence[Sequence[Word]], config: OutputConfig, start: float,
 
 
 def _highlighted(subtitle: list[Word], clock: Clock) -> Iterator[Cue]:
-    """Yield one cue per word with that word underlined, and one without between words that are apart."""
+    """Yield one cue per word with this word underlined, and one without underlining for each gap between words."""
     last = clock(subtitle[0]["start"])
     for index, word in enumerate(subtitle):
         start, end = clock(word["start"]), clock(word["end"])

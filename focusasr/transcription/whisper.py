@@ -1,4 +1,7 @@
-"""Long recordings as openai/whisper reads them: window after window, each from where the one before found an end."""
+"""Sequential long-form transcription with Whisper models.
+
+As in openai/whisper, each window starts where the previous one found an end.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ from focusasr.transcription.word_timestamps import (
 )
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
-RESET_TEMPERATURE = 0.5  # a text that took more chance than this is no prompt for the next
+RESET_TEMPERATURE = 0.5  # a text with a higher temperature is not a prompt for the next window
 
 
 class WhisperRecognizer:
@@ -71,15 +74,15 @@ class WhisperRecognizer:
         self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
-        self.batch_size = config.batch_size  # smaller once so many did not fit the memory
+        self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
 
     @property
     def detects_language(self) -> bool:
-        """Return whether the language of each recording is found out."""
+        """Return whether the language of each recording is detected."""
         return self.tokenizer.policy.language is None
 
     def remarks(self) -> list[str]:
-        """Return what of the prompts is cut."""
+        """Return warnings about prompts that are too long."""
         return WhisperDecoder(self.engine, self.tokenizer, self.search, self.longform).remarks()
 
     def transcribe(
@@ -89,12 +92,12 @@ class WhisperRecognizer:
         notes: SegmentCacheOf | None = None,
         found: SegmentsFound = ignore,
     ) -> Iterator[Outcome]:
-        """Yield one outcome per source, in order; `progress` is told the seconds of audio that were read.
+        """Yield one outcome per source, in order; `progress` gets the seconds of audio that were read.
 
         `found` gets the segments of each source in order, as they are decoded.
 
-        A source that cannot be read gives an outcome with an error, and the others go on. Windows that `notes` knows of
-        a source are not decoded again.
+        An unreadable source yields an outcome with an error, and the other sources continue. Windows in the source's
+        `notes` are not decoded again.
         """
         for source in sources:
             outcome, cuts = Outcome(source, None, None, 0.0), list[CutOff]()
@@ -119,7 +122,7 @@ class WhisperRecognizer:
         cut_off: Callable[[CutOff], object],
         ready: Callable[[str | None, Sequence[Segment]], object],
     ) -> tuple[Transcript, float]:
-        """Return what is said in a recording, and its length in seconds; `ready` gets its segments as they come."""
+        """Return the transcript of a recording, and its length in seconds; `ready` gets decoded segments."""
         sound = LogMelStream(source, self.engine.config, self.device, cut_off)
         blocks = lambda: stream(source, cut_off=cut_off)  # noqa: E731
         silence = find_silence(sound.levels, blocks)
@@ -147,25 +150,25 @@ class WhisperRecognizer:
     def _opening(
         self, sound: LogMelStream, silence: Silence, stretches: Sequence[tuple[int, int]], blocks: Iterator[np.ndarray]
     ) -> EncoderOutput | None:
-        """Return the first window that is read, or one that begins with the first speech if that is later.
+        """Return the window in which the language is detected: the first one, or a later one with the first speech.
 
-        None where all is silent. The language is found in it.
+        None if the recording is silent.
         """
         begins = ((silence.begin(start, end), end) for start, end in stretches)
         read = next(((begin, end) for begin, end in begins if begin < end), None)
         if read is None:
             return None
         begin, end = read
-        if len(stretches) == 1 and begin + self.window_frames < end:  # of more than one window
+        if len(stretches) == 1 and begin + self.window_frames < end:  # more than one window
             speech = first_speech(blocks, self.config.vad_threshold)
             if speech is not None and begin + self.window_frames <= speech < end:
                 begin = speech
         return self.engine.encode([sound.window(begin, min(self.window_frames, end - begin))])
 
     def _clips(self, blocks: Iterator[np.ndarray], frames: int) -> list[tuple[int, int]]:
-        """Return what is read, as frames (from, to): what was asked for, or where speech is heard."""
+        """Return the spans to transcribe, as frames (from, to): the given clips, or detected speech."""
         asked = self.longform.clips or []
-        if any(asked) or not self.longform.vad_filter:  # what the user names goes before what is heard
+        if any(asked) or not self.longform.vad_filter:  # clips take precedence over detected speech
             return clips(asked, frames)
         longest = self.window_frames / FRAMES_PER_SECOND
         pieces = merge_segments(split_at_pauses(blocks, longest, self.config.vad_threshold, whole=False), longest)
@@ -177,7 +180,7 @@ class WhisperRecognizer:
         return reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
 
     def _reader(self, first: Callable[[], EncoderOutput | None]) -> WhisperDecoder:
-        """Return a reader for the language that was asked for, or for the one that the first window is in, if any."""
+        """Return a decoder for the given language, or else for the language detected in the first window, if any."""
         tokenizer = self.tokenizer
         reader = WhisperDecoder(self.engine, tokenizer, self.search, self.longform)
         if tokenizer.policy.language is None and (opening := first()) is not None:
@@ -193,7 +196,7 @@ class WhisperRecognizer:
         script: PromptHistory,
         noted: tuple[SegmentCache, str],
     ) -> Step:
-        """Return what a window adds, read now or `noted` before under a place."""
+        """Return the step of a window, decoded now or read from the cache."""
         heard, place = noted
         if known := heard.get(place):
             return Step.known(known)
@@ -204,9 +207,9 @@ class WhisperRecognizer:
     def _go_on(
         self, script: PromptHistory, step: Step, window: MelWindow, sound: tuple[np.ndarray, Silence]
     ) -> list[Segment]:
-        """Add a window's text to the script, its segments or words at their sound and within it; return what was added.
+        """Append a window's segments to the history and return them, limited to the window and aligned with its sound.
 
-        `sound` is how loud the recording is, and where silent.
+        `sound` are the levels and the silence of the recording.
         """
         segments, (levels, silence) = step.segments, sound
         if self.config.word_timestamps:
@@ -241,7 +244,7 @@ class WhisperRecognizer:
     def _with_words(
         self, reader: WhisperDecoder, memory: EncoderOutput, bounds: Bounds, stretch: Stretch, script: PromptHistory
     ) -> Kept:
-        """Return a window's segments with their words, without those that look invented where that is asked for."""
+        """Return a window's segments with their words, without hallucinations if their threshold is set."""
         segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
         threshold = self.longform.hallucination_silence_threshold
         seek = stretch.next_seek
@@ -253,7 +256,7 @@ class WhisperRecognizer:
     def _timed(
         self, reader: WhisperDecoder, memory: EncoderOutput, frames: int, segments: list[Segment], last_speech: float
     ) -> list[Segment]:
-        """Return segments of one window with the times of their words."""
+        """Return the segments of one window with word times."""
         tokenizer = reader.tokenizer
         texts = [[token for token in segment.tokens if token < tokenizer.end] for segment in segments]
         assert self.aligner is not None

@@ -1,4 +1,7 @@
-"""Long recordings in batches, as faster-whisper reads them: pieces of speech of up to 30 s, many at once."""
+"""Batched long-form transcription with Whisper models.
+
+As in faster-whisper, chunks of speech of up to 30 s are decoded in batches.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from focusasr.transcription.word_edges import with_edges
 
 
 def _between(blocks: Iterator[np.ndarray], start: int, end: int | None, read: list[int]) -> Iterator[np.ndarray]:
-    """Yield the samples from `start` to `end`, or to the last; `read` becomes how many were read at most."""
+    """Yield the samples from `start` to `end`, or to the last; `read` becomes the largest number of samples read."""
     position = 0
     for block in blocks:
         yield block[max(0, start - position) : None if end is None else max(0, end - position)]
@@ -36,10 +39,10 @@ def _between(blocks: Iterator[np.ndarray], start: int, end: int | None, read: li
 
 
 class BatchedWhisperRecognizer(WhisperRecognizer):
-    """A Whisper model that decodes many pieces at once; no piece knows the text before it.
+    """A Whisper model that decodes many chunks at once; no chunk has the previous text as its prompt.
 
-    Unlike faster-whisper, pieces keep their timestamps, a text that fails is tried again, warmer, and the text of a
-    piece does not depend on the batch it is in.
+    Unlike faster-whisper, chunks keep their timestamps, a failed text is decoded again at a higher temperature, and the
+    text of a chunk does not depend on its batch.
     """
 
     def _recognized(
@@ -69,9 +72,9 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         return Transcript(text, segments, language), read[0] / SAMPLE_RATE_HZ
 
     def _pieces(self, source: Source, cut_off: Callable[[CutOff], object], read: list[int]) -> Iterator[AudioSegment]:
-        """Yield the pieces of speech of what is asked for; `read` becomes the samples that were read.
+        """Yield the speech chunks of the clips, or of the whole recording; `read` becomes the number of samples read.
 
-        InputError where all that is asked for is behind the end.
+        InputError if all clips are after the end of the recording.
         """
         longest = self.window_frames / FRAMES_PER_SECOND
         asked = [to_samples(second, SAMPLE_RATE_HZ) for second in self.longform.clips or []] or [0]
@@ -87,7 +90,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
             raise behind_end(source, self.longform, read[0] / SAMPLE_RATE_HZ)
 
     def _found(self, reader: WhisperDecoder, batch: list[AudioSegment], heard: SegmentCache) -> list[Segment]:
-        """Return the segments of a batch, by piece; pieces that were heard before are not decoded again."""
+        """Return the segments of a batch, by chunk; cached chunks are not decoded again."""
         known = [heard.piece(piece) for piece in batch]
         fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
         parts = (
@@ -104,7 +107,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         self.batch_size = min(self.batch_size, size)
 
     def _decoded(self, reader: WhisperDecoder, pieces: Sequence[AudioSegment]) -> list[list[Segment]]:
-        """Return the segments of each piece of one batch."""
+        """Return the segments of each chunk of one batch."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
         answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
         result: list[list[Segment]] = []
@@ -133,9 +136,9 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     def _segments(
         self, reader: WhisperDecoder, piece: AudioSegment, answer: DecodingResult
     ) -> tuple[list[Segment], AudioSegment | None]:
-        """Return a piece's segments, and what is behind its last pair of timestamps, which is to be read again.
+        """Return a chunk's segments, and the rest after its last pair of timestamps, which is to be decoded again.
 
-        Of less than a second, the text that is there already is a segment.
+        A rest of less than a second becomes a segment with its text so far.
         """
         tokenizer = reader.tokenizer
         frames = max(1, len(piece.waveform) // HOP_SAMPLES)
@@ -146,7 +149,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         done, left = stretch.next_seek - window.seek, window.seek + frames - stretch.next_seek
         if min(done, left) >= FRAMES_PER_SECOND:
             again = AudioSegment(piece.start_seconds + done / FRAMES_PER_SECOND, piece.waveform[done * HOP_SAMPLES :])
-        elif rest:  # which begins with a timestamp
+        elif rest:  # begins with a timestamp
             (last,) = split(window, answer._replace(tokens=rest), tokenizer).segments
             begin = window.start + (rest[0] - tokenizer.timestamp_begin) * SECONDS_PER_TIMESTAMP
             segments = [*segments, replace(last, start=begin, end=end)]

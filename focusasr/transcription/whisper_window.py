@@ -1,4 +1,4 @@
-"""One window of a long recording: what is read, what it gives, what the next one may know, where that begins."""
+"""Windows of a long recording: timestamps, prompt history and next position."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from focusasr.whisper_config import LongformConfig
 
 FRAMES_PER_TIMESTAMP = 2
 SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
-SLOW_FRAMES = FRAMES_PER_SECOND  # a window that moves on by less is slow; of several, each moves on further
-SLOW_ALLOWED = 2  # windows in a row that may be as slow as they are
+SLOW_FRAMES = FRAMES_PER_SECOND  # a window that advances by less is slow; after several, each advances further
+SLOW_ALLOWED = 2  # consecutive slow windows without a larger step
 
 
 class MelWindow(NamedTuple):
-    """Which frames are read: `frames` of them from `seek` on."""
+    """A window of `frames` mel frames from `seek` on."""
 
     seek: int
     frames: int
@@ -38,7 +38,7 @@ class MelWindow(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """What a window gave: its segments, the frame to go on from, and whether its last word is known to end there."""
+    """The result of a window: its segments, the next frame, and whether its last word is known to end there."""
 
     segments: list[Segment]
     next_seek: int
@@ -46,7 +46,7 @@ class Stretch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a window adds to the script, the frame to go on from, and whether the next window knows no text before."""
+    """A window's segments, the next frame, and whether the next window's prompt excludes the text so far."""
 
     segments: list[Segment]
     next_seek: int
@@ -54,31 +54,31 @@ class Step(NamedTuple):
 
     @classmethod
     def known(cls, noted: list[Any]) -> Step:
-        """Return what `noted` came from."""
+        """Return the step that `noted` was made from."""
         segments, next_seek, forget = noted
         return cls(as_segments(segments), next_seek, forget)
 
     def noted(self) -> list[Any]:
-        """Return what goes into a note."""
+        """Return the step as JSON values for the cache."""
         return [[asdict(segment) for segment in self.segments], self.next_seek, self.forget]
 
 
 @dataclass
 class PromptHistory:
-    """What was written so far of one recording, and what of it the next window may know."""
+    """The text of one recording so far, and the part of it that may be the next prompt."""
 
     initial: list[int]  # tokens of the initial prompt
-    room: int  # tokens of the prompt
+    room: int  # maximum number of prompt tokens
     tokens: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    known_from: int = 0  # tokens before are no prompt any more; counted with the initial prompt
+    known_from: int = 0  # first token of the prompt, counted with the initial prompt
     last_speech: float = 0.0
-    slow: int = 0  # windows in a row that moved on by less than SLOW_FRAMES
+    slow: int = 0  # consecutive windows that advanced by less than SLOW_FRAMES
 
     def seek_after(self, window: MelWindow, next_seek: int) -> int:
-        """Return the frame to go on from: `next_seek`, but within the window, and further on if that goes nowhere.
+        """Return the next frame: `next_seek`, limited to the window, and later after several slow windows.
 
-        Timestamps, words and silence rules may each ask for the same sound once more, in the end for ever.
+        This prevents an endless loop: timestamps, words and silence rules may each request the same audio again.
         """
         step = min(next_seek - window.seek, window.frames)
         self.slow = self.slow + 1 if step < min(SLOW_FRAMES, window.frames) else 0
@@ -86,16 +86,16 @@ class PromptHistory:
         return window.seek + max(step, min(least, window.frames))
 
     def before(self, carry: bool) -> list[int]:
-        """Return the tokens that come before the next window."""
+        """Return the prompt tokens of the next window."""
         if not carry:
             return [*self.initial, *self.tokens][self.known_from :]
         kept = self.room - len(self.initial)
         return [*self.initial, *self.tokens[max(0, self.known_from - len(self.initial)) :][-kept:]]
 
     def add(self, segments: list[Segment]) -> list[Segment]:
-        """Go on with a window's segments, and return them, numbered.
+        """Append a window's segments and return them, numbered.
 
-        Of those without text or length only their place is kept.
+        Segments without text or length keep only their position.
         """
         before = len(self.segments)
         for segment in segments:
@@ -106,15 +106,15 @@ class PromptHistory:
         return self.segments[before:]
 
     def forget(self) -> None:
-        """Let the next window know nothing of the text so far."""
+        """Exclude the text so far from later prompts."""
         self.known_from = len(self.initial) + len(self.tokens)
 
 
 def split(window: MelWindow, answer: DecodingResult, tokenizer: WhisperTokenizer) -> Stretch:
-    """Cut a window's text where two timestamps meet, and return where to go on.
+    """Split a window's text at pairs of timestamps, and find the next frame.
 
-    A text that ends with a single timestamp is complete, and so is one without pairs: the next window follows this
-    one. Else what comes after the last pair is read again, from there on.
+    A text that ends with a single timestamp, or has no pairs, is complete: the next window follows this one. Otherwise
+    the audio after the last pair is decoded again.
     """
     tokens = answer.tokens
     times = [token >= tokenizer.timestamp_begin for token in tokens]
@@ -161,13 +161,13 @@ def _segment(
 
 
 def behind_end(source: Source, longform: LongformConfig, seconds: float) -> InputError:
-    """Return the error of clips of which none is in a recording of so many seconds."""
+    """Return the error for clips that are all after the end of a recording of this many seconds."""
     asked = longform.clip_timestamps
     return InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
 
 
 def shrunk(segment: Segment, silence: Silence) -> Segment:
-    """Return a segment that neither begins nor ends in silence."""
+    """Return a segment without silence at its start and end."""
     frames = [round(seconds * FRAMES_PER_SECOND) for seconds in (segment.start, segment.end)]
     start, end = silence.shrink(*frames)
     return replace(
@@ -178,7 +178,7 @@ def shrunk(segment: Segment, silence: Silence) -> Segment:
 
 
 def clips(seconds: list[float], frames: int) -> list[tuple[int, int]]:
-    """Return the stretches to read as frames (from, to): pairs of times, the last one up to the recording's end."""
+    """Return the clips as frames (from, to): pairs of times, the last one up to the recording's end."""
     points = [round(second * FRAMES_PER_SECOND) for second in seconds] or [0]
     if len(points) % 2:
         points.append(frames)

@@ -1,4 +1,4 @@
-"""Where words begin and end in the sound: attention finds a word, but counts the pause next to it as a part of it."""
+"""Word times moved to the edges of sound, without the pauses that attention includes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from focusasr.audio.features import FRAMES_PER_SECOND
 from focusasr.transcription.result import Segment
 
-LOUD = 0.2  # of the way, in decibels, from the quietest sound around a segment to its loudest: above it there is speech
-LEAST_RANGE_DB = 20.0  # between these: in louder noise pauses do not stand out from speech
-AROUND_FRAMES = 2 * FRAMES_PER_SECOND  # that show how quiet it is around a segment
-PAUSE_FRAMES = 25  # quiet as long as this parts a word from its neighbor; a closure before a p, t or k is shorter
-CLICK_FRAMES = 4  # a sound shorter than this is no word
-REACH_FRAMES = 30  # how far a word may go on behind the end that attention saw, while the sound does
+LOUD = 0.2  # share of the decibels between the quietest and the loudest frame near a segment: louder frames are speech
+LEAST_RANGE_DB = 20.0  # minimum of that difference: in louder noise pauses do not stand out from speech
+AROUND_FRAMES = 2 * FRAMES_PER_SECOND  # context in which the quietest level around a segment is measured
+PAUSE_FRAMES = 25  # shortest pause between words; a closure before a p, t or k is shorter
+CLICK_FRAMES = 4  # a shorter sound is no word
+REACH_FRAMES = 30  # longest extension of a word after the end that attention found
 
 
 def with_edges(segments: Sequence[Segment], levels: np.ndarray, start_seconds: float = 0.0) -> list[Segment]:
-    """Return segments with words that begin and end with their sound; `levels` (F,) are of 10 ms from a start on.
+    """Return segments with words that start and end with their sound; `levels` (F,) are those of 10 ms frames.
 
-    A word is only moved within itself, or up to 0.3 s towards the next one; one without any loud sound stays.
+    A word only shrinks, or grows by up to 0.3 s towards the next one. A word without loud frames is not changed.
     """
     result = []
     for place, segment in enumerate(segments):
@@ -36,7 +36,7 @@ def with_edges(segments: Sequence[Segment], levels: np.ndarray, start_seconds: f
 def _trimmed(
     words: Sequence[dict[str, Any]], levels: np.ndarray, start_seconds: float, following: float | None
 ) -> list[dict[str, Any]]:
-    """Return the words of a segment at their sound; `following` is where the next segment's words begin."""
+    """Return the words of a segment, moved to their sound; `following` is the start of the next segment's words."""
     if not words:
         return []
     frames = [
@@ -72,9 +72,9 @@ def _trimmed(
 
 
 def _groups(sounding: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return words by their places, from and to, that share one sound: silent words at the edges join their neighbor.
+    """Return ranges of words (from, to) that share one sound: silent words at the edges join their neighbor.
 
-    The neighbor has their sound, with the pause next to it.
+    They share the neighbor's sound and the pause next to it.
     """
     if not any(sounding):
         return [(place, place + 1) for place in range(len(sounding))]
@@ -86,7 +86,7 @@ def _groups(sounding: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def _shared(words: Sequence[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]]:
-    """Return words that share the time from `start` to `end` by their length."""
+    """Divide the time from `start` to `end` among words by their length."""
     ends = np.cumsum([len(word["word"]) for word in words])
     edges = [start, *(start + (end - start) * ends[:-1] / ends[-1]), end]
     return [
@@ -100,9 +100,9 @@ def _frame(seconds: float, frames: int) -> int:
 
 
 def _island(loud: np.ndarray, first: bool, last: bool) -> tuple[int, int] | None:
-    """Return from where to where a word is loud, in its frames; None where it is nowhere.
+    """Return the first and last frame of a word's sound; None if no frame is loud.
 
-    Of several sounds with pauses between, the last one is the first word of a segment, the first one its last word.
+    If pauses split it, a segment's first word keeps the last sound, its last word the first one, others the longest.
     """
     edges = np.flatnonzero(np.diff(np.concatenate(([False], loud, [False]))))
     starts, stops = edges[::2], edges[1::2]
@@ -120,6 +120,6 @@ def _island(loud: np.ndarray, first: bool, last: bool) -> tuple[int, int] | None
 
 
 def _onward(loud: np.ndarray, end: int, limit: int) -> int:
-    """Return where the sound that is loud before `end` stops, at most at `limit`."""
+    """Return the end of the sound that is loud before `end`, at most `limit`."""
     quiet = np.flatnonzero(~loud[end:limit])
     return end + int(quiet[0]) if len(quiet) else max(end, limit)

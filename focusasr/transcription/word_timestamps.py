@@ -1,4 +1,4 @@
-"""Word times in the segments of Whisper models, and hallucinations in silence left out."""
+"""Word times for the segments of Whisper models, and removal of hallucinations."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ SHORT_SECONDS, LONG_SECONDS, UNLIKELY = 0.133, 2.0, 0.15
 
 Word = dict[str, Any]
 
-EDGE_SECONDS = 2.0  # so near to a window's edge counts as silence beyond it
+EDGE_SECONDS = 2.0  # edges this close to a window's edge count as next to silence
 
 
 class Pace(NamedTuple):
-    """How long the words of a window are, in seconds: the median, and what is too long."""
+    """The lengths of a window's words, in seconds: the median, and the limit above which a word is too long."""
 
     median: float
     longest: float
 
 
 def pace_of(words: Sequence[TimedWord]) -> Pace:
-    """Return the pace of words, those without length left out."""
+    """Return the pace of words, ignoring those without length."""
     durations = [word.end - word.start for word in words if word.end != word.start]
     median = min(LONGEST_MEDIAN_SECONDS, float(np.median(durations)) if durations else 0.0)
     return Pace(median, 2 * median)
 
 
 def shorten_at_ends(words: list[TimedWord], pace: Pace) -> None:
-    """Cut, in place, words at the end of a sentence or after one that last too long: they hold a pause."""
+    """Shorten, in place, overlong words at the end of a sentence or after one: they include a pause."""
     if pace.median == 0 and not any(word.end != word.start for word in words):
         return
     for before, word in pairwise(words):
@@ -51,7 +51,7 @@ def shorten_at_ends(words: list[TimedWord], pace: Pace) -> None:
 
 
 def join_marks(words: list[TimedWord], before: str, after: str) -> None:
-    """Join, in place, marks to the word behind them or before them; what was joined is left without text or tokens."""
+    """Join, in place, punctuation marks with the following or previous word; joined marks keep no text or tokens."""
     following = len(words) - 1
     for place in range(len(words) - 2, -1, -1):
         mark = words[place]
@@ -78,9 +78,9 @@ def _join(first: TimedWord, second: TimedWord, kept: TimedWord) -> None:
 def with_words(
     segments: list[Segment], texts: list[list[int]], words: list[TimedWord], last_speech: float, config: LongformConfig
 ) -> list[Segment]:
-    """Return the segments of a window with their words; `texts` are their text tokens, `words` those of all.
+    """Return the segments of a window with their words; `texts` are their text tokens, `words` those of all segments.
 
-    `last_speech` is when, in seconds, the last word before the window ended.
+    `last_speech` is the end of the last word before the window, in seconds.
     """
     pace = pace_of(words)
     shorten_at_ends(words, pace)
@@ -98,7 +98,7 @@ def with_words(
 
 
 def _taken(words: Iterator[TimedWord], tokens: int, offset: float) -> list[Word]:
-    """Take words with so many tokens and return them as they are written, times rounded to 10 ms."""
+    """Take words with this many tokens and return them in Whisper's format, times rounded to 10 ms."""
     taken: list[Word] = []
     while tokens > 0 and (word := next(words, None)) is not None:
         tokens -= len(word.tokens)
@@ -109,7 +109,7 @@ def _taken(words: Iterator[TimedWord], tokens: int, offset: float) -> list[Word]
 
 
 def _edged(segment: Segment, words: list[Word], pace: Pace, last_speech: float) -> Segment:
-    """Return the segment with edges at its words; words at an edge that are too long are cut, in place."""
+    """Return the segment from its first to its last word; overlong words at its edges are shortened, in place."""
     first, last = words[0], words[-1]
     second = words[1] if len(words) > 1 else None
     slow = first["end"] - first["start"] > pace.longest
@@ -131,7 +131,7 @@ def _edged(segment: Segment, words: list[Word], pace: Pace, last_speech: float) 
 
 
 def last_word_end(segments: Sequence[Segment]) -> float | None:
-    """Return when the last word ends, or the last segment where there is no word; None without segments."""
+    """Return the end of the last word, or of the last segment if there is no word; None without segments."""
     words = (word for segment in reversed(segments) for word in reversed(segment.words or []))
     last = next(words, None)
     if last is not None:
@@ -140,7 +140,7 @@ def last_word_end(segments: Sequence[Segment]) -> float | None:
 
 
 def is_hallucination(segment: Segment | None) -> bool:
-    """Return whether the first words of a segment are very unlikely, very short or very long, most of them."""
+    """Return whether most of a segment's first words are very unlikely, very short or very long."""
     if segment is None or not segment.words:
         return False
     words = [word for word in segment.words if word["word"] not in MARKS][:8]
@@ -159,7 +159,7 @@ class Bounds(NamedTuple):
 
     seek: int
     frames: int
-    full_frames: int  # of a whole window
+    full_frames: int  # of a full window
     content_frames: int
 
     @property
@@ -169,12 +169,12 @@ class Bounds(NamedTuple):
 
     @property
     def full_end(self) -> float:
-        """Return the time at which a whole window would end."""
+        """Return the end of a full window, in seconds."""
         return (self.seek + self.full_frames) / FRAMES_PER_SECOND
 
 
 class Kept(NamedTuple):
-    """The segments that stay, and the frame to go on from; None where nothing stays and it is read again."""
+    """The segments to keep and the next frame; segments are None if the audio is to be decoded again."""
 
     segments: list[Segment] | None
     next_seek: int
@@ -183,10 +183,11 @@ class Kept(NamedTuple):
 def drop_hallucinations(
     segments: list[Segment], bounds: Bounds, kept: Kept, last_speech: float, threshold: float
 ) -> Kept:
-    """Return what stays of a window's segments, and where to go on.
+    """Return a window's segments without hallucinations, and the next frame.
 
-    A window that begins with invented words after a silence above `threshold` seconds is read again from their
-    start; invented words between silences are dropped with all after them. `kept` is what would stay otherwise.
+    If a window begins with a hallucination after a silence above `threshold` seconds, it is decoded again from its
+    start. A hallucination between silences is dropped, with all segments after it. `kept` is the result if there is
+    none.
     """
     first = next((segment for segment in segments if segment.words), None)
     if first is not None and is_hallucination(first) and first.start - bounds.start > threshold:
@@ -205,7 +206,7 @@ def drop_hallucinations(
 
 
 def _is_alone(segments: Sequence[Segment], place: int, bounds: Bounds, speech_end: float, threshold: float) -> bool:
-    """Return whether there is silence, an edge or another invention on both sides of a segment."""
+    """Return whether there is silence, an edge or another hallucination on both sides of a segment."""
     segment = segments[place]
     following = next((other for other in segments[place + 1 :] if other.words), None)
     window_end = bounds.start + bounds.frames / FRAMES_PER_SECOND
@@ -224,9 +225,9 @@ def _is_alone(segments: Sequence[Segment], place: int, bounds: Bounds, speech_en
 
 
 def seek_after_words(segments: Sequence[Segment], bounds: Bounds, next_seek: int, threshold: float | None) -> int:
-    """Return the frame to go on from where a window's end was not closed: behind its last word.
+    """Return the next frame for a window without a closing timestamp: the end of its last word.
 
-    With a `threshold`, only where more seconds of a whole window remain; else behind the window.
+    With a `threshold`, only if more seconds of a full window remain, else the end of the window.
     """
     end = last_word_end(segments)
     if end is None or end <= bounds.start:

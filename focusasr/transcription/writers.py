@@ -1,4 +1,4 @@
-"""The files that a transcript becomes: txt, vtt, srt, tsv and json as openai/whisper writes them."""
+"""Output files in openai/whisper's formats: txt, vtt, srt, tsv and json."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from focusasr.audio.source import Source
 
 
-LONGEST_NAME = 240  # bytes of a file's name, suffix apart
+LONGEST_NAME = 240  # bytes of a file's name without suffix
 
 
 def to_json_dict(transcript: Transcript) -> dict[str, Any]:
-    """Return Whisper's object {text, segments, language}; a segment has `words` and a `channel` only if it has any."""
+    """Return Whisper's object {text, segments, language}; a segment has `words` and `channel` only if they are set."""
     result = dataclasses.asdict(transcript)
     for segment in result["segments"]:
         del segment["subtitle_words"]
@@ -37,24 +37,24 @@ def to_json_dict(transcript: Transcript) -> dict[str, Any]:
 
 
 def render_txt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
-    """One segment per line."""
+    """Return the text with one segment per line."""
     return "".join(f"{_line(segment)}\n" for segment in transcript.segments)
 
 
 def render_vtt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
-    """WebVTT: [HH:]MM:SS.mmm, hours only where needed."""
+    """Return WebVTT with times as [HH:]MM:SS.mmm, hours only if needed."""
     cues = _cues(transcript, config, clock)
     return "WEBVTT\n\n" + "".join(f"{cue.start} --> {cue.end}\n{cue.text}\n\n" for cue in cues)
 
 
 def render_srt(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
-    """SubRip: numbered from 1, HH:MM:SS,mmm."""
+    """Return SubRip, numbered from 1, with times as HH:MM:SS,mmm."""
     cues = enumerate(_cues(transcript, config, _srt_time), start=1)
     return "".join(f"{number}\n{cue.start} --> {cue.end}\n{cue.text}\n\n" for number, cue in cues)
 
 
 def render_tsv(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
-    """A table of start, end (whole milliseconds) and text."""
+    """Return a table of start, end (whole milliseconds) and text."""
     rows = [("start", "end", "text")]
     for segment in transcript.segments:
         start, end = (str(_milliseconds(seconds)) for seconds in (segment.start, segment.end))
@@ -63,7 +63,7 @@ def render_tsv(transcript: Transcript, config: OutputConfig = OutputConfig()) ->
 
 
 def render_json(transcript: Transcript, config: OutputConfig = OutputConfig()) -> str:
-    """Pure ASCII, one line without an end as Whisper's or `pretty_json`; ValueError on a number that JSON lacks."""
+    """Return ASCII JSON, on one line or with `pretty_json` indented; ValueError for NaN or infinity."""
     return json.dumps(to_json_dict(transcript), allow_nan=False, indent=2 if config.pretty_json else None)
 
 
@@ -79,9 +79,9 @@ ANOTHER = "choose another folder with --output-dir"
 
 
 def parse_formats(asked: str | Iterable[str]) -> list[str]:
-    """Return the formats asked for, as names or with commas between them; SettingError if there is no such format.
+    """Return the requested formats, given as names or separated by commas; SettingError for an unknown format.
 
-    "all" stands for every format, and stays as it is.
+    "all" means every format, and is returned unchanged.
     """
     several = [asked] if isinstance(asked, str) else asked
     named = [name.strip().lower() for one in several for name in one.split(",")]
@@ -92,7 +92,7 @@ def parse_formats(asked: str | Iterable[str]) -> list[str]:
 
 
 def render(transcript: Transcript, suffix: str, config: OutputConfig = OutputConfig()) -> str:
-    """Return the content of a file of that format; InputError on an unknown one."""
+    """Return the content of a file in this format; InputError for an unknown format."""
     if suffix not in _RENDERERS:
         raise InputError(f"output format is {suffix!r}; expected: {', '.join(FORMATS)}")
     return _RENDERERS[suffix](transcript, config)
@@ -101,10 +101,10 @@ def render(transcript: Transcript, suffix: str, config: OutputConfig = OutputCon
 def write(
     transcript: Transcript, path_without_suffix: Path, formats: Iterable[str], config: OutputConfig = OutputConfig()
 ) -> list[Path]:
-    """Write one file per format, UTF-8, each whole or not at all; return their paths.
+    """Write one file per format, UTF-8, each atomically; return their paths.
 
-    Everything is rendered before anything is written. InputError on an unknown format and where a file cannot be
-    written; files that were there are replaced.
+    Everything is rendered before anything is written. InputError for an unknown format, or if a file cannot be written.
+    Existing files are replaced.
     """
     formats = list(formats)
     contents = [render(transcript, suffix, config).encode("utf-8") for suffix in formats]
@@ -119,16 +119,16 @@ def write(
 
 
 def output_paths(path_without_suffix: Path, formats: Iterable[str]) -> list[Path]:
-    """Return the files of a transcript, one per format."""
+    """Return the output files of a transcript, one per format."""
     return [path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}") for suffix in formats]
 
 
 def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
-    """Return for each source where its outputs go, suffix apart: no two alike, not even where case does not count.
+    """Return each source's output path without suffix; paths are unique even if case is ignored.
 
-    The name is the file's own without suffix. Files that would share it keep their suffix (`a.wav`, `a.mp3`), then
-    get the folders they lie in (`x-a.wav`, `y-a.wav`) as far up as they need. One file given twice is numbered.
-    What is too long for a file system is cut. Standard input is `stdin`.
+    The name is the file's own without suffix. Files that would share it keep their suffix (`a.wav`, `a.mp3`), then get
+    the names of their parent folders (`x-a.wav`, `y-a.wav`) as far up as needed. Repeated files are numbered. Names
+    that are too long for a file system are truncated. Standard input is `stdin`.
     """
     ladders = [_names(source.path) for source in sources]
     steps = [0] * len(ladders)
@@ -147,23 +147,23 @@ def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
 
 
 def _names(path: str) -> list[str]:
-    """Return the names that outputs of a file may have, from the shortest to the whole path in one word."""
+    """Return the possible names of a file's outputs, from the shortest to the whole path as one name."""
     if path == "-":
         return ["stdin"]
     whole = Path(os.path.abspath(path))
     parts = [*whole.parts[1:]] or [whole.name]
-    shortest = whole.name if whole.stem in (".", "..") else whole.stem  # of "..wav": a folder, and no name in it
+    shortest = whole.name if whole.stem in (".", "..") else whole.stem  # of "..wav": a folder, not a name
     return [_cut(name) for name in (shortest, *("-".join(parts[start:]) for start in reversed(range(len(parts)))))]
 
 
 def _cut(name: str) -> str:
-    """Return a name that leaves room for a number and a suffix in the 255 bytes that file systems take."""
+    """Return a name truncated so that a number and a suffix fit into the 255 bytes of file systems."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= LONGEST_NAME else encoded[:LONGEST_NAME].decode("utf-8", "ignore")
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Append -2, -3 ... to names that came before."""
+    """Append -2, -3 ... to repeated names."""
     taken = {_folded(name) for name in names}
     used: set[str] = set()
     result = []
@@ -177,19 +177,19 @@ def _numbered(names: list[str]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """Return what file systems that ignore case and composition compare."""
+    """Return the form that file systems compare if they ignore case and composition."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _line(segment: Segment) -> str:
-    """Return the segment's text on one line: a line break inside would end a row, a blank line a cue."""
+    """Return the segment's text on one line: a line break would end a row, a blank line a cue."""
     return " ".join(segment.shown.text.strip().splitlines())
 
 
 def _cues(transcript: Transcript, config: OutputConfig, clock: Clock) -> Iterator[Cue]:
-    """Yield the cues of a transcript: of its words where it has their times, else of its segments.
+    """Yield the cues of a transcript: from its words if they have times, else from its segments.
 
-    Segments that are too long to be read are parted where no line is asked for.
+    Overlong segments are split unless line options are given.
     """
     segments = [segment.shown for segment in transcript.segments]
     if any(segment.subtitle_words for segment in segments) and not config.shapes_lines:
@@ -215,7 +215,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def clock(seconds: float) -> str:
-    """Return a time as MM:SS.mmm, with HH: before it from an hour on."""
+    """Return a time as MM:SS.mmm, with HH: in front from one hour on."""
     return _clock(seconds).removeprefix("00:")
 
 
