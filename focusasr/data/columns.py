@@ -1,4 +1,4 @@
-"""Names that columns and keys have in corpora, and the meaning of each."""
+"""Usual names of columns and keys in corpora, and their roles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import LONGEST_SECONDS
 
-# Case, spaces and marks do not count; the first one that a table has is taken.
+# Case, spaces and marks are ignored; the first name found in a table is used.
 NAMES: dict[str, list[str]] = {
     "audio": (
         "audio_filepath path file audio filename wav audio_file wav_filename audio_path wav_path audio_filename "
@@ -34,7 +34,7 @@ CLOCK = re.compile(r"(?:(\d{1,5}):)?(\d{1,3}):(\d{1,2}(?:[.,]\d+)?)")
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a table, or keys of JSON, that the user named; None: found among the usual names."""
+    """Columns of a table, or keys of JSON objects, given by the user; None: one of the usual names."""
 
     audio: str | None = None
     text: str | None = None
@@ -43,7 +43,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its name, and the seconds that 1 stands for in it (if it holds times)."""
+    """A column: its name, and the length of its unit in seconds if it holds times."""
 
     name: str
     scale: float = 1.0
@@ -56,9 +56,9 @@ def squeezed(name: str) -> str:
 
 
 def find_columns(names: Collection[str], columns: Columns) -> dict[str, Column]:
-    """Return the column of each meaning in NAMES that is there; what the user named comes first.
+    """Return the column of each role in NAMES that exists; columns given by the user take precedence.
 
-    InputError if two columns have one meaning by the same name.
+    InputError if two columns have the same name for one role.
     """
     found: dict[str, Column] = {}
     given = {field.name: getattr(columns, field.name) for field in fields(columns)}
@@ -92,7 +92,7 @@ def _only(names: list[str]) -> str:
 
 
 def _onset(found: dict[str, Column], names: Collection[str]) -> dict[str, Column]:
-    """Return the columns with `offset` as the end where `onset` is the start, as annotation tools write them."""
+    """Return the columns with `offset` as the end if `onset` is the start, as annotation tools write them."""
     onset, offset = (_usual("start", [name], names) for name in ("onset", "offset"))
     if onset and offset and "end" not in found:
         return found | {"start": onset, "end": offset}
@@ -100,9 +100,9 @@ def _onset(found: dict[str, Column], names: Collection[str]) -> dict[str, Column
 
 
 def _paired(found: dict[str, Column]) -> dict[str, Column]:
-    """Return the columns without a start that no end or duration belongs to, or an end without a start.
+    """Return the columns without a start that has no end or duration, and without an end that has no start.
 
-    Such a column is something else, a date perhaps; only `offset` alone means a part.
+    Such a column is something else, perhaps a date. Only `offset` is a valid start by itself.
     """
     alone = "start" in found and not {"end", "duration"} & found.keys() and squeezed(found["start"].name) != "offset"
     without = ({"start"} if alone else set()) | (set() if "start" in found else {"end"})
@@ -110,7 +110,7 @@ def _paired(found: dict[str, Column]) -> dict[str, Column]:
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
-    """Return the names, the second of several `NAME_2` and so on."""
+    """Return the names with `_2`, `_3` and so on appended to repeated ones."""
     uses: dict[str, int] = {}
     found = []
     for name in names:
@@ -122,7 +122,7 @@ def unique_names(names: Iterable[str]) -> list[str]:
 def require_roles(
     names: Collection[str], columns: Columns, path: object, without: Collection[str] = ()
 ) -> dict[str, Column]:
-    """Return what `find_columns` does; InputError if there is no column of audio or of text, unless `without`."""
+    """Return the result of `find_columns`; InputError if a role is missing that is not in `without`."""
     try:
         found = find_columns(names, columns)
     except InputError as error:
@@ -139,7 +139,7 @@ def require_roles(
 
 
 def to_seconds(cell: object, key: str, where: str, scale: float = 1.0) -> float | None:
-    """Return a cell or JSON value (a number, or h:m:s) as seconds, None as None; InputError if it is neither."""
+    """Return a cell or JSON value (a number, or h:m:s) as seconds, None as None; InputError for other values."""
     if cell is None:
         return None
     number = _number(cell, scale)
@@ -155,7 +155,7 @@ def _number(cell: object, scale: float) -> float | None:
     if clock:
         hours, minutes, seconds = clock.groups()
         return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
-    if isinstance(cell, str) and re.fullmatch(r"\s*\d+,\d+\s*", cell):  # a decimal comma
+    if isinstance(cell, str) and re.fullmatch(r"\s*\d+,\d+\s*", cell):  # decimal comma
         cell = cell.replace(",", ".")
     try:
         return float(cell) * scale  # type: ignore[arg-type]
@@ -164,6 +164,6 @@ def _number(cell: object, scale: float) -> float | None:
 
 
 def cell_of(row: Mapping[str, Any], found: Mapping[str, Column], role: str) -> Any:
-    """Return a row's value of one meaning; None if it is empty or there is no such column."""
+    """Return a row's value of one role; None if it is empty or there is no such column."""
     value = row.get(found[role].name) if role in found else None
     return None if isinstance(value, str) and not value.strip() else value

@@ -1,4 +1,4 @@
-"""What reading a corpus gives: utterances found, or rejects with their reason; and how files in corpora are named."""
+"""Results of corpus readers, and the search for files named in corpora."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from focusasr.audio.source import AUDIO_SUFFIXES, Source, find_sources
 from focusasr.data.manifest import Utterance
 from focusasr.runtime.errors import InputError
 
-SPLIT = re.compile("train|dev|valid|test", re.IGNORECASE)  # in the names of folders and files that are splits
+SPLIT = re.compile("train|dev|valid|test", re.IGNORECASE)  # names of folders and files of a split
 
 
 @dataclass(frozen=True)
 class CorpusUtterance:
     """One utterance of a corpus, its audio not yet opened.
 
-    `name` is where it lies inside the corpus, with `/` and without suffix; several utterances may share it.
-    `where` says which file, and which line of it, told of the utterance.
+    `name` is its path inside the corpus, with `/` and without suffix; several utterances may share it. `where` is the
+    file and line that define it.
     """
 
     utterance: Utterance
     name: str
     where: str
-    told_seconds: float | None = None  # a length that the corpus tells, to be compared with the sound
+    told_seconds: float | None = None  # length according to the corpus, compared with the audio
 
     @property
     def audio(self) -> Path:
-        """The file that the utterance is in."""
+        """The file of the utterance."""
         return self.utterance.audio
 
     def source(self, channel: int | None) -> Source:
-        """Return what is to be loaded: of `channel`, or else of the one that the corpus names, a side of a call."""
+        """Return the source to load: the given `channel`, or else the one that the corpus names."""
         meant = self.utterance.source
         return meant if channel is None else replace(meant, channel=channel)
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Something that cannot become an utterance: its kind (few, to be counted) and the reason in one line."""
+    """An item that cannot become an utterance: its kind (one of few, for counting) and the reason in one line."""
 
     kind: str
     reason: str
@@ -55,26 +55,26 @@ CorpusItems = Iterator[CorpusUtterance | Reject]
 
 
 def locate(folder: Path, name: str) -> Path:
-    """Return the file that a corpus means: as written, in the other Unicode form, with `/` for `\\`, or with a suffix.
+    """Return the file that a corpus names: as written, in another Unicode form, with `/` for `\\`, or with a suffix.
 
-    A bare name may also be that of the one such file in a folder below. If there is none it is the path as written:
-    whoever opens it reports it.
+    A bare name also matches a file in a direct subfolder, if there is exactly one. If nothing matches, the result is
+    the path as written, and loading it raises the error.
     """
     for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")):
-        if os.path.isfile(folder / form):  # False, not an error, for a name that no file can have
+        if os.path.isfile(folder / form):  # False, not an error, for an impossible name
             return folder / form
     if PurePath(name).suffix.lower() not in AUDIO_SUFFIXES:
         for suffix in sorted(AUDIO_SUFFIXES):
             if os.path.isfile(folder / f"{name}{suffix}"):
                 return folder / f"{name}{suffix}"
-    bare = folder != Path() and PurePath(name).name == name  # not below the working folder
+    bare = folder != Path() and PurePath(name).name == name  # no search below the working folder
     below = recordings_below(folder).get(unicodedata.normalize("NFC", name), ()) if bare else ()
     return below[0] if len(below) == 1 else folder / name
 
 
-@functools.lru_cache(maxsize=16)  # emptied when a run begins to read
+@functools.lru_cache(maxsize=16)  # cleared before each run
 def recordings_below(folder: Path) -> dict[str, list[Path]]:
-    """Return the recordings in the folders directly inside a folder, by name and by stem."""
+    """Return the recordings in the direct subfolders of a folder, by name and by stem."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*/*")) if folder.is_dir() else ():
         if path.suffix.lower() in AUDIO_SUFFIXES:
@@ -84,7 +84,7 @@ def recordings_below(folder: Path) -> dict[str, list[Path]]:
 
 
 def name_in_corpus(audio: Path, root: Path) -> str:
-    """Return the path from the corpus's root, without suffix; of a file elsewhere, the path without its `..`."""
+    """Return the path relative to the corpus's root, without suffix, and without `..` for files outside."""
     path = PurePath(os.path.relpath(audio, root))
     stem = path.with_suffix("") if path.suffix.lower() in AUDIO_SUFFIXES else path
     return "/".join(part for part in stem.parts if part != "..")

@@ -1,4 +1,4 @@
-"""Recognition of corpus layouts: which reader a folder or file needs."""
+"""Recognition of corpus layouts: the reader that a folder or file needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import hints_of
 
-COMMON_VOICE_COLUMNS = {  # → the folder of the clips: read sentences, and since 2025 answers to questions
+COMMON_VOICE_COLUMNS = {  # → folder of the clips: read sentences, and since 2025 answers to questions
     frozenset(("client_id", "path", "sentence")): "clips",
     frozenset(("client_id", "audio_file", "transcription")): "audios",
 }
@@ -27,26 +27,26 @@ SIDECAR_SUFFIXES = (".txt", ".lab", ".json")
 TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
 STM = ".stm"
 BY_NAME = (*SIDECAR_SUFFIXES, *SEGMENT_SUFFIXES)
-MANIFEST_SUFFIXES = frozenset((".jsonl", ".ndjson", ".json", ".list"))  # .list: WeNet's
+MANIFEST_SUFFIXES = frozenset((".jsonl", ".ndjson", ".json", ".list"))  # .list is WeNet's
 
 
 def detect_layout(path: Path, columns: Columns) -> str:
-    """Return the layout of a folder or file; InputError where none fits."""
+    """Return the layout of a folder or file; InputError if there is none."""
     layout = recognize(path, columns)
     if layout is None:
         for table in [path] if path.suffix.lower() in TABLE_SUFFIXES else inside(path, TABLE_SUFFIXES):
-            require_roles(read_header(table), columns, table)  # says which one lacks
+            require_roles(read_header(table), columns, table)  # the error names the missing column
         raise InputError(f"{path}: no known corpus layout; {_missing(path)}")
     return layout
 
 
 def recognize(path: Path, columns: Columns) -> str | None:
-    """Return the layout of a folder or file, None if no reader knows it."""
+    """Return the layout of a folder or file, None if no reader supports it."""
     return _recognize_folder(path, columns) if path.is_dir() else _recognize_file(path, columns)
 
 
 def _missing(path: Path) -> str:
-    """Return what a folder or file lacks to be a corpus, and what to do about it."""
+    """Return why a folder or file is not a corpus, and the remedy."""
     if path.is_file():
         layouts = ", ".join(typing.get_args(hints_of(PreprocessConfig)["layout"]))
         return f"expected a table, a manifest, an archive or a recording; name its columns, or --layout ({layouts})"
@@ -103,7 +103,7 @@ def _recognize_table(path: Path, columns: Columns) -> str | None:
         return "commonvoice"
     try:
         roles = find_columns(header, columns).keys()
-    except InputError:  # whoever reads the table says what is wrong
+    except InputError:  # reading the table raises the error
         return "table"
     if {"audio", "text"} <= roles:
         return "table"
@@ -111,7 +111,7 @@ def _recognize_table(path: Path, columns: Columns) -> str | None:
 
 
 def tables_of(folder: Path, layout: str, columns: Columns) -> list[Path]:
-    """Return the tables of one layout directly inside the folder; those that cannot be read belong to none."""
+    """Return the tables of one layout directly inside the folder; unreadable tables are left out."""
     tables = []
     for path in inside(folder, TABLE_SUFFIXES | {STM}):
         with contextlib.suppress(InputError):
@@ -138,21 +138,21 @@ def sidecar_of(audio: Path) -> Path | None:
 
 
 def manifests_of(folder: Path, columns: Columns) -> list[Path]:
-    """Return the manifests directly inside a folder: manifest.jsonl, which holds all, or else each that is one.
+    """Return the manifests directly inside a folder: manifest.jsonl, which is complete, or else every manifest.
 
-    A .json with the name of a recording is that one's text.
+    A .json with the name of a recording is its text, not a manifest.
     """
     if (folder / "manifest.jsonl").is_file():
         return [folder / "manifest.jsonl"]
     sounds = {path.stem for path in inside(folder, AUDIO_SUFFIXES)}
     listed = inside(folder, MANIFEST_SUFFIXES)
     alone = [path for path in listed if path.suffix.lower() != ".json" or path.stem not in sounds]
-    alone.sort(key=lambda path: path.stem.casefold() == "all")  # last: what stands in train or test too is of that
+    alone.sort(key=lambda path: path.stem.casefold() == "all")  # last: train.jsonl and test.jsonl determine the split
     return [path for path in alone if _is_manifest(path, columns)]
 
 
 def _is_manifest(path: Path, columns: Columns) -> bool:
-    """Whether the first object of a file names a recording; in a .json, which may be many things, a text too."""
+    """Return whether the first object of a file names a recording; an object in a .json also needs a text."""
     try:
         first = first_object(path) or {}
         found = find_columns(first, columns)

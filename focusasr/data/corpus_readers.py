@@ -1,4 +1,4 @@
-"""Corpora as others lay them out: a reader per layout turns files on disk into utterances, or says what is wrong."""
+"""One reader per corpus layout, from files on disk to utterances."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.settings import parse_json
 
 COMMON_VOICE_SPLITS = ("train", "dev", "test")
-HTK = re.compile(r"\s*\d+ \d{5,} \S")  # times of a label
-TIMIT = re.compile(r"^0 \d{4,} (?=.*\s*$)")  # its prompts open with the samples of the recording
+HTK = re.compile(r"\s*\d+ \d{5,} \S")  # a label with times
+TIMIT = re.compile(r"^0 \d{4,} (?=.*\s*$)")  # TIMIT's prompts begin with the sample range of the recording
 TARRED_KEYS = frozenset(("shard_id", "tar_filepath", "tarred_audio_filepaths"))
 
 
@@ -59,9 +59,9 @@ def read_corpora(
 ) -> CorpusItems:
     """Yield every utterance and every reject of the inputs (folders or files), in their order.
 
-    Runs of white space in texts become one space. Rejects are: an empty text, an utterance that was there before (same
-    part of the same file, same text), and whole recordings with several texts. Archives are unpacked into `scratch`.
-    InputError: an input is missing, or its layout is not recognized.
+    Runs of white space in texts become one space. Rejects: empty texts, duplicates (same part of the same file, same
+    text), and whole recordings with several texts. Archives are unpacked into `scratch`. InputError if an input is
+    missing or its layout is not recognized.
     """
     columns = columns or Columns()
     seen: dict[tuple[Source, str], str] = {}
@@ -71,7 +71,7 @@ def read_corpora(
 
 
 def _read_input(path: Path, layout: str, columns: Columns, scratch: Path | None) -> CorpusItems:
-    """Read a folder or file; if it is packed, lists archives, or is a folder of nothing else, each archive of it."""
+    """Read a folder or file, or each archive of an archive list or of a folder that has only archives."""
     packed = [path] if is_packed(path) else packed_in(path)
     kind = None if packed else layout
     if kind == "auto":
@@ -99,7 +99,7 @@ def _of_archive(found: CorpusUtterance | Reject, archive: Path, split: str) -> C
 
 
 def _without_conflicts(items: list[CorpusUtterance | Reject]) -> CorpusItems:
-    """Yield rejects for whole recordings with several texts: only times could tell their parts apart."""
+    """Yield the items, with rejects for whole recordings with several texts, which only times could separate."""
     texts: dict[Source, list[str]] = {}
     for one in items:
         if isinstance(one, CorpusUtterance) and _is_whole(one):
@@ -117,13 +117,13 @@ def _is_whole(one: CorpusUtterance) -> bool:
     return not one.utterance.offset and one.utterance.duration is None
 
 
-# Audio with its text beside it
+# Audio with texts of the same name
 
 
 def _read_beside(path: Path, columns: Columns, subtitles: bool = False) -> CorpusItems:
-    """Read a text beside each recording: .txt, .lab, .json with a text and other keys, or subtitles.
+    """Read the text of each recording: .txt, .lab, .json with a text and other keys, or subtitles.
 
-    Where there are both the text counts, or the `subtitles` that are wanted.
+    If a recording has both, the text is used, or with `subtitles` the subtitles.
     """
     root = path if path.is_dir() else path.parent
     for audio in audio_files(path):
@@ -162,7 +162,7 @@ def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
     return extra[key], {("source_text" if k == "text" else k): v for k, v in others.items()}
 
 
-# Tables with a header, and Common Voice, which is one
+# Tables with a header, including Common Voice
 
 
 def _read_tables(path: Path, columns: Columns) -> CorpusItems:
@@ -173,7 +173,7 @@ def _read_tables(path: Path, columns: Columns) -> CorpusItems:
 
 
 def _read_common_voice(path: Path, columns: Columns) -> CorpusItems:
-    """Read one TSV, or of a folder train, dev and test; the other tables repeat clips, or hold refused ones."""
+    """Read one TSV, or a folder's train, dev and test; other tables contain duplicates or rejected clips."""
     tables = [path]
     if path.is_dir():
         every = tables_of(path, "commonvoice", columns)
@@ -191,7 +191,7 @@ def _read_table(path: Path, columns: Columns, split: str | None = None, clips: s
 
 
 def _cells(path: Path, names: list[str]) -> Iterator[tuple[str, Row | str]]:
-    """Yield the cells of each row that are not empty, by column; a header in between, of joined tables, is no row."""
+    """Yield the non-empty cells of each row, by column; repeated headers, as in concatenated tables, are skipped."""
     for number, fields in itertools.islice(read_rows(path), 1, None):
         where = f"{path}, line {number}"
         if isinstance(fields, str):
@@ -206,7 +206,7 @@ def _cells(path: Path, names: list[str]) -> Iterator[tuple[str, Row | str]]:
 
 
 def _read_stm(path: Path, split: str | None) -> CorpusItems:
-    """Read NIST's STM, whose lines name recordings without suffix, in its folder or one below."""
+    """Read NIST's STM; its lines name recordings without suffix, in the same folder or a direct subfolder."""
     names = ("audio", "channel", "speaker", "start", "end", "text")
     lines = parse_stm([line.rstrip("\r\n") for line in read_lines(path)], path)
     rows: list[tuple[str, Row | str]] = []
@@ -224,11 +224,11 @@ def _read_stm(path: Path, split: str | None) -> CorpusItems:
 
 
 def _read_librispeech(path: Path, columns: Columns) -> CorpusItems:
-    """Read SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, lines of an id and its text; the audio lies beside."""
+    """Read SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, lines of an id and its text; the audio is in the same folder."""
     root = path if path.is_dir() else path.parent
     for transcript in sorted(path.rglob("*.trans.txt")) if path.is_dir() else [path]:
         speaker, chapter = transcript.parent.parent.name, transcript.parent.name
-        above = transcript.relative_to(root).parts[:-3]  # train-clean-100, in the folder of several
+        above = transcript.relative_to(root).parts[:-3]  # the subset, such as train-clean-100, in a folder of several
         told = {"split": above[-1]} if above and SPLIT.search(above[-1]) else {}
         try:
             lines = read_lines(transcript)
@@ -245,7 +245,7 @@ def _read_librispeech(path: Path, columns: Columns) -> CorpusItems:
 
 
 def _read_ljspeech(path: Path, columns: Columns) -> CorpusItems:
-    """Read metadata.csv, lines of ID|TEXT|NORMALIZED TEXT without header or quoting; the audio lies in wavs/."""
+    """Read metadata.csv, lines of ID|TEXT|NORMALIZED TEXT without header or quoting; the audio is in wavs/."""
     table = path / "metadata.csv" if path.is_dir() else path
     for number, line in enumerate(read_lines(table), start=1):
         where = f"{table}, line {number}"

@@ -1,4 +1,4 @@
-"""Tables of text: rows split by commas, semicolons, bars or tabs, each with its line number; broken ones told apart."""
+"""Text tables separated by commas, semicolons, bars or tabs, with line numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def first_line(path: Path) -> str:
-    """Return the first line that is not blank, without reading the rest; InputError as `read_lines`."""
+    """Return the first line that is not blank, without reading the rest; InputError as in `read_lines`."""
     with _told(path), path.open("rb") as file:
         encoding = _encoding(file.read(2))
     with _told(path), path.open(encoding=encoding, newline="") as lines:
@@ -28,7 +28,7 @@ def first_line(path: Path) -> str:
 
 
 def _encoding(head: bytes) -> str:
-    """Return UTF-16 for a file that opens with its mark, as Excel and PowerShell write it, or UTF-8."""
+    """Return UTF-16 if a file begins with its byte order mark, as Excel and PowerShell write it, else UTF-8."""
     return "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
@@ -46,7 +46,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def delimiter_of(path: Path) -> str:
-    """Return what separates a table's fields, judged by its first line: tab, bar, semicolon or comma."""
+    """Return the separator of a table's fields, judged by its first line: tab, bar, semicolon or comma."""
     return _delimiter(first_line(path))
 
 
@@ -58,12 +58,12 @@ def _delimiter(first: str) -> str:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
-    """Yield (line number, fields, or what is wrong with them) for every row that is not blank."""
+    """Yield (line number, fields or error message) for every row that is not blank."""
     return _rows(read_lines(path), delimiter_of(path))
 
 
 def read_header(path: Path) -> list[str]:
-    """Return the names in a table's first row; InputError where there is no row to read."""
+    """Return the names in a table's first row; InputError if there is no row."""
     first = first_line(path)
     _, names = next(_rows([first], _delimiter(first)), (0, "the file is empty"))
     if isinstance(names, str):
@@ -77,13 +77,13 @@ def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | s
 
 
 def _plain_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Split line by line: cells between tabs or bars hold stray quotes, which may not swallow the lines behind."""
+    """Split line by line: in tables with tabs or bars, a stray quote must not swallow the following lines."""
     for number, line in enumerate(lines, start=1):
         yield number, [_unquoted(cell) for cell in line.rstrip("\r\n").split(delimiter)]
 
 
 def _unquoted(cell: str) -> str:
-    """Undo the quoting of a whole cell, `"a ""b"" c"` to `a "b" c`; leave any other quotes alone."""
+    """Remove the quotes around a whole cell, `"a ""b"" c"` to `a "b" c`; keep any other quotes."""
     inner = cell[1:-1]
     if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"' or '"' in inner.replace('""', ""):
         return cell
@@ -91,7 +91,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _quoted_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Split by the rules of CSV; after a row with a broken quote go on with the line behind its first."""
+    """Split by the rules of CSV; after an invalid quote continue with the line after the row's first."""
     start = 0
     while start < len(lines):
         reader, first = csv.reader(lines[start:], delimiter=delimiter, strict=True), start

@@ -1,7 +1,7 @@
-"""Long recordings cut at pauses, their text divided among the pieces by CTC forced alignment.
+"""Segmentation of long recordings at pauses, with texts divided by CTC forced alignment.
 
-The whole text is laid over the whole recording at once, so a word that is misheard in one piece cannot shift the
-text of the next. Each piece gets the words whose middle lies in it.
+The whole text is aligned with the whole recording at once, so errors in one segment cannot shift the text of the next.
+Each word goes to the segment that contains its middle.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ JOURNAL = ".alignment.jsonl"
 
 
 class Splitter:
-    """Splits utterances longer than `split_seconds`; what was aligned before, with the same checkpoint, is kept."""
+    """Splitter of utterances longer than `split_seconds`; alignments are cached per checkpoint."""
 
     def __init__(self, folder: Path, checkpoint_folder: Path, config: PreprocessConfig) -> None:
         assert config.split_seconds is not None
@@ -56,7 +56,7 @@ class Splitter:
                 self._known[entry["key"]] = entry["parts"]
 
     def split(self, readings: Iterable[CorpusUtterance | Reject]) -> Iterator[CorpusUtterance | Reject]:
-        """Yield readings, the long ones as their parts, in order; a piece that fits its words badly is a reject."""
+        """Yield the items in order, long utterances as segments; segments that fit their words badly become rejects."""
         for reading in readings:
             if isinstance(reading, Reject) or not self._is_long(reading):
                 yield reading
@@ -75,8 +75,8 @@ class Splitter:
         seconds = source.duration
         if seconds is None and (whole := probe_seconds(source.path)) is not None:
             seconds = whole - source.offset
-        if seconds is None:  # which no header tells
-            with contextlib.suppress(InputError):  # a file that cannot be read becomes a reject later
+        if seconds is None:  # not in the header
+            with contextlib.suppress(InputError):  # an unreadable file becomes a reject later
                 seconds = sum(map(len, stream(source))) / SAMPLE_RATE_HZ
         return seconds is not None and seconds > self._limit
 
@@ -125,7 +125,7 @@ class Splitter:
 
 @torch.inference_mode()
 def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seconds: float) -> list[Part] | None:
-    """Cut a waveform (N,) at pauses and return the pieces that hold words of `text`; None where it cannot fit."""
+    """Cut a waveform (N,) at pauses and return the segments with words of `text`; None if the text does not fit."""
     model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
     window = model.config.window_samples
     longest = min(max_seconds, window / SAMPLE_RATE_HZ) if window else max_seconds
@@ -136,7 +136,7 @@ def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seco
     for piece in pieces:
         mel = log_mel(torch.from_numpy(piece.waveform), model.config.mel_bands, window)
         steps = math.ceil(len(piece.waveform) / SAMPLE_RATE_HZ / model.config.step_seconds)
-        emissions.append(model.ctc_log_probs(model.encode(*stack([mel])))[0, :steps])  # (T, V), without the padding
+        emissions.append(model.ctc_log_probs(model.encode(*stack([mel])))[0, :steps])  # (T, V), without padding
     spans = align(torch.cat(emissions), tokens, tokenizer.blank) if emissions else None
     if spans is None:
         return None
@@ -145,7 +145,7 @@ def split_text(checkpoint: Checkpoint, waveform: np.ndarray, text: str, max_seco
 
 
 def _tokens(words: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], list[int | None]]:
-    """Return the tokens of a text and the word that each is of; separators are of none, unknown letters left out."""
+    """Return the tokens of a text and each token's word index, None for separators; unknown letters are left out."""
     tokens: list[int] = []
     owners: list[int | None] = []
     for index, word in enumerate(words):
@@ -159,7 +159,7 @@ def _tokens(words: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], list
 def _divided(
     pieces: Sequence[AudioSegment], ends: np.ndarray, words: Sequence[str], spans: Sequence[tuple[int | None, Span]]
 ) -> list[Part]:
-    """Return the pieces with their words; a word without a token goes with the one before it, or the first."""
+    """Return the segments with their words; a word without tokens joins the previous one, or the first."""
     homes = np.full(len(words), -1)
     scores: list[list[float]] = [[] for _ in pieces]
     grouped: dict[int, list[Span]] = {}

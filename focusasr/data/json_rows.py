@@ -1,4 +1,4 @@
-"""Objects in JSON files: one on each line, a list of them, or an object of them by id."""
+"""Objects in JSON files: one per line, in a list, or by id."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def first_object(path: Path) -> Row | None:
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, Row | str]]:
-    """Yield (where, object, or what is wrong with it); InputError if the file holds no JSON at all."""
+    """Yield (position, object or error message) for each entry; InputError if the file is not JSON."""
     text = "".join(read_lines(path))
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if len(lines) > 1 and isinstance(_parsed(lines[0][1]), dict):

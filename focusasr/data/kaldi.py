@@ -1,4 +1,4 @@
-"""Kaldi data folders: wav.scp, text, segments, utt2spk; files only, since nothing in a corpus is ever run."""
+"""Kaldi data folders: wav.scp, text, segments, utt2spk; commands are never run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ EXTRA_MAPS = {"utt2spk": "speaker", "utt2lang": "language"}  # file → key
 
 
 def is_kaldi(folder: Path) -> bool:
-    """Whether a folder holds wav.scp and text."""
+    """Return whether a folder holds wav.scp and text."""
     return all((folder / name).is_file() for name in ("wav.scp", "text"))
 
 
 def read_kaldi(folder: Path) -> CorpusItems:
-    """Yield every utterance of `text`; what comes out of a pipe, or lacks its recording, is a reject."""
+    """Yield every utterance of `text`; utterances with a pipe, or without a recording, become rejects."""
     recordings = {key: (value, where) for key, value, where in _entries(folder / "wav.scp")}
     segments = None
     if (folder / "segments").is_file():
@@ -46,7 +46,7 @@ def read_kaldi(folder: Path) -> CorpusItems:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, the rest, where) for each line that is not blank."""
+    """Yield (key, value, position) for each line that is not blank."""
     for number, line in enumerate(read_lines(path), start=1):
         parts = line.split(maxsplit=1)
         if parts:
@@ -54,7 +54,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _part(utterance: str, segments: dict[str, tuple[str, str]] | None, where: str) -> tuple[str, float, float | None]:
-    """Return an utterance's recording, begin and length; an end of -1 is the recording's."""
+    """Return an utterance's recording, start and length; an end of -1 is the recording's."""
     if segments is None:
         return utterance, 0.0, None
     if utterance not in segments:
@@ -73,11 +73,11 @@ def _part(utterance: str, segments: dict[str, tuple[str, str]] | None, where: st
 
 
 def _file(folder: Path, value: str, where: str) -> Path:
-    """Return the file that a line of wav.scp names; InputError where it is a command or a part of an archive."""
+    """Return the file that a line of wav.scp names; InputError for a command or a part of an archive."""
     if value.endswith("|") or value.startswith("|"):
         raise InputError(f"{where}: {value[:60]!r} is a command, and commands in corpora are not run; write its output "
                          "to files and name these in wav.scp")  # fmt: skip
     named = locate(folder, value)
     if not named.is_file() and ".ark:" in value:
         raise InputError(f"{where}: {value!r} is a part of an archive; copy it out (wav-copy) and name the files")
-    return named if named.is_file() else locate(Path(), value).absolute()  # paths may start where Kaldi was run
+    return named if named.is_file() else locate(Path(), value).absolute()  # or relative to Kaldi's working folder

@@ -1,4 +1,4 @@
-"""lhotse manifests as JSON Lines, plain or gzipped: cuts, or recordings with supervisions; read without lhotse."""
+"""lhotse manifests (cuts, recordings, supervisions) as plain or gzipped JSON Lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def kind_of(path: Path) -> str | None:
-    """Return cuts, recordings or supervisions, judged by the first line; None for another file."""
+    """Return cuts, recordings or supervisions, judged by the first line; None for other files."""
     if not path.name.endswith(SUFFIXES):
         return None
     try:
@@ -45,7 +45,7 @@ def manifests_in(folder: Path) -> dict[str, list[Path]]:
 
 
 def is_lhotse(path: Path) -> bool:
-    """Whether a file is a cut set, or a folder holds one, or recordings and supervisions."""
+    """Return whether a path is a cut set, or a folder with cuts, or with recordings and supervisions."""
     if path.is_file():
         return kind_of(path) in ("cuts", "supervisions")
     found = manifests_in(path)
@@ -55,8 +55,8 @@ def is_lhotse(path: Path) -> bool:
 def read_lhotse(path: Path) -> CorpusItems:
     """Yield every supervision with its part of the recording; features and mixed cuts become rejects.
 
-    Of a folder the cuts are read, or else its supervisions with its recordings; of a supervisions file, the
-    recordings beside it.
+    In a folder the cuts are read, or else its supervisions with its recordings. A supervisions file needs the
+    recordings in its folder.
     """
     found = manifests_in(path) if path.is_dir() else {str(kind_of(path)): [path]}
     folder = path if path.is_dir() else path.parent
@@ -86,14 +86,14 @@ def _supervisions(manifest: Path, folder: Path, recordings: dict[str, dict[str, 
 
 
 def _split_name(manifest: Path) -> str:
-    """Return the split in a manifest's name, corpus_cuts_SPLIT.jsonl.gz, without its shard's number; "" without one."""
+    """Return the split in a manifest's name, corpus_cuts_SPLIT.jsonl.gz, without the shard number; "" if none."""
     stem = re.sub(r"[._-]\d{4,}$|\.\d+$", "", manifest.name.partition(".jsonl")[0])
     parts = [part for part in re.split("[_.-]?(?:cuts|supervisions)[_.-]?", stem) if part]
     return parts[-1] if parts and SPLIT.search(parts[-1]) else ""
 
 
 def _of_split(readings: CorpusItems, split: str) -> CorpusItems:
-    """Yield readings with a split, unless that is empty, where their lines tell none."""
+    """Yield the items with `split`, unless it is empty or the utterance has its own."""
     for reading in readings:
         if split and isinstance(reading, CorpusUtterance):
             extra = {"split": split, **reading.utterance.extra}
@@ -102,7 +102,7 @@ def _of_split(readings: CorpusItems, split: str) -> CorpusItems:
 
 
 def _cut(cut: dict[str, Any], folder: Path, where: str) -> CorpusItems:
-    """Yield one utterance for each supervision of a cut; its times count from the cut's start."""
+    """Yield one utterance for each supervision of a cut; its times are relative to the cut's start."""
     recording = cut.get("recording")
     if not isinstance(recording, dict):
         seen = "a mix of several" if "tracks" in cut else "features without a recording"
@@ -128,7 +128,7 @@ def _found(
     cut: tuple[float, float | None],
     place: tuple[Path, str],
 ) -> CorpusUtterance | Reject:
-    """Return the utterance of a supervision; `cut` is start and length of what its times count from."""
+    """Return the utterance of a supervision; `cut` is the start and length that its times are relative to."""
     folder, where = place
     if not isinstance(supervision, dict):
         return Reject("broken row", f"{where}: expected a supervision, got {quote(supervision)}")
@@ -140,7 +140,7 @@ def _found(
     except InputError as error:
         return Reject("broken row", str(error), text=text)
     end = None if length is None else begin + length
-    if cut[1] is not None:  # a supervision may reach beyond its cut on both sides
+    if cut[1] is not None:  # a supervision may extend beyond its cut on both sides
         end = cut[1] if end is None else min(end, cut[1])
     begin = max(0.0, begin)
     keys = {name: supervision[name] for name in ("id", "speaker", "language", "gender") if supervision.get(name)}
@@ -155,14 +155,14 @@ def _found(
 
 
 def _from_start(value: object, where: str) -> float:
-    """Return a supervision's start, which may lie before that of its cut."""
+    """Return a supervision's start, which may be before that of its cut."""
     if isinstance(value, (int, float)) and value < 0:
         return float(value)
     return to_seconds(value, "start", where) or 0.0
 
 
 def _file(recording: dict[str, Any], folder: Path, where: str) -> Path:
-    """Return the one file that a recording is in, where it is what the file holds."""
+    """Return the only source file of a recording; InputError for transforms or several sources."""
     sources = recording.get("sources")
     changes = recording.get("transforms") or []
     if any(not isinstance(one, dict) or one.get("name") != "Resample" for one in changes):
@@ -174,11 +174,11 @@ def _file(recording: dict[str, Any], folder: Path, where: str) -> Path:
     if kind != "file" or not isinstance(value, str) or not value:
         raise InputError(f"{where}: the source is a {kind!r}, and only files are read; save the audio to files first")
     named = locate(folder, value)
-    return named if named.is_file() else locate(Path(), value).absolute()  # lhotse's paths start where it was run
+    return named if named.is_file() else locate(Path(), value).absolute()  # or relative to lhotse's working folder
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, object) for every line; InputError where the file or a line cannot be read."""
+    """Yield (position, object) for every line; InputError if the file or a line cannot be read."""
     opened = gzip.open if path.name.endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig") as lines:

@@ -1,4 +1,4 @@
-"""What is done to the sound of an utterance before it is written, and what is measured of it."""
+"""Trimming, loudness normalization and level measurement of utterances."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from focusasr.audio.load import to_samples
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.runtime.libraries import library
 
-TRIM_PADDING_SECONDS = 0.2  # kept on both sides of speech: soft beginnings and ends
-BLOCK_SECONDS = 0.4  # ITU-R BS.1770-4, section 5: the block of the gate
+TRIM_PADDING_SECONDS = 0.2  # kept on both sides of speech, for soft starts and ends
+BLOCK_SECONDS = 0.4  # the gating block of ITU-R BS.1770-4, section 5
 HEADROOM = 0.25
-QUIETEST_LUFS = -70.0  # its absolute gate: below there is no loudness
+QUIETEST_LUFS = -70.0  # the absolute gate, also the value of silence
 CLIP_LEVEL = 0.99
-QUIETEST_DB = -120.0  # what digital silence is said to have
+QUIETEST_DB = -120.0  # the value of digital silence
 
 
 @dataclass(frozen=True)
 class LevelStats:
-    """What was written, its samples at 16 kHz and a digest of them; and what its source was before any step.
+    """Number and digest of the samples written at 16 kHz, and levels of the source before any step.
 
-    That is its seconds, its peak and mean power in dB of full scale, its mean value and its share of samples at full
-    scale: no gain may hide that a recording is silent or clipped.
+    The source has a length in seconds, peak and mean power in dB of full scale, a mean value, and a share of samples at
+    full scale. So no gain can hide that a recording is silent or clipped.
     """
 
     samples: int
@@ -37,19 +37,19 @@ class LevelStats:
 
     @property
     def seconds(self) -> float:
-        """The length."""
+        """The length in seconds."""
         return self.samples / SAMPLE_RATE_HZ
 
 
 class LevelMeter:
-    """Measures sound that comes in blocks (n,) of int16."""
+    """Level measurement of audio in blocks (n,) of int16."""
 
     def __init__(self) -> None:
         self.samples, self._peak, self._sum, self._power, self._clipped = 0, 0.0, 0.0, 0.0, 0
         self._digest = hashlib.sha256()
 
     def update(self, block: np.ndarray) -> None:
-        """Take in the next samples."""
+        """Add the next samples."""
         if not len(block):
             return
         lowest, highest = int(block.min()), int(block.max())
@@ -63,7 +63,7 @@ class LevelMeter:
         self._digest.update(block.tobytes())
 
     def result(self, source_seconds: float, before: LevelMeter | None = None) -> LevelStats:
-        """Return what was measured; `before` heard the source, where that was changed."""
+        """Return the levels; `before` is the meter of the source if the audio was changed."""
         source = before or self
         count = max(1, source.samples)
         return LevelStats(
@@ -83,21 +83,21 @@ def decibels(amplitude: float) -> float:
 
 
 def changes_sound(config: PreprocessConfig) -> bool:
-    """Whether a step needs an utterance as a whole."""
+    """Return whether a step needs the whole utterance at once."""
     return config.trim_silence or config.loudness != "keep"
 
 
 def changed(waveform: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """Return a waveform (N,) without the silence around speech and at the level that the configuration wants."""
+    """Return a waveform (N,) trimmed and normalized as configured."""
     if config.trim_silence:
         waveform = trimmed(waveform)
     return waveform * gain_for(waveform, config) if config.loudness != "keep" else waveform
 
 
 def trimmed(waveform: np.ndarray) -> np.ndarray:
-    """Return a waveform (N,) from 0.2 s before its first speech to 0.2 s behind its last, by voice activity.
+    """Return a waveform (N,) from 0.2 s before its first speech to 0.2 s after its last, by voice activity detection.
 
-    Where no speech is found nothing is cut: silence is for the checks to name.
+    Without speech nothing is trimmed: the checks report silence.
     """
     from focusasr.audio.vad import FRAME_SAMPLES, speech_frames
 
@@ -110,9 +110,9 @@ def trimmed(waveform: np.ndarray) -> np.ndarray:
 
 
 def gain_for(waveform: np.ndarray, config: PreprocessConfig) -> float:
-    """Return the factor that brings a waveform (N,) to the wanted loudness or peak; 1 for silence.
+    """Return the factor that scales a waveform (N,) to the configured loudness or peak; 1 for silence.
 
-    Loudness never raises the peak above `peak_db`: what would clip stays quieter.
+    Loudness normalization never raises the peak above `peak_db`: audio that would clip stays quieter.
     """
     peak = float(np.abs(waveform).max(initial=0.0))
     if peak == 0.0:
@@ -127,7 +127,7 @@ def gain_for(waveform: np.ndarray, config: PreprocessConfig) -> float:
 def integrated_loudness(waveform: np.ndarray) -> float:
     """Return the gated loudness of a waveform (N,) at 16 kHz in LUFS (EBU R128, ITU-R BS.1770-4).
 
-    Sound shorter than the 0.4 s of a block is repeated until it fills one; silence has -70.
+    Audio shorter than a block of 0.4 s is repeated to fill one. Silence has -70.
     """
     import torch
 
@@ -140,9 +140,9 @@ def integrated_loudness(waveform: np.ndarray) -> float:
     whole = np.resize(waveform, max(len(waveform), least)).astype(np.float32)
     scale = min(1.0, HEADROOM / max(float(np.abs(whole).max()), 1e-9))  # torchaudio's filters clip at full scale
     found = float(loudness(torch.from_numpy(whole * scale)[None], SAMPLE_RATE_HZ)) - decibels(scale)
-    return found if found > QUIETEST_LUFS else QUIETEST_LUFS  # also where every block was gated away: NaN
+    return found if found > QUIETEST_LUFS else QUIETEST_LUFS  # NaN if every block is below the gate
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """Return float samples as 16 bit; what came from 16 bit comes back bit for bit, what is too loud is clipped."""
+    """Return float samples as 16 bit, clipped; samples that came from 16 bit are restored exactly."""
     return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)

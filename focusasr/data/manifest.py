@@ -21,10 +21,10 @@ OWN_KEYS = (*KEYS, "offset", "duration")
 
 @dataclass(frozen=True)
 class Utterance:
-    """One line of a manifest: which part of which file, and what is said in it.
+    """One line of a manifest: a part of an audio file and its transcript.
 
-    `offset` and `duration` are seconds; `duration` None means to the end of the file. `extra` holds every key
-    that is not a field here (`speaker`, `language`, `id` and whatever else the line carried), unchanged.
+    `offset` and `duration` are seconds; `duration` None means to the end of the file. `extra` holds every key that is
+    not a field here (such as `speaker`, `language`, `id`), unchanged.
     """
 
     audio: Path
@@ -35,22 +35,22 @@ class Utterance:
 
     @property
     def language(self) -> str | None:
-        """Return what the line says under `language`, None where that is no text."""
+        """Return the value of `language`, None if it is not a string."""
         named = self.extra.get("language")
         return named if isinstance(named, str) else None
 
     @property
     def channel(self) -> int | None:
-        """Return the side of a call that the line means by `channel`, counted from 0; None where that is no number."""
+        """Return the value of `channel`, counted from 0; None if it is not a valid number."""
         return channel_of(self.extra)
 
     @property
     def source(self) -> Source:
-        """Return what the line means: a part of a recording, or of one of its channels."""
+        """Return the source: a part of a recording, or of one of its channels."""
         return Source(str(self.audio), self.offset, self.duration, self.channel)
 
     def to_json(self, folder: Path) -> dict[str, Any]:
-        """Return the manifest's keys and values, the path relative to `folder` where it lies inside it."""
+        """Return the manifest's keys and values, with a path relative to `folder` if it is inside."""
         inside = self.audio.is_relative_to(folder)
         path = self.audio.relative_to(folder) if inside else self.audio
         row: dict[str, Any] = {"audio_filepath": path.as_posix()}
@@ -62,16 +62,16 @@ class Utterance:
 
 
 def channel_of(row: dict[str, Any]) -> int | None:
-    """Return what a line or a row of a table says under `channel`, None where that is no number from 0 to 99999."""
+    """Return the value of `channel` in a line or table row, None if it is not a number from 0 to 99999."""
     named = row.get("channel")
     told = str(named).strip() if isinstance(named, (int, str)) and not isinstance(named, bool) else ""
     return int(told) if told.isdecimal() and len(told) < 6 else None
 
 
 def read_manifest(path: Path, on_bad_line: Callable[[str], object] | None = None) -> list[Utterance]:
-    """Read every utterance of a manifest; a bad line is told to `on_bad_line` and passed over, else InputError.
+    """Read every utterance of a manifest; bad lines are passed to `on_bad_line` and skipped, else InputError.
 
-    Files that the lines point to are not opened here: whoever reads them reports them one by one.
+    Audio files are not opened: loading them reports errors one by one.
     """
     return [utterance for _, utterance in read_utterances(path, on_bad_line)]
 
@@ -79,7 +79,7 @@ def read_manifest(path: Path, on_bad_line: Callable[[str], object] | None = None
 def read_utterances(
     path: Path, on_bad_line: Callable[[str], object] | None = None, text_required: bool = True
 ) -> Iterator[tuple[int, Utterance]]:
-    """Yield (line number, utterance) of a manifest, as `read_manifest` has them."""
+    """Yield (line number, utterance) of a manifest, as `read_manifest` reads them."""
     for number, line in numbered_lines(path):
         try:
             utterance = parse_line(line, number, path, text_required)
@@ -92,7 +92,7 @@ def read_utterances(
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) of every line that is not blank; InputError where the file cannot be read."""
+    """Yield (line number from 1, text) of every line that is not blank; InputError if the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def parse_line(line: str, number: int, path: Path, text_required: bool = True) -> Utterance:
-    """Return the utterance on one line of the manifest at `path`; InputError says what is wrong with the line."""
+    """Return the utterance on one line of the manifest at `path`; InputError if the line is invalid."""
     where = f"{path}, line {number}"
     audio_key, text_key = KEYS
     try:
@@ -142,14 +142,14 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
 
 
 def can_name(text: str) -> bool:
-    """Tell what may be a file's name: bytes that are not UTF-8 may on some systems, half a surrogate pair never."""
+    """Return whether a string can be a file name: non-UTF-8 bytes can on some systems, lone surrogates cannot."""
     with contextlib.suppress(UnicodeEncodeError):
         return bool(text) and b"\0" not in os.fsencode(text)
     return False
 
 
 def is_unicode(text: str) -> bool:
-    """Tell text from half of a surrogate pair, which JSON lets through and nothing can encode."""
+    """Return whether a string has no lone surrogates, which JSON allows but no encoding does."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -163,11 +163,11 @@ def _seconds(value: Any, key: str, where: str) -> float | None:
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
-    """Write utterances as JSON Lines, UTF-8, whole or not at all."""
+    """Write utterances as JSON Lines, UTF-8, atomically."""
     folder = path.parent.absolute()
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as out:
         for utterance in utterances:
             line = json.dumps(utterance.to_json(folder), ensure_ascii=False)
-            if not is_unicode(line):  # a file name that is not UTF-8 survives as an escape
+            if not is_unicode(line):  # escape a file name that is not UTF-8
                 line = json.dumps(utterance.to_json(folder))
             out.write(line + "\n")

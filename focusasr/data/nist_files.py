@@ -1,4 +1,4 @@
-"""NIST's STM (segments with texts) and CTM (words with times), as sclite and Kaldi write them."""
+"""NIST's STM (segments with texts) and CTM (words with times) files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class TimedText:
 
     @property
     def is_ignored(self) -> bool:
-        """Whether an STM line says that this time does not count."""
+        """Return whether an STM line excludes its time from scoring."""
         return self.text.strip().lower() == IGNORED or self.speaker == GAP
 
 
 def parse_stm(lines: Sequence[str], path: Path) -> Iterator[TimedText | str]:
-    """Yield each line of an STM file, FILE CHANNEL SPEAKER BEGIN END [<LABEL>] TEXT, or what is wrong with it."""
+    """Yield each line of an STM file, FILE CHANNEL SPEAKER BEGIN END [<LABEL>] TEXT, or an error message."""
     for number, line in enumerate(lines, start=1):
         fields = line.split(maxsplit=5)
         if not fields or line.startswith(COMMENT):
@@ -58,7 +58,7 @@ def parse_stm(lines: Sequence[str], path: Path) -> Iterator[TimedText | str]:
 
 
 def parse_ctm(lines: Sequence[str], path: Path) -> Iterator[TimedText]:
-    """Yield each word of a CTM file, FILE CHANNEL BEGIN DURATION WORD; InputError if a line is none."""
+    """Yield each word of a CTM file, FILE CHANNEL BEGIN DURATION WORD; InputError for an invalid line."""
     for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields or line.startswith(COMMENT):

@@ -1,4 +1,4 @@
-"""From a corpus as it comes to 16 kHz mono files and one manifest: in parallel, resumable, with every reject told."""
+"""Conversion of corpora to 16 kHz mono files and one manifest, parallel and resumable."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ from focusasr.runtime.files import fitting, real_path, sweep, unwritable, writte
 from focusasr.text.normalize import apply_policy
 
 IN_FLIGHT_PER_WORKER = 4
-SCRATCH = ".unpacked"  # archives, while a run lasts
+SCRATCH = ".unpacked"  # unpacked archives, deleted after the run
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One utterance and the file that its sound goes to."""
+    """One utterance and its output file."""
 
     found: CorpusUtterance
     output: Path
     config: PreprocessConfig
-    alone: bool  # whether no other utterance lies in the same file
+    alone: bool  # whether no other utterance is in the same file
 
     @property
     def source(self) -> Source:
         return self.found.source(self.config.channel)
 
     def made_from(self) -> dict[str, Any]:
-        """Return all that decides what the output holds; OSError or ValueError where the audio is not there."""
+        """Return everything that determines the output; OSError or ValueError if the audio is not found."""
         part = {"offset": self.source.offset, "duration": self.source.duration}
         steps = {name: getattr(self.config, name) for name in ("trim_silence", "loudness", "lufs", "peak_db")}
         kept = {"sample_rate_hz": SAMPLE_RATE_HZ, "channel": self.source.channel, **steps}
         return {"source": file_state(self.found.audio), **part, **kept}
 
     def utterance(self, measured: LevelStats) -> Utterance:
-        """Return the line of the manifest that the finished output gets."""
+        """Return the manifest entry of the finished output."""
         extra = {("source_channel" if key == "channel" else key): v for key, v in self.found.utterance.extra.items()}
         audio, text = self.output, self.found.utterance.text
         return Utterance(audio, text, 0.0, measured.seconds, extra)
 
     def reject(self, kind: str, reason: str) -> Reject:
-        """Return the reject that this job becomes."""
+        """Return the reject of this kind for this job."""
         return Reject(kind, reason, self.found.audio, self.found.utterance.text)
 
 
@@ -75,11 +75,11 @@ def preprocess(
     config: PreprocessConfig | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Convert every utterance of the inputs below `output_dir`/audio; write manifest.jsonl and rejects.jsonl there.
+    """Convert every utterance of the inputs to `output_dir`/audio; write manifest.jsonl and rejects.jsonl there.
 
-    Utterances of several splits also get one manifest per split. What an earlier run finished is not done again, and
-    who was in a split stays there. `progress` is called with (utterances settled, utterances in all). InputError: an
-    input that is not there or of no known layout, nothing found, a place that cannot be written or holds others' work.
+    Utterances of several splits also get one manifest per split. Outputs of earlier runs are reused, and utterances
+    stay in their split. `progress` is called with (utterances done, utterances in all). InputError if an input is
+    missing or has no known layout, if nothing is found, or if the folder cannot be written or has other content.
     """
     config = config or PreprocessConfig()
     check_choices(config)
@@ -119,13 +119,13 @@ def _preprocess(inputs: list[str | Path], folder: Path, config: PreprocessConfig
         raise unwritable(folder, error, "choose another folder with --output-dir") from None
 
 
-# The plan: which sound goes to which file
+# The plan: an output file for each utterance
 
 
 def _plan(
     readings: list[CorpusUtterance | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
 ) -> list[_Job | Reject]:
-    """Give each utterance a file of its own that keeps its place in the corpus; the one that it had, if it had one."""
+    """Give each utterance an output file of its own, named after its place in the corpus, or as in an earlier run."""
     names = _names_before(readings, folder, config, journal)
     taken = {name.casefold() for name in names.values()}
     uses = Counter(reading.audio for reading in readings if isinstance(reading, CorpusUtterance))
@@ -142,8 +142,8 @@ def _plan(
 def _names_before(
     readings: list[CorpusUtterance | Reject], folder: Path, config: PreprocessConfig, journal: JsonLinesCache
 ) -> dict[int, str]:
-    """Return the names, by the reading's place, of files that earlier runs made: no newcomer gets one meanwhile."""
-    before: dict[str, list[str]] = defaultdict(list)  # of one part with several texts a, a-2, a-3
+    """Return the names of earlier runs' outputs by position in `readings`; new utterances must not take them."""
+    before: dict[str, list[str]] = defaultdict(list)  # of one part with several texts: a, a-2, a-3
     for output, made_from in journal.origins():
         if output.is_relative_to(folder) and output.suffix == f".{config.format}":
             before[_origin(made_from)].append(output.relative_to(folder).as_posix()[: -len(output.suffix)])
@@ -159,12 +159,12 @@ def _names_before(
 
 
 def _origin(made_from: dict[str, Any]) -> str:
-    """Return what tells one part of one recording from another."""
+    """Return the identity of one part of one recording."""
     return str([made_from.get(key) for key in ("path", "offset", "duration", "channel")])
 
 
 def _with_policy(reading: CorpusUtterance | Reject, config: PreprocessConfig) -> CorpusUtterance | Reject:
-    """Write a text as the settings want it; one that is nothing but punctuation may become a reject."""
+    """Normalize a text as configured; a text that has only punctuation may become a reject."""
     if isinstance(reading, Reject) or (config.case == "keep" and config.punctuation == "keep"):
         return reading
     text = apply_policy(reading.utterance.text, TextConfig(case=config.case, punctuation=config.punctuation))
@@ -185,13 +185,13 @@ def _marked_name(found: CorpusUtterance) -> str:
 
 
 def _numbered(name: str, plain: str) -> bool:
-    """Tell whether a name is one that `_free_name` makes of a plain one."""
+    """Return whether `name` is a name that `_free_name` may return for `plain`."""
     head, _, count = name.rpartition("-")
     return name == plain or (head == plain and count.isdecimal())
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """Return the name, or name-2, name-3 ...; some file systems do not tell case apart."""
+    """Return the name, or name-2, name-3 ...; names must differ by more than case."""
     free, count = name, 1
     while free.casefold() in taken:
         count += 1
@@ -207,7 +207,7 @@ def _keep_inputs(
     journal: JsonLinesCache,
     config: PreprocessConfig,
 ) -> None:
-    """Refuse an output folder where results would overwrite what they are made from, or what others made."""
+    """Reject an output folder in which results would overwrite inputs or files of other programs."""
     folder = prepared.folder
     jobs = [item for item in plan if isinstance(item, _Job)]
     splits = {*split_members(job.found.utterance for job in jobs), *(("train", "dev", "test") if config.split else ())}
@@ -220,21 +220,21 @@ def _keep_inputs(
     prepared.claim_new(job.output for job in jobs if job.output not in journal)
 
 
-# The work
+# Conversion
 
 
 class _Run:
-    """One pass over a plan; `outcomes` are what was measured, or rejects, in the plan's order."""
+    """One pass over a plan; `outcomes` are levels or rejects, by position in the plan."""
 
     def __init__(self, plan: list[_Job | Reject], journal: JsonLinesCache, config: PreprocessConfig) -> None:
         self.plan, self.journal, self.config = plan, journal, config
         self.outcomes: dict[int, LevelStats | Reject] = {}
         self.reused = 0
-        self.todo: dict[int, tuple[_Job, dict[str, Any]]] = {}  # with what each job's output is made from
+        self.todo: dict[int, tuple[_Job, dict[str, Any]]] = {}  # with the inputs that determine each output
         self.running: dict[Future[LevelStats | Reject], int] = {}
 
     def settle_at_once(self) -> None:
-        """Settle what needs no work: rejects, missing files, files finished before. The others are `todo`."""
+        """Settle rejects, missing files and finished outputs; the others become `todo`."""
         for index, item in enumerate(self.plan):
             if isinstance(item, Reject):
                 self.outcomes[index] = item
@@ -248,15 +248,15 @@ class _Run:
             if measured is None:
                 self.todo[index] = item, made_from
             else:
-                sweep(item.output.parent)  # where all is done, nobody writes any more
+                sweep(item.output.parent)  # no other process writes here any more
                 self.outcomes[index] = _length_reject(item, measured, self.config) or measured
                 self.reused += isinstance(self.outcomes[index], LevelStats)
 
     def convert(self, progress: Progress) -> None:
-        """Convert what is left, a bounded number of files in work.
+        """Convert the remaining files, a bounded number at a time.
 
-        Threads do as well as processes here: decoding, resampling and encoding let go of Python's lock. When the run
-        is interrupted the files in work are finished and kept, and no other is begun.
+        Threads are as fast as processes: decoding, resampling and encoding release Python's lock. After an interrupt
+        the running conversions are finished and kept, and no other is started.
         """
         progress(len(self.outcomes), len(self.plan))
         workers = self.config.workers or os.cpu_count() or 1
@@ -286,7 +286,7 @@ class _Run:
             self.journal.add(job.output, made_from, asdict(outcome))
 
     def results(self) -> Results:
-        """Return what came of every part of the plan, in its order."""
+        """Return the result of every item of the plan, in order."""
         kept: list[PreparedUtterance] = []
         rejects: list[Reject] = []
         for index, item in enumerate(self.plan):
@@ -299,7 +299,7 @@ class _Run:
 
 
 def _remembered(result: Any) -> LevelStats | None:
-    """Return what a journal holds of a finished output; None where it is of an earlier version."""
+    """Return the levels of a finished output; None if they are of an earlier version."""
     try:
         return LevelStats(**result)
     except TypeError:
@@ -307,7 +307,7 @@ def _remembered(result: Any) -> LevelStats | None:
 
 
 def _convert(job: _Job, config: PreprocessConfig) -> LevelStats | Reject:
-    """Write one job's output, whole or not at all; return what was measured, or the reject."""
+    """Write one job's output, atomically; return its levels, or the reject."""
     try:
         with written_aside(job.output) as aside:
             return _write_sound(job, aside, config)
@@ -318,19 +318,19 @@ def _convert(job: _Job, config: PreprocessConfig) -> LevelStats | Reject:
 
 
 class _Refused(Exception):
-    """Carries a reject out of the block that writes a file, so that the file is dropped."""
+    """Reject raised inside the block that writes a file, so that the file is deleted."""
 
     def __init__(self, reject: Reject) -> None:
         self.reject = reject
 
 
 def _write_sound(job: _Job, path: Path, config: PreprocessConfig) -> LevelStats:
-    """Write the sound of a job as 16 kHz mono, 16 bit; _Refused where its length is.
+    """Write the audio of a job as 16 kHz mono, 16 bit; _Refused if its length is out of range.
 
-    In bounded memory, unless a step needs the utterance as a whole.
+    Memory is bounded unless a step needs the whole utterance.
     """
     meter, before, source_samples = LevelMeter(), None, 0
-    name = str(path) if sys.platform == "win32" else os.fsencode(path)  # which may not be UTF-8
+    name = str(path) if sys.platform == "win32" else os.fsencode(path)  # may not be UTF-8
     with soundfile.SoundFile(name, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=config.format.upper()) as out:
         blocks: Iterable[np.ndarray] = stream(job.source)
         if changes_sound(config):

@@ -1,4 +1,4 @@
-"""What a run of `preprocess` leaves behind: manifests and how they were made, rejects, findings, a report, a page."""
+"""Results of `preprocess`: manifests, rejects, findings, report.json and the summary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESULTS = ("manifest.jsonl", "manifest.meta.json", "rejects.jsonl", "report.json
 
 @dataclass(frozen=True)
 class Report:
-    """What one run came to. `reused` of the `kept` were finished before; rejects and findings are counted by kind."""
+    """The result of one run; `reused` of the `kept` are from earlier runs, rejects and findings are counted by kind."""
 
     manifest: Path
     rejects_file: Path
@@ -40,23 +40,23 @@ class Report:
     examples: dict[str, str]  # the first reason of each kind
     splits: dict[str, int]
     findings: dict[str, int]
-    remarks: list[str]  # on what earlier runs left
-    facts: dict[str, Any] = field(default_factory=dict, repr=False)  # these and the rest for the page, report.html
+    remarks: list[str]  # on earlier runs
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)  # these and the rest are for report.html
     utterances: Sequence[PreparedUtterance] = ()
     found: Sequence[Finding] = ()
 
     @property
     def failures(self) -> int:
-        """How many utterances or files could not be read; too short, too long, empty or repeated is no failure."""
+        """The number of unreadable utterances or files; too short, too long, empty or repeated ones are no failure."""
         return sum(count for kind, count in self.rejects.items() if kind in FAILURES)
 
     @property
     def failed(self) -> bool:
-        """Whether something could not be read."""
+        """Whether an utterance or file could not be read."""
         return self.failures > 0
 
     def summary(self) -> str:
-        """Return lines for people: what was kept, and rejects and findings with counts by kind."""
+        """Return printable lines: kept utterances, and rejects and findings with counts by kind."""
         before = f", {self.reused} of them finished before" if self.reused else ""
         length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
         lines = [f"{pluralize(self.kept, 'utterance')}, {length}{before}"]
@@ -77,7 +77,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run gave, in the order of its sources."""
+    """The results of a run, in the order of its sources."""
 
     kept: list[PreparedUtterance]
     rejects: list[Reject]
@@ -85,7 +85,7 @@ class Results:
 
 
 def check_choices(config: PreprocessConfig) -> None:
-    """Refuse settings that are known to be wrong before any work: SettingError."""
+    """Reject invalid settings before any work: SettingError."""
     if config.split is not None:
         parse_shares(config.split)
     for kind in config.drop or []:
@@ -96,7 +96,7 @@ def check_choices(config: PreprocessConfig) -> None:
 def write_results(
     prepared: SplitHistory, results: Results, inputs: Sequence[object], config: PreprocessConfig
 ) -> Report:
-    """Divide, check, and write every result into the folder; the manifest comes last."""
+    """Assign splits, run the checks, and write all results into the folder; the manifest is written last."""
     folder = prepared.folder
     kept, slow = _by_rate(results.kept, config)
     kept, between = _divided(kept, config, prepared)
@@ -130,7 +130,7 @@ def write_results(
 
 
 def _by_rate(kept: list[PreparedUtterance], config: PreprocessConfig) -> tuple[list[PreparedUtterance], list[Reject]]:
-    """Return those within the wanted characters per second, and rejects for the others."""
+    """Return the utterances within the range of characters per second, and rejects for the others."""
     low, high = config.min_rate or 0.0, config.max_rate or float("inf")
     rejects = []
     for one in kept:
@@ -163,7 +163,7 @@ def _divided(
 
 
 def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str]:
-    """Return a line that names the splits that were wanted and got nothing; none where each has something."""
+    """Return a warning that names empty splits, or nothing if each split has utterances."""
     wanted = NAMES[len(parse_shares(config.split))] if config.split else ()
     lacking = [f"{name}.jsonl" for name in wanted if name not in splits]
     if not lacking:
@@ -175,7 +175,7 @@ def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str
 def _without(
     kept: list[PreparedUtterance], findings: list[Finding], config: PreprocessConfig
 ) -> tuple[list[PreparedUtterance], list[Reject], list[Finding]]:
-    """Leave out what `drop` names; the findings that stay point into what stays."""
+    """Remove utterances with findings that `drop` names; return the others, the rejects and the other findings."""
     reasons = {finding.index: finding for finding in reversed(findings) if finding.kind in (config.drop or [])}
     if not reasons:
         return kept, [], findings
@@ -186,7 +186,7 @@ def _without(
 
 
 def split_members(utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:
-    """Return the utterances of each split that the corpus tells apart, where its name can be a file's."""
+    """Return the utterances of each split whose name is a valid file name."""
     splits: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         name = utterance.extra.get("split")
@@ -196,7 +196,7 @@ def split_members(utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]
 
 
 def _facts(report: Report, inputs: Sequence[object], config: PreprocessConfig) -> dict[str, Any]:
-    """Return what the manifest is, for its header file and the report."""
+    """Return the facts about the manifest for its header file and the report."""
     return {
         "focusasr": __version__,
         "inputs": [str(given) for given in inputs],
@@ -211,7 +211,7 @@ def _facts(report: Report, inputs: Sequence[object], config: PreprocessConfig) -
 
 
 def steps(config: PreprocessConfig) -> list[str]:
-    """Return what was done to each utterance, in order, one line a step."""
+    """Return the processing steps of each utterance, in order."""
     done = ["decode", "mean of the channels" if config.channel is None else f"channel {config.channel}"]
     if config.split_seconds is not None:
         done.append(f"cut at pauses where longer than {config.split_seconds:g} s, aligned by {config.align_with}")

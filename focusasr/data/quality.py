@@ -1,4 +1,4 @@
-"""What is odd about a corpus: faults of sound and text, repeats, and leaks between splits."""
+"""Checks of a corpus: faults of audio and text, duplicates, leaks between splits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from focusasr.data.manifest import Utterance
 from focusasr.data.splits import key_of
 
 SILENT_DB = -60.0  # mean power
-CLIPPED_SHARE = 0.0005  # 8 samples of a second
+CLIPPED_SHARE = 0.0005  # 8 samples per second
 OFFSET = 0.01
-DURATION_SECONDS, DURATION_SHARE = 0.1, 0.01  # a told length may be wrong by so much
+DURATION_SECONDS, DURATION_SHARE = 0.1, 0.01  # allowed error of a length in the corpus, in seconds and as a share
 RATE_DEVIATIONS = 6.0  # median absolute deviations from the median of the logarithm
 FEWEST_FOR_RATES = 20
-COMMAND_REPEATS, COMMANDS_SHARE = 5, 0.9  # so many utterances have a text that so many others have
+COMMAND_REPEATS, COMMANDS_SHARE = 5, 0.9  # repeats of one text, and share of utterances with such texts
 SCRIPTS = dict.fromkeys(
     ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "IDEOGRAPHIC"), "CJK"
-)  # written together
+)  # used together in one language
 OF_ANY_SCRIPT = ("MODIFIER", "FEMININE", "MASCULINE", "MICRO")
 BROKEN = "\ufffd"
 
@@ -34,7 +34,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class PreparedUtterance:
-    """An utterance that was written, what was measured of it, and the length that the corpus had told, if any."""
+    """An utterance with its levels, and its length according to the corpus, if any."""
 
     utterance: Utterance
     measured: LevelStats
@@ -42,13 +42,13 @@ class PreparedUtterance:
 
     @property
     def rate(self) -> float:
-        """Characters per second."""
+        """The number of characters per second."""
         return len(self.utterance.text) / max(self.measured.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something odd about one utterance (its place among those kept): the kind, one of KINDS, and one line."""
+    """A problem of one utterance (its index among those kept): the kind, one of KINDS, and one line."""
 
     index: int
     kind: str
@@ -77,7 +77,7 @@ def _of_one(index: int, one: PreparedUtterance) -> Iterator[Finding]:
 
 
 def _foreign(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
-    """Find texts with letters of another script than most of their language's, and broken characters."""
+    """Find texts with letters of another script than most of their language's, and lost characters."""
     scripts = [Counter(_scripts(one.utterance.text)) for one in kept]
     usual: dict[str, Counter[str]] = defaultdict(Counter)
     for one, found in zip(kept, scripts, strict=True):
@@ -95,7 +95,7 @@ def _foreign(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
 
 
 def _scripts(text: str) -> Iterator[str]:
-    """Yield the script of each letter, by the first word of its name."""
+    """Yield the script of each letter, from the first word of its Unicode name."""
     for char in text:
         if unicodedata.category(char)[0] == "L":
             name = unicodedata.name(char, "UNKNOWN").removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ")
@@ -105,7 +105,7 @@ def _scripts(text: str) -> Iterator[str]:
 
 
 def _rates(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
-    """Find far too many or far too few characters per second for the language: text and sound not of each other?"""
+    """Find texts with far too many or too few characters per second for their language."""
     by_language: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for index, one in enumerate(kept):
         by_language[key_of(one.utterance, "language")].append((index, math.log(max(one.rate, 1e-3))))
@@ -142,7 +142,7 @@ def _repeats(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
 
 
 def _leaks(kept: Sequence[PreparedUtterance], key: str) -> Iterator[Finding]:
-    """Find speakers or sentences in several splits, in all of these but the smallest: train loses, test keeps."""
+    """Find speakers or sentences in several splits, in all but the smallest: train loses them, test keeps them."""
     if key == "text" and _are_commands(kept):
         return
     sizes = Counter(key_of(one.utterance, "split") for one in kept)
@@ -159,7 +159,7 @@ def _leaks(kept: Sequence[PreparedUtterance], key: str) -> Iterator[Finding]:
 
 
 def _are_commands(kept: Sequence[PreparedUtterance]) -> bool:
-    """Whether nearly every text is one of a few, as in corpora of commands or digits, which every split needs."""
+    """Return whether nearly every text is one of a few, as in corpora of commands or digits, which all splits share."""
     repeats = Counter(key_of(one.utterance, "text") for one in kept)
     return sum(count for count in repeats.values() if count >= COMMAND_REPEATS) > COMMANDS_SHARE * len(kept)
 

@@ -1,4 +1,4 @@
-"""Rows of tables and of JSON: each names a recording, its text, and the time in it."""
+"""Rows of tables and JSON: a recording, its text, and optionally times."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from focusasr.runtime.errors import InputError, quote
 Row = dict[str, Any]
 PLACEHOLDER = re.compile(r"^\{\w+\}[/\\]|^\$\{?\w+\}?[/\\]")  # SpeechBrain's {data_root}/
 NESTED = ("path", "file", "filename", "audio_filepath")
-LATE_SECONDS = 1.0  # a segment may end so far behind its recording before its times look like milliseconds
-LEAST_MILLISECONDS = 100  # of a segment
+LATE_SECONDS = 1.0  # tolerance for the end of a segment after that of its recording, before times may be milliseconds
+LEAST_MILLISECONDS = 100  # the median segment of a table in milliseconds
 MOST_PROBED = 20  # recordings
 
 
 @dataclass(frozen=True)
 class Table:
-    """What all rows of a table have in common: its file, the folder that paths start from, its split and columns.
+    """The common properties of a table's rows: its file, the base folder of paths, its split and columns.
 
-    `duration_is_part`: a duration without a start chooses a part, as in NeMo's manifests; else it is only compared.
+    `duration_is_part`: a duration without a start selects a part, as in NeMo's manifests; otherwise it is only
+    compared.
     """
 
     path: Path
@@ -40,7 +41,7 @@ class Table:
 
 
 def read_rows_of(table: Table, rows: Iterable[tuple[str, Row | str]]) -> CorpusItems:
-    """Yield the utterance of each row (where, cells by name, or what is wrong), or a reject."""
+    """Yield the utterance of each row (position, cells by name or error message), or a reject."""
     listed = list(rows)
     scale = _scale(table, [row for _, row in listed if isinstance(row, dict)])
     for where, row in listed:
@@ -54,7 +55,7 @@ def read_rows_of(table: Table, rows: Iterable[tuple[str, Row | str]]) -> CorpusI
 
 
 class _BrokenRow(Exception):
-    """A row that cannot be used: the problem, and as much of the row as is known."""
+    """An unusable row: the problem, and the known part of the row."""
 
     def __init__(self, problem: str, audio: Path | None = None, text: object = "") -> None:
         super().__init__(problem)
@@ -62,7 +63,7 @@ class _BrokenRow(Exception):
 
 
 def _utterance(table: Table, row: Row, where: str, scale: float) -> CorpusUtterance:
-    """Build the utterance of one row; cells without a meaning here become extra keys."""
+    """Build the utterance of one row; cells without a role become extra keys."""
     text_column = table.columns.get("text")
     text = row.get(text_column.name, "") if text_column else ""
     audio = locate(table.folder, _audio_name(table, row, text))
@@ -78,7 +79,7 @@ def _utterance(table: Table, row: Row, where: str, scale: float) -> CorpusUttera
 
 
 def _audio_name(table: Table, row: Row, text: object) -> str:
-    """Return the file that a row names, directly or in an object of its own, as datasets write it."""
+    """Return the file that a row names, directly or in a nested object, as in the datasets library."""
     key = table.columns["audio"].name
     value = row.get(key)
     if isinstance(value, dict):
@@ -92,7 +93,7 @@ def _audio_name(table: Table, row: Row, text: object) -> str:
 
 
 def _part(table: Table, row: Row, where: str, scale: float) -> tuple[float, float | None, float | None]:
-    """Return where an utterance begins, how long it is (None: to the end), and the length that is only compared."""
+    """Return an utterance's start, its length (None: to the end), and the length that is only compared."""
     start, end, length = (_time(table, row, where, role, scale) for role in TIMES)
     if end is not None:
         if end <= (start or 0.0):
@@ -112,10 +113,10 @@ def _time(table: Table, row: Row, where: str, role: str, scale: float) -> float 
 
 
 def _scale(table: Table, rows: list[Row]) -> float:
-    """Return the seconds of 1 in start and end columns without a unit: 0.001 if only milliseconds fit the recordings.
+    """Return the unit of start and end columns without one, in seconds: 0.001 if only milliseconds fit the recordings.
 
-    That is so if all are whole numbers, usually 100 or more apart, and some end behind its recording while a
-    thousandth of each does not.
+    The unit is milliseconds if all times are whole numbers, usually 100 or more apart, and some end is after its
+    recording's end, but none is when read as milliseconds.
     """
     end = table.columns.get("end")
     if end is None or end.has_unit:
@@ -163,5 +164,5 @@ def _extra(table: Table, row: Row) -> Row:
 
 
 def is_nemo(columns: dict[str, Column]) -> bool:
-    """Whether a manifest's audio goes by NeMo's key, whose durations choose a part."""
+    """Return whether a manifest uses NeMo's key for audio; then durations select a part."""
     return squeezed(columns["audio"].name) == squeezed(KEYS[0])

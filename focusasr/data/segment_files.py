@@ -1,4 +1,4 @@
-"""Files of segments of long recordings: subtitles, Audacity's labels, Praat's TextGrid, ELAN, Whisper's TSV."""
+"""Segment files of long recordings: subtitles, Audacity, Praat, ELAN and Whisper's TSV."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LABEL = re.compile(  # with tabs as Audacity's, decimals with spaces, or in brac
 )
 MILLISECONDS = re.compile(r"start\tend\ttext$")
 TOKEN = re.compile(r'"(?:[^"]|"")*"|(?<!\S)<\w+>(?!\S)|(?<!\S)-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\S)')
-PHONES = re.compile(r"(?<![a-z])(phones?|phonemes?)$", re.IGNORECASE)  # in the names of tiers
+PHONES = re.compile(r"(?<![a-z])(phones?|phonemes?)$", re.IGNORECASE)  # names of phone tiers
 WORDS = re.compile(rf"words?$|{PHONES.pattern}", re.IGNORECASE)
 
 
 def segments_of(audio: Path) -> Path | None:
-    """Return the file of segments with the name of a recording, if there is one."""
+    """Return the segment file with the name of a recording, if there is one."""
     for suffix in PARSERS:
         for form in dict.fromkeys((suffix, suffix.upper(), suffix.lower())):
             path = audio.with_suffix(form)
@@ -38,7 +38,7 @@ def segments_of(audio: Path) -> Path | None:
 
 
 def is_labels(path: Path) -> bool:
-    """Whether a file next to a recording holds segments and no plain text."""
+    """Return whether a file next to a recording holds segments and not plain text."""
     return path.suffix.lower() in SNIFFED and _has_times(path)
 
 
@@ -77,7 +77,7 @@ def read_segments(audio: Path, path: Path, name: str) -> CorpusItems:
 
 
 def cues_in(path: Path) -> Cues:
-    """Yield each segment of a file, or in one line what is wrong with it; InputError if it cannot be read."""
+    """Yield each segment of a file, or an error message; InputError if it cannot be read."""
     lines = [line.rstrip("\r\n") for line in read_lines(path)]
     parse = next(parse for suffix, parse in PARSERS.items() if suffix.lower() == path.suffix.lower())
     for cue in parse(lines, path):
@@ -89,10 +89,10 @@ def cues_in(path: Path) -> Cues:
 
 
 def _labels(lines: list[str], path: Path) -> Cues:
-    """Yield labels, BEGIN END TEXT in seconds, as Audacity's, or rows of Whisper's TSV, in milliseconds."""
+    """Yield labels, BEGIN END TEXT in seconds (Audacity), or rows of Whisper's TSV in milliseconds."""
     scale = 0.001 if lines and MILLISECONDS.match(lines[0]) else 1.0
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("\\") or (number == 1 and scale != 1.0):  # \: a range of frequencies
+        if not line.strip() or line.startswith("\\") or (number == 1 and scale != 1.0):  # \: frequencies
             continue
         parts = LABEL.match(line)
         if parts is None:
@@ -110,7 +110,7 @@ def _labels(lines: list[str], path: Path) -> Cues:
 
 
 def _textgrid(lines: list[str], path: Path) -> Cues:
-    """Yield the intervals of Praat's text formats, long and short; of a tier of words, all as one segment."""
+    """Yield the intervals of Praat's long and short text formats; a tier of words becomes one segment."""
     text = "\n".join(lines)
     tiers = _tiers(text, path)
     sentences = [(name, cues) for name, cues in tiers if cues and not WORDS.search(name)]
@@ -124,7 +124,7 @@ def _textgrid(lines: list[str], path: Path) -> Cues:
 
 
 def _tiers(text: str, path: Path) -> list[tuple[str, list[Cue]]]:
-    """Return name and intervals with text of each tier: what is free-standing in the file, by Praat's rule."""
+    """Return name and intervals with text of each tier; only free-standing values count, by Praat's rule."""
     tokens = iter([(match[0], text.count("\n", 0, match.start()) + 1) for match in TOKEN.finditer(text)])
     tiers = []
     try:
@@ -178,5 +178,5 @@ PARSERS: dict[str, Callable[[list[str], Path], Cues]] = {
     ".lab": _labels,
     ".tsv": _labels,
 }
-SNIFFED = (".txt", ".lab", ".tsv")  # which hold segments only if their first line has times
+SNIFFED = (".txt", ".lab", ".tsv")  # may hold segments: checked by the first line
 SEGMENT_SUFFIXES = tuple(suffix for suffix in PARSERS if suffix not in SNIFFED)

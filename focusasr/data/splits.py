@@ -26,11 +26,11 @@ BARE = TextConfig(case="lower", punctuation="remove")
 NAMES = {2: ("train", "dev"), 3: ("train", "dev", "test")}
 
 RECORD = ".prepared.jsonl"
-Part = tuple[str, float, float | None]  # of a recording; its path is relative to the folder, so that both may move
+Part = tuple[str, float, float | None]  # of a recording; the path is relative to the folder, so both can be moved
 
 
 def parse_shares(text: str) -> list[float]:
-    """Return 90/5/5 as shares that add up to 1; SettingError where they are not two or three positive numbers."""
+    """Return 90/5/5 as shares that sum to 1; SettingError unless they are two or three positive numbers."""
     try:
         numbers = [float(part) for part in text.split("/")]
     except ValueError:
@@ -49,10 +49,10 @@ def divide(
 ) -> list[str]:
     """Return the split of each utterance; utterances that share a value of any key, or are one part, go together.
 
-    Groups are taken largest first, each to the split that lacks most of its share of the seconds; the same corpus
-    gives the same splits in whatever order it is read. Without keys each utterance is a group. What is at home in a
-    split by its part (of a recording) stays there and draws its group along; a newcomer that would link two homes gets
-    none, "". A key that no utterance has is a SettingError; one that some lack leaves those free.
+    Groups are assigned largest first, each to the split that lacks most of its share of the seconds. The same corpus
+    gives the same splits in any order. Without keys each utterance is a group. A part of a recording with a split in
+    `homes` keeps it, and its group joins it. A new utterance that would link two such splits gets "". SettingError for
+    a key that no utterance has; utterances without a key are not linked by it.
     """
     check_keys(utterances, keys)
     names = NAMES[len(shares)]
@@ -82,9 +82,9 @@ def divide(
 
 
 def key_of(utterance: Utterance, key: str) -> str:
-    """Return an utterance's value of a key as it counts for being the same; empty where it has none.
+    """Return an utterance's value of a key in the form used for comparison; empty if it has none.
 
-    Sentences that differ in case, punctuation or the way accents are encoded are the same.
+    Sentences that differ only in case, punctuation or the encoding of accents are equal.
     """
     value = utterance.extra.get(key)
     if key == "text":
@@ -93,7 +93,7 @@ def key_of(utterance: Utterance, key: str) -> str:
 
 
 def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
-    """Refuse a key that no utterance has: SettingError with those that there are."""
+    """Check that some utterance has each key: SettingError with the existing keys."""
     for key in keys:
         if utterances and not any(key_of(utterance, key) for utterance in utterances):
             known = ["text", *sorted({name for utterance in utterances for name in utterance.extra})]
@@ -103,9 +103,9 @@ def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
 
 
 def _connected(values: Sequence[Sequence[Hashable]], homes: Sequence[str]) -> list[int | None]:
-    """Return a group number for each: one for all that are linked by equal values (union-find).
+    """Return a group number for each; all that are linked by equal values share one (union-find).
 
-    Those at home come first, whatever links them; of the others, one that would link two homes gets None.
+    Those with a home are processed first, whatever links them. Of the others, one that would link two homes gets None.
     """
     parents = list(range(len(values)))
 
@@ -116,7 +116,7 @@ def _connected(values: Sequence[Sequence[Hashable]], homes: Sequence[str]) -> li
         return index
 
     first: dict[Hashable, int] = {}
-    homes_of = [{home} - {""} for home in homes]  # of the group, where an index is a root
+    homes_of = [{home} - {""} for home in homes]  # of the group, if an index is a root
     between = set()
     for index in sorted(range(len(values)), key=lambda index: not homes[index]):
         roots = {index, *(root(first[value]) for value in values[index] if value in first)}
@@ -132,13 +132,13 @@ def _connected(values: Sequence[Sequence[Hashable]], homes: Sequence[str]) -> li
 
 
 def _mark(members: Sequence[Utterance]) -> str:
-    """Return what orders groups of one size: by chance, but always the same."""
+    """Return a sort key for groups of equal size: pseudo-random but reproducible."""
     lines = sorted(f"{utterance.audio.name} {utterance.offset} {utterance.text}" for utterance in members)
     return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
 class _Gone(NamedTuple):
-    """Parts of one recording that no utterance is any more, in their order, and how long the longest is."""
+    """Parts of one recording that are no longer in the corpus, sorted by start, and the longest length."""
 
     parts: list[Part]
     starts: list[float]
@@ -151,28 +151,28 @@ class _Gone(NamedTuple):
 
 
 class SplitHistory:
-    """The past of an output folder, which a run on it has to agree with: a split stays a split."""
+    """The record of earlier runs in an output folder, which keeps every utterance in its split."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.homes: dict[Part, str] = {}  # the split of each part that was ever in one
-        self._gone: dict[str, _Gone] = {}  # those that no utterance is now, by recording
-        self.remarks: list[str] = []  # what the user should know
+        self.homes: dict[Part, str] = {}  # the split of each part, of all runs
+        self._gone: dict[str, _Gone] = {}  # parts that are no longer in the corpus, by recording
+        self.remarks: list[str] = []  # for the user
         self._inputs: list[str] = []
         self._division: dict[str, Any] = {}
         self._written: list[str] = []
         self._sources: Mapping[Path, Source] = {}
         for line in read_lines(folder / RECORD):
-            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):  # another version's
+            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):  # a record of another version
                 self._inputs = [str(given) for given in line.get("inputs", self._inputs)]
                 self._division = dict(line.get("division", self._division))
                 self._written = [str(name) for name in line.get("written", self._written)]
                 self.homes.update({(path, offset, length): home for path, offset, length, home in line.get("in", ())})
 
     def check(self, inputs: Sequence[str | Path] | None, config: PreprocessConfig) -> None:
-        """Refuse another division than the utterances have, and other inputs than the folder was made from.
+        """Check that the split settings and inputs agree with those of earlier runs.
 
-        Inputs are None where nothing lies there yet.
+        Inputs are None if the folder has no outputs yet.
         """
         now = [Path(given).resolve() for given in inputs or ()]
         before = [Path(os.path.normpath(self.folder / given)) for given in self._inputs if inputs is not None]
@@ -191,9 +191,9 @@ class SplitHistory:
             )
 
     def check_owned(self, names: Iterable[str]) -> None:
-        """Refuse to write over files that no earlier run wrote."""
+        """Check that existing files to be overwritten were written by an earlier run."""
         there = [name for name in sorted(names) if name not in self._written and (self.folder / name).exists()]
-        foreign = set(there).difference(SplitHistory(self.folder)._written) if there else ()  # a sister's, meanwhile
+        foreign = set(there).difference(SplitHistory(self.folder)._written) if there else ()  # perhaps a peer's, now
         if foreign:
             names = sorted(foreign)
             raise InputError(
@@ -202,7 +202,7 @@ class SplitHistory:
             )
 
     def claim_new(self, outputs: Iterable[Path]) -> None:
-        """Refuse to write sound over files where no run began before: what a killed one left may be any of its own."""
+        """Check that no output exists before the first run; after a killed run any of them may."""
         there = [] if self._inputs else [output for output in outputs if os.path.exists(output)]
         if there and not SplitHistory(self.folder)._inputs:
             raise InputError(
@@ -211,7 +211,7 @@ class SplitHistory:
             )
 
     def begin(self, inputs: Sequence[str | Path], config: PreprocessConfig, sources: Mapping[Path, Source]) -> None:
-        """Note what a run is about to do; `sources` are what each of its outputs is made from."""
+        """Record the inputs and split settings; `sources` maps each output to its source."""
         self._sources = sources
         now = {self._exact(source) for source in sources.values()}
         gone: dict[str, list[Part]] = defaultdict(list)
@@ -224,9 +224,9 @@ class SplitHistory:
             append_line(self.folder / RECORD, {"inputs": told, "division": _division(config)})
 
     def part(self, utterance: Utterance) -> Part:
-        """Return which part of which recording a finished utterance is: of one that is gone, where it mostly is that.
+        """Return the part of a recording that a finished utterance is, or a missing part that mostly overlaps with it.
 
-        A length that is told at last, or times that were corrected, make no other part of it.
+        So a part keeps its identity if its length becomes known or its times are corrected.
         """
         part = self._exact(self._sources[utterance.audio])
         if part in self.homes or part[0] not in self._gone:
@@ -240,7 +240,7 @@ class SplitHistory:
         return _relative(Path(real_path(source.path)), self.folder), source.offset, source.duration
 
     def record(self, splits: Mapping[str, Sequence[Utterance]], names: Sequence[str]) -> None:
-        """Note who is in which split, and the files that are about to be written; those of splits that are gone go."""
+        """Record the members of each split and the files to be written; delete the files of splits that are gone."""
         moved: Counter[tuple[str, str]] = Counter()
         examples: dict[tuple[str, str], Utterance] = {}
         news: list[tuple[str, float, float | None, str]] = []
@@ -262,7 +262,7 @@ class SplitHistory:
             append_line(self.folder / RECORD, {"written": sorted(names), "in": news})
 
     def left(self, outputs: Iterable[Path]) -> None:
-        """Remark on outputs of earlier runs that are in no manifest now."""
+        """Add a remark about outputs of earlier runs that are in no manifest now."""
         there = [output for output in outputs if output not in self._sources and output.is_file()]
         if there:
             files = f"{pluralize(len(there), 'file')} of earlier runs"
@@ -274,19 +274,19 @@ def _end(part: Part) -> float:
 
 
 def _shared(part: Part, other: Part) -> float:
-    """Return the seconds that two parts of a recording share, 0 where that is not most of the shorter one."""
+    """Return the seconds that two parts of a recording share, 0 if that is not most of the shorter one."""
     shared = min(_end(part), _end(other)) - max(part[1], other[1])
     mostly = shared == math.inf or shared > min(_end(part) - part[1], _end(other) - other[1]) / 2
     return shared if mostly else 0.0
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """Return a path relative to the folder, where there is such a one (not from one Windows drive to another)."""
+    """Return a path relative to the folder, or absolute if there is none (between Windows drives)."""
     return os.path.relpath(path, folder) if path.anchor == folder.anchor else str(path)
 
 
 def _division(config: PreprocessConfig) -> dict[str, Any]:
-    """Return the settings that decide which parts there are and how they are divided."""
+    """Return the settings that determine the parts and their splits."""
     return {"split": config.split, "by": sorted(config.by or []), "split_seconds": config.split_seconds}
 
 

@@ -16,7 +16,7 @@ MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 @dataclass(frozen=True)
 class Cue:
-    """One cue: its line in the file, begin and end in seconds, its text without markup, and who speaks, if told."""
+    """One cue: its line in the file, start and end in seconds, its text without markup, and the speaker, if given."""
 
     number: int
     begin: float
@@ -26,7 +26,7 @@ class Cue:
 
 
 def parse_cues(lines: list[str], path: Path) -> Iterator[Cue | str]:
-    """Yield each cue, or in one line what is wrong with it."""
+    """Yield each cue, or an error message in one line."""
     number = 0
     while number < len(lines):
         times = TIMES.match(lines[number])
@@ -38,7 +38,7 @@ def parse_cues(lines: list[str], path: Path) -> Iterator[Cue | str]:
             spoken.append(lines[number])
             number += 1
         if spoken and number < len(lines) and lines[number] and spoken[-1].strip().isdecimal():
-            spoken.pop()  # no blank line parts this cue from the next one's number
+            spoken.pop()  # no blank line between this cue and the next one's number
         where = f"{path}, line {first}"
         begin, end = (_seconds(times[side]) for side in ("begin", "end"))
         if begin is None or end is None or end <= begin:

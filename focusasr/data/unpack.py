@@ -1,4 +1,4 @@
-"""Archives (tar, zip) and columnar files (parquet, arrow) unpacked into folders that corpus readers know."""
+"""Unpacking of archives (tar, zip) and columnar files (parquet, arrow)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIRST_BYTES = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is an archive or a columnar file, by its name."""
+    """Return whether a file is an archive or a columnar file, by its name."""
     return path.name.lower().endswith((*ARCHIVES, *COLUMNAR)) and os.path.isfile(path)
 
 
@@ -44,7 +44,7 @@ def packed_below(folder: Path) -> list[Path]:
 
 
 def packed_in(path: Path) -> list[Path]:
-    """Return the archives that a file lists, one on a line, as WeNet's shards.list; none of another file."""
+    """Return the archives that a file lists, one per line, as in WeNet's shards.list; none for other files."""
     if path.suffix.lower() != ".list" or not path.is_file() or first_line(path).lstrip().startswith(("{", "[")):
         return []
     named = [line.strip() for line in read_lines(path) if line.strip()]
@@ -56,16 +56,15 @@ def packed_in(path: Path) -> list[Path]:
 
 
 def split_of(archive: Path) -> str:
-    """Return the split that a shard is of, by its name (train-00000-of-00002.parquet) or its folder's; "" if none."""
+    """Return the split in a shard's name (train-00000-of-00002.parquet) or its folder's name; "" if there is none."""
     stem = re.split(r"[-_.]?\d|\.", archive.name)[0].rstrip("-_")
     return next((name for name in (stem, archive.parent.name) if SPLIT.search(name)), "")
 
 
 def unpack(path: Path, folder: Path, columns: Columns) -> Path:
-    """Unpack a file into an own folder inside `folder`; return that, or the only folder in it.
+    """Unpack a file into its own folder inside `folder`; return that folder, or its only subfolder.
 
-    InputError if it cannot be read. Files keep the time of `path`, so that a later run
-    recognizes them.
+    InputError if it cannot be read. Files keep the time of `path`, so that a later run recognizes them.
     """
     target = folder / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12] / fitting(path.name)
     with _readable(path, target):
@@ -106,7 +105,7 @@ def _unpack_files(path: Path, target: Path) -> None:
 
 
 def _members(path: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """Yield the recordings and texts of an archive, whose names stay inside; links and other files are left out."""
+    """Yield the recordings and texts of an archive with paths inside it; links and other files are skipped."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as zipped:
             for info in zipped.infolist():
@@ -122,18 +121,18 @@ def _members(path: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
 
 
 def _inside(name: str) -> PurePosixPath | None:
-    """Return the name of a member that is of use; None for others, and for one that points out of the archive."""
+    """Return a member's path if it is a recording or text; None for others, and for paths outside the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     known = path.suffix.lower() in AUDIO_SUFFIXES or path.suffix.lower() in TEXTS or path.name in KALDI
     outside = path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name)
     return path if known and not outside and not path.name.startswith(".") else None
 
 
-# Parquet and arrow, as datasets writes them
+# Parquet and arrow files as written by the datasets library
 
 
 def _unpack_rows(path: Path, target: Path, columns: Columns) -> None:
-    """Write the recordings of a columnar file into a folder, and rows.jsonl, which names them."""
+    """Write the recordings of a columnar file into a folder, with a rows.jsonl that names them."""
     with (target / "rows.jsonl").open("w", encoding="utf-8") as out:
         audio = ""
         for number, row in enumerate(_rows(path)):
@@ -176,7 +175,7 @@ def _batches(source: Any) -> Iterator[Any]:
 
 
 def _audio_of(value: Any, path: Path, place: Path) -> Any:
-    """Return the name of the recording that a cell names or holds; what it holds is written to `place`."""
+    """Return the name of the recording in a cell; if the cell holds the audio itself, write it to `place`."""
     name = value.get("path") if isinstance(value, dict) else value
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes):

@@ -1,4 +1,4 @@
-"""Long recordings cut at pauses, their text divided by what a Whisper model transcribes of each piece."""
+"""Segmentation of long recordings at pauses, with texts divided by Whisper transcripts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPACELESS = (  # scripts without spaces between words: each character is aligned
 
 @dataclass(frozen=True)
 class Part:
-    """A piece with words: seconds from the recording's start, its text, and how well the two fit, 0 to 1."""
+    """A segment with words: seconds from the recording's start, its text, and their agreement, 0 to 1."""
 
     start: float
     duration: float
@@ -41,14 +41,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Unit:
-    """A word, or a character of a script without spaces: its place in the text, and what is compared of it."""
+    """A word, or a character of a script without spaces: its position in the text, and its normalized form."""
 
     start: int
     key: str
 
 
 class WhisperAligner:
-    """Divides texts among the pieces of recordings, by one Whisper model."""
+    """Aligner that divides texts among segments with a Whisper model."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
@@ -59,7 +59,7 @@ class WhisperAligner:
     def split_text(
         self, waveform: np.ndarray, text: str, max_seconds: float, language: str | None
     ) -> list[Part] | None:
-        """Cut a waveform (N,) at pauses and return the pieces that hold words of `text`; None if it has none."""
+        """Cut a waveform (N,) at pauses and return the segments with words of `text`; None if there are no words."""
         window = self._engine.config.longest_samples or WINDOW_SAMPLES
         longest = min(max_seconds, window / SAMPLE_RATE_HZ)
         pieces = list(split_at_pauses(rechunk([waveform], BLOCK_SAMPLES), longest))
@@ -70,7 +70,7 @@ class WhisperAligner:
 
     @torch.inference_mode()
     def _transcribed(self, pieces: Sequence[AudioSegment], language: str | None) -> list[str]:
-        """Return the text of each piece, greedily, in the language named or that of the first pieces."""
+        """Return the greedy transcript of each segment, in the given language or that of the first segments."""
         tokenizer = self._tokenizer.for_language(language)
         reader = WhisperDecoder(self._engine, tokenizer, self._search, LongformConfig())
         texts: list[str] = []
@@ -86,7 +86,7 @@ class WhisperAligner:
 
 
 def units_of(text: str) -> list[Unit]:
-    """Return what a text is aligned by: its words, or its characters where a script has no spaces."""
+    """Return the units for alignment: words, or characters in scripts without spaces."""
     starts = []
     for place, char in enumerate(text):
         alone = _is_spaceless(char) and not unicodedata.category(char).startswith("M")
@@ -106,15 +106,15 @@ def _key(word: str) -> str:
 
 
 def divided(pieces: Sequence[AudioSegment], transcripts: Sequence[str], text: str, units: Sequence[Unit]) -> list[Part]:
-    """Return the pieces with their parts of `text`, found by aligning its units with those transcribed in each piece.
+    """Return the segments with their parts of `text`, by aligning its units with those of the transcripts.
 
-    The confidence of a piece is the share of letters in units that are alike on both sides.
+    The confidence of a segment is the share of letters in units that agree on both sides.
     """
     from rapidfuzz.distance import Levenshtein
 
     spoken = [(key, place) for place, piece in enumerate(transcripts) for unit in units_of(piece) if (key := unit.key)]
     written = [index for index, unit in enumerate(units) if unit.key]
-    known: dict[int, int] = {}  # a unit's index → its piece
+    known: dict[int, int] = {}  # unit index → segment index
     agreed = np.zeros(len(pieces))
     for step in Levenshtein.opcodes([units[index].key for index in written], [key for key, _ in spoken]):
         if step.tag in ("equal", "replace"):
