@@ -87,7 +87,7 @@ def _usual(role: str, usual: Iterable[str], names: Collection[str]) -> Column | 
 
 def _only(names: list[str]) -> str:
     if len(names) > 1:
-        raise InputError(f"{len(names)} columns have one name, {', '.join(map(repr, names))}; rename or delete one")
+        raise InputError(f"{len(names)} columns have one name, {', '.join(map(repr, names))}. Rename or delete one.")
     return names[0]
 
 

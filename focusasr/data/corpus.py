@@ -93,7 +93,7 @@ def name_in_corpus(audio: Path, root: Path) -> str:
 def existing(given: str | Path) -> Path:
     path = Path(given).absolute()
     if not path.exists():
-        raise InputError(f"{given}: no such file or folder; name a corpus folder, a table, a manifest or an audio file")
+        raise InputError(f"{given}: no such file or folder. Name a corpus folder, a table, a manifest or a recording.")
     return path
 
 

@@ -36,7 +36,7 @@ def detect_layout(path: Path, columns: Columns) -> str:
     if layout is None:
         for table in [path] if path.suffix.lower() in TABLE_SUFFIXES else inside(path, TABLE_SUFFIXES):
             require_roles(read_header(table), columns, table)  # the error names the missing column
-        raise InputError(f"{path}: no known corpus layout; {_missing(path)}")
+        raise InputError(f"{path}: no known corpus layout: {_missing(path)}")
     return layout
 
 
@@ -49,17 +49,17 @@ def _missing(path: Path) -> str:
     """Return why a folder or file is not a corpus, and the remedy."""
     if path.is_file():
         layouts = ", ".join(typing.get_args(hints_of(PreprocessConfig)["layout"]))
-        return f"expected a table, a manifest, an archive or a recording; name its columns, or --layout ({layouts})"
+        return f"expected a table, a manifest, an archive or a recording. Name its columns, or --layout ({layouts})."
     tables = (*TABLE_SUFFIXES, STM, ".jsonl")
     below = sorted({file.parent.name for file in path.glob("*/*") if file.suffix.lower() in tables})
     if below:
-        return f"tables or manifests are in folders of it; give these: {', '.join(below)}"
+        return f"tables or manifests are in its subfolders. Use these as inputs: {', '.join(below)}."
     recordings = len(audio_files(path))
     if not recordings:
-        return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any; give their folder"
+        return "no recordings (.wav, .flac, .mp3 ...), no table or manifest that names any. Use their folder as input."
     return (
         f"{pluralize(recordings, 'recording')}, but no texts with their names (NAME{', '.join(BY_NAME)}) and no table "
-        "or manifest that names them; add texts, or say what a table's --audio-column and --text-column are"
+        "or manifest that names them. Add texts, or name a table's --audio-column and --text-column."
     )
 
 

@@ -81,7 +81,7 @@ def _read_input(path: Path, layout: str, columns: Columns, scratch: Path | None)
         yield from READERS[kind or detect_layout(path, columns)](path, columns)
         return
     if scratch is None:
-        raise InputError(f"{packed[0]}: is an archive, and there is no folder to unpack it into; unpack it first")
+        raise InputError(f"{packed[0]}: is an archive, and there is no folder to unpack it into. Unpack it first.")
     splits = {archive: split_of(archive) for archive in packed}
     for archive in packed:
         folder = unpack(archive, scratch, columns)
@@ -107,7 +107,7 @@ def _without_conflicts(items: list[CorpusUtterance | Reject]) -> CorpusItems:
     for one in items:
         if isinstance(one, CorpusUtterance) and _is_whole(one) and len(texts[one.source(None)]) > 1:
             other = next(where for where in texts[one.source(None)] if where != one.where)
-            reason = f"{one.where}: {one.audio.name} has another text in {other}; add start and end of each"
+            reason = f"{one.where}: {one.audio.name} has another text in {other}. Add start and end of each."
             yield Reject("several texts", reason, one.audio, one.utterance.text)
         else:
             yield one
@@ -146,7 +146,7 @@ def _sidecar_text(path: Path, columns: Columns) -> tuple[str, dict[str, Any]]:
     whole = "".join(read_lines(path))
     if path.suffix.lower() != ".json":
         if path.suffix.lower() == ".lab" and HTK.match(whole):
-            raise InputError(f"{path}: labels with times in 100 ns (HTK); write the words alone, or times in seconds")
+            raise InputError(f"{path}: labels with times in 100 ns (HTK). Write the words alone, or times in seconds.")
         return TIMIT.sub("", whole), {}
     try:
         extra = parse_json(whole)
@@ -199,7 +199,7 @@ def _cells(path: Path, names: list[str]) -> Iterator[tuple[str, Row | str]]:
         elif [field.strip() for field in fields] == names:
             continue
         elif len(fields) != len(names):
-            yield where, f"{len(fields)} fields where the header has {len(names)}"
+            yield where, f"{len(fields)} fields, but {len(names)} in the header"
         else:
             pairs = zip(unique_names(names), fields, strict=True)
             yield where, {name: cell for name, cell in pairs if name and cell.strip()}
@@ -270,8 +270,8 @@ def _read_manifests(path: Path, columns: Columns) -> CorpusItems:
         for where, row in objects:
             if not TARRED_KEYS.isdisjoint(row):
                 raise InputError(
-                    f"{where}: tarred, its audio is inside archives; unpack them (tar -xf) and give the manifest "
-                    "whose audio_filepath names the files"
+                    f"{where}: tarred, its audio is inside archives. Unpack them (tar -xf) and use the manifest "
+                    "whose audio_filepath names the files."
                 )
         names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in objects))
         found = require_roles(names, columns, manifest, without=() if columns.text else ("text",))

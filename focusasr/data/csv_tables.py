@@ -37,12 +37,12 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; name a file in it") from None
+        raise InputError(f"{path}: is a folder. Name a file in it.") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+        raise InputError(f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8.") from None
 
 
 def delimiter_of(path: Path) -> str:

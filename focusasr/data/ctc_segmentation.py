@@ -47,7 +47,7 @@ class Splitter:
         self._folder, self._checkpoint = folder, load_checkpoint(checkpoint_folder)
         is_whisper = isinstance(self._checkpoint.tokenizer, WhisperTokenizer)
         if self._checkpoint.model.ctc_head is None and not is_whisper:
-            raise InputError(f"{checkpoint_folder}: has no CTC head to align with; give another --align-with")
+            raise InputError(f"{checkpoint_folder}: has no CTC head to align with. Use another --align-with.")
         self._whisper = WhisperAligner(self._checkpoint) if is_whisper else None
         self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit}"
         self._known: dict[str, list[dict[str, Any]]] = {}
@@ -100,13 +100,13 @@ class Splitter:
         if self._whisper:
             parts = self._whisper.split_text(waveform, one.text, self._limit, one.language)
         elif seconds > LONGEST_SECONDS:
-            told = f"{seconds:.0f} s are too long to align at once (at most {LONGEST_SECONDS:.0f})"
-            raise InputError(f"{reading.where}: {told}; cut it in two, with the text of each")
+            told = f"{seconds:.0f} s of audio are too long to align (at most {LONGEST_SECONDS:.0f} s)"
+            raise InputError(f"{reading.where}: {told}. Cut it in two, with the text of each.")
         else:
             parts = split_text(self._checkpoint, waveform, one.text, self._limit)
         if not parts:
             problem = f"its text does not fit {seconds:.1f} s of audio: too long, or in letters unknown to the model"
-            raise InputError(f"{reading.where}: {problem}; does it belong to this recording?")
+            raise InputError(f"{reading.where}: {problem}. Check that it belongs to this recording.")
         return parts
 
     def _as_readings(self, reading: CorpusUtterance, parts: Sequence[Part]) -> Iterator[CorpusUtterance | Reject]:
@@ -115,7 +115,7 @@ class Splitter:
             start = round(one.offset + part.start, 3)
             if part.confidence < self._config.min_confidence:
                 seen = f"{part.confidence:.3f} is below min_confidence ({self._config.min_confidence:g})"
-                reason = f"{reading.where}, at {start:.1f} s: text and sound fit badly ({seen})"
+                reason = f"{reading.where}, at {start:.1f} s: text and audio fit badly ({seen})"
                 yield Reject("poorly aligned", reason, reading.audio, part.text)
                 continue
             extra = {**one.extra, "confidence": part.confidence}

@@ -36,7 +36,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, Row | str]]:
     except ValueError as error:
         alone = len(lines) == 1 and not text.lstrip().startswith("[")
         if not alone and not any(isinstance(_parsed(line), dict) for _, line in lines):
-            raise InputError(f"{path}: not JSON ({error}); write one object per line, or a list of objects") from None
+            raise InputError(f"{path}: not JSON ({error}). Write one object per line, or a list of objects.") from None
         yield from _line_by_line(path, lines)
         return
     yield from _entries(path, whole)
@@ -48,7 +48,7 @@ def _line_by_line(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[st
         try:
             row = parse_json(line)
         except ValueError as error:
-            yield where, f"not JSON ({error}); correct or delete the line"
+            yield where, f"not JSON ({error}). Correct or delete the line."
             continue
         yield where, row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
 

@@ -75,9 +75,9 @@ def _part(utterance: str, segments: dict[str, tuple[str, str]] | None, where: st
 def _file(folder: Path, value: str, where: str) -> Path:
     """Return the file that a line of wav.scp names; InputError for a command or a part of an archive."""
     if value.endswith("|") or value.startswith("|"):
-        raise InputError(f"{where}: {value[:60]!r} is a command, and commands in corpora are not run; write its output "
-                         "to files and name these in wav.scp")  # fmt: skip
+        raise InputError(f"{where}: {value[:60]!r} is a command, and commands in corpora are not run. Write its output "
+                         "to files and name these in wav.scp.")  # fmt: skip
     named = locate(folder, value)
     if not named.is_file() and ".ark:" in value:
-        raise InputError(f"{where}: {value!r} is a part of an archive; copy it out (wav-copy) and name the files")
+        raise InputError(f"{where}: {value!r} is a part of an archive. Copy it out (wav-copy) and name the files.")
     return named if named.is_file() else locate(Path(), value).absolute()  # or relative to Kaldi's working folder

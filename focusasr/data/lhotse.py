@@ -79,7 +79,7 @@ def _supervisions(manifest: Path, folder: Path, recordings: dict[str, dict[str, 
     for where, supervision in _objects(manifest):
         recording = recordings.get(str(supervision.get("recording_id")))
         if recording is None:
-            reason = f"{where}: recording {supervision.get('recording_id')!r} is in no recordings file beside it"
+            reason = f"{where}: recording {supervision.get('recording_id')!r} is in no recordings file of the folder"
             yield Reject("broken row", reason, text=str(supervision.get("text") or ""))
         else:
             yield _found(supervision, recording, (0.0, None), (folder, where))
@@ -106,7 +106,7 @@ def _cut(cut: dict[str, Any], folder: Path, where: str) -> CorpusItems:
     recording = cut.get("recording")
     if not isinstance(recording, dict):
         seen = "a mix of several" if "tracks" in cut else "features without a recording"
-        yield Reject("broken row", f"{where}: {seen}; save the cut's audio (cuts.save_audios) and use that manifest")
+        yield Reject("broken row", f"{where}: {seen}. Save the cut's audio (cuts.save_audios) and use that manifest.")
         return
     told = cut.get("supervisions") or []
     supervisions = told if isinstance(told, list) else [told]
@@ -166,13 +166,13 @@ def _file(recording: dict[str, Any], folder: Path, where: str) -> Path:
     sources = recording.get("sources")
     changes = recording.get("transforms") or []
     if any(not isinstance(one, dict) or one.get("name") != "Resample" for one in changes):
-        seen = f"recording {recording.get('id')!r} is changed as it is read (speed, volume ...)"
-        raise InputError(f"{where}: {seen}; give the manifest without changes, training makes its own")
+        seen = f"recording {recording.get('id')!r} has transforms (speed, volume ...)"
+        raise InputError(f"{where}: {seen}. Use the manifest without them, training adds its own.")
     if not isinstance(sources, list) or len(sources) != 1 or not isinstance(sources[0], dict):
-        raise InputError(f"{where}: recording {recording.get('id')!r} has not exactly one source; join them first")
+        raise InputError(f"{where}: recording {recording.get('id')!r} has not exactly one source. Join them first.")
     kind, value = sources[0].get("type"), sources[0].get("source")
     if kind != "file" or not isinstance(value, str) or not value:
-        raise InputError(f"{where}: the source is a {kind!r}, and only files are read; save the audio to files first")
+        raise InputError(f"{where}: the source is a {kind!r}, and only files are read. Save the audio to files first.")
     named = locate(folder, value)
     return named if named.is_file() else locate(Path(), value).absolute()  # or relative to lhotse's working folder
 

@@ -96,15 +96,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such manifest; check the path, or make one with 'focusasr preprocess'") from None
+        raise InputError(f"{path}: no such manifest. Check the path, or make one with 'focusasr preprocess'.") from None
     except IsADirectoryError:
         inside = sorted(file.name for file in path.glob("[!.]*.jsonl") if file.name != "rejects.jsonl")
         made = f"name one in it: {', '.join(inside)}" if inside else "make one of it with 'focusasr preprocess'"
         raise UsageError(f"{path}: is a folder, not a manifest; {made}") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: no manifest (not text in UTF-8); make one with 'focusasr preprocess'") from None
+        raise InputError(f"{path}: no manifest (not text in UTF-8). Make one with 'focusasr preprocess'.") from None
     lines = text.split("\n")
     yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
@@ -117,10 +117,10 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
         row = parse_json(line)
     except json.JSONDecodeError as error:
         listed = line.lstrip().startswith("[")
-        remedy = "write an object per line, no list around them" if listed else "correct or delete the line"
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno}); {remedy}") from None
+        remedy = "Write an object per line, no list around them." if listed else "Correct or delete the line."
+        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno}). {remedy}") from None
     except ValueError as error:
-        raise InputError(f"{where}: not a flat JSON object ({error}); correct or delete the line") from None
+        raise InputError(f"{where}: not a flat JSON object ({error}). Correct or delete the line.") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object with {audio_key} and {text_key}, got {type(row).__name__}")
     extra = dict(row)
@@ -137,7 +137,7 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
     offset = _seconds(extra.pop("offset", 0.0), "offset", where) or 0.0
     duration = _seconds(extra.pop("duration", None), "duration", where)
     if untold and text_required:
-        raise InputError(f"{where}: {text_key} is missing; write what is said, or an empty text where nothing is")
+        raise InputError(f"{where}: {text_key} is missing. Write the transcript, or an empty text for silence.")
     return Utterance((path.parent / audio).absolute(), text, offset, duration, extra)
 
 

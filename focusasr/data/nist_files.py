@@ -67,6 +67,6 @@ def parse_ctm(lines: Sequence[str], path: Path) -> Iterator[TimedText]:
         if len(fields) < 5:
             raise InputError(f"{where}: expected FILE CHANNEL BEGIN DURATION WORD, got {line.strip()[:60]!r}")
         if fields[4].startswith("<ALT"):
-            raise InputError(f"{where}: alternatives in CTM are not read; keep one word for each time")
+            raise InputError(f"{where}: alternatives in CTM are not supported. Keep one word for each time.")
         begin, length = (to_seconds(time, "the time", where) or 0.0 for time in fields[2:4])
         yield TimedText(number, fields[0], CHANNELS.get(fields[1].lower()), begin, begin + length, fields[4])

@@ -169,7 +169,7 @@ def _with_policy(reading: CorpusUtterance | Reject, config: PreprocessConfig) ->
         return reading
     text = apply_policy(reading.utterance.text, TextConfig(case=config.case, punctuation=config.punctuation))
     if not text:
-        reason = f"{reading.where}: nothing is left of {reading.utterance.text[:60]!r} without punctuation"
+        reason = f"{reading.where}: {reading.utterance.text[:60]!r} is empty without punctuation"
         return Reject("empty text", reason, reading.audio, reading.utterance.text)
     return replace(reading, utterance=replace(reading.utterance, text=text))
 
@@ -215,7 +215,7 @@ def _keep_inputs(
     written = {folder} | {folder / name for name in names} | {job.output for job in jobs}
     for path in [*inputs, *(job.found.audio for job in jobs)]:
         if Path(path).resolve() in written:
-            raise InputError(f"{path}: would be overwritten by its own result; choose another --output-dir")
+            raise InputError(f"{path}: would be overwritten by its own result. Choose another --output-dir.")
     prepared.check_owned(names)
     prepared.claim_new(job.output for job in jobs if job.output not in journal)
 
@@ -242,7 +242,7 @@ class _Run:
             try:
                 made_from = item.made_from()
             except (OSError, ValueError):
-                self.outcomes[index] = item.reject("missing", f"{item.found.where}: {item.source.path} is not there")
+                self.outcomes[index] = item.reject("missing", f"{item.found.where}: {item.source.path} not found")
                 continue
             measured = _remembered(self.journal.finished(item.output, made_from))
             if measured is None:

@@ -57,7 +57,7 @@ class Report:
 
     def summary(self) -> str:
         """Return printable lines: kept utterances, and rejects and findings with counts by kind."""
-        before = f", {self.reused} of them finished before" if self.reused else ""
+        before = f", {self.reused} of them from earlier runs" if self.reused else ""
         length = f"{self.seconds / 3600:.2f} hours" if self.seconds >= 3600 else f"{self.seconds / 60:.1f} minutes"
         lines = [f"{pluralize(self.kept, 'utterance')}, {length}{before}"]
         if self.splits:
@@ -70,7 +70,7 @@ class Report:
         if self.findings:
             page = self.manifest.with_name("report.html")
             found = pluralize(sum(self.findings.values()), "finding")
-            lines.append(f"{page}: {found} in what was kept (--drop KIND leaves them out)")
+            lines.append(f"{page}: {found} in kept utterances (--drop KIND rejects them)")
         lines += [f"  {count} {kind}, as {self.examples[f'found {kind}']}" for kind, count in self.findings.items()]
         return "\n".join(lines)
 
@@ -169,7 +169,7 @@ def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str
     if not lacking:
         return []
     few = f"too few different values of {', '.join(config.by)}" if config.by else "too few utterances"
-    return [f"nothing for {', '.join(lacking)}: {few}; add more, or divide otherwise (--split, --by)"]
+    return [f"nothing for {', '.join(lacking)}: {few}. Add more, or change --split or --by."]
 
 
 def _without(

@@ -16,7 +16,10 @@ from focusasr.data.splits import key_of
 SILENT_DB = -60.0  # mean power
 CLIPPED_SHARE = 0.0005  # 8 samples per second
 OFFSET = 0.01
-DURATION_SECONDS, DURATION_SHARE = 0.1, 0.01  # allowed error of a length in the corpus, in seconds and as a share
+DURATION_SECONDS, DURATION_SHARE = (
+    0.1,
+    0.01,
+)  # allowed error of the corpus's lengths: the larger of both
 RATE_DEVIATIONS = 6.0  # median absolute deviations from the median of the logarithm
 FEWEST_FOR_RATES = 20
 COMMAND_REPEATS, COMMANDS_SHARE = 5, 0.9  # repeats of one text, and share of utterances with such texts
@@ -72,7 +75,7 @@ def _of_one(index: int, one: PreparedUtterance) -> Iterator[Finding]:
         yield Finding(index, "dc offset", f"{name}: its mean is {sound.offset:+.3f} of full scale, not 0")
     told = one.told_seconds
     if told is not None and abs(told - sound.source_seconds) > max(DURATION_SECONDS, DURATION_SHARE * told):
-        reason = f"{name}: {sound.source_seconds:.2f} s long where {told:.2f} s were told"
+        reason = f"{name}: {sound.source_seconds:.2f} s long, but {told:.2f} s in the corpus"
         yield Finding(index, "mismatched duration", reason)
 
 
@@ -90,7 +93,7 @@ def _foreign(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
         own = usual[key_of(one.utterance, "language")].most_common(1)
         others = [script for script in found if own and script != own[0][0]]
         if others:
-            seen = f"letters that are {others[0].lower()} where most are {own[0][0].lower()}"
+            seen = f"letters that are {others[0].lower()}, while most are {own[0][0].lower()}"
             yield Finding(index, "foreign text", f"{one.utterance.audio.name}: {seen}")
 
 
@@ -117,9 +120,9 @@ def _rates(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
         for index, value in several:
             if abs(value - middle) > RATE_DEVIATIONS * spread:
                 one = kept[index]
-                seen = f"{one.rate:.1f} characters per second where the median is {math.exp(middle):.1f}"
+                seen = f"{one.rate:.1f} characters per second, the median is {math.exp(middle):.1f}"
                 yield Finding(
-                    index, "speaking rate", f"{one.utterance.audio.name}: {seen}; does the text belong to it?"
+                    index, "speaking rate", f"{one.utterance.audio.name}: {seen}. Check that the text belongs to it."
                 )
 
 
@@ -137,7 +140,7 @@ def _repeats(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
         if speaker:
             first = texts.setdefault((speaker, key_of(one.utterance, "text")), index)
             if first != index:
-                reason = f"{name}: {speaker} says the same in {kept[first].utterance.audio.name}"
+                reason = f"{name}: {speaker} speaks the same text in {kept[first].utterance.audio.name}"
                 yield Finding(index, "same text and speaker", reason)
 
 

@@ -84,7 +84,7 @@ def _audio_name(table: Table, row: Row, text: object) -> str:
     value = row.get(key)
     if isinstance(value, dict):
         if not {"start", "stop"}.isdisjoint(value):
-            raise _BrokenRow(f"{key} has times in samples; write start and end as keys, in seconds", text=text)
+            raise _BrokenRow(f"{key} has times in samples. Write start and end as keys, in seconds.", text=text)
         value = next((value[name] for name in NESTED if isinstance(value.get(name), str)), None)
     name = PLACEHOLDER.sub("", value.strip()) if isinstance(value, str) else ""
     if not name or not can_name(name):
@@ -136,7 +136,7 @@ def _scale(table: Table, rows: list[Row]) -> float:
     late = any(last > seconds + LATE_SECONDS for seconds, last in known)
     if not late or any(last / 1000 > seconds + LATE_SECONDS for seconds, last in known):
         return 1.0
-    warn(f"focusasr: {table.path}: {end.name} is read as milliseconds, since its recordings are shorter in seconds")
+    warn(f"focusasr: {table.path}: {end.name} is read as milliseconds: its recordings are shorter in seconds")
     return 0.001
 
 

@@ -66,7 +66,7 @@ def read_segments(audio: Path, path: Path, name: str) -> CorpusItems:
             yield Reject("broken row", cue, audio)
             continue
         if len(texts[cue.begin, cue.end]) > 1:
-            reason = f"{path}, line {cue.number}: another text has the same times; keep one tier or language"
+            reason = f"{path}, line {cue.number}: another text has the same times. Keep one tier or language."
             yield Reject("several texts", reason, audio, cue.text)
             continue
         extra = {"speaker": cue.speaker} if cue.speaker else {}
@@ -82,8 +82,8 @@ def cues_in(path: Path) -> Cues:
     parse = next(parse for suffix, parse in PARSERS.items() if suffix.lower() == path.suffix.lower())
     for cue in parse(lines, path):
         if isinstance(cue, Cue) and not 0 <= cue.begin < cue.end <= LONGEST_SECONDS:
-            times = f"{cue.begin:g} to {cue.end:g} s is no stretch of time"
-            yield f"{path}, line {cue.number}: {times}; correct or delete the segment"
+            times = f"{cue.begin:g} to {cue.end:g} s is not a time span"
+            yield f"{path}, line {cue.number}: {times}. Correct or delete the segment."
         else:
             yield cue
 
@@ -96,7 +96,7 @@ def _labels(lines: list[str], path: Path) -> Cues:
             continue
         parts = LABEL.match(line)
         if parts is None:
-            yield f"{path}, line {number}: expected BEGIN<TAB>END<TAB>TEXT, got {line[:60]!r}; correct the line"
+            yield f"{path}, line {number}: expected BEGIN<TAB>END<TAB>TEXT, got {line[:60]!r}. Correct the line."
             continue
         first, last, *text = [part for part in parts.groups() if part is not None]
         try:
@@ -140,7 +140,7 @@ def _tiers(text: str, path: Path) -> list[tuple[str, list[Cue]]]:
                 cues.append(Cue(number, times[0], times[-1], _string(label), None))
             tiers.append((_string(name), [cue for cue in cues if cue.text] if kind == '"IntervalTier"' else []))
     except (StopIteration, RuntimeError, ValueError, OverflowError):
-        raise InputError(f"{path}: not a whole TextGrid in one of Praat's text formats; save it as text file") from None
+        raise InputError(f"{path}: not a whole TextGrid in a text format of Praat's. Save it as a text file.") from None
     return tiers
 
 
@@ -154,7 +154,7 @@ def _elan(lines: list[str], path: Path) -> Cues:
         root = ElementTree.fromstring("\n".join(lines))
         slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in root.iter("TIME_SLOT")}
     except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"{path}: not an ELAN file ({error}); save it again") from None
+        raise InputError(f"{path}: not an ELAN file ({error}). Save it again.") from None
     for tier in root.iter("TIER"):
         if tier.get("PARENT_REF"):
             continue
@@ -163,7 +163,7 @@ def _elan(lines: list[str], path: Path) -> Cues:
             times = [slots.get(one.get(f"TIME_SLOT_REF{side}")) for side in (1, 2)]
             text = " ".join((one.findtext("ANNOTATION_VALUE") or "").split())
             if not all(time and time.isdecimal() and len(time) < 13 for time in times):
-                yield f"{path}, {tier.get('TIER_ID')}, annotation {number}: no times; align it in ELAN"
+                yield f"{path}, {tier.get('TIER_ID')}, annotation {number}: no times. Align it in ELAN."
             elif text:
                 begin, end = (int(time or 0) / 1000 for time in times)
                 yield Cue(number, begin, end, text, speaker)

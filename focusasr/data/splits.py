@@ -97,8 +97,8 @@ def check_keys(utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
     for key in keys:
         if utterances and not any(key_of(utterance, key) for utterance in utterances):
             known = ["text", *sorted({name for utterance in utterances for name in utterance.extra})]
-            told = "tell it in a table's column or a manifest, or beside each recording in a .json in place of a .txt"
-            wanted = f"what an utterance has: {', '.join(known)}; or {told}, as in "
+            told = "another key in a table's column, a manifest, or each recording's .json instead of .txt"
+            wanted = f"a key of the utterances: {', '.join(known)}; or {told}, as in "
             raise SettingError("by", key, wanted + '{"text": "...", "speaker": "anna"}')
 
 
@@ -181,13 +181,13 @@ class SplitHistory:
         if lost and (len(gone) < len(lost) or lost == before):
             other = next((path for path in lost if path not in gone), lost[0])
             raise InputError(
-                f"{self.folder}: was made from {other}, which is not among the inputs; name it too, or choose another "
-                "--output-dir"
+                f"{self.folder}: was made from {other}, which is not among the inputs. Name it too, or choose another "
+                "--output-dir."
             )
         if self.homes and self._division != _division(config):
             raise InputError(
-                f"{self.folder}: its utterances are divided {_told(self._division)}; give the same again, or choose "
-                "another --output-dir, so that none moves from test to train"
+                f"{self.folder}: its utterances are divided {_told(self._division)}. Use the same options, or choose "
+                "another --output-dir, so that no utterance moves from test to train."
             )
 
     def check_owned(self, names: Iterable[str]) -> None:
@@ -198,7 +198,7 @@ class SplitHistory:
             names = sorted(foreign)
             raise InputError(
                 f"{self.folder}: {', '.join(names)} would be overwritten, and no earlier run here is known to have "
-                "written that; move it away, or choose another --output-dir"
+                "written that. Move it away, or choose another --output-dir."
             )
 
     def claim_new(self, outputs: Iterable[Path]) -> None:
@@ -206,8 +206,8 @@ class SplitHistory:
         there = [] if self._inputs else [output for output in outputs if os.path.exists(output)]
         if there and not SplitHistory(self.folder)._inputs:
             raise InputError(
-                f"{there[0]}: would be overwritten, and no earlier run here is known to have written it; move it "
-                "away, or choose another --output-dir"
+                f"{there[0]}: would be overwritten, and no earlier run here is known to have written it. Move it "
+                "away, or choose another --output-dir."
             )
 
     def begin(self, inputs: Sequence[str | Path], config: PreprocessConfig, sources: Mapping[Path, Source]) -> None:
@@ -255,7 +255,7 @@ class SplitHistory:
                     examples.setdefault((str(home), split), utterance)
         for (home, split), count in moved.items():
             such = f"such as {examples[home, split].audio.name}"
-            self.remarks.append(f"moved from {home} to {split}: {pluralize(count, 'utterance')}, {such}; train anew")
+            self.remarks.append(f"moved from {home} to {split}: {pluralize(count, 'utterance')}, {such}. Train again.")
         for name in set(self._written).difference(names):
             (self.folder / name).unlink(missing_ok=True)
         if news or sorted(names) != self._written:
@@ -266,7 +266,7 @@ class SplitHistory:
         there = [output for output in outputs if output not in self._sources and output.is_file()]
         if there:
             files = f"{pluralize(len(there), 'file')} of earlier runs"
-            self.remarks.append(f"{files} in no manifest now, such as {there[0]}; delete what nobody needs")
+            self.remarks.append(f"{files} in no manifest now, such as {there[0]}. Delete unneeded ones.")
 
 
 def _end(part: Part) -> float:

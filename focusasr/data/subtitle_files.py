@@ -42,7 +42,7 @@ def parse_cues(lines: list[str], path: Path) -> Iterator[Cue | str]:
         where = f"{path}, line {first}"
         begin, end = (_seconds(times[side]) for side in ("begin", "end"))
         if begin is None or end is None or end <= begin:
-            yield f"{where}: {lines[first - 1].strip()!r} is no stretch of time; correct or delete the cue"
+            yield f"{where}: {lines[first - 1].strip()!r} is not a time span. Correct or delete the cue."
             continue
         whole = " ".join(spoken)
         voice = VOICE.search(whole)

@@ -51,7 +51,7 @@ def packed_in(path: Path) -> list[Path]:
     found = [place if os.path.isfile(place) else Path(name) for name in named for place in [path.parent / name]]
     for archive in found:
         if not is_packed(archive):
-            raise InputError(f"{path}: lists {quote(str(archive))}, which is no archive; correct the line")
+            raise InputError(f"{path}: lists {quote(str(archive))}, which is no archive. Correct the line.")
     return found
 
 
@@ -89,10 +89,10 @@ def _readable(path: Path, target: Path) -> Iterator[None]:
     except InputError:
         raise
     except damage as error:
-        raise InputError(f"{path}: cannot be unpacked ({error}); copy it again, or unpack it yourself") from None
+        raise InputError(f"{path}: cannot be unpacked ({error}). Copy it again, or unpack it yourself.") from None
     except OSError as error:
         if error.errno is None:
-            raise InputError(f"{path}: cannot be unpacked ({error}); copy it again, or unpack it yourself") from None
+            raise InputError(f"{path}: cannot be unpacked ({error}). Copy it again, or unpack it yourself.") from None
         raise unwritable(target, error, "choose another folder with --output-dir") from None
 
 
@@ -148,7 +148,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError:
         kind = path.suffix.lower().removeprefix(".")
-        raise InputError(f"{path}: {kind} needs pyarrow; install it with pip install 'focusasr[data]'") from None
+        raise InputError(f"{path}: {kind} needs pyarrow. Install it with pip install 'focusasr[data]'.") from None
     try:
         if path.suffix.lower() == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
@@ -159,7 +159,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in _batches(source):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); copy it again") from None
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Copy it again.") from None
 
 
 def _batches(source: Any) -> Iterator[Any]:

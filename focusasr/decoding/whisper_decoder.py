@@ -134,7 +134,7 @@ class WhisperDecoder:
         room = max(0, self._room(len(self.tokenizer.sot_sequence), *lengths))
         parts = (("--prefix", prefix, self._most, "last"), ("--hotwords", expected, self._most, "last"))
         return [
-            f"{option}: {len(given)} tokens, of which the {end} {len(given) - most} are cut; this model reads {most}"
+            f"{option}: {len(given)} tokens, more than the maximum of {most}; the {end} {len(given) - most} are cut"
             for option, given, most, end in (*parts, ("--initial-prompt", initial, room, "first"))
             if len(given) > most
         ]

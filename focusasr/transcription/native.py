@@ -72,8 +72,8 @@ class Recognizer:
     ) -> None:
         if config.word_timestamps and checkpoint.model.ctc_head is None:
             raise UsageError(
-                "word_timestamps is True; this model has no CTC head to find words with: leave the option out, "
-                "or train with --ctc"
+                "word_timestamps is True: this model has no CTC head to find word times. Leave the option out, "
+                "or train with --ctc."
             )
         self.engine = engine or prepare(checkpoint.model, device, config)
         self.tokenizer = checkpoint.tokenizer
@@ -170,7 +170,7 @@ class Recognizer:
         answers = run_in_halves(self._answers, [piece for _, piece in held], self.device, self._halve)
         for (job, piece), answer in zip(held, answers, strict=True):
             if answer is None:
-                seen = "a segment does not fit the memory; lower --max-segment-seconds or --joint-beam-size"
+                seen = "a segment does not fit into memory. Lower --max-segment-seconds or --joint-beam-size."
                 job.error = InputError(f"{job.source.name}: {seen}")
                 continue
             job.passes += answer.passes

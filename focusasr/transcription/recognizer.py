@@ -162,7 +162,7 @@ def with_cpu_fallback(
     except (MemoryError, RuntimeError) as error:
         if not device_fails(recognizer.device, error):
             raise
-        warn(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); going on with the CPU")
+        warn(f"focusasr: {recognizer.device} fails ({str(error).splitlines()[0]}); continuing on the CPU")
         yield from on_cpu().transcribe(itertools.chain(left, coming), progress, notes, once[1])
 
 
@@ -283,19 +283,19 @@ def native_remarks(
     ]
     remarks = []
     if idle:
-        remarks.append(f"{', '.join(idle)}: of use to Whisper models only; this one does without")
+        remarks.append(f"{', '.join(idle)}: ignored, because only Whisper models have them")
     asked = config.max_segment_seconds
     if asked > DecodingConfig.max_segment_seconds and asked > (longest := _trained_seconds(checkpoint)):
-        told = f"this model was trained on up to {longest:g} s at once, and may lose words in more"
+        told = f"this model was trained on at most {longest:g} s, and may lose words in longer segments"
         remarks.append(f"--max-segment-seconds {asked:g}: {told}")
     own = checkpoint.tokenizer.policy.language
     if longform.language is not None:
         from focusasr.text.whisper_tokenizer import language_code
 
         if own is not None and language_code(longform.language) != own:
-            remarks.append(f"--language {longform.language}: this model knows only {own}, and writes that")
+            remarks.append(f"--language {longform.language}: ignored, because this model knows only {own}")
         elif own is None:
-            remarks.append(f"--language {longform.language}: this model knows one language and does not say which")
+            remarks.append(f"--language {longform.language}: ignored, because this model knows only one language")
     return remarks
 
 
@@ -313,13 +313,13 @@ def without_effect(config: DecodingConfig, longform: LongformConfig) -> list[str
     finds_speech = longform.batched or longform.vad_filter
     wanted = {
         **dict.fromkeys(("ctc_weight", "joint_beam_size", "max_segment_seconds"), "a native model"),
-        "vad_threshold": None if finds_speech else "--vad-filter or --batched beside it",
-        "hallucination_silence_threshold": None if config.word_timestamps else "--word-timestamps beside it",
+        "vad_threshold": None if finds_speech else "--vad-filter or --batched",
+        "hallucination_silence_threshold": None if config.word_timestamps else "--word-timestamps",
     }
     given = {**asdict(config), **asdict(longform)}
     usual = {**asdict(DecodingConfig()), **asdict(LongformConfig())}
     return [
-        f"--{name.replace('_', '-')}: without effect here; it wants {needed}"
+        f"--{name.replace('_', '-')}: has no effect without {needed}"
         for name, needed in wanted.items()
         if needed and given[name] != usual[name]
     ]
@@ -335,9 +335,9 @@ def heard_as(checkpoint: Checkpoint, longform: LongformConfig) -> tuple[Longform
         return replace(longform, language=code), []
     remarks = []
     if code not in (None, "en"):
-        remarks.append(f"--language {longform.language}: this model knows only English, and writes that")
+        remarks.append(f"--language {longform.language}: ignored, because this model knows only English")
     if longform.task == "translate":
-        remarks.append("--task translate: this model knows only English, and writes down what is said")
+        remarks.append("--task translate: ignored, because this model knows only English")
     return replace(longform, language="en", task="transcribe"), remarks
 
 

@@ -112,7 +112,7 @@ class WhisperRecognizer:
             except (MemoryError, RuntimeError) as error:
                 if self.device.type != "cpu" or not is_out_of_memory(error):
                     raise
-                yield outcome.but(MemoryError(f"{source.name}: the memory is full; lower --beam-size or --best-of"))
+                yield outcome.but(MemoryError(f"{source.name}: the memory is full. Lower --beam-size or --best-of."))
 
     def _recognized(
         self,

@@ -163,7 +163,7 @@ def _segment(
 def behind_end(source: Source, longform: LongformConfig, seconds: float) -> InputError:
     """Return the error for clips that are all after the end of a recording of this many seconds."""
     asked = longform.clip_timestamps
-    return InputError(f"{source.name}: --clip-timestamps {asked} lie behind its end, {seconds:.2f} s")
+    return InputError(f"{source.name}: --clip-timestamps {asked} are after its end, {seconds:.2f} s")
 
 
 def shrunk(segment: Segment, silence: Silence) -> Segment:

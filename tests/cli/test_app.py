@@ -211,7 +211,7 @@ def test_tables_have_no_spaces_at_their_ends(run) -> None:
 
 def test_what_is_no_corpus_says_what_was_looked_for(run, sample: Path) -> None:
     Path("a").mkdir()
-    assert "a: no known corpus layout; no recordings (.wav" in run("preprocess", "a", "-o", "b").err
+    assert "a: no known corpus layout: no recordings (.wav" in run("preprocess", "a", "-o", "b").err
     Path("a/x.flac").write_bytes(sample.read_bytes())
     assert "1 recording, but no texts with their names (NAME.txt" in run("preprocess", "a", "-o", "b").err
 
@@ -220,7 +220,7 @@ def test_by_a_key_that_is_not_there_is_refused_before_any_work(run, sample: Path
     Path("m.jsonl").write_text(json.dumps({"audio_filepath": str(sample), "text": "a", "speaker": "b"}) + "\n")
     result = run("preprocess", "m.jsonl", "-o", "out", "--split", "90/5/5", "--by", "voice")
     assert result.status == 2 and result.err.count("\n") == 1
-    assert "expected: what an utterance has: text, speaker" in result.err
+    assert "expected: a key of the utterances: text, speaker" in result.err
     assert not Path("out/audio").exists()
 
 
@@ -384,7 +384,7 @@ def test_evaluate_refuses_what_cannot_be(run) -> None:
     for name, value, status, said in (
         ("--fail-above", "10", 2, "a ratio from 0 to 1"),
         ("--slice", "mood", 2, "--slice mood; expected: what a line has: duration, source"),
-        ("--against", "no.txt", 1, "no.txt: cannot be read (No such file or directory); check the path"),
+        ("--against", "no.txt", 1, "no.txt: cannot be read (No such file or directory). Check the path"),
     ):
         result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", name, value)
         assert result.status == status and said in result.err and result.err.count("\n") == 1

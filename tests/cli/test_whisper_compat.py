@@ -171,11 +171,11 @@ def test_batches_read_the_same_sound(run, model: Path, talk: str) -> None:
 
 def test_whisper_models_say_what_they_do_without(run, model: Path, talk: str) -> None:
     command = ("transcribe", talk, "--model", model, "-o", "-", "--ctc-weight", "0.5", "--vad-threshold", "0.4")
-    native, finder = "--ctc-weight: without effect here; it wants a native model", "--vad-threshold: without effect"
+    native, finder = "--ctc-weight: has no effect without a native model", "--vad-threshold: has no effect"
     result = run(*command)
     assert result.status == 0 and [line[10:] for line in result.err.splitlines()] == [
         native,
-        f"{finder} here; it wants --vad-filter or --batched beside it",
+        f"{finder} without --vad-filter or --batched",
     ]
     assert finder not in run(*command, "--vad-filter", "True").err
 
@@ -185,11 +185,11 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
         "transcribe", sample, "--temperature", "0.4", "--initial_prompt", "x", "--language", "de", "--beam_size", "None"
     )
     assert (result.status, result.out) == (0, heard + "\n")
-    assert "--temperature, --initial-prompt: of use to Whisper models only" in result.err
-    assert "--language de: this model knows only en" in result.err
+    assert "--temperature, --initial-prompt: ignored" in result.err
+    assert "--language de: ignored, because this model knows only en" in result.err
     assert len(result.err.splitlines()) == 2
     result = run("transcribe", sample, "--max-segment-seconds", 45)
-    said = "--max-segment-seconds 45: this model was trained on up to 20 s at once, and may lose words in more"
+    said = "--max-segment-seconds 45: this model was trained on at most 20 s, and may lose words in longer segments"
     assert result.status == 0 and result.err == f"focusasr: {said}\n"
     refused = run("transcribe", sample, "--task", "translate")
     assert (refused.status, refused.out) == (2, "")

@@ -100,7 +100,7 @@ def test_subtitles_of_ages(tmp_path: Path, times: str) -> None:
     path = tmp_path / "a.srt"
     path.write_text(f"00:01.0 --> {times}\nhi\n\n00:01.0 --> 00:02.0\n&#{ENDLESS}; there\n")
     broken, fine = read_segments(tmp_path / "a.wav", path, "a")
-    assert isinstance(broken, Reject) and "is no stretch of time" in broken.reason
+    assert isinstance(broken, Reject) and "is not a time span" in broken.reason
     assert isinstance(fine, CorpusUtterance) and fine.utterance.text == f"&#{ENDLESS}; there"
 
 

@@ -293,11 +293,11 @@ def test_tables_that_cannot_be_used_say_why_and_those_below_are_named(tmp_path):
         with pytest.raises(InputError, match=r"t\.csv: no text column; --text-column must name one of path, said"):
             read(path)
     table(tmp_path / "in" / "t.csv", "path,text\na.wav,caf\xe9\n", "cp1252")
-    with pytest.raises(InputError, match=r"t.csv, line 2: not UTF-8 text; save the file as UTF-8"):
+    with pytest.raises(InputError, match=r"t.csv, line 2: not UTF-8 text\. Save the file as UTF-8"):
         read(tmp_path / "in")
     (tmp_path / "hub" / "train").mkdir(parents=True)
     table(tmp_path / "hub" / "train" / "metadata.csv", "file_name,text\na.wav,x\n")
-    with pytest.raises(InputError, match="are in folders of it; give these: train"):
+    with pytest.raises(InputError, match=r"are in its subfolders\. Use these as inputs: train"):
         read(tmp_path / "hub")
 
 

@@ -107,7 +107,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
 
 
 def test_unreadable_manifests(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.jsonl: no such manifest; check the path, or make one with"):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl: no such manifest. Check the path, or make one with"):
         read_manifest(tmp_path / "nowhere.jsonl")
     with pytest.raises(InputError, match="is a folder, not a manifest; make one of it with 'focusasr preprocess'"):
         read_manifest(tmp_path)

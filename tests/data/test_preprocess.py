@@ -345,9 +345,9 @@ def test_results_never_overwrite_what_they_are_made_from(tmp_path):
     folder = corpus(tmp_path / "in")
     preprocess([folder], tmp_path / "out")
     for given in (tmp_path / "out", tmp_path / "out" / "manifest.jsonl"):
-        with pytest.raises(InputError, match="choose another --output-dir"):
+        with pytest.raises(InputError, match="hoose another --output-dir"):
             preprocess([given], tmp_path / "out")
-    with pytest.raises(InputError, match="choose another --output-dir"):
+    with pytest.raises(InputError, match="hoose another --output-dir"):
         preprocess([folder], folder)
     tone(tmp_path / "mine" / "audio" / "a.flac")
     (tmp_path / "mine" / "audio" / "t.csv").write_text("path,text\na.flac,one\n")

@@ -176,7 +176,7 @@ def test_told_lengths_are_compared_with_the_sound(tmp_path):
     write(tmp_path, a=tone(1.0), b=tone(1.0, hz=500), c=tone(3.0, hz=600) * np.linspace(0.1, 1, 48_000))
     (tmp_path / "t.csv").write_text("path,text,duration\na.wav,one,1.0\nb.wav,two,2.5\n")
     report = preprocess([tmp_path / "t.csv"], tmp_path / "out")
-    assert report.findings == {"mismatched duration": 1} and "1.00 s long where 2.50 s" in report.summary()
+    assert report.findings == {"mismatched duration": 1} and "1.00 s long, but 2.50 s" in report.summary()
     line = {"audio_filepath": "c.wav", "text": "x", "duration": 1.0}
     (tmp_path / "cut.jsonl").write_text(json.dumps(line))
     assert preprocess([tmp_path / "cut.jsonl"], tmp_path / "out2").findings == {"mismatched duration": 1}
@@ -316,10 +316,10 @@ def test_preprocess_writes_the_splits_and_they_leak_nothing(tmp_path):
     report = preprocess([folder / "two.jsonl"], tmp_path / "two", config)
     assert report.splits == {"train": 2, "dev": 2}
     assert report.remarks == [
-        "nothing for test.jsonl: too few different values of speaker; add more, or divide otherwise (--split, --by)"
+        "nothing for test.jsonl: too few different values of speaker. Add more, or change --split or --by."
     ]
     with pytest.raises(
-        InputError, match=r"by is 'mood'; expected: what an utterance has: text, speaker; or .* a \.json"
+        InputError, match=r"by is 'mood'; expected: a key of the utterances: text, speaker; or .* \.json"
     ):
         preprocess([folder / "m.jsonl"], tmp_path / "out", PreprocessConfig(split="80/10/10", by=["mood"]))
     with pytest.raises(InputError, match=f"drop is 'odd'; expected: {KINDS[0]}"):

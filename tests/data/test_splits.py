@@ -76,7 +76,7 @@ def test_another_corpus_is_refused_and_one_more_is_welcome() -> None:
     preprocess([one], "out")
     before = Path("out/manifest.jsonl").read_bytes()
     said = refusal(other)
-    assert f"out: was made from {one.absolute()}, which is not among the inputs; name it too" in said
+    assert f"out: was made from {one.absolute()}, which is not among the inputs. Name it too" in said
     assert Path("out/manifest.jsonl").read_bytes() == before and not Path("out/audio/c.flac").exists()
     assert preprocess([other, one], "out").reused == 2
     assert refusal(one).startswith(f"{Path('out').absolute()}: was made from {other.absolute()}")
@@ -101,7 +101,7 @@ def test_an_input_that_is_gone_is_missed_only_where_none_is_left() -> None:
     shutil.rmtree("other")
     report = preprocess(paths[:1], "out")
     unused = "1 file of earlier runs in no manifest now, such as "
-    assert report.remarks == [f"{unused}{Path('out/audio/c.flac').absolute()}; delete what nobody needs"]
+    assert report.remarks == [f"{unused}{Path('out/audio/c.flac').absolute()}. Delete unneeded ones."]
     assert report.remarks[0] in report.summary()
     Path("one").rename("renamed")
     assert "was made from" in refusal("renamed/m.jsonl")
@@ -195,7 +195,7 @@ def test_another_division_is_refused() -> None:
     preprocess([one], "out", THIRDS)
     before = homes()
     for config in (None, PreprocessConfig(split="40/30/30"), PreprocessConfig(split="60/40", by=["speaker"])):
-        assert "are divided by --split 40/30/30 --by speaker; give the same again" in refusal(one, config=config)
+        assert "are divided by --split 40/30/30 --by speaker. Use the same options" in refusal(one, config=config)
     assert preprocess([one], "out", THIRDS).reused == 6 and homes() == before
 
 
@@ -205,7 +205,7 @@ def test_what_the_corpus_itself_moves_is_told_and_no_old_split_stays() -> None:
     assert "divided as in the corpus, without --split" in refusal(one, config=PreprocessConfig(split="40/30/30"))
     corpus("in", {"a": {"split": "train"}, "b": {"split": "train"}, "c": {"split": "dev"}})
     report = preprocess([one], "out")
-    assert report.remarks == ["moved from test to train: 1 utterance, such as b.flac; train anew"]
+    assert report.remarks == ["moved from test to train: 1 utterance, such as b.flac. Train again."]
     assert not Path("out/test.jsonl").exists() and homes() == {"a": "train", "b": "train", "c": "dev"}
     assert not preprocess([one], "out").remarks, "it is told once"
 

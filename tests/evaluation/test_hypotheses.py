@@ -105,7 +105,7 @@ def test_kaldi_and_sclite_files_name_their_ids():
 def test_another_set_and_two_texts_are_refused():
     with pytest.raises(InputError, match=r"such as /sound/a.wav; is it of another set"):
         read_hypotheses(wrote("h.tsv", "c.wav\tx"), SET)
-    with pytest.raises(InputError, match="h: is a folder; name a file in it"):
+    with pytest.raises(InputError, match=r"h: is a folder\. Name a file in it"):
         Path("h").mkdir()
         read_hypotheses(Path("h"), SET)
     with pytest.raises(InputError, match=r"lines 1 and 2: two texts for a.wav"):

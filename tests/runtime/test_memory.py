@@ -101,7 +101,7 @@ def test_a_segment_that_never_fits_fails_its_file_alone(
     assert texts([first, third]) == [expected[0], expected[2]]
     assert (
         second.error
-        == f"{sources[1].name}: a segment does not fit the memory; lower --max-segment-seconds or --joint-beam-size"
+        == f"{sources[1].name}: a segment does not fit into memory. Lower --max-segment-seconds or --joint-beam-size."
     )
 
 
@@ -131,7 +131,7 @@ def test_whisper_windows_shrink_too(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
     monkeypatch.setattr(one_by_one.engine, "encode", never)
     (outcome,) = one_by_one.transcribe([Source("talk.wav")])
-    assert outcome.error == "talk.wav: the memory is full; lower --beam-size or --best-of"
+    assert outcome.error == "talk.wav: the memory is full. Lower --beam-size or --best-of."
 
 
 class Frail:
@@ -153,7 +153,7 @@ def test_the_cpu_goes_on_where_a_device_fails(capsys: pytest.CaptureFixture[str]
     outcomes = list(with_cpu_fallback(Frail(GPU, lost, 2), lambda: Frail(CPU), sources, lambda seconds: None))
     assert [outcome.error for outcome in outcomes] == ["0.wav by cuda", "1.wav by cuda", "2.wav by cpu", "3.wav by cpu"]
     err = capsys.readouterr().err
-    assert err == "focusasr: cuda fails (CUDA error: unspecified launch failure); going on with the CPU\n"
+    assert err == "focusasr: cuda fails (CUDA error: unspecified launch failure); continuing on the CPU\n"
     with pytest.raises(RuntimeError, match="shapes"):
         list(
             with_cpu_fallback(

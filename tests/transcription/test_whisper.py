@@ -138,7 +138,7 @@ def test_clips_behind_the_end_are_told(recording: Source) -> None:
         checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(), LongformConfig(clip_timestamps="90,95")
     )
     (outcome,) = reader.transcribe([recording])
-    assert str(outcome.error) == "chirps.wav: --clip-timestamps 90,95 lie behind its end, 70.00 s"
+    assert str(outcome.error) == "chirps.wav: --clip-timestamps 90,95 are after its end, 70.00 s"
 
 
 def test_an_english_model_is_read_likewise(recording: Source, monkeypatch: pytest.MonkeyPatch) -> None:

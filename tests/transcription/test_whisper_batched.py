@@ -202,7 +202,7 @@ def test_clips_of_a_batch_are_read_one_by_one_and_refused_behind_the_end() -> No
 
     both = segments("2,6,20")
     assert both == segments("2,6") + segments("20") and segments("2,6") and segments("20")
-    with pytest.raises(InputError, match=r"talk\.wav: --clip-timestamps 90,95 lie behind its end, 27\.00 s"):
+    with pytest.raises(InputError, match=r"talk\.wav: --clip-timestamps 90,95 are after its end, 27\.00 s"):
         segments("90,95")
 
 
