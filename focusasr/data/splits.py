@@ -193,7 +193,8 @@ class SplitHistory:
     def check_owned(self, names: Iterable[str]) -> None:
         """Check that existing files to be overwritten were written by an earlier run."""
         there = [name for name in sorted(names) if name not in self._written and (self.folder / name).exists()]
-        foreign = set(there).difference(SplitHistory(self.folder)._written) if there else ()  # perhaps a peer's, now
+        # Read the record again: another process may have written the files since.
+        foreign = set(there).difference(SplitHistory(self.folder)._written) if there else ()
         if foreign:
             names = sorted(foreign)
             raise InputError(
