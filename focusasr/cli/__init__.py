@@ -1,1 +1,1 @@
-"""The commands, and everything that is shown: tables, HTML, plots."""
+"""The commands and their output: tables, HTML reports and plots."""

@@ -1,4 +1,4 @@
-"""The command `adapt`: a Whisper model and recordings to a model that takes audio at its own length."""
+"""The command `adapt`: a Whisper model for audio of its own length."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ from focusasr.runtime.files import ensure_writable
 from focusasr.training.run import read_run
 from focusasr.training_config import AdaptConfig
 
-TAIL_FRAMES = 48  # of silence after the audio, in use
+TAIL_FRAMES = 48  # of silence after the audio at inference
 
 
 @with_settings(AdaptConfig, ModelConfig)
 def adapt(
     given: dict[type, dict[str, Any]],
     source: Annotated[
-        str | None, typer.Argument(help="Whisper model to adapt: what --model takes elsewhere", show_default=False)
+        str | None, typer.Argument(help="Whisper model to adapt, as for --model of other commands", show_default=False)
     ] = None,
     recordings: Annotated[
         list[str] | None,
         typer.Argument(help="recordings to adapt on: manifests (PATH or PATH=WEIGHT), files, folders, globs"),
     ] = None,
-    texts: Annotated[
-        list[str] | None, typer.Option(help="manifest whose texts are learned as they are; may be given again")
-    ] = None,
-    dev: Annotated[list[str] | None, typer.Option(help="manifest to measure on; may be given again")] = None,
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="the run's folder: best/ and last/")] = Path(
-        "runs/adapted"
-    ),
-    config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, model, train")] = None,
+    texts: Annotated[list[str] | None, typer.Option(help="manifest with transcripts to train on (repeatable)")] = None,
+    dev: Annotated[list[str] | None, typer.Option(help="manifest to evaluate on (repeatable)")] = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="output folder, which gets best/ and last/")
+    ] = Path("runs/adapted"),
+    config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, model and train")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output-dir where it stopped")] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
 ) -> None:
-    """Adapt a Whisper model to audio of its own length, so that short recordings cost less.
+    """Adapt a Whisper model to audio of its own length, so that short recordings take less time.
 
-    The padded source teaches its copy; recordings need no transcripts. Word error rates on --dev are measured at the
-    audio's own length and padded to 30 s, before the first step too.
+    The source model on padded audio is the teacher of its copy, so recordings need no transcripts. Word error rates on
+    --dev are measured at the audio's own length and padded to 30 s, also before the first step.
     """
     import torch
 
@@ -79,7 +77,7 @@ def adapt(
 
 
 def carry_out(run: Any, teacher: Any, resume: bool, device: Any, reason: str) -> None:
-    """Adapt; the folder of the best checkpoint goes to stdout."""
+    """Adapt, and print the folder of the best checkpoint to stdout."""
     from focusasr.runtime.devices import close_process_group, translate_peer_errors
     from focusasr.training.adapter import Adapter
     from focusasr.training.logger import TrainingLog
@@ -98,4 +96,4 @@ def carry_out(run: Any, teacher: Any, resume: bool, device: Any, reason: str) ->
     if processes.main:
         print(run.output / "best")
     if log.broken_seen or adapter.findings.unreadable():
-        raise typer.Exit(1)  # adapted, but not on all that was given
+        raise typer.Exit(1)  # adapted, but some inputs were unusable

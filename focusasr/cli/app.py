@@ -1,4 +1,4 @@
-"""The command line: each command has its room. Results on stdout, the rest on stderr."""
+"""The command line: one module per command. Results go to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from focusasr.runtime.process import CLOSED_PIPE, INTERRUPTED, debugging, exit_n
 app = typer.Typer(
     add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-Misused: Any = typer.BadParameter.__base__  # of all that the options refuse; each Typer has it elsewhere
+Misused: Any = typer.BadParameter.__base__  # base of all usage errors; its module differs between Typer versions
 COMMANDS = {
     command.__name__: command
     for command in (preprocess, train, adapt, transcribe, listen, serve, evaluate, inspect, info, convert)
@@ -38,32 +38,32 @@ for command in COMMANDS.values():
 
 
 def program() -> None:
-    """Be the process `focusasr`: run the command line, then leave fast."""
+    """Run the command line as the process `focusasr`, then exit without teardown."""
     status: object = 0
     open_streams()
     try:
         main()
     except SystemExit as leaving:
         status = leaving.code or 0
-    if not isinstance(status, int):  # a message, as sys.exit takes one
+    if not isinstance(status, int):  # a message, as for sys.exit
         print(status, file=sys.stderr)
         status = 1
     exit_now(status)
 
 
 def main() -> None:
-    """Run the command line: one line and status 1 for a broken input, 2 for wrong usage; --debug shows tracebacks."""
+    """Run the command line: status 1 and one line for invalid input, 2 for wrong usage; --debug shows tracebacks."""
     debug = debugging()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow busy machines by multiples
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else an hour of lengths takes 100 MB of plans
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow busy machines severely
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else plans take 100 MB per hour
     try:
         status = app(args=arguments, prog_name="focusasr", standalone_mode=False) or 0
-        if status == INTERRUPTED:  # which Typer makes of Ctrl-C
+        if status == INTERRUPTED:  # Typer's status after Ctrl-C
             fail(what_is_safe(), INTERRUPTED)
         sys.exit(status)
     except SystemExit as leaving:
-        if isinstance(leaving.__context__, BrokenPipeError):  # `| head` has heard enough; Typer makes it 1, a failure
+        if isinstance(leaving.__context__, BrokenPipeError):  # `| head` has ended; Typer's status is 1
             sys.exit(CLOSED_PIPE)
         raise
     except Misused as error:
@@ -84,8 +84,8 @@ def main() -> None:
 
 
 def refused(error: Any, arguments: list[str]) -> str:
-    """Return in one line what the options refuse, and where they are told."""
-    if arguments[0] not in COMMANDS and os.path.exists(arguments[0]):  # as whisper is called
+    """Return one line on what the options reject, with the command whose --help explains it."""
+    if arguments[0] not in COMMANDS and os.path.exists(arguments[0]):  # called like whisper, without a command
         return f"{arguments[0]} is no command; did you mean focusasr transcribe {shlex.join(arguments)}?"
     message = misuse(error)
     if "; expected: " in message:
@@ -96,7 +96,7 @@ def refused(error: Any, arguments: list[str]) -> str:
 
 
 def shortage(error: Exception) -> str:
-    """Return in words what the machine refused."""
+    """Return one line on the resource that the machine lacks: disk space, permission, memory or a library."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         if isinstance(error, PermissionError):
@@ -109,7 +109,7 @@ def shortage(error: Exception) -> str:
 
 
 def fail(message: str, status: int) -> None:
-    """Say one line on stderr and leave with a status."""
+    """Print one line to stderr and exit with a status."""
     print("focusasr: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
 
@@ -117,8 +117,8 @@ def fail(message: str, status: int) -> None:
 @app.callback(invoke_without_command=True)
 def top(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error (works anywhere)")] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error (allowed anywhere)")] = False,
 ) -> None:
     """A compact speech recognizer with focused hybrid attention, to own end to end."""
     if version:

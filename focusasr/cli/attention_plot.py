@@ -1,4 +1,4 @@
-"""The picture of an inspection: the sound, how much of it each head sees, and where chosen layers look."""
+"""The picture of `inspect`: spectrogram, spans per head, and attention weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 DOTS_PER_INCH = 110
-LEAST_WEIGHT = 1e-3  # weights below are drawn like this one
-HEAD_INCHES, MOST_INCHES = 2.4, 24.0  # width per head, width in all
-BAR_INCHES, LAYER_INCHES = 0.16, 4.6  # height per head over the sound, height per chosen layer
+LEAST_WEIGHT = 1e-3  # smaller weights are drawn like this one
+HEAD_INCHES, MOST_INCHES = 2.4, 24.0  # width per head, total width
+BAR_INCHES, LAYER_INCHES = 0.16, 4.6  # height per head over the spectrogram, height per chosen layer
 MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
 
 
 def picture_inches(inspection: Inspection) -> tuple[float, float]:
-    """Return width and height of the picture."""
+    """Return width and height of the picture in inches."""
     heads = len(inspection.layers[0].heads)
     return min(MOST_INCHES, max(11.0, HEAD_INCHES * heads + 1.4)), _sound_inches(inspection) + LAYER_INCHES * len(
         inspection.views
@@ -42,7 +42,7 @@ def _sound_inches(inspection: Inspection) -> float:
 
 
 def draw(inspection: Inspection, path: Path) -> None:
-    """Write the picture as PNG; InputError where it cannot be written."""
+    """Write the picture as PNG; InputError if it cannot be written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def draw(inspection: Inspection, path: Path) -> None:
         draw_layer(part, inspection, inspection.layers[number - 1], view)
     try:
         with written_aside(path) as aside, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in letters that no font here has
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # no font has the script of the name
             figure.savefig(aside, format="png")
     except OSError as error:
         raise unwritable(path, error, "choose another place with --output") from None
@@ -75,7 +75,7 @@ def draw_sound(axes: Axes, inspection: Inspection) -> None:
 
 
 def _band_of(hz: float, bands: int) -> float:
-    """Return where a frequency lies on the axis of mel bands (slaney's scale: linear to 1 kHz, then logarithmic)."""
+    """Return the position of a frequency on the mel axis (Slaney's scale: linear to 1 kHz, then logarithmic)."""
 
     def mel(hz: float) -> float:
         return 3 * hz / 200 if hz < 1000 else 15 + 27 * np.log(hz / 1000) / np.log(6.4)
@@ -84,7 +84,7 @@ def _band_of(hz: float, bands: int) -> float:
 
 
 def draw_spans(axes: Axes, inspection: Inspection) -> None:
-    """Draw over the sound what each head of each layer sees around its middle: full weight dark, the soft edge light.
+    """Draw each head's span around the middle: full weight dark, the soft edge light.
 
     Dotted lines are the largest span that the model could learn.
     """
@@ -130,7 +130,7 @@ def draw_layer(part: SubFigure, inspection: Inspection, figures: LayerFigures, v
     stop = start + view.local.weights.shape[1] * inspection.step_seconds
     step_ms = 1000 * inspection.step_seconds
     widest = max(head.span_ms for layer in inspection.layers for head in layer.heads)
-    steps = math.ceil(widest / step_ms)  # the same for every layer
+    steps = math.ceil(widest / step_ms)  # of all layers
     reach = (steps + 0.5) * step_ms
     rows = part.subplots(2, len(figures.heads), sharey=True, squeeze=False)
     looks = {

@@ -29,11 +29,11 @@ def inspect(
     ],
     recording: Annotated[str, typer.Argument(metavar="AUDIO", help="an audio file, or - for standard input")],
     given: dict[type, dict[str, Any]],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="draw a picture here, a .png")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG file for a picture")] = None,
     layer: Annotated[
         list[int] | None,
         typer.Option(
-            help="encoder layer to draw, from 1; may be given again (default: first, middle, last)",
+            help="encoder layer to draw, from 1 (repeatable; default: first, middle, last)",
             parser=number(int, least=1),
             metavar="<int>",
         ),
@@ -42,7 +42,7 @@ def inspect(
     device: DeviceOption = "auto",
     local_files_only: LocalFilesOption = False,
 ) -> None:
-    """Show what the focus of an encoder does with a recording: span, temperature, entropy, norms per layer and head."""
+    """Show the attention of an encoder on a recording: span, temperature, entropy and norms per layer and head."""
     from focusasr.audio.source import AUDIO_SUFFIXES
     from focusasr.cli.tables import print_attention
     from focusasr.evaluation import attention_stats as room
@@ -74,14 +74,14 @@ def inspect(
 
 def info(
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="CHECKPOINT", help="as --model, which does as well", show_default=False)
+        str | None, typer.Argument(metavar="CHECKPOINT", help="checkpoint, as for --model", show_default=False)
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     local_files_only: LocalFilesOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
 ) -> None:
-    """Show a checkpoint's card, the device that would compute and why, and versions."""
+    """Show a checkpoint's card, the device and the reason for it, and package versions."""
     from importlib.metadata import PackageNotFoundError, version
 
     from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
@@ -94,7 +94,7 @@ def info(
     loaded = load_checkpoint(find_checkpoint(checkpoint or model, local_files_only))
     versions = {"focusasr": __version__, "python": sys.version.split()[0]}
     for name in ("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer"):
-        with suppress(PackageNotFoundError):  # the last two are for training and evaluating
+        with suppress(PackageNotFoundError):  # the last two are for training and evaluation
             versions[name] = version(name)
     if as_json:
         facts = {"checkpoint": str(loaded.folder), "weights": loaded.model.parameter_count()}
@@ -108,19 +108,19 @@ def info(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="as --model: a folder, file, or name on the hub")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a new folder for the checkpoint")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="folder, file, or name on the hub, as for --model")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="new folder for the checkpoint")],
     dtype: Annotated[
         Literal["float32", "float16", "int8"],
-        typer.Option(help="how weights are stored: float16 takes half the space, int8 a quarter"),
+        typer.Option(help="data type of stored weights: float16 halves the size, int8 quarters it"),
     ] = "float32",
     to: Annotated[
         Literal["focusasr", "huggingface", "ctranslate2"],
-        typer.Option(help="format to write: ours, transformers', or faster-whisper's"),
+        typer.Option(help="output format: of focusasr, transformers or faster-whisper"),
     ] = "focusasr",
     local_files_only: LocalFilesOption = False,
 ) -> None:
-    """Write any checkpoint as a folder of focusasr, or a Whisper model as one of transformers or faster-whisper."""
+    """Convert a checkpoint to a folder of focusasr, or a Whisper model to one of transformers or faster-whisper."""
     import torch
     from safetensors import SafetensorError
 

@@ -1,4 +1,4 @@
-"""The command `evaluate`: a checkpoint, or texts in a file, measured on a manifest with the truth."""
+"""The command `evaluate`: a checkpoint, or texts from a file, against reference transcripts."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ if TYPE_CHECKING:
     from focusasr.transcription.result import Outcome
 
 
-MOST_TOLD = 5  # bad lines of a manifest
+MOST_TOLD = 5  # invalid manifest lines printed one by one
 
 
 @with_settings(EvaluationConfig, DecodingConfig, SearchConfig, LongformConfig)
 def evaluate(
-    manifest: Annotated[Path, typer.Argument(help="manifest, or with --hypotheses a file of reference texts")],
+    manifest: Annotated[Path, typer.Argument(help="manifest, or a file of reference texts with --hypotheses")],
     given: dict[type, dict[str, Any]],
     model: ModelOption = None,
     hypotheses: Annotated[
         Path | None,
-        typer.Option(help="score the texts of this file without a model; --against reads the same forms"),
+        typer.Option(help="file of texts to score without a model"),
     ] = None,
-    against: Annotated[Path | None, typer.Option(help="compare with the texts of another system")] = None,
-    output: Annotated[Path | None, typer.Option(help="write one JSON line per utterance here; resumes")] = None,
-    html: Annotated[Path | None, typer.Option(help="write a page with differences, sound and charts here")] = None,
+    against: Annotated[Path | None, typer.Option(help="file of another system's texts to compare with")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="file for one JSON line per utterance; an interrupted run resumes")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="file for an HTML page with differences, audio and charts")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
@@ -50,7 +52,8 @@ def evaluate(
 ) -> None:
     """Measure word error rate on a manifest, with its 95 % interval.
 
-    Texts come from a model, or from --hypotheses: JSON, transcribe's output, Kaldi, trn, STM, CTM, SRT or plain lines.
+    Texts come from a model or from --hypotheses. The files of --hypotheses and --against may be JSON, transcribe's
+    output, Kaldi, trn, STM, CTM, SRT or plain lines.
     """
     from rich.console import Console
 
@@ -62,7 +65,7 @@ def evaluate(
     config = read_options(EvaluationConfig, given[EvaluationConfig])
     _spare({"--output": output, "--html": html}, (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
-    check_groups(utterances, config)  # what is wrong is refused before any work
+    check_groups(utterances, config)  # usage errors before any work
     others = _texts(against, utterances) if against else None
     if hypotheses:
         _check_unheard(model, given)
@@ -72,7 +75,7 @@ def evaluate(
         choice = ModelChoice(model, device, threads, local_files_only)
         loaded = load_recognizer(choice, given)
         tell_remarks(loaded)
-        recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several remember nothing
+        recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several have no cache
         on_interrupt_message(_kept(recall, output, loaded.processes.count))
         with shared_work(loaded.processes):
             evaluation = _recognize(loaded, utterances, config, recall)
@@ -95,7 +98,7 @@ def evaluate(
 
 
 def _check_unheard(model: str | None, given: dict[type, dict[str, Any]]) -> None:
-    """Refuse what is meant for a model where none is asked."""
+    """Reject options of a model with --hypotheses."""
     for_a_model = [("model", model)] if model else []
     for_a_model += [pair for kind, values in given.items() if kind is not EvaluationConfig for pair in values.items()]
     for name, value in for_a_model[:1]:
@@ -103,7 +106,7 @@ def _check_unheard(model: str | None, given: dict[type, dict[str, Any]]) -> None
 
 
 def _texts(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
-    """Read the texts of utterances; of how many there is none is said on stderr, and the first is named."""
+    """Read the texts of utterances; print the number of missing ones and the first of them."""
     from focusasr.evaluation.hypotheses import is_ignored, read_hypotheses
 
     pairs = zip(utterances, read_hypotheses(path, utterances), strict=True)
@@ -121,7 +124,7 @@ def _paired(
     config: EvaluationConfig,
     against: Path | None,
 ) -> tuple[list[Utterance], list[str | None]]:
-    """Return the references that count, of alternatives in them those that fit the hypotheses, and these."""
+    """Return the references that count, their alternatives resolved, and the hypotheses."""
     from focusasr.evaluation.alternatives import SUFFIXES, has_choices, resolve
     from focusasr.evaluation.hypotheses import is_ignored
 
@@ -135,7 +138,7 @@ def _paired(
 
 
 def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> None:
-    """Refuse to write over what is read, one result over the other, or where nothing can be written."""
+    """Reject outputs that would overwrite an input or each other, or that cannot be written."""
     taken = {path.resolve() for path in read if path}
     for option, path in written.items():
         if path is None:
@@ -149,7 +152,7 @@ def _spare(written: dict[str, Path | None], read: tuple[Path | None, ...]) -> No
 
 
 def _read(path: Path, without_sound: bool) -> tuple[list[Utterance], list[str]]:
-    """Return the utterances of a manifest and its bad lines, told on stderr; or those of a file of texts."""
+    """Return the utterances of a manifest and its invalid lines, which are printed; or those of a file of texts."""
     from focusasr.data.manifest import read_manifest
     from focusasr.evaluation.hypotheses import read_references
     from focusasr.evaluation.text_files import JSON_SUFFIXES
@@ -182,11 +185,11 @@ def _recognize(
     found = room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
     if loaded.processes.count == 1 or found.pace is None:
         return found
-    return replace(found, pace=replace(found.pace, latencies=()))  # of several processes: all is asked for at once
+    return replace(found, pace=replace(found.pace, latencies=()))  # sources are requested all together
 
 
 def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> TranscriptCache | None:
-    """Return what a run with the same output, checkpoint and options heard before it was cut short."""
+    """Return the cached transcripts of an interrupted run with the same output, checkpoint and options."""
     from focusasr import __version__
     from focusasr.evaluation.evaluate import TranscriptCache
     from focusasr.model.checkpoint import find_checkpoint, fingerprint_of_model
@@ -205,7 +208,7 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
 
 
 def _kept(recall: TranscriptCache | None, output: Path | None, processes: int) -> str:
-    """Return what is promised to somebody who interrupts."""
+    """Return what is printed after an interruption about transcripts kept so far."""
     if recall:
         return "what was heard is kept; the same command goes on"
     if output is None:
@@ -214,7 +217,7 @@ def _kept(recall: TranscriptCache | None, output: Path | None, processes: int) -
 
 
 def _too_many_errors(evaluation: Evaluation, config: EvaluationConfig) -> bool:
-    """Say in one line that the limit is broken, if it is; what could not be measured breaks it too."""
+    """Return whether --fail-above is exceeded, and print why; utterances that failed exceed it too."""
     limit = config.fail_above
     score = evaluation.score if evaluation.score and evaluation.score.words else None
     if limit is None or (score is not None and score.wer <= limit):

@@ -1,4 +1,4 @@
-"""HTML reports, in one file each: charts in SVG, an evaluation, a prepared corpus."""
+"""HTML reports in one file each: an evaluation, or a prepared corpus."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ class="pair I">invented</span></span>
 </div>
 """
 
-MOST_SHOWN = 200  # findings of each kind
+MOST_SHOWN = 200  # findings per kind
 MOST_CHARACTERS = 60
 
 
 def write_page(path: Path, title: str, body: str, style: str = "", script: str = "") -> None:
-    """Write one self-contained page, whole or not at all; InputError where it cannot be written."""
+    """Write one self-contained page, whole or not at all; InputError if it cannot be written."""
     head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escaped(title)}</title>\n'
     size = '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     whole = (
@@ -110,12 +110,12 @@ def write_page(path: Path, title: str, body: str, style: str = "", script: str =
 
 
 def escaped(text: object) -> str:
-    """Return text that is safe inside HTML, in and outside attributes."""
+    """Return text that is safe in HTML, inside and outside attributes."""
     return html.escape(str(text), quote=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table; all cells are escaped, and those of numbers stand to the right."""
+    """Return a table with all cells escaped and numbers aligned to the right."""
 
     def cell(tag: str, value: object, column: int) -> str:
         number = bool(rows) and isinstance(rows[0][column], (int, float))
@@ -128,7 +128,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart: its name, height and, where there is one, the interval around it."""
+    """One bar of a chart: its name, height and optional interval."""
 
     name: str
     value: float
@@ -138,7 +138,7 @@ class Bar:
 
 
 def histogram(title: str, values: Sequence[float], unit: str, bins: int = 24) -> str:
-    """Return a chart of how often values occur; nothing finite gives an empty one."""
+    """Return a histogram of the finite values; an empty chart if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return bar_chart(title, [], unit)
@@ -153,7 +153,7 @@ def histogram(title: str, values: Sequence[float], unit: str, bins: int = 24) ->
 
 
 def bar_chart(title: str, bars: Sequence[Bar], unit: str) -> str:
-    """Return a chart of bars from 0, with whiskers where they have an interval; names thin out where many."""
+    """Return a chart of bars from 0, with whiskers for intervals; crowded names are thinned out."""
     top = _round_top(max([max(bar.value, bar.high or 0.0) for bar in bars], default=0.0))
     parts = [*_frame(title, unit, top)]
     room = (WIDTH - LEFT - RIGHT) / max(1, len(bars))
@@ -184,7 +184,7 @@ def scatter(title: str, points: Sequence[tuple[float, float]], unit: str) -> str
 
 
 def _frame(title: str, unit: str, top: float) -> list[str]:
-    """Return the title, the unit of the horizontal axis, and lines at a quarter, half and so on of the height."""
+    """Return the title, the unit of the horizontal axis, and grid lines at quarters of the height."""
     parts = [f'<text class="title" x="{LEFT}" y="16">{escaped(title)}</text>']
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, unit, "middle"))
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -207,18 +207,18 @@ def _svg(parts: Sequence[str]) -> str:
 
 
 def _round_top(largest: float) -> float:
-    """Return the end of an axis that holds `largest` and whose quarters are round numbers."""
+    """Return the end of an axis that includes `largest` and has round quarters."""
     return 4 * _round_step(largest / 4, (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)) if largest > 0 else 1.0
 
 
 def _round_step(step: float, factors: Sequence[float] = (1, 2, 5, 10)) -> float:
-    """Return the smallest of the factors times a power of ten that is not below `step`."""
+    """Return the smallest of the factors times a power of ten that is at least `step`."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in factors if factor * power >= step * (1 - 1e-9))
 
 
 def write_evaluation_page(path: Path, evaluation: Evaluation, breakdown: Analysis, title: str) -> None:
-    """Write the page; sound is linked relative to it, so that a folder can be moved as a whole."""
+    """Write the page; audio is linked by relative paths, so that a folder can be moved as a whole."""
     folder = path.parent.absolute()
     articles = "\n".join(_article(index, row, folder) for index, row in enumerate(evaluation.rows))
     parts = [
@@ -292,7 +292,7 @@ def _article(place: int, row: Row, folder: Path) -> str:
 
 
 def _player(row: Row, folder: Path) -> str:
-    """Return a player of the utterance's part of its file, or nothing where there is no file."""
+    """Return an audio player of the utterance, or an empty text if there is no file."""
     utterance = row.utterance
     if not utterance.audio.is_file():
         return ""
@@ -306,7 +306,7 @@ def _player(row: Row, folder: Path) -> str:
 def write_preparation_page(
     path: Path, facts: dict[str, Any], kept: Sequence[PreparedUtterance], findings: Sequence[Finding]
 ) -> None:
-    """Write the page; `facts` are those of report.json, the others what a preprocessing `Report` holds."""
+    """Write the page; `facts` are those of report.json, the rest comes from a preprocessing `Report`."""
     rows = [(name, value) for name, value in facts.items() if not isinstance(value, (dict, list))]
     parts = [
         "<h1>Prepared speech</h1>",

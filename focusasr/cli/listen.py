@@ -1,4 +1,4 @@
-"""The command `listen`: live text of a microphone, a pipe, or a file played in real time."""
+"""The command `listen`: live transcription of a microphone, a pipe, or a file."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 
 INSTEAD = "choose another --output-dir"
-NAME = "listen"  # of the files in --output-dir
-REST = 50.0  # times as long as writing took, before the whole transcript is written again
-WAIT_SECONDS = 0.1  # between two looks whether Ctrl-C was pressed
+NAME = "listen"  # stem of the files in --output-dir
+REST = 50.0  # times the duration of a write, before the transcript is written again
+WAIT_SECONDS = 0.1  # seconds between two checks for Ctrl-C
 
 
 @with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
@@ -56,19 +56,21 @@ def listen(
         int, typer.Option(help="sampling rate of raw PCM, in Hz", parser=number(int, least=1000), metavar="<int>")
     ] = SAMPLE_RATE_HZ,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-o", help="keep the audio and its transcript here")
+        Path | None, typer.Option("--output-dir", "-o", help="folder for the audio and its transcript")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON line for each partial and final text")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON line for each partial and final text")
+    ] = False,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
     model_dir: ModelDirOption = None,
 ) -> None:
-    """Write down speech while it is spoken: from the microphone, a pipe, or a file played in real time.
+    """Transcribe live speech from the microphone, a pipe, or a file played in real time.
 
-    Final texts are printed, a line each, when a pause ends a segment; a terminal shows the text under way too.
-    Ctrl-C ends it with the last text.
+    Final texts are printed, one line each, when a pause ends a segment. A terminal also shows partial texts. Ctrl-C
+    ends the command after the last text.
     """
     import focusasr
     from focusasr.cli.live_audio import microphone, pipe, played
@@ -96,7 +98,7 @@ def listen(
 
 @contextmanager
 def _answering_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one ends the process at once."""
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one ends the process immediately."""
     stop = threading.Event()
     restore_interrupts()
 
@@ -113,9 +115,9 @@ def _answering_signals() -> Iterator[threading.Event]:
 
 
 def run(live: LiveTranscriber, coming: Iterator[np.ndarray], stop: threading.Event, output: Output) -> list[Exception]:
-    """Read samples in a thread and transcribe them here until their end; return what failed in reading or keeping.
+    """Read samples in a thread and transcribe them here until their end; return the error of reading or writing.
 
-    Whatever ends it, the audio so far is transcribed.
+    In any case the audio up to then is transcribed.
     """
     import numpy as np
 
@@ -149,7 +151,7 @@ def _read(coming: Iterator[np.ndarray], blocks: queue.SimpleQueue[Any], stop: th
 
 
 def _waiting(blocks: queue.SimpleQueue[Any], stop: threading.Event) -> Iterator[Any]:
-    """Yield all that has come, after waiting a little for the first; None if it is to end."""
+    """Yield all available blocks, after a short wait for the first; None at the end."""
     try:
         yield blocks.get(timeout=WAIT_SECONDS)
         while True:
@@ -160,7 +162,7 @@ def _waiting(blocks: queue.SimpleQueue[Any], stop: threading.Event) -> Iterator[
 
 
 class Show:
-    """Prints texts on stdout: final ones as lines, those under way in place where there is a terminal."""
+    """Prints texts to stdout: final ones as lines, partial ones in place on a terminal."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json, self._terminal = as_json, sys.stdout.isatty()
@@ -178,24 +180,24 @@ class Show:
 
 
 class Output:
-    """What is printed and what is kept; if nothing can be kept any more, printing continues."""
+    """Printed and stored results; printing continues if storing fails."""
 
     def __init__(self, show: Show, keep: Keeping | None) -> None:
         self._show, self._keep = show, keep
         self.errors: list[Exception] = []
 
     def audio(self, samples: np.ndarray) -> None:
-        """Keep samples (n,)."""
+        """Store samples (n,)."""
         self._try(lambda keep: keep.audio(samples))
 
     def text(self, text: LiveText) -> None:
-        """Print a text, and keep it if it is final."""
+        """Print a text, and store it if it is final."""
         self._show(text)
         if text.final:
             self._try(lambda keep: keep.text(text))
 
     def finish(self) -> None:
-        """Keep what is not kept yet."""
+        """Store what is not stored yet."""
         self._try(lambda keep: keep.write())
 
     def _try(self, action: Callable[[Keeping], None]) -> None:
@@ -210,7 +212,7 @@ class Output:
 
 
 class Keeping:
-    """The audio as it comes, as FLAC, and the transcript so far in every format, each file whole."""
+    """The audio as FLAC and the transcript so far in every format, each file whole."""
 
     def __init__(self, folder: Path, output: OutputConfig, stack: ExitStack) -> None:
         import soundfile
@@ -239,7 +241,7 @@ class Keeping:
             self._sound.write(samples)
 
     def text(self, text: LiveText) -> None:
-        """Add a final text; the transcript is written now, unless that took long a short time ago."""
+        """Add a final text; the transcript is written now, unless a recent write took long."""
         self._texts.append(text)
         begin = time.monotonic()
         if begin >= self._rest_until:

@@ -1,4 +1,4 @@
-"""Audio as it comes: from a microphone, from a pipe, or from a file at the speed of its time."""
+"""Live audio from a microphone, a pipe, or a file in real time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 
 BLOCK_SECONDS = 0.1
-SILENT_SECONDS = 5.0  # without a block, after which a microphone counts as lost
+SILENT_SECONDS = 5.0  # without a block until a microphone counts as lost
 INT16 = 32768.0
 
 
 def played(path: str) -> Iterator[np.ndarray]:
-    """Yield a recording at 16 kHz in blocks (n,), each when it would have been spoken."""
+    """Yield a recording at 16 kHz in blocks (n,), each at its time in the recording."""
     start, seconds = time.monotonic(), 0.0
     for block in stream(path, BLOCK_SECONDS):
         seconds += len(block) / SAMPLE_RATE_HZ
@@ -32,7 +32,7 @@ def played(path: str) -> Iterator[np.ndarray]:
 
 
 def pipe(rate_hz: int) -> Iterator[np.ndarray]:
-    """Yield standard input at 16 kHz: a WAV file of 16 bits, or raw 16-bit mono samples at `rate_hz`."""
+    """Yield standard input at 16 kHz: a 16-bit WAV file, or raw 16-bit mono samples at `rate_hz`."""
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise InputError("standard input: no audio. Pipe WAV or raw 16-bit PCM in.")
     raw = _Pipe(sys.stdin.buffer)
@@ -50,18 +50,18 @@ def pipe(rate_hz: int) -> Iterator[np.ndarray]:
 
 
 class _Pipe:
-    """A pipe whose first bytes can be looked at; it cannot be sought."""
+    """A pipe with a look at its first bytes; it cannot be sought."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._head, self._at = file, b"", 0
 
     def peek(self, count: int) -> bytes:
-        """Return the first bytes without taking them."""
+        """Return the first bytes without consuming them."""
         self._head = self._file.read(count)
         return self._head
 
     def read(self, count: int) -> bytes:
-        """Return so many bytes, fewer at the end only."""
+        """Return `count` bytes, fewer only at the end."""
         head, self._head = self._head[:count], self._head[count:]
         data = head + self._file.read(count - len(head))
         self._at += len(data)
@@ -104,14 +104,14 @@ class _Stream(Protocol):
 
 
 def microphone() -> Iterator[np.ndarray]:
-    """Yield what the default microphone records, at 16 kHz; InputError if there is none or if it is lost."""
+    """Yield audio of the default microphone at 16 kHz; InputError if there is none or if it is lost."""
     try:
         import sounddevice
     except ImportError:
         raise LibraryError(
             "sounddevice is not installed; pip install 'focusasr[listen]' installs it", name="sounddevice"
         ) from None
-    except OSError as error:  # without the library PortAudio
+    except OSError as error:  # the library PortAudio is missing
         raise InputError(f"microphone: {error}. Install PortAudio, or give audio with --from.") from None
     blocks: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
     try:

@@ -1,4 +1,4 @@
-"""Command-line options made from the configurations, so that every default and every help text stands once."""
+"""Command-line options, made from the fields of the configuration classes."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ ModelOption = Annotated[
         "--model",
         "-m",
         help="checkpoint folder or file (focusasr, transformers, faster-whisper, OpenAI's .pt, whisper.cpp), "
-        "a name such as tiny.en or turbo, or one on the hub such as openai/whisper-tiny.en; "
-        "without it the default model that comes along",
+        "name such as tiny.en or turbo, or name on the hub such as openai/whisper-tiny.en "
+        "(default: the bundled model)",
     ),
 ]
 LocalFilesOption = Annotated[
-    bool, typer.Option("--local-files-only", help="take a model named on the hub from the cache, never the network")
+    bool, typer.Option("--local-files-only", help="hub models from the cache only, without network")
 ]
 ModelDirOption = Annotated[
-    Path | None, typer.Option("--model-dir", help="where models from the hub are kept, or OpenAI's NAME.pt lie")
+    Path | None, typer.Option("--model-dir", help="folder of models from the hub, or of OpenAI's NAME.pt files")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
+DeviceOption = Annotated[str, typer.Option(help="device: auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")]
 
 
-LONGEST_NAME = 26  # characters of an option that has its help beside it
-LONGEST_CHOICES = 50  # characters of what may be chosen, beside the option's name; more goes into its help
-NONE = "none"  # what is typed for a setting that may be none, and what stands for it until it is read
+LONGEST_NAME = 26  # characters of an option with its help on the same line
+LONGEST_CHOICES = 50  # characters of choices after the option's name; longer lists are part of its help
+NONE = "none"  # typed for a setting without a value, and kept until it is parsed
 
 
 def number(
     kind: type, may_be_none: bool = False, least: float = -math.inf, most: float = math.inf
 ) -> Callable[[Any], Any]:
-    """Return what reads a number from `least` to `most`, and perhaps "none" in any case, as NONE."""
+    """Return a parser of numbers from `least` to `most`; with `may_be_none` also of "none", returned as NONE."""
     bounds = [f"at {name} {bound}" for name, bound in (("least", least), ("most", most)) if math.isfinite(bound)]
     wanted = ", ".join([IN_WORDS[kind], *bounds]) + (" or none" if may_be_none else "")
 
@@ -57,20 +57,18 @@ def number(
         if may_be_none and str(text).strip().lower() == NONE:
             return NONE
         with suppress(ValueError):
-            if least <= (value := kind(text)) <= most or math.isnan(
-                value
-            ):  # what is no number is refused with its setting
+            if least <= (value := kind(text)) <= most or math.isnan(value):  # NaN is rejected with its setting
                 return value
         raise typer.BadParameter(f"{shlex.quote(str(text))}; expected: {wanted}")
 
     return read
 
 
-MOST_THREADS = 1024  # PyTorch would start 100,000 as well, and stall the machine
+MOST_THREADS = 1024  # PyTorch would also start 100,000 and stall the machine
 ThreadsOption = Annotated[
     int,
     typer.Option(
-        help="CPU threads; 0 leaves the choice to PyTorch",
+        help="CPU threads (0: PyTorch's choice)",
         parser=number(int, least=0, most=MOST_THREADS),
         metavar="<int>",
     ),
@@ -78,9 +76,9 @@ ThreadsOption = Annotated[
 
 
 def misuse(error: Any) -> str:
-    """Return in one line what the options refuse: the option as it was typed, and what is wanted."""
+    """Return one line on a usage error: the option as typed, and what is expected."""
     flag = next((name for name in reversed(getattr(getattr(error, "param", None), "opts", ())) if name[:2] == "--"), "")
-    reason = error.message.removeprefix("Value error, ").rstrip(".")  # pydantic's words, which Typer keeps
+    reason = error.message.removeprefix("Value error, ").rstrip(".")  # pydantic's prefix
     if flag and "; expected: " in reason:
         return f"{flag} {reason}"
     if flag and (choice := re.fullmatch(r"'(.*)' is not one of (.+)", reason, re.S)):
@@ -98,13 +96,13 @@ def misuse(error: Any) -> str:
 
 
 class WhisperSpelling(TyperCommand):
-    """A command whose switches may be followed by True or False, as Whisper's are: --word_timestamps True.
+    """A command whose switches may be followed by True or False, as in Whisper: --word_timestamps True.
 
     Its help has a section for each group of settings.
     """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a list for each group; a name too long for its column has a line of its own."""
+        """Write one list per group; a name too long for its column has its own line."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             usual = parameter.param_type_name.capitalize() + "s"
@@ -115,7 +113,7 @@ class WhisperSpelling(TyperCommand):
                 formatter.write_dl(records, col_max=LONGEST_NAME)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn switches with a word behind them into those of this command before they are read."""
+        """Replace switches followed by True or False by this command's switches before parsing."""
         switches = {
             name: (parameter.opts[0], next(iter(parameter.secondary_opts), None))
             for parameter in self.params
@@ -126,7 +124,7 @@ class WhisperSpelling(TyperCommand):
 
 
 def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> Iterator[str]:
-    """Yield the arguments with --name True as --name, --name False as --no-name or not at all."""
+    """Yield the arguments with --name True as --name, and --name False as --no-name or nothing."""
     waiting = deque(args)
     while waiting:
         argument = waiting.popleft()
@@ -182,7 +180,7 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
-    """Return the option for a setting; where several configurations have it, it is theirs together."""
+    """Return the option for a setting, which several configurations may share."""
     fields = {kind: field for kind in kinds for field in dataclasses.fields(kind) if field.name == name}
     first, *_ = fields
     helps = [f"{_with_options(field.metadata['help'])} (default {_shown(field.default)})" for field in fields.values()]
@@ -206,12 +204,12 @@ def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
 
 
 def _fits(value: Any, kind: type, name: str) -> bool:
-    """Return whether a setting may have the value: none is nothing to a configuration that has always something."""
+    """Return whether a setting may have the value: None only fits a field that allows it."""
     return value is not None or type(None) in typing.get_args(hints_of(kind)[name])
 
 
 def _with_options(help: str) -> str:
-    """Return a help text with the settings that it names as options."""
+    """Return a help text with setting names replaced by option names."""
     return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: as_option(found[0]), help)
 
 

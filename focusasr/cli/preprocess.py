@@ -1,4 +1,4 @@
-"""The command `preprocess`: corpora as they lie to 16 kHz files and a manifest."""
+"""The command `preprocess`: corpora to 16 kHz files and a manifest."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from focusasr.runtime.settings import read_options
 def preprocess(
     inputs: Annotated[list[str], typer.Argument(help="folders, tables (CSV, TSV) or manifests of audio and text")],
     given: dict[type, dict[str, Any]],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="where audio/ and manifest.jsonl go")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="output folder for audio/ and manifest.jsonl")],
 ) -> None:
-    """Turn audio and text as they come into 16 kHz mono files and a manifest.
+    """Convert audio and transcripts of any common corpus format to 16 kHz mono files and a manifest.
 
-    Reads audio with a text, subtitles, labels, TextGrid or ELAN file of its name; CSV, TSV, JSON, STM, parquet and
+    Reads audio with a text, subtitles, labels, TextGrid or ELAN file of the same name; CSV, TSV, JSON, STM, parquet and
     arrow; LibriSpeech, LJSpeech, Common Voice, Kaldi, lhotse and manifests; and tar or zip archives of these. Unusable
-    utterances are listed with their reason, odd ones are reported (report.html). A rerun resumes.
+    utterances are listed with their reason, suspicious ones are reported in report.html. A rerun resumes.
     """
     from focusasr.cli.html import write_preparation_page
     from focusasr.data import preprocess as room

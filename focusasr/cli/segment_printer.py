@@ -1,4 +1,4 @@
-"""What Whisper models print while they transcribe: which file, its language, each segment as soon as it is known."""
+"""Live output of Whisper models: file name, language and segments."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class SegmentPrinter:
-    """Segments on stdout with their times, as whisper prints them.
+    """Prints segments to stdout with their times, in whisper's format.
 
-    Of `several` recordings each is named first. The language is printed where it was `detected`.
+    With `several` recordings each is named first. The language is printed if it was `detected`.
     """
 
     def __init__(self, several: bool, detected: bool) -> None:
@@ -21,7 +21,7 @@ class SegmentPrinter:
         self._begun: Source | None = None
 
     def __call__(self, source: Source, language: str | None, segments: Sequence[Segment]) -> None:
-        """Print segments of a source, and before the first ones what it is."""
+        """Print segments of a source, and its heading before the first ones."""
         from focusasr.text.whisper_tokenizer import language_name
         from focusasr.transcription.writers import clock
 

@@ -27,8 +27,8 @@ from focusasr.runtime.process import restore_interrupts
 from focusasr.runtime.settings import read_options
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
-BACKLOG = 128  # connections that wait to be accepted
-KEY_SIGNS = 8  # fewest in an API key
+BACKLOG = 128  # connections in the accept queue
+KEY_SIGNS = 8  # least length of an API key
 
 
 @with_settings(ServeConfig, DecodingConfig, SearchConfig, LongformConfig)
@@ -40,7 +40,7 @@ def serve(
         typer.Option(
             "--api-key",
             envvar="FOCUSASR_API_KEY",
-            help="key that clients must send; better given as FOCUSASR_API_KEY, which other users cannot list",
+            help="key that clients must send (safer in the environment variable FOCUSASR_API_KEY)",
             show_default=False,
         ),
     ] = None,
@@ -51,9 +51,9 @@ def serve(
 ) -> None:
     """Transcribe over HTTP, with OpenAI's interface and a page for browsers.
 
-    POST /v1/audio/transcriptions and /v1/audio/translations, GET /v1/models, /health, /metrics, and / for browsers.
-    One recording is transcribed at a time, the others wait. Uploads are removed after their transcript. SIGTERM and
-    Ctrl-C end the server when the requests under way are answered.
+    Endpoints are POST /v1/audio/transcriptions and /v1/audio/translations, GET /v1/models, /health, /metrics, and / for
+    browsers. One recording is transcribed at a time, the others wait. Uploads are deleted after their transcription.
+    After SIGTERM or Ctrl-C the server answers the pending requests, then ends.
     """
     import focusasr
 
@@ -88,7 +88,7 @@ def _require_libraries() -> None:
 
 @contextmanager
 def _listening(config: ServeConfig) -> Iterator[socket.socket]:
-    """Listen before the model is loaded, so that an address in use is refused at once."""
+    """Listen before the model is loaded, so that an address in use is rejected immediately."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         listener = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
@@ -106,18 +106,18 @@ def _is_local(host: str) -> bool:
 
 
 def _name_of(model: str | None, path: Path) -> str:
-    """Return the name of the model for clients, which does not show where it is on disk."""
+    """Return the name of the model for clients, without its path on disk."""
     if model is None or model == "default":
         return DEFAULT_CHECKPOINT
     return (path.stem if path.suffix == ".pt" else path.name) if Path(model).exists() else model
 
 
 def _run(app: Any, listener: socket.socket, config: ServeConfig) -> None:
-    """Serve until a signal comes, and then until the requests under way are answered; a second Ctrl-C ends at once."""
+    """Serve until a signal comes, then answer pending requests; a second Ctrl-C ends the process immediately."""
     import uvicorn
 
     class Graceful(uvicorn.Server):
-        """uvicorn's server, which here ends with status 0 after a signal."""
+        """uvicorn's server with status 0 after a signal."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:

@@ -42,8 +42,8 @@ GRANULARITIES = ("segment", "word")
 FIELDS = frozenset(
     "file model language prompt response_format temperature stream chunking_strategy timestamp_granularities "
     "timestamp_granularities[]".split()
-)  # chunking_strategy is OpenAI's and has no effect: recordings are always cut at pauses
-ANY_MODEL = ("default", "whisper-1")  # names by which clients ask for whatever is served
+)  # OpenAI's chunking_strategy has no effect: recordings are always segmented at pauses
+ANY_MODEL = ("default", "whisper-1")  # names that clients use for any served model
 PAGE = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
 PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 SAFE = {
@@ -56,7 +56,7 @@ SAFE = {
 
 @dataclass(frozen=True)
 class Task:
-    """What one request asks for."""
+    """The parsed parameters of one request."""
 
     source: Source
     response_format: str
@@ -66,7 +66,7 @@ class Task:
 
     @property
     def words(self) -> bool:
-        """Whether the times of words are asked for."""
+        """Whether word times are requested."""
         return "word" in self.granularities
 
 
@@ -80,21 +80,21 @@ class Server:
         self.worker = Worker(self.metrics)
 
     def check_key(self, request: Request) -> None:
-        """Refuse a request without the key, in a time that does not depend on what it has."""
+        """Reject a request without the key, in constant time."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if self._key is None or (scheme.lower() == "bearer" and secrets.compare_digest(given.encode(), self._key)):
             return
         raise Refused(401, "a valid API key is required, as the header 'Authorization: Bearer KEY'.", None, "api_key")
 
     def check_origin(self, request: Request) -> None:
-        """Refuse what a browser sends for a page of another site, which could keep the server busy unseen."""
+        """Reject requests that a browser sends from a page of another site."""
         origin = request.headers.get("origin")
         own = origin is None or origin.partition("://")[2] == request.headers.get("host")
         if not own and origin != self.config.cors_origin:
             raise Refused(403, f"pages of {origin!r:.80} may not use this server. Start it with --cors-origin.")
 
     def work(self, task: Task, job: Job) -> Any:
-        """Transcribe, in the worker's thread; a stream of segments if they are asked for."""
+        """Transcribe in the worker's thread; as a stream of segments if requested."""
         self._check_length(task.source)
         options = {**task.options, "word_timestamps": True} if task.words else task.options
         if task.stream:
@@ -108,7 +108,7 @@ class Server:
             raise self.too_long()
 
     def too_long(self) -> Refused:
-        """Return the refusal of a recording that is too long."""
+        """Return the error for a recording that is too long."""
         most = self.config.max_audio_seconds
         return Refused(
             413, f"the recording is longer than {most:g} s. Send a shorter one, or send it in parts.", "file"
@@ -122,7 +122,7 @@ class Audio:
         self._server, self._task = server, task
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request; whatever happens to it, its upload is closed and its place is free afterwards."""
+        """Answer one request; in any case its upload is closed and its place is freed."""
         server, body = self._server, Body(receive, self._server.config)
         request = Request(scope, body.receive)
         try:
@@ -135,9 +135,9 @@ class Audio:
                 finally:
                     await form.close()
         except (ClientDisconnect, Abandoned):
-            server.metrics.answers[499] += 1  # as nginx calls it: nobody reads the answer
+            server.metrics.answers[499] += 1  # nginx's status for a client that is gone
         except Refused as refusal:
-            if refusal.status != 408:  # whose time is over
+            if refusal.status != 408:  # its time is over
                 await body.drain()
             await self._refuse(refusal, request, send)
 
@@ -150,7 +150,7 @@ class Audio:
         job = server.worker.start(lambda job: server.work(task, job))
         gone, deadline = asyncio.ensure_future(body.client_gone()), Deadline(server.config.timeout_seconds)
         try:
-            event = await self._next(deadline, job, gone)  # before any status is sent
+            event = await self._next(deadline, job, gone)  # no status is sent yet
             if task.stream:
                 await self._stream(event, task, lambda: self._next(deadline, job, gone), send)
             else:
@@ -161,7 +161,7 @@ class Audio:
         finally:
             gone.cancel()
             server.worker.cancel(job)
-            await job.ended()  # it may still read the upload
+            await job.ended()  # the job may still read the upload
 
     async def _next(self, deadline: Deadline, job: Job, gone: asyncio.Future[Any]) -> Segment | Result:
         event = await deadline.next(job, gone)
@@ -175,7 +175,7 @@ class Audio:
         return event
 
     async def _stream(self, event: Segment | Result, task: Task, following: Callable[[], Any], send: Any) -> None:
-        """Send events as they come: a delta for each segment, then the whole text, or an error."""
+        """Send events: a delta for each segment, then the whole text or an error."""
         head = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         verbose = task.response_format == "verbose_json"
@@ -186,13 +186,13 @@ class Audio:
                 first = not event.text.strip() and first
                 event = await following()
             await send(_event(done_of(event, task, self._task)))
-        except Refused as refusal:  # too late for a status
+        except Refused as refusal:  # the status is sent already
             await send(_event(error_body(refusal)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def read_task(form: FormData, task: str, server: Server) -> Task:
-    """Return what a form asks for; Refused, with the field at fault, if it cannot be."""
+    """Return the parameters of a form; Refused, with the field at fault, if one is invalid."""
     for name in form:
         if name not in FIELDS:
             raise Refused(422, f"unknown field {name!r:.80}. Known are {', '.join(sorted(FIELDS))}.", str(name)[:80])
@@ -215,7 +215,7 @@ def read_task(form: FormData, task: str, server: Server) -> Task:
     for name, option in (("language", "language"), ("prompt", "initial_prompt")):
         if given := _text(form, name):
             options[option] = given
-    # one second more than the limit, so that a longer recording shows however its length is stated
+    # one second above the limit, so that a longer recording shows whatever its header states
     source = Source(
         upload.filename or "audio",
         duration=min(server.config.max_audio_seconds + 1, 1e9),
@@ -255,7 +255,7 @@ def _temperature(form: FormData) -> float:
 
 
 def render(result: Segment | Result, task: Task, kind: str) -> Response:
-    """Return the answer in the format that was asked for."""
+    """Return the answer in the requested format."""
     assert isinstance(result, Result)
     if task.response_format == "json":
         return JSONResponse({"text": result.text.strip(), "usage": _usage(result)})
@@ -296,7 +296,7 @@ def _word(word: dict[str, Any]) -> dict[str, Any]:
 
 
 def delta_of(segment: Segment, first: bool, with_times: bool) -> dict[str, Any]:
-    """Return the event of a segment; the texts of all, joined, are the text of the recording."""
+    """Return the event of a segment; the joined texts of all deltas are the text of the recording."""
     text = segment.text.strip()
     delta = text if first or not text else segment.text if segment.text[:1].isspace() else f" {text}"
     event: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta}
@@ -307,7 +307,7 @@ def delta_of(segment: Segment, first: bool, with_times: bool) -> dict[str, Any]:
 
 
 def done_of(event: Segment | Result, task: Task, kind: str) -> dict[str, Any]:
-    """Return the last event of a stream; in verbose JSON with all that it has, and with subtitles."""
+    """Return the last event of a stream, with all fields for verbose JSON, and with subtitles."""
     assert isinstance(event, Result)
     done = {"type": "transcript.text.done", "text": event.text.strip()}
     if task.response_format == "verbose_json":
@@ -320,13 +320,13 @@ def _event(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def error_body(refusal: Refused) -> dict[str, Any]:
-    """Return OpenAI's object of an error."""
+    """Return OpenAI's error object."""
     kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
     return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}}
 
 
 def refused(refusal: Refused) -> JSONResponse:
-    """Return the answer to a request that is refused."""
+    """Return the answer to a rejected request."""
     headers = {"Retry-After": str(RETRY_SECONDS)} if refusal.status in (429, 503) else {}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

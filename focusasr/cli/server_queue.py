@@ -1,4 +1,4 @@
-"""What the server does with a request before and while it is transcribed: admission, upload, queue, figures."""
+"""Requests before and during transcription: admission, upload, queue and metrics."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 MEGABYTE = 1_000_000
 LARGEST_FIELD_BYTES = 65_536
 MOST_FIELDS = 32
-RETRY_SECONDS = 1  # after which a client may try again
-DRAIN_SECONDS = 5.0  # that a client may still send after a refusal, so that it reads the answer
+RETRY_SECONDS = 1  # until a client may retry
+DRAIN_SECONDS = 5.0  # read from a rejected client, so that it gets the answer
 
 
 class Refused(Exception):
-    """A request that is answered with a status and one line; `param` is the form field at fault."""
+    """A request that is rejected with a status and one line; `param` is the form field at fault."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class Refused(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> Refused:
-        """Return the answer to an exception of the recognizer; one of our own faults is printed and not shown."""
+        """Return the answer to an exception of the recognizer; internal errors are printed and not sent."""
         if isinstance(error, Refused):
             return error
         if isinstance(error, InputError):
@@ -63,7 +63,7 @@ class Metrics:
 
     audio_seconds: float = 0.0
     busy_seconds: float = 0.0
-    answers: Counter[int] = field(default_factory=Counter)  # by status
+    answers: Counter[int] = field(default_factory=Counter)  # requests by status
 
     def render(self, under_way: int, queued: int) -> str:
         """Return all figures as text."""
@@ -82,7 +82,7 @@ class Metrics:
 
 
 class Gate:
-    """Admits requests while there are few enough, in all and of each client."""
+    """Admits requests up to a total limit and a limit per client."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
@@ -90,7 +90,7 @@ class Gate:
 
     @property
     def under_way(self) -> int:
-        """How many requests are admitted now."""
+        """Number of admitted requests."""
         return sum(self._clients.values())
 
     @contextmanager
@@ -112,35 +112,35 @@ class Gate:
 
 
 class Job:
-    """One transcription: its segments, if they are asked for, then its result or exception, in `events`."""
+    """One transcription; `events` gets its segments if requested, then its result or exception."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[Segment | Result | BaseException] = asyncio.Queue()
         self.cancelled = threading.Event()
-        self.over = False  # whether the last event was taken
+        self.over = False  # whether the last event was received
 
     def check(self, seconds: float = 0.0) -> None:
-        """Abandoned if nobody needs the result any more; also the `progress` of a recognizer."""
+        """Raise Abandoned if nobody needs the result any more; also the `progress` of a recognizer."""
         if self.cancelled.is_set():
             raise Abandoned
 
     async def ended(self) -> None:
-        """Wait until the worker has left the job, and drop its events."""
+        """Wait until the worker has finished the job, and drop its events."""
         while not self.over:
             self.over = isinstance(await self.events.get(), (Result, BaseException))
 
 
 class Worker:
-    """One thread that transcribes; requests wait for it in the order in which they came."""
+    """One thread that transcribes requests in their order of arrival."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._pool = ThreadPoolExecutor(1, "focusasr worker")
         self._metrics = metrics
-        self._queue: dict[Job, Future[None]] = {}  # what has not begun
+        self._queue: dict[Job, Future[None]] = {}  # jobs not started
 
     @property
     def queued(self) -> int:
-        """How many jobs wait."""
+        """Number of waiting jobs."""
         return len(self._queue)
 
     def start(self, work: Callable[[Job], Result | SegmentStream]) -> Job:
@@ -151,13 +151,13 @@ class Worker:
             with suppress(RuntimeError):  # the loop is closed: the server ends
                 loop.call_soon_threadsafe(job.events.put_nowait, event)
 
-        begin = threading.Event()  # once it is in the queue, from which it takes itself
+        begin = threading.Event()  # once the job is in the queue, from which it removes itself
         self._queue[job] = self._pool.submit(self._run, work, job, put, begin)
         begin.set()
         return job
 
     def cancel(self, job: Job) -> None:
-        """End a job, at once if it has not begun."""
+        """End a job, immediately if it has not started."""
         job.cancelled.set()
         future = self._queue.get(job)
         if future is not None and future.cancel():
@@ -196,7 +196,7 @@ def _result(work: Callable[[Job], Result | SegmentStream], job: Job, put: Callab
 
 
 class Deadline:
-    """The time that is left to a request."""
+    """The remaining time of a request."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._end = seconds, time.monotonic() + seconds
@@ -215,7 +215,7 @@ class Deadline:
 
 
 class Body:
-    """The body of a request, and how much of it has come; `receive` is that of ASGI."""
+    """The body of a request, and how much of it was received; `receive` is that of ASGI."""
 
     def __init__(self, receive: Callable[[], Awaitable[Any]], config: ServeConfig) -> None:
         self._receive = receive
@@ -225,7 +225,7 @@ class Body:
 
     @property
     def too_large(self) -> bool:
-        """Whether more has come than a client may send."""
+        """Whether the body exceeds the limit."""
         return self._received > self._limit
 
     async def receive(self) -> Any:
@@ -236,7 +236,7 @@ class Body:
         return message
 
     async def drain(self) -> None:
-        """Read what a refused client still sends, within limits: a connection closed early would hide the answer."""
+        """Read the rest of a rejected upload, within limits: a connection closed early would hide the answer."""
         self._received = 0
 
         async def read() -> None:
@@ -253,7 +253,7 @@ class Body:
 
 
 async def read_form(request: Request, body: Body, config: ServeConfig) -> FormData:
-    """Read a form with at most one file; Refused if it is none, too large, or too slow."""
+    """Read a form with at most one file; Refused if it is invalid, too large, or too slow."""
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
 

@@ -1,4 +1,4 @@
-"""Tables on the terminal: an evaluation, and the attention of a recording."""
+"""Tables on the terminal: an evaluation, and the attention on a recording."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 MARK_STYLES = {"S": "yellow", "D": "red", "I": "magenta"}
-MOST_SLICES = 30  # of one key
-MOST_CONFUSED = 5  # of each kind
+MOST_SLICES = 30  # slices per key
+MOST_CONFUSED = 5  # confusions per kind
 KINDS = {"S": "heard as another", "D": "not heard", "I": "invented"}
 ATTENTION_COLUMNS = (
     "\nlayer", "\nhead", "span\n±ms", "temper-\nature", "local\nbits", "of\nuniform", "above\n1 %", "global\nbits",
@@ -36,7 +36,7 @@ the two branches add after the projection; all: of whole branches."""
 
 
 def print_trimmed(table: RenderableType, console: Console) -> None:
-    """Print a table without the spaces that rich fills its lines up with."""
+    """Print a table without trailing spaces."""
     with console.capture() as captured:
         console.print(table)
     console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
@@ -60,7 +60,7 @@ def print_evaluation(
 
 
 def figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    """Yield the rates of an evaluation and what they are of, by name."""
+    """Yield name, value and denominator of each rate of an evaluation."""
     score, pace = evaluation.score, evaluation.pace
     failed = len(evaluation.failures)
     if score is None:
@@ -104,7 +104,7 @@ def _more_figures(breakdown: Analysis) -> Iterator[tuple[str, str]]:
 
 
 def beside(breakdown: Analysis) -> Iterator[tuple[str, str]]:
-    """Yield what was heard in silence, and the other system's rate."""
+    """Yield the insertions in silence and the other system's rate."""
     silence = breakdown.silence
     if silence is not None:
         heard = f"{pluralize(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
@@ -115,7 +115,7 @@ def beside(breakdown: Analysis) -> Iterator[tuple[str, str]]:
 
 
 def compared(comparison: Comparison, name: str) -> str:
-    """Say in one sentence how two systems differ."""
+    """Return one sentence on the difference of two systems."""
     shift = comparison.difference
     rates = f"{percent(comparison.first)} here, {percent(comparison.second)} in {name}"
     points = f"{_points(shift.value)} points{shift.bounds(_points)}"
@@ -130,12 +130,12 @@ def _points(ratio: float) -> str:
 
 
 def per_minute(rate: Interval) -> str:
-    """Return how often a minute something happens, as text."""
+    """Return a rate per minute as text."""
     return f"{rate.value:.2f} per minute{rate.bounds('{:.2f}'.format)}"
 
 
 def drawn_over(score: Score) -> str:
-    """Say what the bootstrap drew."""
+    """Return the unit that the bootstrap resampled, with its count."""
     if score.drawn == 1:
         return f"none: one {score.unit} gives no interval"
     return f"95 %, bootstrap over {pluralize(score.drawn, score.unit)}"
@@ -160,7 +160,7 @@ def _print_slices(parts: list[Slice], console: Console) -> None:
 
 
 def percent(ratio: float) -> str:
-    """Return a ratio as text."""
+    """Return a ratio as text in percent."""
     return f"{100 * ratio:.1f} %"
 
 
@@ -199,7 +199,7 @@ def _folded(columns: list[tuple[str, str, str]], width: int) -> Iterator[list[tu
 
 
 def print_attention(inspection: Inspection, console: Console) -> None:
-    """Print a row per layer and head, and one per layer for whole branches."""
+    """Print one row per layer and head, and one per layer for whole branches."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in ATTENTION_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)

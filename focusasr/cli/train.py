@@ -29,7 +29,7 @@ FOLDERS = {"noise_folder", "room_folder"}
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A run, whether it goes on, what it starts from, and what shall be found in place of training."""
+    """A run: whether it resumes, its source checkpoint, and the value to search for instead of training."""
 
     run: TrainingRun
     resume: bool
@@ -43,27 +43,33 @@ def train(
     manifests: Annotated[
         list[str] | None, typer.Argument(help="training manifests, each PATH or PATH=WEIGHT", show_default=False)
     ] = None,
-    dev: Annotated[list[str] | None, typer.Option(help="manifest to measure on; may be given again")] = None,
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="the run's folder: best/ and last/")] = Path(
-        "runs/focusasr"
-    ),
-    config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, text, model, train")] = None,
+    dev: Annotated[list[str] | None, typer.Option(help="manifest to evaluate on (repeatable)")] = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="output folder, which gets best/ and last/")
+    ] = Path("runs/focusasr"),
+    config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, text, model and train")] = None,
     preset: Annotated[
         Literal["tiny", "small", "base"] | None,
-        typer.Option(help="size: about 2, 8, 25 M weights (default small)"),
+        typer.Option(help="model size: about 2, 8 or 25 M parameters (default small)"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --output-dir stopped")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output-dir where it stopped")] = False,
     find_batch: Annotated[
-        bool, typer.Option("--find-batch", help="do not train: print the --batch-seconds that this machine can hold")
+        bool,
+        typer.Option(
+            "--find-batch", help="instead of training, print the largest --batch-seconds that fits this machine"
+        ),
     ] = False,
     find_lr: Annotated[
-        bool, typer.Option("--find-lr", help="do not train: print a --learning-rate; its curve is in find_lr.png")
+        bool,
+        typer.Option(
+            "--find-lr", help="instead of training, print a --learning-rate and draw its curve in find_lr.png"
+        ),
     ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
 ) -> None:
-    """Train a recognizer on manifests; what is on the command line wins over the TOML file."""
+    """Train a recognizer on manifests; command-line options override the TOML file."""
     import torch
 
     from focusasr.runtime.devices import choose_device
@@ -72,7 +78,7 @@ def train(
     tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
     given[ModelConfig] |= {"preset": preset} if preset else {}
     given[TrainConfig] = _anchored_here(given[TrainConfig], beside=config)
-    if preset and isinstance(tables.get("model"), dict):  # which wins over the sizes that the file tells
+    if preset and isinstance(tables.get("model"), dict):  # it overrides the sizes in the file
         tables["model"] = {name: value for name, value in tables["model"].items() if name not in PRESETS[preset]}
     for table, kind in (("train", TrainConfig), ("model", ModelConfig), ("text", TextConfig)):
         tables[table] = {**tables.get(table, {}), **given[kind]}
@@ -87,7 +93,7 @@ def train(
     elsewhere = "allow writing there, or resume a copy of it" if resume else "choose another folder with --output-dir"
     ensure_writable(output_dir, elsewhere)
     file = config or (output_dir / "last" / "config.json" if resume else None)
-    blame = InputError if resume and not config else UsageError  # a checkpoint that is bad, or what the user wrote
+    blame = InputError if resume and not config else UsageError  # an invalid checkpoint, or an error of the user
     with said_as_given(given, file, blame) as typed:
         tables = settings_for(source, settings_from(source, tables)) if source else tables
         try:
@@ -98,16 +104,16 @@ def train(
 
 
 def _anchored_here(typed: dict[str, Any], beside: Path | None) -> dict[str, Any]:
-    """Return typed settings with folders as they are from here, not from the folder of a TOML file."""
+    """Return typed settings with folders relative to the working folder, not to that of a TOML file."""
     folders = {name: place and str(Path(place).absolute()) for name, place in typed.items() if name in FOLDERS}
     start = typed.get("init_from")
-    if start and beside and Path(start).exists():  # else the name of a model, or what lies beside the file
+    if start and beside and Path(start).exists():  # else a model name, or a path relative to the file
         folders["init_from"] = str(Path(start).absolute())
     return {**typed, **folders}
 
 
 def sought(batch: bool, rate: bool) -> Find:
-    """Return what shall be found in place of training; UsageError where it is both."""
+    """Return the value to search for instead of training; UsageError for two of them."""
     if batch and rate:
         raise UsageError("--find-batch and --find-lr go one after the other; give one of them")
     return "batch" if batch else "lr" if rate else None
@@ -117,7 +123,7 @@ def sought(batch: bool, rate: bool) -> Find:
 def said_as_given(
     given: dict[type, dict[str, Any]], file: Path | None, kind: type[InputError]
 ) -> Iterator[Collection[str]]:
-    """Say what is wrong with a setting as it was given: on the command line, or, with the error `kind`, in the file.
+    """Report an invalid setting as it was given: as an option, or, with the error class `kind`, as in the file.
 
     Yields the names that count as typed; without a file all do.
     """
@@ -129,7 +135,7 @@ def said_as_given(
 
 
 def carry_out(trial: TrainJob, device: Any, reason: str) -> None:
-    """Train, or find a batch or a learning rate; the result goes to stdout."""
+    """Train, or find a batch size or a learning rate; print the result to stdout."""
     from focusasr.runtime.devices import close_process_group, translate_peer_errors
     from focusasr.training import tuner
     from focusasr.training.logger import TrainingLog
@@ -155,7 +161,7 @@ def carry_out(trial: TrainJob, device: Any, reason: str) -> None:
     if processes.main:
         print(result)
     if log.broken_seen or trainer.findings.unreadable():
-        raise typer.Exit(1)  # trained, but not on all that was given
+        raise typer.Exit(1)  # trained, but some inputs were unusable
 
 
 def collected(
@@ -165,7 +171,7 @@ def collected(
     resumed_from: Path | None,
     texts: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Return the tables of the TOML file or of the run that goes on, with the manifests that were given here."""
+    """Return the tables of the TOML file or of the resumed run, with the manifests given here."""
     tables: dict[str, Any] = read_toml(config) if config else resumed_settings(resumed_from) if resumed_from else {}
     here = {
         "train": [str(Path(m).absolute()) for m in manifests or []],
@@ -181,7 +187,7 @@ def collected(
 
 
 def _place_of(name: str) -> str:
-    """Return where a name that stands outside of all tables belongs."""
+    """Return the table of a name that is outside all tables."""
     if homes := homes_of(name):
         return f"this line below [{'] or ['.join(sorted(homes))}]"
     return "a table of settings" if name in TABLES else f"tables of settings: {', '.join(TABLES)}"

@@ -1,4 +1,4 @@
-"""The command `transcribe`: files to text, on stdout or in files."""
+"""The command `transcribe`: recordings to text, on stdout or in files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FormatOption = Annotated[
     typer.Option(
         "--output-format",
         "-f",
-        help="which files, such as srt,json (default all); where nothing is written: how one file is printed",
+        help="formats to write, such as srt,json (default all), or the format to print",
         metavar="<txt|vtt|srt|tsv|json|all>",
     ),
 ]
@@ -59,7 +59,7 @@ def transcribe(
         typer.Option(
             "--output-dir",
             "-o",
-            help="write files here; without: Whisper models to ., native ones print; -: print",
+            help="output folder, or - to print (default: . for Whisper models, printing for native ones)",
         ),
     ] = None,
     output_format: FormatOption = None,
@@ -71,18 +71,18 @@ def transcribe(
         bool,
         typer.Option(
             "--skip-existing",
-            help="leave what was written before from the same sound, model and options; go on in the middle of a file",
+            help="keep outputs of the same audio, model and options, and continue a partly transcribed recording",
         ),
     ] = False,
     fp16: Annotated[
-        bool, typer.Option("--fp16/--no-fp16", help="as Whisper has it; False means --compute-type float32")
+        bool, typer.Option("--fp16/--no-fp16", help="Whisper's switch for float16; False means --compute-type float32")
     ] = True,
 ) -> None:
-    """Write down what is said in audio files.
+    """Transcribe audio and video files.
 
-    Native models print to stdout: one file gives its text, several give PATH<TAB>TEXT, a line each, in the order
-    given; with --output-dir they write files. Whisper models write files as whisper does, and print what they heard
-    with its times. A file that cannot be read is named on stderr, the others go on, and the exit status is 1.
+    Native models print to stdout: the text of one file, or PATH<TAB>TEXT lines for several, in the order given. With
+    --output-dir they write files. Whisper models write files as whisper does, and print segments with their times. A
+    file that cannot be read is reported on stderr, the others are transcribed, and the exit status is 1.
     """
     from focusasr.audio.source import find_sources
     from focusasr.transcription.writers import parse_formats
@@ -113,7 +113,7 @@ def transcribe(
 
 
 def live_text(loaded: LoadedRecognizer, several: bool, output: OutputConfig) -> SegmentsFound:
-    """Return what prints segments as soon as they are known: of Whisper models, in the main process."""
+    """Return the printer of live segments: for Whisper models, in the main process."""
     if loaded.as_whisper and output.verbose and loaded.processes.main and not isinstance(sys.stdout, Closed):
         return SegmentPrinter(several, loaded.detects_language)
     return ignore
@@ -127,9 +127,9 @@ def deliver(
     notes: SegmentCacheOf | None = None,
     found: SegmentsFound = ignore,
 ) -> None:
-    """Transcribe, and give the outcomes to what prints or writes them and counts failures; exit status 1 with any.
+    """Transcribe, and pass the outcomes to a function that prints or writes them; exit status 1 after failures.
 
-    `barren` inputs, which stand for no file, count as failures. `found` gets segments as they are decoded.
+    `barren` inputs, which match no file, count as failures. `found` gets segments when they are decoded.
     """
     from focusasr.audio.load import total_seconds
 
@@ -143,13 +143,13 @@ def deliver(
         if processes.main:
             failed = give(doubts_told(outcomes, loaded.is_whisper))
         else:
-            failed = 0  # the main process tells
+            failed = 0  # the main process reports
             deque(outcomes, maxlen=0)
     _leave_with(failed + barren, len(sources) + barren)
 
 
 def _leave_with(failed: int, count: int) -> None:
-    """End with status 1 where files failed, and say how many of several."""
+    """Exit with status 1 after failures, and print their number."""
     if failed and count > 1:
         warn(f"focusasr: {failed} of {count} files failed")
     if failed:
@@ -157,7 +157,7 @@ def _leave_with(failed: int, count: int) -> None:
 
 
 def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> None:
-    """Refuse what makes no sense where nothing is written."""
+    """Reject options that need --output-dir if nothing is written."""
     if len(formats) > 1:
         raise UsageError(f"--output-format {' and '.join(formats)} need --output-dir; only one can be printed")
     if several and formats[0] not in ("all", "txt"):
@@ -167,7 +167,7 @@ def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> N
 
 
 def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterator[Outcome]:
-    """Promise the texts that are written: when the next one is asked for, the one before is."""
+    """Yield the outcomes; the interrupt message then counts the texts that are written."""
     written = 0
     while True:
         then = "goes on, in the middle of a file too" if skipping else "begins anew"
@@ -179,7 +179,7 @@ def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterato
 
 
 def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output: OutputConfig) -> int:
-    """Print transcripts to stdout as they come; return how many failed."""
+    """Print transcripts to stdout in order; return the number of failures."""
     from focusasr.transcription.writers import render
 
     failed = 0
@@ -197,14 +197,14 @@ def print_texts(outcomes: Iterable[Outcome], several: bool, suffix: str, output:
 
 
 def printed_lines(transcript: Transcript) -> list[str]:
-    """Return a text in one line, or of channels transcribed separately a line for each segment."""
+    """Return a text in one line, or one line per segment for channels transcribed separately."""
     if any(segment.channel is not None for segment in transcript.segments):
         return [segment.shown.text.strip() for segment in transcript.segments]
     return [transcript.text.strip()]
 
 
 def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], folder: Path) -> OutputCache:
-    """Return what is written in a folder by this model with these settings, as far as they change a transcript."""
+    """Return the record of a folder's outputs by this model with these settings, if they change a transcript."""
     from focusasr.model.checkpoint import fingerprint_of_model
     from focusasr.transcription.resume import OutputCache
 
@@ -215,7 +215,7 @@ def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], f
 
 @dataclass(frozen=True)
 class Writing:
-    """What is to be transcribed, into which files (`stems` are their paths without suffix), and what is known of it."""
+    """Sources to transcribe, their output `stems` (paths without suffix), and the record of earlier outputs."""
 
     folder: Path
     sources: list[Source]
@@ -227,7 +227,7 @@ class Writing:
     def planned(
         cls, sources: list[Source], folder: Path, wanted: list[str], again: OutputCache | None, processes: Processes
     ) -> Writing:
-        """Return what is left to do, the same in every process."""
+        """Return the remaining work, the same in every process."""
         from focusasr.transcription.writers import ANOTHER, FORMATS, output_paths, output_stems
 
         if folder.exists() and not folder.is_dir():
@@ -239,7 +239,7 @@ class Writing:
             if real_path(path) in given:
                 raise UsageError(f"{path}: is one of the recordings, which a text would replace; choose another -o")
         left = [pair for pair in pairs if not (again and again.finished(pair[0], output_paths(pair[1], formats)))]
-        processes.gather([])  # nobody writes before all have looked
+        processes.gather([])  # no process writes before all have checked
         if len(left) < len(pairs) and processes.main:
             warn(f"focusasr: {len(pairs) - len(left)} of {len(pairs)} files are written already")
         if left:
@@ -251,7 +251,7 @@ class Writing:
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig) -> int:
-        """Write each transcript's files as it comes; return how many failed."""
+        """Write each transcript's files as it comes; return the number of failures."""
         from focusasr.transcription.writers import write
 
         failed = written = 0
