@@ -8,9 +8,9 @@
 >>> result.text == result["text"] == result.to_dict()["text"]
 True
 
-Options are those of `focusasr transcribe`, with underscores: `recognizer.transcribe(path, word_timestamps=True)`. Given
-to `load`, they hold for every call. An unknown option or a value that cannot be raises `InputError`, with the line
-that the command prints:
+Options are those of `focusasr transcribe`, with underscores: `recognizer.transcribe(path, word_timestamps=True)`.
+Options of `load` apply to every call. An unknown option or an invalid value raises `InputError` with the message of
+the command:
 
 >>> recognizer.transcribe("tests/data/sample.flac", beem_size=5)
 Traceback (most recent call last):
@@ -24,7 +24,7 @@ Audio is a path, the bytes of a recording, a binary file, or mono float samples 
 >>> recognizer.transcribe(silence, sampling_rate=8_000).text
 ''
 
-Segments come while a long recording is still being transcribed:
+Segments of a long recording are available while it is being transcribed:
 
 >>> segments = recognizer.segments("tests/data/sample.flac")
 >>> [segment.text for segment in segments] == [segment.text for segment in result.segments]
@@ -38,8 +38,8 @@ Word error rates have a 95 % interval:
 >>> score.wer, score.wer_low, score.wer_high
 (0.25, 0.0, 0.3333333333333333)
 
-A recognizer may be used by several threads: their calls run one after the other. Nothing is printed; what the command
-would warn of is in `result.warnings`.
+A recognizer may be used by several threads: their calls run one after the other. Nothing is printed; the command's
+warnings are in `result.warnings`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ __all__ = [
     "score",
 ]
 
-NAME_IN_MEMORY = "audio"  # of what has no file name, in messages and of its outputs
+NAME_IN_MEMORY = "audio"  # name of audio without a file name, in messages and of its outputs
 
 
 def load(
@@ -100,8 +100,8 @@ def load(
 ) -> Recognizer:
     """Load a model: a checkpoint folder, an OpenAI .pt file, a name such as tiny.en, or the bundled one.
 
-    `device`, `threads`, `local_files_only` and `model_dir` are those of the command. `options` hold for every call.
-    InputError if there is no such model or device, or if an option cannot be.
+    `device`, `threads`, `local_files_only` and `model_dir` are those of the command. `options` apply to every call.
+    InputError if there is no such model or device, or if an option is invalid.
     """
     folder = None if model_dir is None else Path(model_dir)
     with _plain_errors():
@@ -111,12 +111,12 @@ def load(
 def load_model(
     name: str | None = None, device: str | None = None, download_root: str | None = None, **options: Any
 ) -> Recognizer:
-    """Do what `load` does, with the argument names of openai/whisper."""
+    """Load a model, with the argument names of openai/whisper."""
     return load(name, device or "auto", model_dir=download_root, **options)
 
 
 def available_models() -> list[str]:
-    """Return the names that `load` knows: default, the bundled model, and OpenAI's, which are downloaded once."""
+    """Return the names that `load` accepts: default (the bundled model), and OpenAI's, which are downloaded once."""
     from focusasr.model.checkpoint import WHISPER_NAMES
 
     return ["default", *WHISPER_NAMES]
@@ -139,9 +139,9 @@ def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str 
 
 @dataclass(frozen=True)
 class Result:
-    """A transcript, how long its audio is, and what the command would have warned of.
+    """A transcript, the length of its audio, and the warnings of the command.
 
-    `result["text"]`, `result["segments"]` and `result["language"]` are openai/whisper's.
+    `result["text"]`, `result["segments"]` and `result["language"]` are those of openai/whisper.
     """
 
     transcript: Transcript
@@ -181,15 +181,15 @@ class Result:
         return self.to_dict()[name]
 
     def render(self, suffix: str) -> str:
-        """Return the content of a file: suffix txt, vtt, srt, tsv or json; InputError on another one."""
+        """Return the content of an output file: suffix txt, vtt, srt, tsv or json; InputError for another one."""
         from focusasr.transcription.writers import render
 
         return render(self.transcript, suffix, self._output)
 
     def write(self, folder: str | os.PathLike[str], formats: str | Iterable[str] = "all") -> list[Path]:
-        """Write a file per format, named after the recording, each whole or not at all; return their paths.
+        """Write one file per format, named after the recording, each whole or not at all; return their paths.
 
-        Audio without a file name gives `audio.txt` and so on. InputError on an unknown format or a folder that cannot
+        Audio without a file name gives `audio.txt` and so on. InputError for an unknown format or a folder that cannot
         be written.
         """
         from focusasr.transcription.writers import FORMATS, output_stems, parse_formats, write
@@ -206,13 +206,13 @@ class Recognizer:
     def __init__(self, choice: ModelChoice, options: dict[str, Any]) -> None:
         self._defaults = dict(options)
         usual = self._options({})
-        self._lock = threading.RLock()  # around the weights and the settings of PyTorch
+        self._lock = threading.RLock()  # guards the weights and the settings of PyTorch
         self._model = LoadedModel(choice)
-        self._model.recognizer(usual)  # refuses what this model cannot do, and prepares its weights
+        self._model.recognizer(usual)  # rejects options that this model does not support, and prepares its weights
 
     @property
     def path(self) -> Path:
-        """Where the model is on disk."""
+        """The path of the model on disk."""
         return self._model.path
 
     @property
@@ -235,18 +235,18 @@ class Recognizer:
     ) -> Result:
         """Transcribe a recording: a path, bytes, a binary file, or mono float samples (N,) at `sampling_rate` Hz.
 
-        `sampling_rate` is 16,000 unless stated, and only for samples. `progress` gets the seconds of audio that were
-        transcribed since its last call; an exception that it raises ends the work. InputError if the audio or an
-        option cannot be used; of a truncated recording the error has the beginning as its `partial`, a Result.
+        `sampling_rate` is for samples only (default 16,000). `progress` gets the seconds of audio transcribed since its
+        last call; an exception that it raises ends the work. InputError if the audio or an option cannot be used. For a
+        truncated recording, the attribute `partial` of the error is the Result of its beginning.
         """
         source, read = _source(audio, sampling_rate), self._options(options)
         with _plain_errors():
             return self._transcribe(source, read, progress, ignore)
 
     def segments(self, audio: Audio | Source, *, sampling_rate: int | None = None, **options: Any) -> SegmentStream:
-        """Return an iterator over the segments of `transcribe`, each as soon as it is decoded.
+        """Return an iterator over the segments of `transcribe`, each available when it is decoded.
 
-        A thread of its own decodes, ahead of what is taken. A smaller `batch_size` brings first segments sooner.
+        A separate thread decodes ahead. With a smaller `batch_size` the first segments come sooner.
         """
         source, read = _source(audio, sampling_rate), self._options(options)
 
@@ -280,11 +280,11 @@ class Recognizer:
 
 
 class _Closed(Exception):
-    """Nobody takes the segments any more."""
+    """The consumer has closed the stream."""
 
 
 class SegmentStream(Iterator[Segment]):
-    """The segments of a recording as they come; `result` is the whole transcript.
+    """The segments of a recording as they are decoded; `result` is the whole transcript.
 
     `close` ends the work early, and so does dropping the iterator or leaving its `with` block.
     """
@@ -300,7 +300,7 @@ class SegmentStream(Iterator[Segment]):
         self._thread.start()
 
     def __next__(self) -> Segment:
-        """Return the next segment; the errors of `transcribe`."""
+        """Return the next segment; raises the errors of `transcribe`."""
         if self._end is None:
             item = self._coming.get()
             if isinstance(item, Segment):
@@ -312,7 +312,7 @@ class SegmentStream(Iterator[Segment]):
 
     @property
     def result(self) -> Result:
-        """The whole result; it waits for the end, and drops segments that were not taken."""
+        """The whole result; waits for the end and drops unread segments."""
         for _ in self:
             pass
         if not isinstance(self._end, Result):
@@ -320,7 +320,7 @@ class SegmentStream(Iterator[Segment]):
         return self._end
 
     def close(self) -> None:
-        """End the work after what is being decoded."""
+        """End the work after the batch in progress."""
         self._closed.set()
 
     def __enter__(self) -> SegmentStream:
@@ -355,7 +355,7 @@ def _decode(
 
 
 def _error(outcome: Outcome, partial: Result | None) -> Exception:
-    """Return the exception of an outcome, with the command's line, and the beginning of a truncated recording."""
+    """Return the exception of an outcome: the command's message, and the beginning of a truncated recording."""
     kinds = (AudioError, LibraryError, MemoryError)
     error: Any = (outcome.kind if issubclass(outcome.kind, kinds) else InputError)(outcome.error)
     error.partial = partial
@@ -363,7 +363,7 @@ def _error(outcome: Outcome, partial: Result | None) -> Exception:
 
 
 def _source(audio: Any, rate_hz: int | None) -> Source:
-    """Return what is to be read; a file object with a name keeps it for messages and outputs."""
+    """Return the source to read; a file object keeps its name for messages and outputs."""
     if isinstance(audio, Source):
         return audio
     if isinstance(audio, (str, os.PathLike)):
@@ -376,7 +376,7 @@ def _source(audio: Any, rate_hz: int | None) -> Source:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise the command's line: for a setting the option's name, for a library what is wrong with its installation."""
+    """Convert errors to the command's messages: option names for settings, remedies for missing libraries."""
     try:
         yield
     except SettingError as error:

@@ -1,4 +1,4 @@
-"""References with alternatives, as sclite has them: {one / 1 / @} and words in brackets that may be missing."""
+"""References with alternatives in sclite's format: {one / 1 / @} and optional words in brackets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from focusasr.evaluation.wer import count_errors, normalizer
 
 SUFFIXES = frozenset((".stm", ".trn"))  # files whose references may have alternatives
 CHOICE = re.compile(r"\{([^{}]*)\}|(?<!\S)\(([^(){}]+)\)(?!\S)")
-MOST_TEXTS = 256  # of one reference; with more each choice is made by itself
+MOST_TEXTS = 256  # combinations tried per reference; beyond them each choice is independent
 
 
 def has_choices(text: str) -> bool:
-    """Whether a reference leaves a choice."""
+    """Return whether a reference has alternatives."""
     return CHOICE.search(text) is not None
 
 
 def resolve(utterances: Sequence[Utterance], texts: Sequence[str | None], rules: str) -> list[Utterance]:
-    """Return the utterances with the alternatives that fit their hypotheses best, after the normalizer `rules`."""
+    """Return the utterances with the alternatives nearest to their hypotheses, after the normalizer `rules`."""
     return [
         replace(one, text=best_text(one.text, text or "", rules)) if has_choices(one.text) else one
         for one, text in zip(utterances, texts, strict=True)
@@ -30,7 +30,7 @@ def resolve(utterances: Sequence[Utterance], texts: Sequence[str | None], rules:
 
 
 def best_text(reference: str, hypothesis: str, rules: str = "none") -> str:
-    """Return the text among a reference's alternatives with the fewest word errors, the first of several."""
+    """Return the alternative text with the fewest word errors, the first of equals."""
     rewrite = normalizer(rules)
     compared = rewrite(hypothesis)
     fixed, choices = _parsed(reference)

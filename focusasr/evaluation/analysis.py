@@ -1,4 +1,4 @@
-"""An evaluation taken apart: slices, confused words, words invented in silence, and another system beside it."""
+"""Analysis of an evaluation: slices, confusions, insertions in silence, and another system."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from focusasr.evaluation.wer import Score, align_words, count_errors, normalize
 from focusasr.runtime.errors import InputError, SettingError
 
 DURATION_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, math.inf)
-MOST_CONFUSED = 10  # of each kind
-ABSENT = "(not said)"  # value of a slice where a line lacks the key
+MOST_CONFUSED = 10  # confusions per kind
+ABSENT = "(not said)"  # value of a slice for entries without the key
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The utterances that share one value of a key, and their score."""
+    """The utterances with one value of a key, and their score."""
 
     key: str
     value: str
@@ -41,7 +41,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A word heard as another (S), not heard (D) or invented (I), and how often; low and high bound the count."""
+    """A word that was substituted (S), deleted (D) or inserted (I), and its count; low and high bound the count."""
 
     kind: str
     reference: str
@@ -57,17 +57,17 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Silence:
-    """What was heard where nothing is said: the utterances with an empty reference."""
+    """Insertions in the utterances with an empty reference."""
 
     utterances: int
     minutes: float
     words: int
-    words_per_minute: Interval | None  # None where the sound's length is not known
+    words_per_minute: Interval | None  # None if the length of the audio is unknown
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All of it; `against` names the other system."""
+    """All results of the analysis; `against` names the other system."""
 
     slices: list[Slice]
     confusions: list[Confusion]
@@ -82,7 +82,7 @@ def analyze(
     others: Sequence[str | None] | None = None,
     against: str | None = None,
 ) -> Analysis:
-    """Return the breakdown; `others` are another system's texts, one per row."""
+    """Return the analysis; `others` are another system's texts, one per row."""
     rows = evaluation.scored
     return Analysis(
         slices=[part for key in dict.fromkeys(config.slice or []) for part in slices(rows, key, evaluation.unit)],
@@ -97,7 +97,7 @@ def analyze(
 
 
 def check_groups(utterances: Sequence[Utterance], config: EvaluationConfig) -> None:
-    """Refuse slices by a key, or intervals over speakers, that no utterance names, before any work: SettingError."""
+    """Raise SettingError for slices by a key, or intervals over speakers, that no utterance has."""
     known = ["duration", "source", *sorted({name for one in utterances for name in one.extra})]
     if config.bootstrap == "speaker" and "speaker" not in known:
         raise SettingError("bootstrap", config.bootstrap, 'lines with their "speaker", which none has')
@@ -108,7 +108,7 @@ def check_groups(utterances: Sequence[Utterance], config: EvaluationConfig) -> N
 
 
 def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:
-    """Return a score for each value of a key; durations come in buckets, shortest first, others by their rate."""
+    """Return a score for each value of a key; durations in buckets, shortest first, other values by their rate."""
     members: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         members[slice_value(row, key)].append(row)
@@ -120,7 +120,7 @@ def slices(rows: Sequence[Row], key: str, unit: str) -> list[Slice]:
 
 
 def slice_value(row: Row, key: str) -> str:
-    """Return an utterance's value of a key of the manifest; `source` without such a key is the audio's folder."""
+    """Return an utterance's value of a manifest key; without such a key, `source` is the folder of the audio."""
     if key == "duration" and (row.audio_seconds or row.utterance.duration is not None):
         return DURATION_NAMES[sum(row.audio_seconds >= edge for edge in DURATION_EDGES[1:-1])]
     value = row.utterance.extra.get(key)
@@ -166,14 +166,14 @@ def _differences(row: Row) -> list[tuple[str, str, str]]:
 
 
 def insertions_in_silence(rows: Sequence[Row], unit: str) -> Silence | None:
-    """Return how many words were invented per minute of the utterances in which nothing is said; None without any."""
+    """Return the inserted words per minute of the utterances without speech; None if there are none."""
     import numpy as np
 
     silent = [(row, row.words) for row in rows if not row.normalized_reference and row.words]
     if not silent:
         return None
     timed = [(row, errors) for row, errors in silent if row.audio_seconds > 0]
-    silent = timed or silent  # what has no known length is left out, where others have one
+    silent = timed or silent  # utterances of unknown length are skipped if others have one
     words, rate = sum(errors.insertions for _, errors in silent), None
     if timed:
         counts = np.array([(errors.insertions, row.audio_seconds) for row, errors in timed])
@@ -208,7 +208,7 @@ RATES = ("wer", "cer", "ser", "substitution_rate", "deletion_rate", "insertion_r
 
 
 def to_json(evaluation: Evaluation, breakdown: Analysis | None = None) -> dict[str, Any]:
-    """Return the figures as one object, ready for JSON; the rates are null where nothing could be scored."""
+    """Return the figures as one object, ready for JSON; the rates are null if nothing was scored."""
     score, pace = evaluation.score, evaluation.pace
     rates = [name + bound for name in RATES for bound in ("", "_low", "_high")]
     latencies = sorted(pace.latencies) if pace else []
@@ -232,5 +232,5 @@ def to_json(evaluation: Evaluation, breakdown: Analysis | None = None) -> dict[s
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:
-    """Return the smallest of the ordered values that at least `percent` of them do not exceed; None without any."""
+    """Return the smallest of the ordered values that at least `percent` of them do not exceed; None for no values."""
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else None

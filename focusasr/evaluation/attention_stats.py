@@ -1,7 +1,7 @@
-"""What the focus of an encoder does with one recording: spans, temperatures, entropies, weights and norms per head.
+"""Attention statistics of one recording: spans, temperatures, entropies, weights and norms.
 
 Letters: T encoder steps, D width, H heads, E = D / H head width, F mel frames, M mel bands. All weights are computed
-densely, T × T per head, from the layer's own projections: a slow twin to look at, made for recordings of seconds.
+densely, T × T per head, from the layer's own projections: a slow reference implementation for short recordings.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ NOTICEABLE = 0.01  # a weight above this counts in `share_above_1_percent`
 
 
 class Branch(NamedTuple):
-    """One branch of one layer: where each head looks and what comes of it after the layer's projection."""
+    """One branch of one layer: its weights, and its share of the layer's output."""
 
-    weights: Tensor  # (H, T, T), queries by keys, rows sum to 1
-    visible: Tensor  # (H or 1, T, T), True = may look
-    heads: Tensor  # (H, T, D), each head's part of what the layer adds
-    whole: Tensor  # (T, D), the branch's part of what the layer adds: all heads and the branch's bias
+    weights: Tensor  # (H, T, T), queries by keys, each row sums to 1
+    visible: Tensor  # (H or 1, T, T), True if the key is visible
+    heads: Tensor  # (H, T, D), each head's share of the layer's output
+    whole: Tensor  # (T, D), the branch's share of the layer's output: all heads and the branch's bias
 
 
 class LayerView(NamedTuple):
     """One layer on one recording; radii in steps; local.whole + globe.whole + the projection's bias is its output."""
 
-    span_scale: Tensor  # (H,) as predicted, before the knob
+    span_scale: Tensor  # (H,) as predicted, before the scaling factor
     radius: Tensor  # (H,)
     temperature: Tensor  # (H,)
     local: Branch
@@ -58,11 +58,11 @@ class LayerView(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadFigures:
-    """One head in figures.
+    """The figures of one head.
 
-    `span_ms` is how far it looks to either side. Entropies are means over the queries; `…_entropy` is relative to
-    attention that is uniform over what may be seen: 1 is uniform, 0 a single key. Norms are of what the head adds to
-    the layer's output through either half of the projection, means over the steps.
+    `span_ms` is the span to either side. Entropies are means over the queries; `…_entropy` is relative to uniform
+    attention over the visible keys: 1 is uniform, 0 a single key. Norms are those of the head's share of the layer's
+    output through either half of the projection, means over the steps.
     """
 
     span_scale: float
@@ -81,7 +81,7 @@ class HeadFigures:
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """One layer in figures, counted from 1; the norms are of whole branches."""
+    """The figures of one layer, counted from 1; the norms are of whole branches."""
 
     layer: int
     local_norm: float
@@ -92,10 +92,10 @@ class LayerFigures:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All layers in figures; the mel (F, M) and the views of the chosen layers for a picture."""
+    """The figures of all layers; the mel (F, M) and the views of the chosen layers for a picture."""
 
-    name: str  # of the recording
-    audio_seconds: float  # of it; the mel of a short one is longer
+    name: str  # seconds of the recording
+    audio_seconds: float  # its frames; the mel of a short recording is longer
     mel: Tensor
     step_seconds: float
     max_span: int
@@ -106,7 +106,7 @@ class Inspection:
 
 
 def hybrid_layers(model: Model) -> list[HybridAttention]:
-    """Return the encoder's attention layers; InputError where they are global and have no spans."""
+    """Return the encoder's attention layers; InputError if they are global and have no spans."""
     layers = [cast(EncoderBlock, block).attention for block in model.encoder.blocks]
     hybrid = [layer for layer in layers if isinstance(layer, HybridAttention)]
     if len(hybrid) < len(layers):
@@ -115,10 +115,10 @@ def hybrid_layers(model: Model) -> list[HybridAttention]:
 
 
 def inspect_recording(model: Model, path: str, config: InspectionConfig, layers: Sequence[int] | None) -> Inspection:
-    """Look at the part of a recording that `config` names, with its knobs turned.
+    """Compute the attention on the part of a recording that `config` selects, with its scaling factors.
 
-    The views of `layers`, from 1, are kept (without them: first, middle, last). InputError where a layer, a span or
-    the recording is not there.
+    The views of `layers`, from 1, are kept (default: first, middle, last). InputError if a layer, a span or the
+    recording does not exist.
     """
     count = len(hybrid_layers(model))
     for layer in layers or ():
@@ -142,7 +142,7 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
 
 @torch.inference_mode()
 def layer_views(model: Model, mel: Tensor) -> Iterator[LayerView]:
-    """Yield each encoder layer's view of one spectrogram (F, M), a layer at a time: dense weights are large."""
+    """Yield each encoder layer's view of one spectrogram (F, M), one layer at a time: dense weights are large."""
     attentions = hybrid_layers(model.eval())
     x, mask, rotation = model.encoder.embed(*stack([mel]))
     for block, attention in zip(model.encoder.blocks, attentions, strict=True):
@@ -152,7 +152,7 @@ def layer_views(model: Model, mel: Tensor) -> Iterator[LayerView]:
 
 
 def layer_view(attention: HybridAttention, x: Tensor, span_scale: Tensor, rotation: Rotation | None) -> LayerView:
-    """Look at one layer from what it reads, x (1, T, D), and its span_scale (1, H)."""
+    """Return the view of one layer from its input x (1, T, D) and its span_scale (1, H)."""
     local, globe = attention.attn_local, attention.attn_global
     near, far = attention.projection.weight.chunk(2, dim=1)  # (D, D) each; the projection reads [local | global]
     distance = _distance(x)
@@ -195,14 +195,14 @@ def _distance(x: Tensor) -> Tensor:
 
 
 def _through(outputs: Tensor, projection: Tensor) -> Tensor:
-    """Send each head's output, (H, T, E), through its columns of a projection (D, D) → (H, T, D)."""
+    """Project each head's output (H, T, E) by its columns of a projection (D, D) → (H, T, D)."""
     return outputs @ projection.unflatten(1, (outputs.shape[0], -1)).permute(1, 2, 0)
 
 
 def entropy(weights: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean entropy of rows (…, T, S) in bits, (…), and the same relative to uniform attention, 0 to 1.
 
-    Uniform is 1 / n over the n keys that a query may see (visible); where all queries see one key, it is 1.
+    Uniform is 1 / n over the n visible keys of a query; if every query sees one key, the relative entropy is 1.
     """
     bits = torch.special.entr(to_float64(weights)).sum(dim=-1).mean(dim=-1) / math.log(2)
     uniform = to_float64(visible.sum(dim=-1)).log2().mean(dim=-1).expand_as(bits)
@@ -210,7 +210,7 @@ def entropy(weights: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def share_above(weights: Tensor, visible: Tensor, threshold: float = NOTICEABLE) -> Tensor:
-    """Return which share of the weights (…, T, S) that may be seen is above a threshold, (…)."""
+    """Return the share of the visible weights (…, T, S) above a threshold, (…)."""
     above = ((weights > threshold) & visible).sum(dim=(-2, -1))
     return above / visible.sum(dim=(-2, -1))
 
@@ -221,11 +221,11 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _ratio(local: Tensor, globe: Tensor) -> Tensor:
-    return local / globe.clamp(min=1e-9)  # finite, as JSON wants
+    return local / globe.clamp(min=1e-9)  # finite, for JSON
 
 
 def layer_figures(number: int, view: LayerView, step_seconds: float) -> LayerFigures:
-    """Return one layer in figures."""
+    """Return the figures of one layer."""
     columns = {
         "span_scale": view.span_scale,
         "span_ms": 1000 * step_seconds * view.radius,
@@ -257,7 +257,7 @@ def mean_spans(model: Model, mels: Iterable[Tensor]) -> list[tuple[Tensor, Tenso
 
 
 def to_json(inspection: Inspection) -> dict[str, Any]:
-    """Return the figures ready for JSON: where, which knobs, and per layer and head what `HeadFigures` says."""
+    """Return the figures ready for JSON: recording, scaling factors, and the `HeadFigures` of each layer."""
     knobs = inspection.config
     return {
         "offset_seconds": knobs.offset,

@@ -1,4 +1,4 @@
-"""How sure a rate is: the bootstrap over utterances or over speakers, and two systems compared on the same draws."""
+"""Bootstrap intervals over utterances or speakers, and paired comparison of two systems."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 DRAWN_AT_ONCE = 50
 INTERVAL_PERCENT = 95.0
-FEWEST_SPEAKERS = 20  # of fewer, the interval comes out too narrow (Cameron, Gelbach and Miller 2008)
+FEWEST_SPEAKERS = 20  # with fewer, the interval is too narrow (Cameron, Gelbach and Miller 2008)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the middle 95 % of what the bootstrap made of it; no bounds where there was nothing to draw."""
+    """A figure and the middle 95 % of its bootstrap samples; no bounds without samples."""
 
     value: float
     low: float | None
     high: float | None
 
     def bounds(self, form: Callable[[float], str], between: str = " to ", name: str = "") -> str:
-        """Return the bounds as text, in brackets after a space, with a `name` before them; "" where there are none."""
+        """Return the bounds as text, in brackets after a space, with a `name` before them; "" without bounds."""
         if self.low is None or self.high is None:
             return ""
         return f" ({name}{form(self.low)}{between}{form(self.high)})"
@@ -33,10 +33,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the same utterances: word error rates, their difference (first minus second), who is better.
+    """Two systems on the same utterances: word error rates, their difference (first minus second), and who is better.
 
-    `probability` is the share of the draws in which the first has the lower rate, None where there were none; a draw
-    with equal rates counts half. `better`, `worse` and `equal` count utterances, by their number of errors.
+    `probability` is the share of the samples in which the first has the lower rate, None without samples; a sample with
+    equal rates counts half. `better`, `worse` and `equal` count utterances, by their number of errors.
     """
 
     first: float
@@ -49,10 +49,10 @@ class Comparison:
 
 
 def resampling_unit(wanted: str, speakers: Sequence[object]) -> tuple[str, list[str] | None]:
-    """Return what is drawn, "speaker" or "utterance", and the speaker of each utterance where speakers are drawn.
+    """Return the resampling unit, "speaker" or "utterance", and for speakers the speaker of each utterance.
 
-    auto: speakers where every utterance names its own and there are at least twenty, since what one person says goes
-    wrong together. "speaker" is kept as far as that can be: utterances without one count as speakers of their own.
+    auto: speakers if every utterance names its speaker and there are at least twenty, since errors of one voice are
+    correlated. "speaker" is used if possible: an utterance without a speaker counts as a speaker of its own.
     """
     names = [str(speaker) if speaker not in (None, "") else "" for speaker in speakers]
     known = all(names) and len(set(names)) >= FEWEST_SPEAKERS
@@ -62,7 +62,7 @@ def resampling_unit(wanted: str, speakers: Sequence[object]) -> tuple[str, list[
 
 
 def group_totals(counts: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
-    """Add up the rows of `counts` (U, K) that belong to one group; return them (G, K), or `counts` without groups."""
+    """Add up the rows of `counts` (U, K) of each group; return them (G, K), or `counts` without groups."""
     import numpy as np
 
     if groups is None:
@@ -74,12 +74,10 @@ def group_totals(counts: np.ndarray, groups: Sequence[str] | None) -> np.ndarray
 
 
 def resample_totals(counts: np.ndarray, seed: int) -> np.ndarray:
-    """Draw the rows of `counts` (U, K) with replacement, U at a time; return the column sums (RESAMPLES, K).
+    """Resample the rows of `counts` (U, K) with replacement, U at a time; return the column sums (RESAMPLES, K).
 
-    Of a single row, which says nothing about others, there are no draws: (0, K).
-
-    Equal rows are drawn together, as one multinomial count: the same distribution, in memory that follows the number
-    of different rows.
+    A single row is not resampled: (0, K). Equal rows are sampled together, as one multinomial count: the same
+    distribution, with memory in proportion to the number of different rows.
     """
     import numpy as np
 
@@ -94,7 +92,7 @@ def resample_totals(counts: np.ndarray, seed: int) -> np.ndarray:
 
 
 def percentile_interval(figures: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """Return the bounds of the middle 95 % of what was drawn; None where nothing was."""
+    """Return the bounds of the middle 95 % of the samples; None without samples."""
     import numpy as np
 
     if not len(figures):
@@ -107,10 +105,10 @@ def percentile_interval(figures: np.ndarray) -> tuple[float, float] | tuple[None
 def compare(
     first: Sequence[int], second: Sequence[int], words: Sequence[int], groups: Sequence[str] | None, seed: int = 0
 ) -> Comparison:
-    """Compare two systems by their word errors on the same U utterances, each pair drawn together.
+    """Compare two systems by their word errors on the same U utterances, with paired samples.
 
-    The paired bootstrap of Bisani and Ney (2004), section 4: an utterance that is hard for both says little about
-    which is better, and drawing pairs leaves that out of the spread. ValueError where there are no utterances.
+    This is the paired bootstrap of Bisani and Ney (2004), section 4: an utterance that is hard for both is little
+    evidence for either, and pairs keep it out of the spread. ValueError if there are no utterances.
     """
     import numpy as np
 
@@ -119,7 +117,7 @@ def compare(
         raise ValueError("no utterances to compare; expected: at least 1")
     drawn, totals = resample_totals(group_totals(counts, groups), seed), counts.sum(axis=0)
     if totals[2]:
-        drawn = drawn[drawn[:, 2] > 0]  # a draw without a word has no rate
+        drawn = drawn[drawn[:, 2] > 0]  # a sample without a word has no rate
     low, high = percentile_interval((drawn[:, 0] - drawn[:, 1]) / np.maximum(drawn[:, 2], 1))
     rates = totals[:2] / max(int(totals[2]), 1)
     fewer = np.sign(drawn[:, 1] - drawn[:, 0])

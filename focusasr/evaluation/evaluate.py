@@ -1,4 +1,4 @@
-"""A manifest transcribed and scored; transcripts of an interrupted evaluation are reused."""
+"""Transcription and scoring of a manifest; transcripts of an interrupted evaluation are reused."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 COUNTS = ("substitutions", "deletions", "insertions", "words")
 
-Recognize = Callable[[Iterable[Source]], "Iterator[Outcome]"]  # one outcome per source, in order
+Recognize = Callable[[Iterable[Source]], "Iterator[Outcome]"]  # yields one outcome per source, in order
 
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance: what was said, what was heard, and how the two differ; `error` says why nothing was heard.
+    """One utterance: reference, hypothesis and their differences; `error` is the reason for a missing hypothesis.
 
-    The normalized texts are those that were compared. `hypothesis`, `normalized_hypothesis` and the counts are None
-    where the file failed.
+    The normalized texts are those that were compared. `hypothesis`, `normalized_hypothesis` and the counts are None if
+    the file failed.
     """
 
     utterance: Utterance
@@ -51,41 +51,41 @@ class Row:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast this run heard: sound and wall time in seconds, and from a file's opening to its text.
+    """The speed of this run: audio and wall time in seconds, and latencies from opening a file to its text.
 
-    What an earlier run heard is not in it; `reused` counts those utterances.
+    Reused transcripts of an earlier run are not included; `reused` counts them.
     """
 
     audio_seconds: float
     seconds: float
     latencies: tuple[float, ...]
     reused: int = 0
-    tokens: int = 0  # that the decoder wrote, and the passes that it took, where the model counts them
+    tokens: int = 0  # decoded tokens and decoder passes, if the model counts them
     passes: int = 0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every row, in the manifest's order, and the score of those that did not fail; None where all failed.
+    """Every row in the manifest's order, and the score of those that did not fail; None if all failed.
 
-    `audio_seconds` is the sound of the scored rows; `pace` is None where the texts came from a file.
+    `audio_seconds` is the audio of the scored rows; `pace` is None if the texts came from a file.
     """
 
     rows: list[Row]
     score: Score | None
     audio_seconds: float
     normalizer: str
-    unit: str  # what was asked to be drawn for intervals: auto, utterance or speaker
+    unit: str  # requested resampling unit: auto, utterance or speaker
     pace: Pace | None = None
 
     @property
     def failures(self) -> list[Row]:
-        """The rows that could not be recognized; they are in no rate."""
+        """The rows that could not be transcribed; no rate includes them."""
         return [row for row in self.rows if row.error is not None]
 
     @property
     def scored(self) -> list[Row]:
-        """The rows behind every rate."""
+        """The rows that the rates include."""
         return [row for row in self.rows if row.words is not None]
 
 
@@ -96,10 +96,9 @@ def evaluate(
     unit: str = "auto",
     recall: TranscriptCache | None = None,
 ) -> Evaluation:
-    """Recognize every utterance and score the texts against the manifest's.
+    """Transcribe every utterance and score the texts against the manifest's.
 
-    What `recall` knows from a run that was cut short is not heard again. InputError on an empty manifest or an
-    unknown normalizer.
+    Transcripts of an interrupted run in `recall` are reused. InputError for an empty manifest or an unknown normalizer.
     """
     references = _references(utterances, normalizer)
     sources = [one.source for one in utterances]
@@ -115,7 +114,7 @@ def evaluate(
 def evaluate_texts(
     utterances: Sequence[Utterance], hypotheses: Sequence[str | None], normalizer: str = "basic", unit: str = "auto"
 ) -> Evaluation:
-    """Score texts that are there already, one per utterance; None counts as a file that failed."""
+    """Score existing texts, one per utterance; None counts as a file that failed."""
     references = _references(utterances, normalizer)
     heard = normalize((text or "" for text in hypotheses), normalizer)
     rows = []
@@ -130,7 +129,7 @@ def evaluate_texts(
 
 
 def _seconds(utterance: Utterance) -> float:
-    """Return how long an utterance is, as far as that is known without decoding; 0 where it is not."""
+    """Return the length of an utterance if it is known without decoding, else 0."""
     if utterance.duration is not None:
         return utterance.duration
     whole = probe_seconds(utterance.audio) if utterance.audio.is_file() else None
@@ -150,7 +149,7 @@ def _scored(rows: list[Row], normalizer: str, unit: str, pace: Pace | None) -> E
 
 
 def score_rows(rows: Sequence[Row], unit: str) -> Score | None:
-    """Return the score of the rows that did not fail, None where there are none."""
+    """Return the score of the rows that did not fail, None if there are none."""
     scored = [(row, row.words, row.characters) for row in rows if row.words and row.characters]
     if not scored:
         return None
@@ -159,7 +158,7 @@ def score_rows(rows: Sequence[Row], unit: str) -> Score | None:
 
 
 class _Stopwatch:
-    """A recognizer that notes how long each source took, from the moment it is asked for to its outcome."""
+    """A recognizer that measures the time of each source from its request to its outcome."""
 
     def __init__(self, recognize: Recognize) -> None:
         self._recognize = recognize
@@ -185,21 +184,21 @@ class _Stopwatch:
 
 
 def _row(utterance: Utterance, reference: str, outcome: Outcome, heard: str) -> Row:
-    if outcome.transcript is None or outcome.error is not None:  # what is cut off is not scored
+    if outcome.transcript is None or outcome.error is not None:  # a truncated recording is not scored
         return Row(utterance, reference, error=outcome.error or "no transcript")
     words, characters = count_errors(reference, heard), count_character_errors(reference, heard)
     return Row(utterance, reference, outcome.transcript.text.strip(), heard, words, characters, outcome.audio_seconds)
 
 
 def write_rows(evaluation: Evaluation, path: Path) -> None:
-    """Write one JSON line per utterance, whole or not at all; InputError where the file cannot be written.
+    """Write one JSON line per utterance, whole or not at all; InputError if the file cannot be written.
 
-    A line keeps what its line in the manifest carried (speaker, language ...), with `reference` in place of `text`;
-    the path of the sound is relative to the folder of `path` where it lies inside, as in manifests.
+    A line keeps the keys of its manifest entry (speaker, language ...), with `reference` in place of `text`; the path
+    of the audio is relative to the folder of `path` if it is inside, as in manifests.
     """
     folder = path.parent.absolute()
     try:
-        # A lone surrogate, which JSON can escape and UTF-8 cannot hold, becomes its escape again.
+        # A lone surrogate cannot be encoded as UTF-8, so it is written as its JSON escape.
         with (
             written_aside(path) as aside,
             aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out,
@@ -224,10 +223,10 @@ def _row_to_json(row: Row, folder: Path) -> dict[str, Any]:
 
 
 class TranscriptCache:
-    """Texts by the content of the sound and whatever else decides them: another file or option is another text.
+    """Texts keyed by the content of the audio and everything else that determines them.
 
-    `decided_by` is JSON: the options and the checkpoint's digest. Lines are appended as they come; one that was cut
-    off is heard again.
+    `decided_by` is JSON: the options and the checkpoint's digest. Lines are appended as they come; a truncated line is
+    ignored, and its recording is transcribed again.
     """
 
     def __init__(self, path: Path, decided_by: dict[str, Any]) -> None:
@@ -241,7 +240,7 @@ class TranscriptCache:
     def recognize(
         self, recognize: Callable[[Iterable[Source]], Iterator[Outcome]], sources: Sequence[Source]
     ) -> Iterator[Outcome]:
-        """Yield one outcome per source, in order; only what is not known goes through `recognize`."""
+        """Yield one outcome per source, in order; only sources that are not cached go through `recognize`."""
         keys = [self._key(source) for source in sources]
         unknown = [source for source, key in zip(sources, keys, strict=True) if key not in self._known]
         heard = recognize(unknown)
@@ -250,7 +249,7 @@ class TranscriptCache:
             yield _outcome(source, entry) if entry else self._kept(key, next(heard))
 
     def forget(self) -> None:
-        """Remove what was kept: the output is written."""
+        """Remove the cache after the output is written."""
         self.path.unlink(missing_ok=True)
 
     def _kept(self, key: str, outcome: Outcome) -> Outcome:
@@ -262,13 +261,13 @@ class TranscriptCache:
         return outcome
 
     def _key(self, source: Source) -> str:
-        """Return what decides a text; empty for what cannot be read, which is tried each time."""
+        """Return the cache key of a source; empty for an unreadable source, which is tried each time."""
         content = _content(source.path) if source.is_repeatable and not source.memory else ""
         whole = f"{self._decided_by} {content} {source.offset} {source.duration} {source.channel}"
         return hashlib.sha256(whole.encode()).hexdigest() if content else ""
 
 
-@functools.lru_cache(maxsize=16)  # the parts of a long recording come one after the other
+@functools.lru_cache(maxsize=16)  # segments of a long recording are consecutive
 def _content(path: str) -> str:
     """Return the fingerprint of a file, empty where there is none: a pipe can be read only once."""
     with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Hypotheses and references from files: each text finds its utterance."""
+"""Hypotheses and references from files, matched to utterances."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from focusasr.runtime.console import pluralize, warn
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import real_path
 
-CLOSE_SECONDS = 0.02  # durations of one part, as different tools write them
-MOST_COMPARED = 200  # lines, to see whether they are in another order
-Index = dict[tuple[str, float], list[Line]]  # by a name, and where in the recording it begins
+CLOSE_SECONDS = 0.02  # between durations of one segment in files of different tools
+MOST_COMPARED = 200  # lines compared to detect another order
+Index = dict[tuple[str, float], list[Line]]  # keyed by name and begin within the recording
 
 
 def read_references(path: Path) -> list[Utterance]:
-    """Return the utterances of a file of reference texts without sound; InputError where it holds none.
+    """Return the utterances of a file of reference texts without audio; InputError if it is empty.
 
-    They are called by the names in the file, or by its name and the line.
+    They are named by the names in the file, or by its name and the line.
     """
     utterances = []
     lines = lines_of(path, REFERENCE_KEYS)
@@ -52,12 +52,12 @@ def read_references(path: Path) -> list[Utterance]:
 
 
 def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
-    """Return the text that a file has for each utterance, None where it has none.
+    """Return the text in a file for each utterance, None if it has none.
 
-    A line finds its utterance by the path (as written, or from the folder of `path`), the `id`, the file's name or its
-    stem, and the offset, and by the duration where parts begin together; where none does, by the stem of a recording
-    with another suffix. Lines without names go with the utterances in order. InputError where the file cannot be read,
-    has another number of such lines, two texts for one utterance, or none that fits any.
+    A line is matched by the path (as written, or from the folder of `path`), the `id`, the file name or its stem, and
+    the offset, and by the duration if several segments start together; otherwise by the stem of a recording with
+    another suffix. Lines without names are matched in order. InputError if the file cannot be read, has another number
+    of such lines, has two texts for one utterance, or matches none.
     """
     if path.suffix.lower() == ".ctm":
         return _spoken_in(path, utterances)
@@ -85,10 +85,10 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance]) -> list[str | N
 
 
 def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) -> list[Line]:
-    """Return plain lines as Kaldi's, of an id and words, if each begins with the name of another utterance.
+    """Return plain lines as Kaldi's, of an id and words, if each starts with the name of another utterance.
 
-    InputError if they begin with ids that are of no utterance. If the references are plain lines too, and both begin
-    alike, as if with ids, only a warning says so.
+    InputError if they start with unknown ids. If the references are plain lines too, and both start alike, as if with
+    ids, only a warning is printed.
     """
     heads = [head_of(line.text or "") for line in lines]
     first, own = {head for head, _ in heads}, {head_of(one.text)[0] for one in utterances}
@@ -114,7 +114,7 @@ def _with_ids(lines: list[Line], path: Path, utterances: Sequence[Utterance]) ->
 
 
 def _check_order(path: Path, lines: Sequence[Line], utterances: Sequence[Utterance]) -> None:
-    """Refuse plain lines that are in another order than the references: hardly any fits its own, most fit another."""
+    """Reject plain lines in another order than the references: few fit their own, most fit another."""
     written = [set(one.text.casefold().split()) for one in utterances[:MOST_COMPARED]]
     found = [set((line.text or "").casefold().split()) for line in lines[:MOST_COMPARED]]
     own = [_shared(*pair) for pair in zip(written, found, strict=True)]
@@ -122,7 +122,7 @@ def _check_order(path: Path, lines: Sequence[Line], utterances: Sequence[Utteran
         return
     best = [max(range(len(written)), key=lambda place: _shared(written[place], words)) for words in found]
     fit = sum(_shared(written[place], words) for place, words in zip(best, found, strict=True))
-    if min(fit, len(set(best))) > 0.75 * len(own):  # not so of a system that writes one text for all
+    if min(fit, len(set(best))) > 0.75 * len(own):  # except for a system that writes one text for all
         place = next(place for place, other in enumerate(best) if place != other)
         raise InputError(
             f"{path}: its lines are in another order than the references: line {place + 1} fits number "
@@ -135,14 +135,14 @@ def _shared(one: set[str], other: set[str]) -> float:
 
 
 def is_ignored(utterance: Utterance) -> bool:
-    """Whether a reference only marks time that does not count, as STM has it."""
+    """Return whether a reference only marks ignored time, as in STM."""
     return utterance.extra.get(IGNORED) is True
 
 
 def _spoken_in(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
     """Return the words of a CTM file in each utterance: of its id, or of its recording between begin and end.
 
-    A word belongs to the segment that holds its middle, or else to the nearest one.
+    A word belongs to the segment that contains its middle, or else to the nearest one.
     """
     words: dict[str, list[TimedText]] = defaultdict(list)
     for word in parse_ctm([line.rstrip("\r\n") for line in read_lines(path)], path):
@@ -179,9 +179,9 @@ def _distance(utterance: Utterance, word: TimedText) -> float:
 
 
 def _lines_of(utterance: Utterance, index: Index, unclear: set[tuple[str, float]], path: Path) -> list[Line]:
-    """Return the lines under the surest name that any is under; InputError where two texts share all of it.
+    """Return the lines under the most reliable name with any; InputError if two texts share all names.
 
-    A name that two of them share, while another (an id) tells them apart, is none.
+    A name that two texts share is skipped if another (an id) distinguishes them.
     """
     clash = ""
     for name, offset, is_id in _keys(utterance, unclear):
@@ -203,7 +203,7 @@ def _lines_of(utterance: Utterance, index: Index, unclear: set[tuple[str, float]
 
 
 def _of_side(lines: list[Line], channel: int | None, is_id: bool = False) -> list[Line]:
-    """Return the lines of one side of a recording, or else those that tell none; an id is of one side alone."""
+    """Return the lines of one side of a call, or else those without a side; an id is of one side only."""
     for side in (channel, None):
         if own := [line for line in lines if line.channel == side]:
             return own
@@ -211,7 +211,7 @@ def _of_side(lines: list[Line], channel: int | None, is_id: bool = False) -> lis
 
 
 def _text_of(utterance: Utterance, lines: list[Line]) -> str | None:
-    """Return the text that all lines have, or that of the one which lasts as long as the utterance."""
+    """Return the text that all lines share, or that of the line with the utterance's duration."""
     texts = {line.text for line in lines}
     if len(texts) <= 1:
         return next(iter(texts), None)
@@ -220,7 +220,7 @@ def _text_of(utterance: Utterance, lines: list[Line]) -> str | None:
 
 
 def _apart(one: float | None, other: float | None) -> float:
-    """Return the seconds between two durations; None, up to the recording's end, is far from all others."""
+    """Return the difference of two durations in seconds; None, up to the recording's end, is far from all others."""
     return abs(one - other) if one is not None and other is not None else 0.0 if one is other else math.inf
 
 
@@ -229,7 +229,7 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _by_name(path: Path, lines: Sequence[Line]) -> Index:
-    """Return the lines under all their names, paths also from the folder of `path`."""
+    """Return the lines under all their names, including paths from the folder of `path`."""
     index: Index = defaultdict(list)
     for line in lines:
         full = [real_path(folder / name) for name in line.names for folder in (path.parent, Path())]
@@ -239,9 +239,9 @@ def _by_name(path: Path, lines: Sequence[Line]) -> Index:
 
 
 def _converted(lines: Sequence[Line], utterances: Sequence[Utterance]) -> list[Line | None]:
-    """Return the line of each utterance whose recording went by another suffix: u1.wav became u1.flac.
+    """Return the line of each utterance whose recording has another suffix there: u1.wav became u1.flac.
 
-    The stem has to be that of one recording alone on both sides, and of one text.
+    The stem must be unique among the recordings of both sides, and have one text.
     """
     index: Index = defaultdict(list)
     for line in lines:
@@ -259,7 +259,7 @@ def _converted(lines: Sequence[Line], utterances: Sequence[Utterance]) -> list[L
 
 
 def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
-    """Return the file names and stems that parts of different files have, or that are ids: they name no file."""
+    """Return ambiguous file names and stems: those of segments of different files, or those that are ids."""
     files: dict[tuple[str, float], set[str]] = defaultdict(set)
     for one in utterances:
         for name in (one.audio.name, one.audio.stem):
@@ -269,7 +269,7 @@ def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
 
 
 def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[str, float, bool]]:
-    """Return what a line may call an utterance, the surest first, where that begins, and whether it is an id."""
+    """Return the possible names of an utterance, the most reliable first, each with its begin and whether it is an id."""
     key = utterance.extra.get("id")
     audio, offset = utterance.audio, round(utterance.offset, 3)
     own = [] if key is None else [str(key)]

@@ -1,14 +1,14 @@
-"""Files of texts without a model: JSON Lines, PATH<TAB>TEXT, Kaldi's text, trn, STM, CTM, subtitles, plain lines.
+"""Readers of text files: JSON Lines, PATH<TAB>TEXT, Kaldi, trn, STM, CTM, subtitles, plain lines.
 
-The form of a file follows from its name and its tabs:
+The format of a file follows from its name and its tabs:
 
     rows.jsonl, rows.json   objects with `hypothesis`, `pred_text` or `text`, found by `audio_filepath` or `id`
     x.trn                   sclite's: the words, the id in brackets
     x.stm, x.ctm            NIST's: segments with texts, words with times
-    x.srt, x.TextGrid ...   segments with times: all of them are one text
+    x.srt, x.TextGrid ...   segments with times, joined to one text
     text (no suffix)        Kaldi's: an id, a space, the words
     any name, a tab a line  the output of `focusasr transcribe` for several files
-    else                    a text a line, in the order of the references; or as Kaldi's, if each begins with an id
+    else                    one text per line, in the order of the references; or as Kaldi's, if each starts with an id
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from focusasr.runtime.settings import LARGEST
 JSON_SUFFIXES = frozenset((".jsonl", ".json"))
 TEXT_KEYS = ("hypothesis", "pred_text", "text")
 REFERENCE_KEYS = ("reference", "text")
-IGNORED = "ignored"  # key of a segment of STM that does not count
+IGNORED = "ignored"  # key of an ignored STM segment
 TRN = re.compile(r"^(?P<text>.*?)\s*\((?P<key>[^()\s]+)\)\s*$")
 ID = re.compile(r"(?=\S*\d)(?:[^\W\d_]+[\w.:/-]*|[\w.:/]+[-_][\w.:/-]*)(?<![.:/])")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its number from 1, its text (None: no transcript), and the names it goes by, if any.
+    """One line: its number from 1, its text (None: no transcript), and its names, if any.
 
-    `offset` and `duration` tell parts of one recording apart, in seconds. `extra` holds a JSON line's other keys.
+    `offset` and `duration` distinguish segments of one recording, in seconds. `extra` has a JSON line's other keys.
     """
 
     number: int
@@ -52,17 +52,17 @@ class Line:
 
     @property
     def channel(self) -> int | None:
-        """Return the side of a call that it is of, None where it tells none."""
+        """The side of the call, None if unknown."""
         return channel_of(self.extra or {})
 
 
 def is_id(head: str) -> bool:
-    """Whether the first word of a line looks like an id (letters and then digits, or joined by _ or -) or a file."""
+    """Return whether the first word of a line looks like a file or an id (letters then digits, or joined by _ or -)."""
     return ID.fullmatch(head) is not None or PurePath(head).suffix.lower() in AUDIO_SUFFIXES
 
 
 def begin_with_ids(heads: Sequence[str]) -> bool:
-    """Whether the first words of several lines are all ids: each another one, or numbers of one width."""
+    """Return whether the first words of several lines are all ids: distinct, or numbers of one width."""
     if len(heads) < 2 or len(set(heads)) < len(heads):
         return False
     widths = {len(head) if head.isdecimal() else 0 for head in heads}
@@ -82,7 +82,7 @@ def keyed(lines: Sequence[Line]) -> list[Line]:
 
 
 def lines_of(path: Path, keys: tuple[str, ...]) -> list[Line]:
-    """Return the lines of a file of texts, an empty one of plain text included; InputError if it is none."""
+    """Return the lines of a text file, including empty lines of plain text; InputError for an invalid file."""
     suffix = path.suffix.lower()
     if suffix in JSON_SUFFIXES:
         return list(_json_lines(path, keys))
@@ -102,7 +102,7 @@ def lines_of(path: Path, keys: tuple[str, ...]) -> list[Line]:
 
 
 def _tabbed(path: Path, number: int, text: str) -> Line:
-    """Return a line of a name, a tab and a text; a name alone has lost its tab to an editor, and its text is empty."""
+    """Return a line of a name, a tab and a text; a name without a tab has an empty text."""
     name, tab, words = text.partition("\t")
     if not tab and " " in text.strip():
         raise InputError(f"{path}, line {number}: no tab, where other lines have one behind the name; correct the line")
@@ -135,7 +135,7 @@ def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[Line]:
 
 
 def _seconds(value: Any) -> float | None:
-    """Return a number of seconds, None where the value is none."""
+    """Return a number of seconds, None for any other value."""
     return value if isinstance(value, (int, float)) and abs(value) <= LARGEST else None
 
 

@@ -1,4 +1,4 @@
-"""Word and character error rates: counted by jiwer, with a bootstrap interval and aligned differences."""
+"""Word and character error rates with bootstrap intervals, and aligned differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NORMALIZERS = ("none", "basic", "english")
 
 @dataclass(frozen=True)
 class Errors:
-    """How one hypothesis differs from its reference, counted in words or in characters."""
+    """The differences of one hypothesis from its reference, counted in words or in characters by jiwer."""
 
     substitutions: int
     deletions: int
@@ -33,22 +33,22 @@ class Errors:
 
     @property
     def words(self) -> int:
-        """Length of the reference, in words (or in characters, where those were counted)."""
+        """Length of the reference in words, or in characters if those were counted."""
         return self.hits + self.substitutions + self.deletions
 
     @property
     def rate(self) -> float:
-        """Errors per reference word; with an empty reference the number of insertions, as jiwer 4 defines."""
+        """Errors per reference word; for an empty reference the number of insertions, as in jiwer 4."""
         return self.count / max(self.words, 1)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Error rates of a set of utterances, as ratios (0.05 is 5 %), each with its 95 % interval, and the counts behind.
+    """Error rates of a set of utterances, as ratios (0.05 is 5 %), each with its 95 % interval, and the counts.
 
     `ser` is the share of utterances with any error; the rates of substitutions, deletions and insertions are per
-    reference word. `unit` says whether utterances or speakers were drawn for the intervals, `drawn` how many there are;
-    the bounds are None where that is one.
+    reference word. `unit` is the resampling unit of the intervals, utterance or speaker, and `drawn` its count; the
+    bounds are None if that is one.
     """
 
     wer: float
@@ -87,17 +87,17 @@ class Score:
 def normalizer(name: str) -> Callable[[str], str]:
     """Return the function that rewrites reference and hypothesis alike before they are compared.
 
-    none: white space only. basic: Whisper's basic normalizer, that is lower case, without punctuation and without
-    what stands in brackets; accents and vowel signs stay. english: Whisper's English normalizer, which also spells
-    alike, writes contractions out and numbers as digits: 'one two three' becomes the single word '123', so strings of
-    digits count as one word. All three return words parted by single spaces. InputError on another name.
+    none: white space only. basic: Whisper's basic normalizer: lower case, without punctuation and without text in
+    brackets; accents and vowel signs are kept. english: Whisper's English normalizer, which also unifies spellings,
+    expands contractions and writes numbers as digits: 'one two three' becomes the single word '123', so strings of
+    digits count as one word. All three return words separated by single spaces. InputError for another name.
     """
     if name == "none":
         return _single_spaces
     if name == "basic":
         from whisper_normalizer.basic import BasicTextNormalizer
 
-        # Whisper's own default parts words at the vowel signs of Hindi, Thai and others.
+        # Whisper's own default splits words at the vowel signs of Hindi, Thai and others.
         rewrite = BasicTextNormalizer(preserve_marks=True)
     elif name == "english":
         from whisper_normalizer.english import EnglishTextNormalizer
@@ -119,14 +119,14 @@ def _single_spaces(text: str) -> str:
 
 
 def count_errors(reference: str, hypothesis: str) -> Errors:
-    """Count word errors; words are whatever white space parts."""
+    """Count word errors; words are separated by white space."""
     import jiwer
 
     return _errors(jiwer.process_words(_single_spaces(reference), _single_spaces(hypothesis)))
 
 
 def count_character_errors(reference: str, hypothesis: str) -> Errors:
-    """Count character errors; a character is a Unicode code point, and the space between words is one."""
+    """Count character errors; a character is a Unicode code point, including the space between words."""
     import jiwer
 
     return _errors(jiwer.process_characters(_single_spaces(reference), _single_spaces(hypothesis)))
@@ -137,9 +137,9 @@ def _errors(counted: jiwer.WordOutput | jiwer.CharacterOutput) -> Errors:
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic", seed: int = 0) -> Score:
-    """Score hypotheses against references, utterance by utterance; `summarize` says how the odd cases count.
+    """Score hypotheses against references, utterance by utterance; `summarize` documents special cases.
 
-    ValueError where the two differ in number or are empty; InputError on an unknown normalizer.
+    ValueError if the two differ in number or are empty; InputError for an unknown normalizer.
     """
     pairs = list(zip(normalize(references, normalizer), normalize(hypotheses, normalizer), strict=True))
     words = [count_errors(*pair) for pair in pairs]
@@ -150,13 +150,13 @@ def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str 
 def summarize(
     words: Sequence[Errors], characters: Sequence[Errors], seed: int = 0, groups: Sequence[str] | None = None
 ) -> Score:
-    """Add up the errors of U utterances; ValueError where there are none.
+    """Add up the errors of U utterances; ValueError if there are none.
 
-    As in jiwer 4, an utterance with an empty reference adds its insertions and no words, and where no reference has
-    a word the rate is the number of insertions. The interval is the middle 95 % of the rates of 1000 sets of U
-    utterances drawn with replacement (Bisani and Ney 2004), the same for the same seed in whatever order they come.
-    With `groups` (the speaker of each utterance) whole speakers are drawn. Sets without a word do not count. One
-    utterance, or one speaker, gives no interval; utterances all alike give one without width.
+    As in jiwer 4, an utterance with an empty reference adds its insertions and no words, and without any reference word
+    the rate is the number of insertions. The interval is the middle 95 % of the rates of 1000 sets of U utterances
+    sampled with replacement (Bisani and Ney 2004); it depends on the seed and not on their order. With `groups` (the
+    speaker of each utterance) whole speakers are sampled. Sets without a word are ignored. One utterance or speaker
+    gives no interval; identical utterances give one of width 0.
     """
     if not words:
         raise ValueError("no utterances to score; expected: at least 1")
@@ -167,7 +167,7 @@ def summarize(
     whole, drawn = counts.sum(axis=0, keepdims=True), resample_totals(counted, seed)
     figures: dict[str, float | None] = {}
     for name, (above, below) in _RATES.items():
-        kept = drawn if not whole[0, below] else drawn[drawn[:, below] > 0]  # a draw without a word has no rate
+        kept = drawn if not whole[0, below] else drawn[drawn[:, below] > 0]  # a sample without a word has no rate
         value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, kept))
         low, high = percentile_interval(rates)
         figures |= {name: float(value[0]), f"{name}_low": low, f"{name}_high": high}
@@ -201,9 +201,9 @@ def _counts(words: Errors, characters: Errors) -> tuple[int, ...]:
 
 
 def align_words(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
-    """Set the words of both against each other: (reference, hypothesis, mark), the mark S, D, I or empty for a hit.
+    """Align the words of both: (reference, hypothesis, mark), the mark S, D, I or empty for a hit.
 
-    A word that the other side lacks faces the empty string.
+    A missing word is the empty string.
     """
     import jiwer
 
@@ -220,7 +220,7 @@ def align_words(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
 
 
 def align_columns(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
-    """Return what `align_words` does, each padded to one terminal width; a missing word is as many stars as are wide.
+    """Return `align_words` with each column padded to one terminal width; a missing word is a row of stars.
 
     The mark is blank for a hit.
     """
@@ -237,7 +237,7 @@ def _column(reference: str, hypothesis: str, mark: str) -> tuple[str, str, str]:
 
 
 def align(reference: str, hypothesis: str) -> str:
-    """Return REF and HYP lines, word under word, and under them a line of S, D and I where they differ."""
+    """Return REF and HYP lines with aligned words, and a line of S, D and I under their differences."""
     columns = align_columns(reference, hypothesis)
     heads = ("REF:", "HYP:", "    ")
     lines = [" ".join([head, *(column[index] for column in columns)]) for index, head in enumerate(heads)]
