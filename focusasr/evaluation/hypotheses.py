@@ -269,7 +269,7 @@ def _unclear(utterances: Sequence[Utterance]) -> set[tuple[str, float]]:
 
 
 def _keys(utterance: Utterance, unclear: set[tuple[str, float]]) -> list[tuple[str, float, bool]]:
-    """Return the possible names of an utterance, the most reliable first, each with its begin and whether it is an id."""
+    """Return the names of an utterance, the most reliable first, each with its begin and whether it is an id."""
     key = utterance.extra.get("id")
     audio, offset = utterance.audio, round(utterance.offset, 3)
     own = [] if key is None else [str(key)]

@@ -5,7 +5,7 @@ metrics.jsonl, TensorBoard files, curves.png and samples.txt. It can be named wh
 a checkpoint records every setting, versions, the commit and the SHA-256 of every manifest.
 
 Resuming: `--resume` continues from last/, which is from an evaluation or at most ten minutes old. On a CPU it ends with
-the weights of an undisturbed run, bit by bit. Other options count from there on and are printed. The model, its text
+the weights of an undisturbed run, bit by bit. Changed options are printed and apply from there on. The model, its text
 and what is trained (`--init-from`, `--train-only`, `--freeze`) cannot change.
 
 Steps: a loss that is not finite, or ten times the usual one, skips the step and names the worst utterances. After 20

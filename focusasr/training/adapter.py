@@ -1,8 +1,9 @@
-"""Adaptation of a Whisper model to audio of its own length, taught by the same model on padded audio.
+"""Adaptation of a Whisper model to audio of its own length.
 
-The student starts as the teacher. It encodes each recording without the padding to 30 s, and its decoder states are
-drawn to those of the padded teacher over the teacher's own greedy text, so that recordings need no transcripts.
-Audio that is replaced by noise or silence, and manifests whose texts are learned, take the cross-entropy instead.
+The teacher is the same model on padded audio, and the student starts as its copy. The student encodes each recording
+without the padding to 30 s, and its decoder states are trained toward those of the padded teacher over the teacher's
+own greedy text, so that recordings need no transcripts. Audio replaced by noise or silence, and manifests with
+transcripts, are trained with cross-entropy instead.
 """
 
 from __future__ import annotations
@@ -42,22 +43,22 @@ from focusasr.training_config import AdaptConfig
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 SHORTEST_CUT_SECONDS = 0.3
-POSITIONS_COMPARED = 96  # of a batch, sampled, at which whole output distributions are compared: they are costly
-PADDED = "padded"  # behind the name of a dev set that is measured with padding to the window
+POSITIONS_COMPARED = 96  # sampled per batch for the comparison of whole output distributions, which is costly
+PADDED = "padded"  # suffix of a dev set that is measured with padding to the window
 LAST_TIMESTAMP, SECONDS_PER_TIMESTAMP = 1500, 0.02
 GREEDY = SearchConfig(beam_size=None, best_of=None, temperature_increment_on_fallback=None)
 
 
-Texts = dict[int, list[int]]  # by row
+Texts = dict[int, list[int]]  # tokens by row
 
 
 class Lesson(NamedTuple):
-    """What the decoder reads in one batch and what is wanted of it; rows in the batch's order."""
+    """Decoder input and targets of one batch; rows in the batch's order."""
 
     tokens: Tensor  # (B, L)
-    targets: Tensor  # (B, L), IGNORED where the teacher's states count
-    taught: Tensor  # (B, L), true where they do
-    memory: EncoderOutput | None  # the teacher's, of the rows that it teaches
+    targets: Tensor  # (B, L), IGNORED for positions that the teacher's states train
+    taught: Tensor  # (B, L), true for those positions
+    memory: EncoderOutput | None  # the teacher's, of the rows that it trains
     rows: Tensor  # (R,), those rows
 
 
@@ -78,8 +79,8 @@ class AdaptStep(TrainStep):
         self.tokenizer = tokenizer
         self.teacher = teacher.to(accelerator.device).requires_grad_(False).eval()
         self.engine = Engine(self.teacher)
-        self.labelled = labelled  # numbers of the corpora whose texts are learned
-        model.decoder.token_embedding.requires_grad_(False)  # both share it, so that their outputs can be compared
+        self.labelled = labelled  # numbers of the corpora with transcripts
+        model.decoder.token_embedding.requires_grad_(False)  # shared by both, so that outputs are comparable
 
     def _backward(self, piece: Batch, whole: Size) -> tuple[list[float], list[tuple[float, PlannedExample]]]:
         there, config = piece.to(self.accelerator.device), self.model.config
@@ -109,7 +110,7 @@ class AdaptStep(TrainStep):
         )
 
     def _cut(self, samples: Tensor, free: Tensor) -> Tensor:
-        """Return the samples (B,) of each row, some of the `free` ones cut short."""
+        """Return the samples (B,) of each row, some of the `free` ones truncated at random."""
         shortest = SHORTEST_CUT_SECONDS * SAMPLE_RATE_HZ
         cut = (shortest + torch.rand(len(samples)) * (samples - shortest).clamp(min=0)).long()
         return torch.where(free & (torch.rand(len(samples)) < self.adapt.cut), cut.minimum(samples), samples)
@@ -128,7 +129,7 @@ class AdaptStep(TrainStep):
 
     @torch.no_grad()
     def _lesson(self, piece: Batch, mel: Tensor, free: Tensor) -> Lesson:
-        """Return what is read and expected: the teacher's greedy texts, those of --texts, or nothing but the end."""
+        """Return decoder input and targets: the teacher's greedy texts, those of --texts, or only the end token."""
         timestamps = float(torch.rand(())) < self.adapt.timestamps
         rows = free.nonzero().flatten().to(mel.device)
         memory, texts = self._taught(piece, mel, rows, timestamps) if len(rows) else (None, {})
@@ -160,9 +161,9 @@ class AdaptStep(TrainStep):
     def _taught(
         self, piece: Batch, mel: Tensor, rows: Tensor, timestamps: bool
     ) -> tuple[EncoderOutput, dict[int, list[int]]]:
-        """Return the teacher's view of some rows, padded to its window, and by row what it reads and writes there.
+        """Return the teacher's encoding of some rows, padded to its window, and its greedy tokens by row.
 
-        Rows whose text fails Whisper's own tests (a loop, an unlikely text) teach nothing.
+        Rows whose text fails Whisper's own tests (a loop, an unlikely text) are left out.
         """
         window = self.teacher.config.input_frames(mel.shape[1])
         padded = F.pad(mel[rows], (0, 0, 0, window - mel.shape[1]))
@@ -182,9 +183,9 @@ class AdaptStep(TrainStep):
         return memory, texts
 
     def _written(self, piece: Batch, row: int, timestamps: bool) -> tuple[list[int], list[int]]:
-        """Return what is read and wanted for a text that is learned, between its timestamps where there are any."""
+        """Return decoder input and targets of a transcript, between timestamps if requested."""
         wanted = [token for token in piece.targets[row].tolist() if token != IGNORED]
-        start = int((piece.targets[row] != IGNORED).nonzero()[0]) + 1  # tokens of the prompt
+        start = int((piece.targets[row] != IGNORED).nonzero()[0]) + 1  # length of the prompt
         prompt = piece.tokens[row, :start].tolist()
         if timestamps:
             begin = self.tokenizer.timestamp_begin
@@ -194,7 +195,7 @@ class AdaptStep(TrainStep):
         return [*prompt, *wanted[:-1]], [*[IGNORED] * (len(prompt) - 1), *wanted]
 
     def _silence(self, timestamps: bool) -> tuple[list[int], list[int]]:
-        """Return what is read and wanted where nothing is said: "no speech" at the start, then the end."""
+        """Return decoder input and targets without speech: "no speech" at the start, then the end."""
         tokenizer = self.tokenizer
         start = tokenizer.sot_sequence
         last = tokenizer.timestamp_begin if timestamps else tokenizer.no_timestamps
@@ -223,7 +224,7 @@ class AdaptStep(TrainStep):
         return teaching + self.adapt.text_weight * spelled, (teaching.detach(), spelled.detach())
 
     def _apart(self, found: Sequence[Tensor], wanted: Sequence[Tensor], mask: Tensor, embedding: Tensor) -> Tensor:
-        """Return for each row how far the student's states are from the teacher's, (R,)."""
+        """Return the distance of the student's states from the teacher's for each row, (R,)."""
         spoken = mask.sum(dim=1)
         error = torch.zeros_like(spoken)
         for mine, theirs in zip(found, wanted, strict=True):
@@ -240,7 +241,7 @@ class AdaptStep(TrainStep):
 
 
 class Adapter(Trainer):
-    """An adaptation in progress; like a training run but for its teacher, its data and what it measures."""
+    """An adaptation in progress: a training run with a teacher, other data and other measures."""
 
     def __init__(self, teacher: Checkpoint, run: TrainingRun, device: torch.device, resume: bool) -> None:
         self.teacher = copy.deepcopy(teacher.model)  # the student may share the source's tensors
@@ -263,7 +264,7 @@ class Adapter(Trainer):
         return AdaptStep(self.accelerator, model, settings, tokenizer, self.teacher, self.labelled)
 
     def _measures(self, model: Model) -> dict[str, Measured]:
-        """Return what each dev set gives at its own length, and padded to the window."""
+        """Return the result of each dev set at its own length, and padded to the window."""
         measures, own = super()._measures(model), model.config
         try:
             set_config(model, dataclasses.replace(own, tail_frames=None))
@@ -277,14 +278,14 @@ class Adapter(Trainer):
 
 
 def set_config(model: Model, config: ModelConfig) -> None:
-    """Change how a model takes its audio; shapes of weights stay."""
+    """Change the configuration of a model; shapes of weights stay."""
     model.config = model.encoder.config = model.decoder.config = config
 
 
 def read_recordings(option: str, prompt: list[int], max_seconds: float, found: Findings) -> Corpus:
     """Return recordings as a corpus without texts: a manifest (PATH or PATH=WEIGHT), a file, a folder or a glob.
 
-    What is longer than `max_seconds` becomes several parts. InputError where nothing can be used.
+    Recordings longer than `max_seconds` are split. InputError if none is usable.
     """
     path, weight = parse_manifest_option(option)
     parts: list[Utterance] = []
@@ -313,7 +314,7 @@ def _recordings(option: str, path: Path) -> list[Utterance]:
 
 
 def _length(utterance: Utterance) -> float:
-    """Return the seconds of an utterance; InputError where it cannot be read."""
+    """Return the seconds of an utterance; InputError if it cannot be read."""
     if utterance.duration is not None:
         if not utterance.audio.is_file():
             raise InputError(f"{utterance.audio}: no such file")

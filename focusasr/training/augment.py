@@ -21,18 +21,18 @@ from focusasr.training_config import TrainConfig
 
 Waveform = np.ndarray  # (N,) float32 at 16 kHz
 Recording = tuple[str, float]  # path and seconds
-LONGEST_ROOM_SECONDS = 2.0  # of an impulse response
+LONGEST_ROOM_SECONDS = 2.0  # longest impulse response
 
 
 class Sounds(NamedTuple):
-    """Recordings to augment with: noises, and the impulse responses of rooms."""
+    """Recordings to augment with: noises and room impulse responses."""
 
     noises: tuple[Recording, ...] = ()
     rooms: tuple[Recording, ...] = ()
 
 
 def read_sounds(config: TrainConfig) -> Sounds:
-    """List what the folders of noises and rooms hold; InputError where one holds nothing or something unreadable."""
+    """List the recordings in the folders of noises and rooms; InputError for an empty or unreadable one."""
     return Sounds(*(_recordings(name, getattr(config, name)) for name in ("noise_folder", "room_folder")))
 
 
@@ -59,7 +59,7 @@ def augment_waveform(
     draw: Generator,
     sounds: Sounds = Sounds(),  # noqa: B008
 ) -> Waveform:
-    """Return the waveform in another room, through another line, with another noise and level, as the draw goes."""
+    """Return the waveform with sampled reverberation, channel, noise and level."""
     if draw.random() < config.reverberation:
         waveform = reverberate(waveform, draw, sounds.rooms)
     if draw.random() < config.microphone:
@@ -74,7 +74,7 @@ def augment_waveform(
 
 
 def change_speed(waveform: Waveform, config: TrainConfig, draw: Generator) -> Waveform:
-    """Return the waveform at a drawn speed, pitch and formants moving along (Ko et al. 2015)."""
+    """Return the waveform at a sampled speed, which also changes pitch and formants (Ko et al. 2015)."""
     factor = draw.uniform(1 - config.speed, 1 + config.speed)
     if not config.speed or not len(waveform):
         return waveform
@@ -82,7 +82,7 @@ def change_speed(waveform: Waveform, config: TrainConfig, draw: Generator) -> Wa
 
 
 def add_noise(waveform: Waveform, draw: Generator, noises: tuple[Recording, ...] = ()) -> Waveform:
-    """Add noise at 5 to 35 dB below the speech: of a drawn color, white to brown, or as often a recorded one."""
+    """Add noise at 5 to 35 dB below the speech: of a sampled color, white to brown, or half of the time a recording."""
     if not len(waveform):
         return waveform
     if noises and draw.random() < 0.5:
@@ -94,7 +94,7 @@ def add_noise(waveform: Waveform, draw: Generator, noises: tuple[Recording, ...]
 
 
 def recorded_noise(samples: int, noises: tuple[Recording, ...], draw: Generator) -> Waveform:
-    """Return a drawn part of a drawn recording, at unit power, repeated where it is too short."""
+    """Return a random segment of a random noise recording, at unit power, repeated if it is too short."""
     path, seconds = noises[draw.integers(len(noises))]
     wanted = samples / SAMPLE_RATE_HZ
     start = draw.uniform(0, max(0.0, seconds - wanted))
@@ -117,15 +117,15 @@ def colored_noise(samples: int, exponent: float, draw: Generator) -> Waveform:
 
 
 def quick_size(samples: int) -> int:
-    """Return at least so many samples, at most an eighth more, that a Fourier transform is fast of: 8 to 16 x 2^n."""
+    """Return a size for a fast Fourier transform, 8 to 16 x 2^n, at least `samples` and at most an eighth more."""
     step = 1 << max(0, samples.bit_length() - 4)
     return -(-samples // step) * step
 
 
 def noise_alone(samples: int, draw: Generator, noises: tuple[Recording, ...] = ()) -> Waveform:
-    """Return what must give no text: noise of a drawn color at -80 to -10 dB full scale, clicks, a tone or silence.
+    """Return audio without speech: noise of a sampled color at -80 to -10 dB full scale, clicks, a tone or silence.
 
-    Half of it is recorded noise where there is some.
+    If there are noise recordings, half of it is recorded noise.
     """
     level = 10 ** (-draw.uniform(10, 80) / 20)
     if noises and draw.random() < 0.5:
@@ -144,7 +144,7 @@ def noise_alone(samples: int, draw: Generator, noises: tuple[Recording, ...] = (
 
 
 def reverberate(waveform: Waveform, draw: Generator, rooms: tuple[Recording, ...] = ()) -> Waveform:
-    """Put the waveform into a made-up room, or half of the time into a recorded one, level kept."""
+    """Add the reverberation of a synthetic room, or half of the time of a recorded one, at the same level."""
     response = recorded_room(rooms, draw) if rooms and draw.random() < 0.5 else made_up_room(draw)
     size = quick_size(len(waveform) + len(response))
     wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response.astype(np.float32), size), size)
@@ -165,7 +165,7 @@ def made_up_room(draw: Generator) -> Waveform:
 
 
 def recorded_room(rooms: tuple[Recording, ...], draw: Generator) -> Waveform:
-    """Return a drawn impulse response from its loudest sample on, so that speech keeps its place in time."""
+    """Return a random impulse response from its loudest sample on, so that speech keeps its place in time."""
     path, _ = rooms[draw.integers(len(rooms))]
     response = load(path)
     start = int(np.argmax(np.abs(response))) if len(response) else 0
@@ -174,7 +174,10 @@ def recorded_room(rooms: tuple[Recording, ...], draw: Generator) -> Waveform:
 
 
 def through_microphone(waveform: Waveform, draw: Generator) -> Waveform:
-    """Return the waveform with a made-up microphone's coloring, power kept: a tilt, three humps or hollows, no bass."""
+    """Return the waveform with the coloring of a synthetic microphone: a tilt, three peaks or dips, less bass.
+
+    Its power does not change.
+    """
     if not len(waveform):
         return waveform
     size = quick_size(len(waveform))
@@ -191,16 +194,16 @@ def through_microphone(waveform: Waveform, draw: Generator) -> Waveform:
 
 
 def through_telephone(waveform: Waveform) -> Waveform:
-    """Return the waveform as an 8 kHz line would carry it."""
+    """Return the waveform after an 8 kHz telephone line."""
     narrow = soxr.resample(waveform, SAMPLE_RATE_HZ, 8_000, quality="MQ")
     wide = soxr.resample(narrow, 8_000, SAMPLE_RATE_HZ, quality="MQ")
     return np.pad(wide, (0, max(0, len(waveform) - len(wide))))[: len(waveform)]
 
 
 class Masks(NamedTuple):
-    """What is done to each row: a factor (B,) for its bands' places, stripes of bands (B, K, 2) and frames (B, L, 2).
+    """Spectrogram masks: a warp factor (B,) of the bands, masked bands (B, K, 2) and masked frames (B, L, 2).
 
-    A stripe is its start and its width, which may be 0. One recording's masks have no B.
+    A mask is its start and its width, which may be 0. One recording's masks have no B.
     """
 
     stretch: Tensor
@@ -213,7 +216,7 @@ NO_MASKS = Masks(torch.tensor(1.0), NO_STRIPES, NO_STRIPES)
 
 
 def draw_masks(frames: int, bands: int, config: TrainConfig, draw: Generator) -> Masks:
-    """Draw a stretch, two stripes of bands (up to a quarter each), and some of frames (up to 30 and an eighth each)."""
+    """Sample a warp factor, two band masks (up to a quarter each), and frame masks (up to 30 and an eighth each)."""
     stretch = draw.uniform(1 - config.formant, 1 + config.formant) if config.formant else 1.0
     if not config.spec_augment:
         return NO_MASKS._replace(stretch=torch.tensor(stretch))
@@ -222,7 +225,7 @@ def draw_masks(frames: int, bands: int, config: TrainConfig, draw: Generator) ->
 
 
 def _stripes(count: int, size: int, widest: int, draw: Generator) -> Tensor:
-    """Draw stripes (count, 2) of a row of that size."""
+    """Sample masks (count, 2) of a row of that size."""
     stripes = []
     for _ in range(count):
         width = int(draw.integers(0, widest + 1))
@@ -231,24 +234,24 @@ def _stripes(count: int, size: int, widest: int, draw: Generator) -> Tensor:
 
 
 def stack_masks(masks: Sequence[Masks]) -> Masks:
-    """Return the masks of several recordings as those of one batch, with stripes of no width where one has fewer."""
+    """Return the masks of several recordings as those of one batch, padded with masks of width 0."""
     pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     stretch = torch.stack([row.stretch for row in masks])
     return Masks(stretch, pad([row.bands for row in masks]), pad([row.frames for row in masks]))
 
 
 def apply_masks(mel: Tensor, lengths: Tensor, masks: Masks) -> Tensor:
-    """Return mel (B, F, M) with bands stretched, then stripes of each row's `lengths` (B,) frames set to their mean."""
+    """Return mel (B, F, M) with warped bands, then masks of each row's `lengths` (B,) frames set to their mean."""
     mel = stretch_bands(mel, masks.stretch)
     frames, bands = mel.shape[1:]
-    filling = mel.sum(dim=(1, 2)) / (lengths * bands)  # frames beyond a row's length are zero, and stay so
+    filling = mel.sum(dim=(1, 2)) / (lengths * bands)  # frames beyond a row's length stay zero
     hidden = _covered(masks.bands, bands)[:, None] | _covered(masks.frames, frames)[:, :, None]
     there = torch.arange(frames, device=mel.device) < lengths[:, None]
     return torch.where(hidden & there[..., None], filling[:, None, None], mel)
 
 
 def stretch_bands(mel: Tensor, factor: Tensor) -> Tensor:
-    """Return mel (B, F, M) read at `factor` (B,) times each band's index, by linear interpolation."""
+    """Return mel (B, F, M) resampled at `factor` (B,) times each band's index, by linear interpolation."""
     places = torch.arange(mel.shape[2], device=mel.device)
     position = (places * factor[:, None]).clamp(max=mel.shape[2] - 1)
     shares = (1 - (places[:, None] - position[:, None]).abs()).clamp(min=0)  # (B, M from, M to), two in each column
@@ -256,7 +259,7 @@ def stretch_bands(mel: Tensor, factor: Tensor) -> Tensor:
 
 
 def _covered(stripes: Tensor, size: int) -> Tensor:
-    """Return (B, size), true where one of a row's stripes (B, K, 2) lies."""
+    """Return (B, size), true inside a row's masks (B, K, 2)."""
     start, width = stripes[..., :1], stripes[..., 1:]
     place = torch.arange(size, device=stripes.device)
     return ((place >= start) & (place < start + width)).any(dim=1)

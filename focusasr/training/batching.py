@@ -1,6 +1,6 @@
-"""Training data: how utterances are joined, batched by length and turned into tensors.
+"""Training batches: utterances joined, sorted by length, and padded to tensors.
 
-The order of everything follows from (seed, epoch) alone, so that a resumed run sees what it would have seen.
+Their order and content follow from (seed, epoch) alone, so that a resumed run gets the batches of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from focusasr.training.dataset import Corpus
 from focusasr.training_config import TrainConfig
 
 LARGEST_GAP_SECONDS = 0.4  # silence between joined utterances
-BRIEF_NOISE, BRIEF_SECONDS = 0.3, (0.05, 0.5)  # the share of noise alone that is as brief as a word, and how brief
-MEAN_SILENCE_SECONDS = LARGEST_GAP_SECONDS / 2  # between two; around all of them it is as much
+BRIEF_NOISE, BRIEF_SECONDS = 0.3, (0.05, 0.5)  # share of noise examples as short as a word, and their length
+MEAN_SILENCE_SECONDS = LARGEST_GAP_SECONDS / 2  # between two utterances; the same before and after all of them
 
 
-# What one item joins, (corpus, utterance) pairs, and its seconds, with MEAN_SILENCE_SECONDS for each.
+# The (corpus, utterance) pairs that one item joins, and its seconds, with MEAN_SILENCE_SECONDS for each.
 Group = tuple[tuple[tuple[int, int], ...], float]
 
 
 class PlannedExample(NamedTuple):
-    """One training example: (corpus, utterance) pairs that are joined, its own seed, and its place in the plan."""
+    """One training example: the (corpus, utterance) pairs that it joins, its own seed, and its place in the plan."""
 
     parts: tuple[tuple[int, int], ...]
     seconds: float
@@ -55,10 +55,10 @@ class PlannedExample(NamedTuple):
 
 
 class BatchSampler(Sampler[list[PlannedExample]]):
-    """Endless batches of items, by seconds of audio, similar lengths together, shuffled anew each epoch.
+    """Endless batches by seconds of audio, with items of similar length, shuffled in each epoch.
 
-    No item made by joining is longer than `join_seconds` or `max_seconds`, or has more tokens than `text_context` has
-    room for. Every item counts for at least `shortest_seconds`, the window where items are padded to one.
+    No joined item is longer than `join_seconds` or `max_seconds`, or has more tokens than `text_context` allows. Every
+    item counts for at least `shortest_seconds`, the window if items are padded to one.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class BatchSampler(Sampler[list[PlannedExample]]):
         self.shortest_seconds = shortest_seconds
         self.config = config
         self.text_context = text_context
-        self.first = first  # batches to pass over, which an earlier run has seen
+        self.first = first  # batches to skip, which an earlier run has used
 
     def __iter__(self) -> Iterator[list[PlannedExample]]:
         passed = 0
@@ -102,7 +102,7 @@ class BatchSampler(Sampler[list[PlannedExample]]):
         return items
 
     def _groups(self, index: int, draw: np.random.Generator) -> list[Group]:
-        """Return the items of one corpus: single utterances, and runs of them joined up to a drawn length."""
+        """Return the items of one corpus: single utterances, and sequences of them joined up to a sampled length."""
         corpus = self.corpora[index]
         groups: list[Group] = []
         parts: tuple[tuple[int, int], ...] = ()
@@ -117,14 +117,14 @@ class BatchSampler(Sampler[list[PlannedExample]]):
                 groups.append((parts, seconds))
                 parts, seconds, written = (), 0.0, 0
             if not parts:
-                goal = draw.uniform(longest * (self.shortest_seconds >= longest), longest)  # a window is filled
+                goal = draw.uniform(longest * (self.shortest_seconds >= longest), longest)  # the window is full
                 goal *= draw.random() < self.config.join
             parts, seconds = (*parts, (index, choice)), seconds + length
             written += letters
         return [*groups, (parts, seconds)]
 
     def _fill(self, groups: list[Group]) -> list[list[Group]]:
-        """Cut a row of items into batches, none with more than `batch_seconds`, padding included."""
+        """Cut a sequence of items into batches of at most `batch_seconds`, padding included."""
         batches: list[list[Group]] = [[]]
         longest = 0.0
         for group in groups:
@@ -137,7 +137,7 @@ class BatchSampler(Sampler[list[PlannedExample]]):
 
 
 def _choices(corpus: Corpus, draw: np.random.Generator) -> list[int]:
-    """Return the utterances of one epoch, each `weight` times; of a weight's fraction a drawn part, at least one."""
+    """Return the utterances of one epoch, each `weight` times; of a fraction a random subset, at least one."""
     size = len(corpus.utterances)
     whole, rest = divmod(corpus.weight, 1.0)
     copies = [draw.permutation(size) for _ in range(int(whole))]
@@ -148,8 +148,8 @@ def _choices(corpus: Corpus, draw: np.random.Generator) -> list[int]:
 class Batch(NamedTuple):
     """Tensors for one step, of B utterances.
 
-    Waveforms (B, N) padded with zeros, how many samples of each are its own (B,), its masks, its frames (B,) as they
-    will be; decoder input and targets (B, L).
+    Waveforms (B, N) padded with zeros, the samples of each (B,), its masks, its frames (B,) after augmentation; decoder
+    input and targets (B, L).
     """
 
     waveforms: Tensor
@@ -158,23 +158,23 @@ class Batch(NamedTuple):
     lengths: Tensor
     tokens: Tensor
     targets: Tensor
-    items: list[PlannedExample]  # what each row is
-    broken: list[str]  # what could not be read
-    speechless: Tensor  # (B,), rows whose audio was replaced by noise or silence
+    items: list[PlannedExample]  # the item of each row
+    broken: list[str]  # errors of unreadable audio
+    speechless: Tensor  # (B,), true if the audio was replaced by noise or silence
 
     @property
     def position(self) -> tuple[int, int]:
-        """Return the epoch and the batch's place in it."""
+        """Return the epoch and the place of the batch in it."""
         return self.items[0].position
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of audio, padding not counted; 0 where no recording could be read."""
+        """Return the seconds of audio without padding; 0 if no recording could be read."""
         return float(self.samples.sum()) / SAMPLE_RATE_HZ
 
     @property
     def padded_frames(self) -> int:
-        """Return the frames of audio, padding counted: what memory follows."""
+        """Return the frames of audio with padding, which determine the memory."""
         return len(self.lengths) * self.longest
 
     @property
@@ -183,7 +183,7 @@ class Batch(NamedTuple):
         return int(self.lengths.max())
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device; copies to a GPU, from the loader's pinned memory, do not stop the host."""
+        """Return the batch on a device; copies to a GPU from pinned memory do not block the host."""
         moved = functools.partial(Tensor.to, device=device, non_blocking=device.type == "cuda")
         return Batch(
             moved(self.waveforms), moved(self.samples), Masks(*map(moved, self.masks)), moved(self.lengths),
@@ -191,10 +191,10 @@ class Batch(NamedTuple):
         )  # fmt: skip
 
     def rows(self, first: int, last: int) -> Batch:
-        """Return the rows from `first` to before `last` as a batch of their own, no wider than they need."""
+        """Return the rows from `first` to before `last` as a batch, no wider than they need."""
         samples, targets = self.samples[first:last], self.targets[first:last]
         masks = Masks(*(part[first:last] for part in self.masks))
-        width = int((targets != IGNORED).any(dim=0).nonzero().max()) + 1  # behind a prompt, whose targets are IGNORED
+        width = int((targets != IGNORED).any(dim=0).nonzero().max()) + 1  # after a prompt, whose targets are IGNORED
         return Batch(
             self.waveforms[first:last, : int(samples.max())], samples, masks, self.lengths[first:last],
             self.tokens[first:last, :width], targets[:, :width], self.items[first:last], [],
@@ -203,7 +203,7 @@ class Batch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One item's waveform (N,) and masks, its frames, the prompt, the text's tokens, the item, what was not read."""
+    """One item: waveform (N,), masks, frames, tokens of prompt and text, and errors of unreadable audio."""
 
     waveform: Tensor
     masks: Masks
@@ -216,7 +216,7 @@ class Example(NamedTuple):
 
 
 class SpeechDataset(Dataset):
-    """Items to waveforms and tokens, augmented by the item's own seed; they will be padded to `window_samples`."""
+    """Dataset of waveforms and tokens, augmented by each item's own seed, and padded later to `window_samples`."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class SpeechDataset(Dataset):
                 continue
             pieces.append(waveform if clean else change_speed(waveform, self.config, draw))
             tokens += (self.separator if tokens else []) + self.corpora[corpus].tokens[index]
-        clean = clean or not pieces  # where nothing could be read, no sound is made up
+        clean = clean or not pieces  # an unreadable item gets no synthetic audio
         waveform = join(pieces, draw, around=0.0 if clean else 0.5)
         plain, said, speechless = waveform, tokens, False
         try:
@@ -261,7 +261,7 @@ class SpeechDataset(Dataset):
                 waveform, tokens = noise_alone(min(samples, len(waveform)), draw, self.sounds.noises), []
             if not clean:
                 waveform = augment_waveform(waveform, self.config, draw, self.sounds)
-        except InputError as error:  # of a recorded noise or room, whose header was fine
+        except InputError as error:  # error of a noise or room recording with a valid header
             broken.append(str(error))
             waveform, tokens, speechless = plain, said, False
         frames = frame_count(len(waveform), self.window_samples)
@@ -272,10 +272,10 @@ class SpeechDataset(Dataset):
 
 
 def join(pieces: Sequence[np.ndarray], draw: np.random.Generator, around: float = 0.0) -> np.ndarray:
-    """Return the waveforms one after the other, with drawn silences up to 0.4 s between them.
+    """Return the waveforms one after the other, with random silences up to 0.4 s between them.
 
-    In the share `around` of the cases a silence also comes before them, and behind them: recordings begin and end with
-    silence or without, and a model that met only one kind stumbles over the other.
+    With probability `around` there is also silence before and after them: recordings start and end with silence or
+    without, and a model trained on one kind only fails on the other.
     """
     parts = [_silence(draw, around)]
     for index, piece in enumerate(pieces):
@@ -284,13 +284,13 @@ def join(pieces: Sequence[np.ndarray], draw: np.random.Generator, around: float 
 
 
 def _silence(draw: np.random.Generator, share: float) -> np.ndarray:
-    """Return digital silence of a drawn length, in this share of the cases, else nothing."""
+    """Return digital silence of a random length with this probability, else nothing."""
     seconds = draw.uniform(0, LARGEST_GAP_SECONDS)
     return np.zeros(int(seconds * SAMPLE_RATE_HZ) if draw.random() < share else 0, np.float32)
 
 
 def collate(examples: Sequence[Example], end: int) -> Batch:
-    """Pad examples to one batch; decoder input begins with a prompt, which is no target, and targets end with `end`."""
+    """Pad examples to one batch; decoder input starts with a prompt, which is no target, and targets end with `end`."""
     inputs = [torch.tensor([*example.prompt, *example.tokens]) for example in examples]
     targets = [torch.tensor([IGNORED] * (len(e.prompt) - 1) + [*e.tokens, end]) for e in examples]
     pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
@@ -308,7 +308,7 @@ def collate(examples: Sequence[Example], end: int) -> Batch:
 
 
 def with_possible_workers(settings: TrainConfig) -> TrainConfig:
-    """Return settings without workers where the machine has no shared memory to speak with them."""
+    """Return settings without workers if the machine has no shared memory for them."""
     if settings.workers:
         try:
             torch.multiprocessing.get_context("spawn").Lock()
@@ -320,4 +320,4 @@ def with_possible_workers(settings: TrainConfig) -> TrainConfig:
 
 def begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and ends its workers

@@ -1,4 +1,4 @@
-"""Corpora to train on: the usable utterances of manifests, what is left out or odd, and why."""
+"""Training corpora: usable utterances of manifests, and findings on the others."""
 
 from __future__ import annotations
 
@@ -22,47 +22,49 @@ from focusasr.text.tokenizer import Tokenizer
 BAD_LINE = "bad line in the manifest"
 MOST_LINES = 5  # of those, in full
 NO_TEXT = "empty text"
-LEAST_SECONDS = 0.1  # nobody says a word in less
+LEAST_SECONDS = 0.1  # no spoken word is shorter
 UNREADABLE = frozenset(("no such audio file", "audio cannot be read", BAD_LINE))
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The usable utterances of one manifest, with how often each is seen per epoch."""
+    """The usable utterances of one manifest, and how often each is used per epoch."""
 
     name: str
     weight: float
     utterances: list[Utterance]
     tokens: list[list[int]]
-    prompts: list[list[int]]  # what the decoder reads before each text
+    prompts: list[list[int]]  # prompt of the decoder before each text
 
     @property
     def seconds(self) -> float:
-        """Return the length of all utterances together."""
+        """Return the total length of the utterances."""
         return sum(utterance.duration or 0.0 for utterance in self.utterances)
 
 
 @dataclass
 class Findings:
-    """What was left out of training and why: reason → the utterances' places."""
+    """Utterances excluded from training, or suspicious, by reason."""
 
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    suspect: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # trained on all the same
+    suspect: dict[str, list[str]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # suspicious, but used for training
 
     def exclude(self, reason: str, utterance: Utterance) -> None:
-        """Count one utterance under a reason to leave it out."""
+        """Count one excluded utterance under its reason."""
         self.left_out[reason].append(utterance_name(utterance))
 
     def warn(self, reason: str, utterance: Utterance) -> None:
-        """Count one utterance that is trained on though something is odd."""
+        """Count one suspicious utterance that is used for training."""
         self.suspect[reason].append(utterance_name(utterance))
 
     def unreadable(self) -> bool:
-        """Return whether audio was missing or broken, which is a fault and no choice."""
+        """Return whether audio was missing or corrupt, which is an error and no choice."""
         return not UNREADABLE.isdisjoint(self.left_out)
 
     def lines(self) -> list[str]:
-        """Return one line per reason, with the count and the first example; of bad lines the first five."""
+        """Return one line per reason, with the count and the first example; the first five of invalid lines."""
         kinds = (("left out", self.left_out), ("used, but look at", self.suspect))
         bad = [f"left out: {line}" for line in self.left_out.get(BAD_LINE, [])[:MOST_LINES]]
         return bad + [
@@ -73,7 +75,7 @@ class Findings:
         ]
 
     def write(self, path: Path) -> None:
-        """Write one JSON line per utterance that was left out or is suspect, whole or not at all."""
+        """Write one JSON line per excluded or suspicious utterance, whole or not at all."""
         with written_aside(path) as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as out:
             for used, kind in ((False, self.left_out), (True, self.suspect)):
                 for reason, places in kind.items():
@@ -82,12 +84,12 @@ class Findings:
 
 
 def utterance_name(utterance: Utterance) -> str:
-    """Return the name that an utterance goes by in messages: its file, and the offset where there is one."""
+    """Return the name of an utterance in messages: its file, and the offset if there is one."""
     return f"{utterance.audio} at {utterance.offset:g} s" if utterance.offset else str(utterance.audio)
 
 
 def parse_manifest_option(option: str) -> tuple[Path, float]:
-    """Split PATH or PATH=WEIGHT; the weight says how often each utterance is seen per epoch."""
+    """Split PATH or PATH=WEIGHT; the weight is how often each utterance is used per epoch."""
     path, equals, weight = option.rpartition("=")
     if not equals or Path(option).exists():
         return Path(option), 1.0
@@ -103,9 +105,9 @@ def parse_manifest_option(option: str) -> tuple[Path, float]:
 
 
 def read_texts(options: Sequence[str]) -> list[str]:
-    """Return every text of the manifests, for learning a tokenizer; InputError names a line where there is none."""
+    """Return every text of the manifests, to train a tokenizer; InputError names an invalid line if there is none."""
     paths = [parse_manifest_option(option)[0] for option in options]
-    bad: list[str] = []  # told by read_corpus where others are good
+    bad: list[str] = []  # read_corpus reports them if others are valid
     read = [(path, *line) for path in paths for line in read_utterances(path, bad.append)]
     if not any(utterance.text.strip() for _, _, utterance in read):
         bad += [f"{path}, line {number}: the text is empty" for path, number, _ in read] or [
@@ -116,7 +118,7 @@ def read_texts(options: Sequence[str]) -> list[str]:
 
 
 def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_seconds: float, found: Findings) -> Corpus:
-    """Read one manifest for training; what cannot be used is noted in `found` with the reason."""
+    """Read one manifest for training; unusable utterances are noted in `found` with the reason."""
     path, weight = parse_manifest_option(option)
     kept, tokens, prompts = [], [], []
     speaking = functools.cache(tokenizer.for_language)
@@ -144,7 +146,7 @@ def read_corpus(option: str, tokenizer: Tokenizer, model: ModelConfig, max_secon
 
 
 def warn_duplicates(corpora: Sequence[Corpus], dev: Iterable[Utterance], found: Findings) -> None:
-    """Name utterances that stand twice in the training manifests, or in a dev manifest too."""
+    """Report utterances that are repeated in the training manifests, or that are in a dev manifest too."""
     held_out = {_part_of_file(utterance) for utterance in dev}
     seen: set[tuple[str, float, int | None]] = set()
     for corpus in corpora:
@@ -162,7 +164,7 @@ def _part_of_file(utterance: Utterance) -> tuple[str, float, int | None]:
 
 
 def _with_duration(utterance: Utterance) -> Utterance:
-    """Return the utterance with its length, decoded where the header does not know; InputError where that fails."""
+    """Return the utterance with its length, decoded if the header has none; InputError if that fails."""
     if utterance.duration is not None or not utterance.audio.is_file():
         return utterance
     seconds = probe_seconds(utterance.audio)
@@ -172,7 +174,7 @@ def _with_duration(utterance: Utterance) -> Utterance:
 
 
 def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_seconds: float) -> str | None:
-    """Return why an utterance cannot be trained on, or None."""
+    """Return the reason for which an utterance is unusable, or None."""
     seconds = utterance.duration or 0.0
     repeats = sum(a == b for a, b in itertools.pairwise(ids))
     if not utterance.audio.is_file():
@@ -183,7 +185,7 @@ def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_secon
         return f"less than {LEAST_SECONDS:g} s of sound"
     if seconds > max_seconds:
         return f"longer than max_seconds {max_seconds:g}"
-    heard_seconds = max(seconds, SHORTEST_SAMPLES / SAMPLE_RATE_HZ)  # with the silence behind a short one
+    heard_seconds = max(seconds, SHORTEST_SAMPLES / SAMPLE_RATE_HZ)  # including the silence after a short one
     if model.ctc and heard_seconds < (len(ids) + repeats) * model.step_seconds:
         return "too short for its text"
     return None

@@ -1,4 +1,4 @@
-"""Fine-tuning: starting from a checkpoint, and choosing which parameters learn."""
+"""Fine-tuning: the source checkpoint, and the choice of trained parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.training.batching import LARGEST_GAP_SECONDS
 from focusasr.training_config import TrainConfig
 
-# What may differ from the source: the first always, the others where the source has no hybrid layer yet.
+# Settings that may differ from the source: the first always, the others if the source has no hybrid layer yet.
 MOSTLY = 0.9
 FREE = {"dropout", "tail_frames"}
 FOCUS = {
@@ -29,15 +29,15 @@ FOCUS = {
     "temp_scale",
 }  # fmt: skip
 JOINED_SHARE = 0.8  # of the window: silences between utterances may be longer than their mean
-OF_TOKENS = ("tokens", "vocabulary_size", "case")  # of [text]: what the source's tokens were made by
+OF_TOKENS = ("tokens", "vocabulary_size", "case")  # settings of [text] that the source's tokens depend on
 
 
 def find_source(
     settings: dict[str, Any], folder: Path, last: Path | None, local_files_only: bool = False
 ) -> Checkpoint | None:
-    """Return the checkpoint that a run's `[train] init_from` names, relative to `folder` where it lies there.
+    """Return the checkpoint that a run's `[train] init_from` names, relative to `folder` if it is there.
 
-    `last` is the run's own last checkpoint when it is resumed, which then takes the source's place.
+    `last` is the run's own last checkpoint when it is resumed, which replaces the source.
     """
     name = settings.get("train", {}).get("init_from")
     if not isinstance(name, str):
@@ -49,15 +49,15 @@ def find_source(
 
 
 def settings_from(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the tables of a run with the source's model and text policy beneath what the user gave.
+    """Return the tables of a run, with defaults from the source's model and text policy.
 
-    InputError where the user asks for an architecture that the source's weights do not fit.
+    InputError if the user sets an architecture that the source's weights do not fit.
     """
     given, there = settings.get("model", {}), to_settings(source.model.config)
     hybrid = "hybrid" in (there["attention"], there["decoder_attention"])
     for name, value in given.items():
         if name not in there and name != "preset":
-            continue  # an unknown name, which is told where the run is read
+            continue  # an unknown name, which read_run rejects
         same = name in there and there[name] == (tuple(value) if isinstance(value, list) else value)
         if not same and name not in FREE and (hybrid or name not in FOCUS):
             found = f"{quote(there[name])}, as" if name in there else "the size"
@@ -72,29 +72,30 @@ def settings_from(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any
 
 
 def settings_for(source: Checkpoint, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the tables of a run with training settings that fit a Whisper, beneath what the user gave.
+    """Return the tables of a run, with default training settings that fit a Whisper model.
 
-    Chosen on AN4's dev set with tiny.en: at the rate of a run from scratch every text ends empty.
+    They were chosen on AN4's dev set with tiny.en: at the learning rate of a run from scratch, every transcript becomes
+    empty.
     """
     if source.whisper is None:
         return settings
     given = settings.get("train", {})
     rate = 2e-4 if given.get("train_only") == "local" else 3e-5
     fitting: dict[str, Any] = {"learning_rate": rate, "warmup_steps": 20, "ema_decay": 0.99}
-    if source.model.config.window_samples is not None:  # what is padded to 30 s anyway may hold several utterances
+    if source.model.config.window_samples is not None:  # the window of 30 s may hold several utterances
         fitting |= {"join": 0.8, "join_seconds": 30.0}
     return {**settings, "train": {**fitting, **given}}
 
 
 def warm_tokenizer(source: Checkpoint, policy: TextConfig) -> Tokenizer:
-    """Return the source's tokenizer under a policy of the user's choice."""
+    """Return the source's tokenizer under the user's text policy."""
     if isinstance(source.tokenizer, WhisperTokenizer):
         return WhisperTokenizer(source.tokenizer.engine, policy, source.tokenizer.whisper)
     return Tokenizer(source.tokenizer.engine, policy)
 
 
 def warm_model(config: ModelConfig, source: Model) -> Model:
-    """Return a model with the source's weights; layers that are newly hybrid compute what the source computes."""
+    """Return a model with the source's weights; new hybrid layers compute what the source computes."""
     model = Model(config)
     wanting = model.load_state_dict(source.state_dict(), strict=False)
     assert not wanting.unexpected_keys
@@ -109,7 +110,7 @@ def warm_model(config: ModelConfig, source: Model) -> Model:
 def begin_as_global(attention: HybridAttention) -> None:
     """Make a hybrid layer compute what its global branch alone computes: projection [0 | I], no bias.
 
-    The local branch begins as the global one inside a window, which is nearer to something useful than chance.
+    The local branch starts as the global one inside a window, which is a better start than random weights.
     """
     attention.ln_local.load_state_dict(attention.ln_global.state_dict())
     for part in ("query", "key", "value"):
@@ -121,9 +122,9 @@ def begin_as_global(attention: HybridAttention) -> None:
 
 
 def learn_only(model: Model, settings: TrainConfig) -> None:
-    """Let only some weights learn: "all", or "local", what a hybrid layer adds to its global branch.
+    """Train only some weights: "all", or "local", the additions of a hybrid layer to its global branch.
 
-    SettingError where there is nothing to add, or where the rest would stay as chance made it.
+    SettingError if there are no such additions, or if the other weights would stay random.
     """
     if (train_only := settings.train_only) == "all":
         return
@@ -140,18 +141,18 @@ def learn_only(model: Model, settings: TrainConfig) -> None:
 
 
 def within_window(settings: TrainConfig, model: ModelConfig) -> TrainConfig:
-    """Return the settings with items short enough for absolute positions, however they are slowed and joined."""
+    """Return the settings with items short enough for absolute positions, whatever their speed and silences."""
     if model.longest_samples is None:
         return settings
     longest = model.longest_samples / SAMPLE_RATE_HZ * (1 - settings.speed) - 2 * LARGEST_GAP_SECONDS
     if longest <= 0:
         raise SettingError("audio_context", model.audio_context, "room for more than a second of sound")
-    joined = min(settings.join_seconds, JOINED_SHARE * longest)  # the rest is for the silences between
+    joined = min(settings.join_seconds, JOINED_SHARE * longest)  # the rest is for silences between utterances
     return dataclasses.replace(settings, max_seconds=min(settings.max_seconds, longest), join_seconds=joined)
 
 
 def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer, measured: bool = True) -> list[str]:
-    """Return lines that say where the run begins and what does not apply to it."""
+    """Return lines on the source checkpoint and on settings that do not apply."""
     lines = [f"begins as {settings.init_from}"] if settings.init_from else []
     if settings.train_only == "local":
         lines.append("only the local branches and their projections learn")
@@ -169,7 +170,7 @@ def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer, mea
 
 
 def style_remarks(texts: Sequence[str], source: Checkpoint | None) -> list[str]:
-    """Return lines on training texts that are written in another style than the source model writes."""
+    """Return lines on training texts in another style than the source model's output."""
     if source is None or source.whisper is None or not texts:
         return []
     lines = []
@@ -182,7 +183,7 @@ def style_remarks(texts: Sequence[str], source: Checkpoint | None) -> list[str]:
 
 
 def freeze(model: Model, layers: int) -> None:
-    """Keep the stem and the lowest encoder layers as they are; UsageError where there are not so many."""
+    """Keep the stem and the lowest encoder layers fixed; SettingError if there are fewer layers."""
     blocks = model.encoder.blocks
     if layers > len(blocks):
         raise SettingError("freeze", layers, f"0 to {len(blocks)}, the encoder's layers")

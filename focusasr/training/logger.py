@@ -1,4 +1,4 @@
-"""The metrics, curves and samples that a training run shows and keeps."""
+"""The metrics, curves and sample transcripts of a training run."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from focusasr.runtime.files import ensure_writable, written_aside
 from focusasr.runtime.libraries import explain
 from focusasr.training_config import TrainConfig
 
-LINE_SECONDS = 600.0  # between lines on how far a run is, off a terminal
+LINE_SECONDS = 600.0  # seconds between progress lines without a terminal
 STEPS_PER_ROW = 20  # of metrics.jsonl
-ROWS_OF_SHORT_RUNS = 20  # at least, so that their curves show something
+ROWS_OF_SHORT_RUNS = 20  # at least, so that curves have enough points
 MOST_BROKEN_SHOWN = 10
-SAMPLES = 8  # dev utterances whose texts are kept at each evaluation, the same each time
+SAMPLES = 8  # dev utterances with texts in samples.txt, the same in each evaluation
 SAMPLES_SHOWN = 2
 
 Series = dict[str, dict[int, float]]  # name → step → value
 
 
 class TrainingLog:
-    """Shows a run on stderr and keeps its figures in the output folder."""
+    """Prints the progress of a run to stderr and writes its figures to the output folder."""
 
     def __init__(self, output: Path, config: TrainConfig, console: Console, main: bool = True) -> None:
         self.output = output
         self.console = console
-        self.main = main  # of several processes, one shows and keeps
+        self.main = main  # one of several processes prints and writes
         with self._writing():
             output.mkdir(parents=True, exist_ok=True)
             self.board = _board(output / "tensorboard") if main else None
         self.broken_seen: set[str] = set()
         self.steps, self.told = config.steps, 0.0
-        self.begun: tuple[int, float] | None = None  # the step before the clock began to run, and when that was
+        self.begun: tuple[int, float] | None = None  # the step before the clock started, and its time
         columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(None), TaskProgressColumn())
         left = TextColumn("time left")
         self.progress = Progress(*columns, left, TimeRemainingColumn(), console=console, expand=True)
@@ -81,7 +81,7 @@ class TrainingLog:
             ) from None
 
     def go_on(self, step: int) -> None:
-        """Forget the rows and samples after `step`, from which a run goes on: they will come again."""
+        """Remove the rows and samples after `step`, from which a run resumes: they will be repeated."""
         path = self.output / "metrics.jsonl"
         if self.main and path.exists():
             with self._writing(), written_aside(path) as aside, aside.open("w", encoding="utf-8") as rows:
@@ -105,7 +105,7 @@ class TrainingLog:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def broken(self, lines: Sequence[str]) -> None:
-        """Name audio that could not be read, each once, the first ten in full."""
+        """Print unreadable audio, each once, the first ten in full."""
         for line in lines:
             if line not in self.broken_seen:
                 self.broken_seen.add(line)
@@ -113,7 +113,7 @@ class TrainingLog:
                     self.say(f"left out: {line}")
 
     def step(self, position: Any, figures: dict[str, float], rate: float) -> None:
-        """Show one optimizer step."""
+        """Print one optimizer step."""
         if self.live:
             self.progress.update(self.task, completed=position.step)
             self.lines.plain = "\n".join(self.dashboard(position, figures, rate))
@@ -126,10 +126,10 @@ class TrainingLog:
             self._keep(position.step, "train", row)
 
     def _say_pace(self, step: int) -> None:
-        """Say after the first steps, and then now and then, how far the run is, where no bar shows it."""
+        """Print the progress after the first steps, and then at intervals, if there is no progress bar."""
         now = time.monotonic()
         first, began = self.begun = self.begun or (step - 1, now)
-        made = step - 1 - first  # since the clock runs
+        made = step - 1 - first  # since the clock started
         if made in (1, STEPS_PER_ROW) or (made > STEPS_PER_ROW and now - self.told > LINE_SECONDS):
             self.told, pace = now, (now - began) / made
             hours = pace * (self.steps - step) / 3600
@@ -137,7 +137,7 @@ class TrainingLog:
             self.say(f"step {step} of {self.steps}: {pace:.2g} s a step, {left} left")
 
     def dashboard(self, position: Any, figures: dict[str, float], rate: float) -> list[str]:
-        """Return what stands under the bar, in lines of at most 80 columns."""
+        """Return the lines below the progress bar, of at most 80 columns."""
         parts = f"loss {figures['total']:.4g} (ctc {figures['ctc']:.4g}, attention {figures['attention']:.4g})"
         skipped = f"  {position.skipped_steps} skipped" if position.skipped_steps else ""
         return [
@@ -147,7 +147,7 @@ class TrainingLog:
         ]
 
     def evaluation(self, position: Any, scores: dict[str, Score], overall: float | None, better: bool) -> None:
-        """Show and keep one evaluation; `overall` is None where there is no dev set."""
+        """Print and write one evaluation; `overall` is None if there is no dev set."""
         if overall is not None:
             row = {"wer": overall}
             for name, score in scores.items():
@@ -166,13 +166,13 @@ class TrainingLog:
         )
 
     def focus(self, step: int, layers: Sequence[dict[str, float]]) -> None:
-        """Keep the mean span and temperature of each hybrid layer."""
+        """Write the mean span and temperature of each hybrid layer."""
         if layers:
             row = {f"layer {n} {name}": value for n, layer in enumerate(layers, 1) for name, value in layer.items()}
             self._keep(step, "focus", row)
 
     def samples(self, step: int, name: str, references: Sequence[str], hypotheses: Sequence[str]) -> None:
-        """Show and keep a few texts of a dev set, what was said over what was heard."""
+        """Print and write a few texts of a dev set, each reference above its hypothesis."""
         if not self.main or not references:
             return
         chosen = sorted({index * len(references) // SAMPLES for index in range(SAMPLES)})
@@ -186,7 +186,7 @@ class TrainingLog:
                 self.say(f"  {line[:74]}…" if len(line) > 75 else f"  {line}")
 
     def draw(self) -> None:
-        """Draw the curves anew."""
+        """Redraw the curves."""
         if self.main and (self.output / "metrics.jsonl").exists():
             with self._writing():
                 if self.board:
@@ -210,9 +210,9 @@ class TrainingLog:
 
 
 def _board(folder: Path, first: int | None = None) -> Any:
-    """Return TensorBoard's writer; InputError where nothing can be written, which its thread would only print.
+    """Return TensorBoard's writer; InputError if it cannot write, which its thread would only print.
 
-    What stands there from the step `first` on counts no more.
+    Its records from the step `first` on are purged.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -228,7 +228,7 @@ def _interval(scores: list[Score], overall: float) -> str:
     """Return the interval of the mean of several WERs, from those of each; the sets are independent."""
     below = [s.wer - s.wer_low for s in scores if s.wer_low is not None]
     above = [s.wer_high - s.wer for s in scores if s.wer_high is not None]
-    if len(below) < len(scores):  # a set of one recording has none, and so its spread is not known
+    if len(below) < len(scores):  # a set of one recording has no interval, so the spread is unknown
         return ""
     low, high = overall - math.hypot(*below) / len(scores), overall + math.hypot(*above) / len(scores)
     return Interval(overall, low, high).bounds(_hundredfold, "-")
@@ -239,7 +239,7 @@ def _hundredfold(ratio: float) -> str:
 
 
 def read_rows(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a metrics.jsonl; a line that a killed run left half written is passed over."""
+    """Yield the rows of a metrics.jsonl; a line truncated by a killed run is skipped."""
     if not metrics.exists():
         return
     for line in metrics.read_text(encoding="utf-8").splitlines():
@@ -252,7 +252,7 @@ def read_rows(metrics: Path) -> Iterator[dict[str, Any]]:
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw what metrics.jsonl holds: losses, dev WER, and per hybrid layer the mean span and temperature."""
+    """Draw the contents of metrics.jsonl: losses, dev WER, and the mean span and temperature per hybrid layer."""
     pyplot = _pyplot()
     panels: list[Series] = [{}, {}, {}, {}]
     for row in read_rows(metrics):
@@ -281,7 +281,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
 
 
 def _panel(kind: str, name: str) -> int | None:
-    """Return which of the four pictures a figure belongs to."""
+    """Return the index of the panel of a figure."""
     if kind == "train":
         return 0 if name in ("total", "ctc", "attention") else None
     if kind == "dev":
@@ -290,7 +290,7 @@ def _panel(kind: str, name: str) -> int | None:
 
 
 def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: float, picture: Path) -> None:
-    """Draw smoothed losses against learning rates, and the suggested one."""
+    """Draw smoothed losses against learning rates, and the suggested rate."""
     pyplot = _pyplot()
     figure, plot = pyplot.subplots(figsize=(7, 4))
     plot.plot(rates, losses)

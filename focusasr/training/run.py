@@ -1,4 +1,4 @@
-"""One training run: its settings and manifests, and where its model comes from (versions, commit, fingerprints)."""
+"""One training run: its settings, manifests and provenance (versions, commit, fingerprints)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from focusasr.training.dataset import Corpus
 
 
-BEGINNING = ("init_from", "train_only", "freeze")  # of [train]: what learns, and from where, stays as it was begun
+BEGINNING = ("init_from", "train_only", "freeze")  # settings of [train] that cannot change on resume
 TABLES = {"data": DataConfig, "text": TextConfig, "model": ModelConfig, "train": TrainConfig}
 
 PACKAGES = ("torch", "torchaudio", "accelerate", "numpy", "soxr", "soundfile", "tokenizers")
@@ -42,10 +42,10 @@ class TrainingRun:
     model: ModelConfig = ModelConfig()
     text: TextConfig = TextConfig()
     settings: TrainConfig = TrainConfig()
-    texts: tuple[str, ...] = ()  # of an adaptation: manifests whose texts are learned
+    texts: tuple[str, ...] = ()  # manifests with transcripts, for an adaptation
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is kept in the checkpoint of how it was made."""
+        """Return the provenance that is written to the checkpoint."""
         data = {"train": list(self.train), "dev": list(self.dev), **({"texts": list(self.texts)} if self.texts else {})}
         return {"data": data, "train": to_settings(self.settings)}
 
@@ -61,7 +61,7 @@ def read_run(
     """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
 
     `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
-    InputError names unknown tables and settings; what is wrong with a setting that was `typed` is said of its option.
+    InputError names unknown tables and settings; an invalid setting that was `typed` is named as an option.
     """
     unknown = settings.keys() - TABLES.keys()
     if unknown:
@@ -90,7 +90,7 @@ def read_run(
 
 
 def check_place(output: Path, resume: bool) -> None:
-    """Refuse a folder with nothing to resume, or, for a new one, with results; what was killed is mended."""
+    """Reject a folder with nothing to resume, or, for a new run, with results; repair it after a kill."""
     for name in ("best", "last"):
         restore(output / name)
     there = (output / "last").exists()
@@ -103,19 +103,19 @@ def check_place(output: Path, resume: bool) -> None:
 
 
 def homes_of(name: str) -> set[str]:
-    """Return the tables that have a setting of this name."""
+    """Return the tables with a setting of this name."""
     return {table for table, kind in TABLES.items() if name in hints_of(kind) or (table, name) == ("model", "preset")}
 
 
 def table_of(name: str) -> str:
-    """Return the table that a setting stands in."""
+    """Return the table of a setting."""
     return min(homes_of(name), default="model")
 
 
 def changes(begun: dict[str, Any], run: TrainingRun) -> list[str]:
-    """Return lines that say which settings and manifests are other than those in `begun`, a checkpoint's config.json.
+    """Return lines on settings and manifests that differ from those in `begun`, a checkpoint's config.json.
 
-    They count from there on. InputError where what cannot change is other: the model, its text, and what learns.
+    They apply from there on. InputError for differences in the model, its text policy, and the trained weights.
     """
     now = json.loads(json.dumps({**run.to_json(), "model": to_settings(run.model), "text": to_settings(run.text)}))
     before = {**_table(begun.get("run")), "model": begun.get("model"), "text": begun.get("text")}
@@ -139,7 +139,7 @@ def changes(begun: dict[str, Any], run: TrainingRun) -> list[str]:
 
 
 def _same(name: str, was: Any, now: Any) -> bool:
-    """Tell whether a setting is what it was; a checkpoint to begin with may be named from here or from the root."""
+    """Return whether a setting is unchanged; a source checkpoint may be relative or absolute."""
     if name == "init_from" and isinstance(was, str) and isinstance(now, str):
         return was == now or (os.path.exists(was) and real_path(was) == real_path(now))
     return bool(was == now)
@@ -151,7 +151,7 @@ def measured_before(begun: dict[str, Any]) -> list[str]:
 
 
 def finished(run: TrainingRun, step: int) -> str:
-    """Return the line for a run that has nothing left to do, and how to go on all the same."""
+    """Return the line for a run that is complete, with the way to extend it."""
     steps, patience = run.settings.steps, run.settings.patience
     why, more = f"all {steps} steps are made", f"--steps N above {max(step, steps)}"
     if step < steps:
@@ -166,7 +166,7 @@ def finished(run: TrainingRun, step: int) -> str:
 
 
 def with_plain_paths(kept: Any) -> Any:
-    """Return what a checkpoint's config.json holds, its absolute paths as `_anchored` writes them."""
+    """Return the contents of a checkpoint's config.json, its absolute paths in the form of `_anchored`."""
     if isinstance(kept, dict):
         return {name: with_plain_paths(value) for name, value in kept.items()}
     if isinstance(kept, list):
@@ -179,12 +179,12 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _said(value: Any) -> str:
-    """Return a value as it is typed for an option."""
+    """Return a value in the form of an option."""
     return "none" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _changed(was: Any, value: Any) -> str:
-    """Return what became of a setting; of a list only what came and what went."""
+    """Return the change of a setting as text; of a list only additions and removals."""
     if not (isinstance(was, list) and isinstance(value, list)):
         return f"{_said(value)} (was {_said(was)})"
     new, gone = [one for one in value if one not in was], [one for one in was if one not in value]
@@ -199,14 +199,14 @@ def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def _anchored(option: str, folder: Path) -> str:
-    """Return a path from `folder` as an absolute one, without its `..` where that leads to the same place."""
+    """Return a path from `folder` as an absolute one, without its `..` if that names the same place."""
     path = str((folder / option).absolute())
     plain = os.path.normpath(path)
     return plain if real_path(plain) == real_path(path) else path
 
 
 def provenance(corpora: Sequence[Corpus], dev: Sequence[str]) -> dict[str, Any]:
-    """Return versions, the commit where the program runs from a git clone, and what was trained and measured on."""
+    """Return versions, the commit if the program runs from a git clone, and fingerprints of the manifests."""
     from focusasr.training.dataset import parse_manifest_option
 
     data = [
@@ -235,9 +235,9 @@ def changed_manifests(before: dict[str, Any], now: dict[str, Any], kind: str) ->
 
 
 def commit(folder: Path) -> str | None:
-    """Return the commit that `folder` stands at, with "+changes" where files differ from it; None outside of git.
+    """Return the commit of `folder`, with "+changes" if files differ from it; None outside of git.
 
-    A repository that merely lies around an installed package, such as its user's, is none.
+    A repository that only contains the installed package, such as its user's, is ignored.
     """
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")

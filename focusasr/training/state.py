@@ -1,4 +1,4 @@
-"""Where a training run stands, and its checkpoints, each written whole or not at all."""
+"""The state of a training run, and its checkpoints, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from safetensors import SafetensorError
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import written_aside
 
-UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # a checkpoint, each library in its own words
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # errors of the libraries that write a checkpoint
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands: optimizer steps done, batches read, and the best dev score so far."""
+    """The state of a run: optimizer steps, batches read, and the best dev score so far."""
 
     step: int = 0
-    batches: int = 0  # that all processes together have read
-    epoch: int = 0  # in which the last step began
+    batches: int = 0  # read by all processes together
+    epoch: int = 0  # epoch of the start of the last step
     best_wer: float | None = None
     evaluations_since_best: int = 0
     seconds: float = 0.0  # of training, evaluation included
-    audio_seconds: float = 0.0  # that the model has heard
-    bad_steps: int = 0  # skipped in a row, for want of a loss to trust
-    skipped_steps: int = 0  # in all
+    audio_seconds: float = 0.0  # of audio used for training
+    bad_steps: int = 0  # consecutive skipped steps, without a valid loss
+    skipped_steps: int = 0  # total
     padded_seconds: float = 0.0  # of audio, padding counted
     waiting_seconds: float = 0.0  # of training, for data
-    usual_loss: float | None = None  # of attention, a moving mean
-    first_wer: float | None = None  # on dev, before the first step
-    due: bool = False  # an evaluation that failed: it comes first when the run goes on
+    usual_loss: float | None = None  # attention loss, a moving mean
+    first_wer: float | None = None  # dev WER before the first step
+    due: bool = False  # an evaluation that failed, repeated first on resume
 
     @property
     def speed(self) -> float:
-        """Return the seconds of audio heard per second, evaluation included."""
+        """Return the seconds of audio per second, evaluation included."""
         return self.audio_seconds / max(self.seconds, 1e-9)
 
     @property
     def padding(self) -> float:
-        """Return the share of padding in what was computed."""
+        """Return the share of padding in the computed frames."""
         return max(0.0, 1 - self.audio_seconds / self.padded_seconds) if self.padded_seconds else 0.0
 
     @property
     def waiting(self) -> float:
-        """Return the share of the time that was spent waiting for data."""
+        """Return the share of time spent waiting for data."""
         return self.waiting_seconds / max(self.seconds, 1e-9)
 
 

@@ -1,8 +1,8 @@
 """One exact optimizer step from several batches, on accelerate.
 
-A step's gradient is that of the mean over all its utterances and tokens, however they are cut into batches, processes
-and pieces that fit the memory. Chance in the network follows from (seed, batch) alone, so that neither resuming nor
-another number of processes changes it.
+A step's gradient is that of the mean over all its utterances and tokens, however they are divided into batches,
+processes and chunks that fit the memory. Random numbers in the network follow from (seed, batch) alone, so that neither
+resuming nor another number of processes changes them.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from focusasr.training.finetune import freeze
 from focusasr.training_config import TrainConfig
 
 FIGURES = ("total", "attention", "ctc", "span", "seconds", "padded_seconds")
-MOST_NAMED = 5  # utterances of one bad step
+MOST_NAMED = 5  # utterances reported per skipped step
 
 
 class StepResult(NamedTuple):
-    """What one step's batches gave, over all processes: its losses and seconds by name, and the gradient's norm."""
+    """The result of one step over all processes: its losses and seconds by name, and the gradient's norm."""
 
     figures: dict[str, float]
     norm: float
     rows: list[tuple[float, PlannedExample]]  # this process's utterances with their own losses
-    notes: list[str]  # on batches that had to be cut
+    notes: list[str]  # on batches that were divided
 
     @property
     def finite(self) -> bool:
-        """Return whether the step can be taken."""
+        """Return whether loss and gradient are finite."""
         return math.isfinite(self.norm) and math.isfinite(self.figures["total"])
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of optimizer step `step`, from 0: a linear rise, then half a cosine down to final_rate."""
+    """Return the rate of optimizer step `step`, from 0: a linear warm-up, then half a cosine down to final_rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -56,13 +56,13 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-    """Move averaged weights toward the current ones; slowly only once `count` updates have been made."""
+    """Move averaged weights toward the current ones; faster in the first updates, of which `count` is the number."""
     warm = min(decay, (1 + int(count)) / (10 + int(count)))
     torch._foreach_lerp_(averaged, current, 1 - warm)
 
 
 def make_optimizer(model: Model, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over all weights that learn, with weight decay on matrices only."""
+    """Return AdamW over all trained weights, with weight decay on matrices only."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in learning if parameter.dim() > 1]
     vectors = [parameter for parameter in learning if parameter.dim() <= 1]
@@ -80,7 +80,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def start_accelerator(settings: TrainConfig, device: torch.device) -> Accelerator:
-    """Return the engine: device, precision, and the other processes where there are any."""
+    """Return the Accelerator: device, precision, and the peer processes if any."""
     precision = choose_precision(settings.precision, device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current one
@@ -101,14 +101,14 @@ class TrainStep:
         )
         decay = functools.partial(average, settings.ema_decay)
         self.average = AveragedModel(model, device=accelerator.device, multi_avg_fn=decay)
-        # Without DistributedDataParallel: one process may cut a batch which does not fit its memory, others not.
+        # No DistributedDataParallel: one process may divide a batch that does not fit its memory, others not.
         self.model: Model = accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer: Any = accelerator.prepare_optimizer(make_optimizer(model, settings))
-        self.most_frames: int | None = None  # of one piece, known once a batch did not fit the memory
+        self.most_frames: int | None = None  # of one chunk, known after a batch did not fit the memory
 
     @property
     def best_model(self) -> Model:
-        """Return the model that is measured and saved: the averaged one where averaging is on."""
+        """Return the model to evaluate and save: the averaged one if averaging is on."""
         return cast(Model, self.average.module) if self.settings.ema_decay > 0 else self.model
 
     def measure(self, batches: Sequence[Batch], first: int) -> StepResult:
@@ -126,7 +126,7 @@ class TrainStep:
                 break
             notes.append(note)
         if (scaler := self.accelerator.scaler) is not None:
-            scaler.scale(torch.zeros((), device=self.accelerator.device))  # makes its scale, also where no loss came
+            scaler.scale(torch.zeros((), device=self.accelerator.device))  # creates its scale, even without any loss
         self._sync()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         own = torch.tensor([figures for figures, _ in results], dtype=torch.float64).reshape(-1, len(FIGURES)).sum(0)
@@ -134,7 +134,7 @@ class TrainStep:
         return StepResult(figures, float(norm or 0.0), [row for _, rows in results for row in rows], notes)
 
     def _try(self, pieces: list[tuple[int, Batch]], first: int, whole: Size) -> Any:
-        """Run all pieces; where one does not fit the memory, return them with that one cut, and a note."""
+        """Run all chunks; if one does not fit the memory, return them with that one divided, and a note."""
         results: list[Any] = []
         try:
             for index, piece in pieces:
@@ -144,7 +144,7 @@ class TrainStep:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        self.optimizer.zero_grad(set_to_none=True)  # what the other pieces gave is computed again: exact, and rare
+        self.optimizer.zero_grad(set_to_none=True)  # the other chunks are computed again: exact, and rare
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         place = len(results)
@@ -159,7 +159,7 @@ class TrainStep:
         return [*pieces[:place], *halves, *pieces[place + 1 :]], results, note
 
     def _fitting(self, batch: Batch) -> list[Batch]:
-        """Cut a batch into pieces that are known to fit the memory."""
+        """Divide a batch into chunks that are known to fit the memory."""
         if self.most_frames is None or batch.padded_frames <= self.most_frames:
             return [batch]
         rows = max(1, self.most_frames // batch.longest)
@@ -168,7 +168,7 @@ class TrainStep:
         ]
 
     def _seed(self, number: int, piece: Batch) -> None:
-        """Let dropout follow from the batch alone, whichever process has it and whatever came before."""
+        """Seed dropout from the batch alone, independent of its process and of earlier batches."""
         entropy = [self.settings.seed, number, piece.items[0].seed[2]]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
@@ -196,9 +196,9 @@ class TrainStep:
         return self.accelerator.reduce(single, "sum").tolist()
 
     def _sync(self) -> None:
-        """Add up the gradients of all processes, also of those whose batches were passed over, as zeros.
+        """Add up the gradients of all processes, including those with skipped batches, as zeros.
 
-        Alone, only fp16 needs the zeros: its scaler refuses a step without any gradient.
+        In a single process, only fp16 needs the zeros: its scaler rejects a step without any gradient.
         """
         if self.processes.count == 1 and self.accelerator.scaler is None:
             return
@@ -209,14 +209,14 @@ class TrainStep:
             weights.grad = grad.view_as(weights)
 
     def apply(self) -> None:
-        """Take the step that was measured."""
+        """Take the measured step."""
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.average.update_parameters(self.model)
         self.optimizer.zero_grad(set_to_none=True)
 
     def discard(self) -> None:
-        """Pass over the step that was measured; with fp16 the scale of the losses falls where it was too large."""
+        """Skip the measured step; with fp16 the scale of the losses falls if it was too large."""
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -227,7 +227,7 @@ class TrainStep:
             group["lr"] = rate
 
     def state(self) -> dict[str, Any]:
-        """Return what exact resuming needs, in types that load without unpickling code."""
+        """Return the state for exact resuming, in types that load without unpickling code."""
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
@@ -237,12 +237,12 @@ class TrainStep:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore the result of `state`."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay  # of the settings, as all the others are
+            group["weight_decay"] = decay  # from the settings, like all the others
         if state.get("scaler") and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""Training: manifests to a checkpoint folder, by a joint CTC/attention loss; what a run does from step to step."""
+"""The training loop: manifests to a checkpoint folder, by a joint CTC/attention loss."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ from focusasr.training.state import TrainingState, written_checkpoint
 from focusasr.training.step import MOST_NAMED, StepResult, TrainStep, learning_rate, start_accelerator
 from focusasr.training.validation import Measured, few_mels, focus, measure, model_card, overall_wer, read_dev_sets
 
-MOST_BAD_STEPS = 20  # consecutive steps without a loss to trust before training gives up
-SAVE_SECONDS = 600.0  # a run that is killed between two evaluations loses no more
+MOST_BAD_STEPS = 20  # consecutive steps without a valid loss before training stops
+SAVE_SECONDS = 600.0  # most training time that a killed run loses between evaluations
 LOST_WER = 0.2  # beyond twice the WER before the first step
-USUAL_STEPS = 50  # the usual loss is a mean over about so many steps
+USUAL_STEPS = 50  # steps in the moving mean of the usual loss
 
 
 class Trainer:
-    """A run in progress: everything that changes from step to step."""
+    """A training run in progress, with all its changing state."""
 
     def __init__(
         self, run: TrainingRun, device: torch.device, resume: bool = False, source: Checkpoint | None = None
@@ -88,19 +88,19 @@ class Trainer:
         warn_duplicates(self.corpora, [u for dev in self.dev_sets for u in dev.utterances], self.findings)
         self.made_with = provenance(self.corpora, run.dev)
         self.position = TrainingState()
-        self.scores, self.saved = dict[str, Score](), time.monotonic()  # of the last evaluation; when it was kept
+        self.scores, self.saved = dict[str, Score](), time.monotonic()  # of the last evaluation; time of the last save
         model = warm_model(model_config, source.model) if source and not resume else Model(model_config)
         learn_only(model, run.settings)
         self.stepper = self._make_step(model)
         if before:
-            with contextlib.suppress(TypeError, AttributeError):  # of another version's: only shown
+            with contextlib.suppress(TypeError, AttributeError):  # another version's config: only printed
                 self.scores = {name: Score(**one) for name, one in before.metrics.get("dev", {}).items()}
             self._load_state(last / "trainer" / "state.pt")
             self._promise()
             made_before = begun.get("made_with") or {}
             other_dev = changed_manifests(made_before, self.made_with, "dev")
             if other_dev or measured_before(begun) != list(self.run.dev):
-                self.position.best_wer, self.position.evaluations_since_best = None, 0  # were of another measure
+                self.position.best_wer, self.position.evaluations_since_best = None, 0  # from another measure
             for manifest in changed_manifests(made_before, self.made_with, "data") + other_dev:
                 self.findings.suspect["manifest has changed since the run began: not the same run"].append(manifest)
 
@@ -123,7 +123,7 @@ class Trainer:
         return corpora
 
     def summary(self) -> list[str]:
-        """Return lines that say what will be trained on what."""
+        """Return lines on the model, the data and the settings."""
         model = self.run.model
         shape = f"width {model.width}, {model.heads} heads, {model.encoder_layers} + {model.decoder_layers} layers"
         millions = self.stepper.best_model.parameter_count() / 1e6
@@ -149,7 +149,7 @@ class Trainer:
         return lines + self.findings.lines()
 
     def loader(self) -> DataLoader:
-        """Return the batches from the present position on, read and augmented by worker processes."""
+        """Return the batches from the present position on, loaded and augmented by worker processes."""
         settings = self.run.settings
         heard, between = self.run.model, self.tokenizer.separator
         examples = SpeechDataset(self.corpora, settings, heard.mel_bands, between, self.sounds, heard.window_samples)
@@ -179,8 +179,8 @@ class Trainer:
             yield batches
         finally:
             if self.run.settings.workers:
-                with contextlib.suppress(RuntimeError):  # of a worker that Ctrl-C ended first
-                    batches._shutdown_workers()  # else they live while anything, such as a traceback, holds `batches`
+                with contextlib.suppress(RuntimeError):  # error of a worker that Ctrl-C ended first
+                    batches._shutdown_workers()  # else they live as long as any reference to `batches`
 
     def _plan(self, first: int = 0) -> BatchSampler:
         room = self.run.model.text_context - len(self.tokenizer.prompt) + 1
@@ -243,7 +243,7 @@ class Trainer:
         return measured.figures
 
     def _apply(self, measured: StepResult, log: TrainingLog) -> None:
-        """Take the step, or skip and count it where its loss cannot be trusted; InputError after too many in a row."""
+        """Take the step, or skip and count it if its loss is invalid; InputError after too many in a row."""
         position = self.position
         position.step += 1
         trouble = self._trouble(measured)
@@ -266,9 +266,10 @@ class Trainer:
             )
 
     def _trouble(self, measured: StepResult) -> str | None:
-        """Return why a step's loss cannot be trusted, or None; the same in every process.
+        """Return the reason for which a step's loss is invalid, or None; the same in every process.
 
-        An explosion is looked for in the attention loss, per token: CTC's grows with the length of silences, rightly.
+        An explosion is detected in the attention loss, per token: CTC's loss grows with the length of silences by
+        design.
         """
         loss, usual, most = measured.figures["attention"], self.position.usual_loss, self.run.settings.explosion
         if not measured.figures["seconds"]:
@@ -282,7 +283,7 @@ class Trainer:
         return None
 
     def _offenders(self, measured: StepResult) -> str:
-        """Name the utterances of a step with the highest losses, not finite ones first, over all processes."""
+        """Return the utterances of a step with the highest losses, not finite ones first, over all processes."""
         mine = [(loss, self._place(item)) for loss, item in measured.rows]
         rows = flat(self.stepper.processes.gather(mine))
         rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0], reverse=True)
@@ -293,14 +294,14 @@ class Trainer:
         return " + ".join(utterance_name(self.corpora[corpus].utterances[index]) for corpus, index in item.parts)
 
     def _measures(self, model: Model) -> dict[str, Measured]:
-        """Return what each dev set gives, by name."""
+        """Return the result of each dev set, by name."""
         normalizer = self.run.settings.dev_normalizer
         return {
             dev.name: measure(model, self.tokenizer, dev, self.stepper.processes, normalizer) for dev in self.dev_sets
         }
 
     def _overall(self, scores: dict[str, Score]) -> float | None:
-        """Return what the best checkpoint is chosen by."""
+        """Return the figure by which the best checkpoint is chosen."""
         return overall_wer(scores)
 
     def _evaluate(self, log: TrainingLog) -> None:
@@ -315,7 +316,7 @@ class Trainer:
         position.due = False
         for measured in measures.values():
             log.broken(measured.broken)
-        log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # of the training audio of all
+        log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # training audio of all processes
         scores = {name: measured.score for name, measured in measures.items()}
         overall, best = self._overall(scores), position.best_wer
         better = overall is None or best is None or overall < best
@@ -336,7 +337,7 @@ class Trainer:
         self._check_dev(overall)
 
     def _check_dev(self, overall: float | None) -> None:
-        """Refuse to continue when dev has become far worse than before the first step: InputError."""
+        """Raise InputError if the dev WER is far above that before the first step."""
         first = self.position.first_wer
         if first is not None and overall is not None and overall > 2 * first + LOST_WER:
             rates = f"dev WER rose from {100 * first:.1f} to {100 * overall:.1f} %"
@@ -346,7 +347,7 @@ class Trainer:
             )
 
     def _save(self, scores: dict[str, Score], better: bool) -> None:
-        """Write best/, where it is better, and then last/: killed between them, the run comes to this point again."""
+        """Write best/, if it is better, and then last/: after a kill between them, the run resumes before both."""
         self.scores, self.saved = scores, time.monotonic()
         if not self.accelerator.is_main_process:
             return
@@ -369,9 +370,9 @@ class Trainer:
         )
 
     def _state(self) -> dict[str, Any]:
-        """Return what exact resuming needs, in types that load without unpickling code.
+        """Return the state for exact resuming, in types that load without unpickling code.
 
-        Chance needs nothing: what is drawn follows from the seed and the position.
+        Random numbers need no state: they follow from the seed and the position.
         """
         return {**self.stepper.state(), "position": dataclasses.asdict(self.position)}
 
@@ -380,6 +381,6 @@ class Trainer:
             state = read_torch(path)
             self.stepper.load_state(state)
             self.position = read_settings(TrainingState, state["position"], "position")
-        except Exception as error:  # of PyTorch's reader and its optimizer, which have many kinds
+        except Exception as error:  # PyTorch's loader and its optimizer raise many kinds
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None

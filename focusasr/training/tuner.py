@@ -1,4 +1,4 @@
-"""What to train with on this machine and data: the largest batch that fits, and a learning rate (Smith 2015)."""
+"""Searches for the largest batch that fits and for a learning rate (Smith 2015)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from focusasr.training.trainer import MOST_BAD_STEPS, Trainer
 
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
 RATE_STEPS = 100
-SMOOTHING = 0.9  # of losses, from step to step
-OUTLIERS = 5  # the median of so many losses is smoothed: a silence alone has a high loss at first
-DIVERGED = 3.0  # times the lowest loss so far: higher rates will not help
-SAFE_SHARE = 0.8  # of the largest batch that fits: texts differ, and memory is lost in pieces
+SMOOTHING = 0.9  # of the moving mean of losses
+OUTLIERS = 5  # losses in a median before smoothing: silence has a high loss at first
+DIVERGED = 3.0  # times the lowest loss so far, which ends the search
+SAFE_SHARE = 0.8  # of the largest batch that fits: texts differ, and memory is fragmented
 SMALLEST_SECONDS = 5.0
 LONGEST_STEP_SECONDS = 20.0
-CLOSE_ENOUGH = 0.15  # between what fits and what does not
-TOKENS_PER_SECOND = 15  # fast speech, in characters
+CLOSE_ENOUGH = 0.15  # relative gap between a batch that fits and one that does not
+TOKENS_PER_SECOND = 15  # fast speech, in characters per second
 CONTAINER_FILES = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -38,9 +38,9 @@ CONTAINER_FILES = (
 
 
 def find_learning_rate(trainer: Trainer, log: TrainingLog) -> float:
-    """Return a learning rate from losses while the rate rises step by step; the curve goes to find_lr.png.
+    """Return a learning rate from losses at step by step rising rates; the curve is drawn in find_lr.png.
 
-    InputError where the loss falls at none.
+    InputError if the loss falls at no rate.
     """
     rates: list[float] = []
     raw: list[float] = []
@@ -71,7 +71,7 @@ def find_learning_rate(trainer: Trainer, log: TrainingLog) -> float:
 
 
 def _scaled(stepper: TrainStep, group: Sequence[Batch], first: int) -> StepResult:
-    """Measure a step; with fp16 again, at a lower scale of the losses, until its gradient is finite."""
+    """Measure a step; with fp16 repeatedly, at a lower scale of the losses, until its gradient is finite."""
     for _ in range(MOST_BAD_STEPS):
         measured = stepper.measure(group, first)
         if measured.finite or stepper.accelerator.scaler is None or not math.isfinite(measured.figures["total"]):
@@ -81,13 +81,13 @@ def _scaled(stepper: TrainStep, group: Sequence[Batch], first: int) -> StepResul
 
 
 def suggest(rates: list[float], losses: list[float]) -> float:
-    """Return a rate from smoothed losses at rising rates, to two digits; InputError where the loss never falls.
+    """Return a rate from smoothed losses at rising rates, to two digits; InputError if the loss never falls.
 
-    It is the geometric mean of two rules of thumb: the rate at which the loss falls fastest, which is too careful where
-    the first steps are easy, and a tenth of the rate at which it is lowest, which is too bold without warm-up.
+    It is the geometric mean of two rules of thumb: the rate at which the loss falls fastest, which is too low if the
+    first steps are easy, and a tenth of the rate with the lowest loss, which is too high without warm-up.
     """
     lowest = min(range(len(losses)), key=losses.__getitem__) if losses else 0
-    reach = 3  # points to either side, so that one batch does not decide
+    reach = 3  # points to either side, against outliers
     slopes = {
         place: losses[place + reach] - losses[place - reach]
         for place in range(reach, min(lowest, len(losses) - 1 - reach) + 1)
@@ -100,11 +100,10 @@ def suggest(rates: list[float], losses: list[float]) -> float:
 
 
 def find_batch(trainer: Trainer, log: TrainingLog) -> float:
-    """Return the seconds of audio of the largest batch that fits the memory, less a margin, as real steps show.
+    """Return the seconds of audio of the largest batch that fits the memory, less a margin, from real steps.
 
-    Batches of the longest items are doubled until one does not fit, and the place between is looked for; or until a
-    step becomes long, as on a CPU: then the fastest is returned. InputError where none fits. The weights stay as they
-    are.
+    The size of batches of the longest items is doubled until one does not fit, then bisected. If steps become long
+    first, as on a CPU, the fastest size is returned. InputError if none fits. The weights do not change.
     """
     trial = BatchTrial(trainer)
     fits, fails = 0.0, math.inf
@@ -130,7 +129,7 @@ def find_batch(trainer: Trainer, log: TrainingLog) -> float:
 
 
 class BatchTrial:
-    """Steps of batches of noise, as long and as wordy as the training data allows, which is dearest in memory."""
+    """Steps of batches of noise with the longest audio and texts in the training data, which need most memory."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -142,11 +141,11 @@ class BatchTrial:
         self.longest = max(1.0, *lengths)
 
     def run(self, seconds: float) -> float | None:
-        """Return the wall seconds of one step with `seconds` of audio; None where it does not fit the memory."""
+        """Return the wall seconds of one step with `seconds` of audio; None if it does not fit the memory."""
         batch = self.batch(seconds)
         stepper = self.trainer.stepper
         wanted = batch.padded_frames * self.bytes_per_frame * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if any(flat(stepper.processes.gather([wanted > free_bytes()]))):  # Linux would end the process, not the step
+        if any(flat(stepper.processes.gather([wanted > free_bytes()]))):  # Linux would kill the process, not the step
             return None
         began = time.perf_counter()
         cut = stepper.measure([batch], 0).notes
@@ -154,7 +153,7 @@ class BatchTrial:
         stepper.discard()
         stepper.most_frames = None
         self.bytes_per_frame = max(0.0, used_bytes() - self.before) / batch.padded_frames
-        seen = flat(stepper.processes.gather([math.inf if cut else took]))  # all decide alike
+        seen = flat(stepper.processes.gather([math.inf if cut else took]))  # the same decision in all processes
         return max(seen) if max(seen) < math.inf else None
 
     def batch(self, seconds: float) -> Batch:
@@ -174,12 +173,12 @@ class BatchTrial:
 
 
 def used_bytes() -> float:
-    """Return the most memory that this process has held so far; on a GPU it is not needed, which says no by itself."""
+    """Return the peak memory of this process on the CPU; on a GPU it is not needed, since allocation fails there."""
     return 1e9 * memory_gigabytes()
 
 
 def free_bytes() -> float:
-    """Return the memory that is left on a CPU machine, its container's limit counted; without end on a GPU."""
+    """Return the free memory of a CPU machine within its container's limit; infinite on a GPU."""
     if torch.cuda.is_available():
         return math.inf
     import psutil

@@ -1,4 +1,4 @@
-"""A model in training measured on dev manifests, and the card that is written beside its weights."""
+"""Evaluation on dev manifests during training, and the model card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from focusasr.training.dataset import parse_manifest_option
 FRAMES_PER_BATCH = 12_000
 FRAMES_HELD = 10 * FRAMES_PER_BATCH  # spectrograms in memory at once
 ALONE = Processes()
-FOCUS_UTTERANCES = 4  # whose spans are followed
+FOCUS_UTTERANCES = 4  # utterances whose spans are logged
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """Utterances to measure on, and the name they go by."""
+    """Utterances to evaluate on, and the name of their set."""
 
     name: str
     utterances: list[Utterance]
@@ -44,16 +44,16 @@ class DevSet:
 
 @dataclass(frozen=True)
 class Measured:
-    """A score and what was said and heard, utterance by utterance."""
+    """A score with references and hypotheses, utterance by utterance."""
 
     score: Score
     references: list[str]
     hypotheses: list[str]
-    broken: list[str]  # what could not be read and is not in the score
+    broken: list[str]  # errors of unreadable recordings, which the score leaves out
 
 
 def read_dev_sets(options: Iterable[str]) -> list[DevSet]:
-    """Read dev manifests, named by folder and file, numbered where names repeat; InputError where one has no lines."""
+    """Read dev manifests, named by folder and file, numbered if names repeat; InputError if one has no lines."""
     sets: list[DevSet] = []
     names = Counter[str]()
     for option in options:
@@ -73,7 +73,7 @@ def read_dev_sets(options: Iterable[str]) -> list[DevSet]:
 def measure(
     model: Model, tokenizer: Tokenizer, dev: DevSet, processes: Processes = ALONE, normalizer: str = "none"
 ) -> Measured:
-    """Transcribe a dev set and score it under the checkpoint's own text policy; InputError where none can be read.
+    """Transcribe a dev set and score it under the checkpoint's own text policy; InputError if none is readable.
 
     Every process transcribes its share and gets the whole result.
     """
@@ -89,7 +89,7 @@ def measure(
 
 
 def overall_wer(scores: dict[str, Score]) -> float | None:
-    """Return the mean of the dev sets' WERs, each set counting the same; None where no reference has a word."""
+    """Return the mean of the dev sets' WERs with equal weights; None if no reference has a word."""
     rates = [score.wer for score in scores.values() if score.words]
     return sum(rates) / len(rates) if rates else None
 
@@ -129,13 +129,13 @@ def _decoded(
 
 
 def spectrogram(utterance: Utterance, model: ModelConfig) -> Tensor:
-    """Return the spectrogram (F, M) of an utterance as a model reads it; InputError where it cannot be read."""
+    """Return the spectrogram (F, M) of an utterance for a model; InputError if it cannot be read."""
     waveform = load(utterance.source)
     return input_mel(torch.from_numpy(waveform), model)
 
 
 def few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:
-    """Return the spectrograms of the first dev utterances that can be read."""
+    """Return the spectrograms of the first readable dev utterances."""
     mels: list[torch.Tensor] = []
     for utterance in dev.utterances:
         with contextlib.suppress(InputError):
@@ -146,7 +146,7 @@ def few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:
 
 
 def _batches(lengths: Mapping[int, int]) -> list[list[int]]:
-    """Group rows of similar length so that no group holds more than FRAMES_PER_BATCH frames, padding included."""
+    """Group rows of similar length with at most FRAMES_PER_BATCH frames per group, padding included."""
     groups: list[list[int]] = []
     for row in sorted(lengths, key=lengths.__getitem__):
         if not groups or (len(groups[-1]) + 1) * lengths[row] > FRAMES_PER_BATCH:
@@ -179,7 +179,7 @@ def _bounds(score: Score) -> str:
 
 
 def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, Score]) -> str:
-    """Return the README.md of a checkpoint: what it is, what it was trained on, what it scores."""
+    """Return the README.md of a checkpoint: model, training data and scores."""
     rows = [
         f"| {dev} | {100 * s.wer:.1f} | {_bounds(s)} | {100 * s.cer:.1f} | {s.words} |" for dev, s in scores.items()
     ]
