@@ -251,7 +251,7 @@ class Writing:
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 
     def write(self, outcomes: Iterable[Outcome], output: OutputConfig) -> int:
-        """Write each transcript's files as it comes; return the number of failures."""
+        """Write the files of each transcript when it is complete; return the number of failures."""
         from focusasr.transcription.writers import write
 
         failed = written = 0

@@ -1,4 +1,4 @@
-"""References with alternatives in sclite's format: {one / 1 / @} and optional words in brackets."""
+"""References with alternatives in sclite's format: {one / 1 / @} and optional words."""
 
 from __future__ import annotations
 

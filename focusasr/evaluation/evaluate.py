@@ -269,7 +269,7 @@ class TranscriptCache:
 
 @functools.lru_cache(maxsize=16)  # segments of a long recording are consecutive
 def _content(path: str) -> str:
-    """Return the fingerprint of a file, empty where there is none: a pipe can be read only once."""
+    """Return the fingerprint of a file; empty for a pipe, which can be read only once."""
     with contextlib.suppress(OSError, ValueError):
         return fingerprint(Path(path)) if os.path.isfile(path) else ""
     return ""

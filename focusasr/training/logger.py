@@ -100,7 +100,7 @@ class TrainingLog:
             self.board = _board(self.output / "tensorboard", step + 1)
 
     def say(self, line: str) -> None:
-        """Print one line on stderr."""
+        """Print one line to stderr."""
         if self.main:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -34,7 +34,7 @@ PACKAGES = ("torch", "torchaudio", "accelerate", "numpy", "soxr", "soundfile", "
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training run: manifests (PATH or PATH=WEIGHT), where the result goes, and every setting."""
+    """One training run: manifests (PATH or PATH=WEIGHT), the output folder, and every setting."""
 
     train: tuple[str, ...]
     dev: tuple[str, ...]

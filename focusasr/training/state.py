@@ -1,4 +1,4 @@
-"""The state of a training run, and its checkpoints, each written whole or not at all."""
+"""The state of a training run, and its checkpoints."""
 
 from __future__ import annotations
 

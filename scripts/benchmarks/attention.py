@@ -1,17 +1,17 @@
-"""Time the local branch against a loop over windows and against global attention; print a table, draw a picture.
+"""Time and memory of the local branch, a loop over windows and global attention.
 
     scripts/benchmarks/attention.py --picture scripts/benchmarks/attention.png
 
-All contestants read the same projected queries, keys and values, one utterance of T steps:
+All contestants get the same projected queries, keys and values, one utterance of T steps:
 
-- loop: the naive way, Python over windows of 32 queries (the sketch's default), each with the keys in reach, the same
-  soft mask and temperature as ours; its result is checked against ours before anything is timed;
+- loop: a naive Python loop over windows of 32 queries, each with the keys in its span, the same soft mask and
+  temperature as ours; its result is checked against ours before anything is timed;
 - ours: `windowed_attention` with a soft span and a temperature for each head;
-- ours, short: the same with a quarter of the radii, as a model with shorter spans would have it;
+- ours, short: the same with a quarter of the radii, like a model with shorter spans;
 - global: `scaled_dot_product_attention` over everything.
 
-Rounds are interleaved and medians compared, so that a busy machine is busy for all of them. Peak memory is what a
-process of its own needs beyond its inputs.
+Rounds are interleaved and medians compared, so that other load on the machine affects all of them. Peak memory is that
+of a separate process beyond its inputs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(steps: int, grad: bool, device: torch.device) -> Inputs:
-    """Draw one utterance's inputs, laid out as the model's projections leave them; the widest head sees ±63 steps."""
+    """Sample one utterance's inputs in the layout of the model's projections; the widest span is ±63 steps."""
     draw = torch.Generator().manual_seed(0)
     qkv = (torch.randn(1, steps, HEADS, HEAD_WIDTH, generator=draw).to(device).transpose(1, 2) for _ in range(3))
     radius = torch.linspace(MAX_SPAN / 2, MAX_SPAN, HEADS, device=device)[None]
@@ -74,7 +74,7 @@ def ours(given: Inputs, share: float = 1.0) -> Tensor:
 
 
 def loop(given: Inputs) -> Tensor:
-    """Return the same as `ours`, window by window."""
+    """Return the result of `ours`, computed window by window."""
     q, k, v, radius, temperature = given
     steps, outs = q.shape[2], []
     for start in range(0, steps, LOOP_WINDOW):
@@ -111,7 +111,7 @@ def attend(name: str, given: Inputs, grad: bool) -> None:
 
 
 def seconds(steps: int, grad: bool, device: torch.device, budget: float) -> dict[str, float]:
-    """Return median seconds by contestant; rounds go on until the budget is spent, at least 2 and at most 25."""
+    """Return median seconds by contestant; rounds continue until the budget is spent, at least 2 and at most 25."""
     print(f"{MODES[grad]}, T = {steps}", file=sys.stderr, flush=True)
     given = inputs(steps, grad, device)
     taken: dict[str, list[float]] = {name: [] for name in CONTESTANTS if enters(name, steps, grad)}
@@ -127,7 +127,7 @@ def seconds(steps: int, grad: bool, device: torch.device, budget: float) -> dict
 
 
 def memory(name: str, steps: int, grad: bool, device: torch.device) -> float:
-    """Return the peak memory in MiB beyond the inputs; on a CPU measured in a process of its own, forked while idle."""
+    """Return the peak memory in MiB beyond the inputs; on a CPU measured in a forked process."""
     if device.type == "cuda":
         given = inputs(steps, grad, device)
         before = torch.cuda.memory_allocated()
@@ -228,8 +228,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="auto, cuda, mps or cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of rounds per length and pass")
-    parser.add_argument("--picture", type=Path, default=Path("bench_attention.png"), help="where to draw")
-    parser.add_argument("--json", type=Path, help="where to keep the figures")
+    parser.add_argument("--picture", type=Path, default=Path("bench_attention.png"), help="file for the picture")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)

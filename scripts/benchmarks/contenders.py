@@ -1,6 +1,6 @@
-"""Those that the benchmark times: other packages and ourselves, each behind one call, and the weights they share.
+"""Contenders of the speed benchmark, each as one callable, and their shared weights.
 
-Nothing heavy is imported before a contender is made, so that starting one shows what starting it costs.
+Nothing heavy is imported before a contender is created, so that its start-up time includes its imports.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPENAI_NAMES = [  # Hugging Face's names of weights, and OpenAI's
 
 
 class Times(NamedTuple):
-    """Seconds of one call on a batch: features, encoder, decoder, and the tokens that each row got."""
+    """Seconds of one call on a batch: features, encoder, decoder, and the tokens of each row."""
 
     features: float
     encoder: float
@@ -40,13 +40,13 @@ class Times(NamedTuple):
 
 
 class Contender(Protocol):
-    """A loaded model: waveforms (N,) at 16 kHz and how many tokens to write for each, to times."""
+    """A loaded model: a callable from waveforms (N,) at 16 kHz and the tokens to decode for each, to times."""
 
     def __call__(self, waves: Sequence[np.ndarray], tokens: int) -> Times: ...
 
 
 def timed(parts: Sequence[Callable[[Any], Any]]) -> tuple[list[float], Any]:
-    """Run each part on what the one before it returned; return the seconds of each and the last result."""
+    """Run each part on the result of the part before; return the seconds of each and the last result."""
     seconds, value = [], None
     for part in parts:
         start = time.perf_counter()
@@ -56,7 +56,7 @@ def timed(parts: Sequence[Callable[[Any], Any]]) -> tuple[list[float], Any]:
 
 
 def torch_with(threads: int) -> Any:
-    """Return torch, told how many threads it may use."""
+    """Return torch, limited to a number of threads."""
     import torch
 
     torch.set_num_threads(threads)
@@ -74,7 +74,7 @@ class OpenaiWhisper:
         self.model = whisper.load_model(str(folder / "openai.pt"), device="cpu")
 
     def __call__(self, waves: Sequence[np.ndarray], tokens: int) -> Times:
-        """Transcribe as its `decode` does, which takes encoded sound as well as features."""
+        """Transcribe like its `decode`, which accepts encoded audio as well as features."""
         whisper, torch = self.whisper, self.torch
         options = whisper.DecodingOptions(
             language="en", without_timestamps=True, sample_len=tokens, suppress_tokens=[END], suppress_blank=False,
@@ -123,7 +123,7 @@ class Transformers:
 
 
 class FasterWhisper:
-    """faster-whisper on CTranslate2, in the numbers that it is told to compute in."""
+    """faster-whisper on CTranslate2, with the given compute type."""
 
     def __init__(self, folder: Path, threads: int, compute_type: str) -> None:
         import faster_whisper
@@ -136,7 +136,7 @@ class FasterWhisper:
         self.prompt = [self.model.hf_tokenizer.token_to_id(token) for token in PROMPT]
 
     def __call__(self, waves: Sequence[np.ndarray], tokens: int) -> Times:
-        """Transcribe by the calls that its own `generate_segments` makes, greedily."""
+        """Transcribe by the calls in its own `generate_segments`, greedily."""
 
         def generate(states: Any) -> Any:
             return self.model.model.generate(
@@ -170,7 +170,7 @@ class Ourselves:
         self.prompt = [*checkpoint.tokenizer.prompt]
 
     def __call__(self, waves: Sequence[np.ndarray], tokens: int) -> Times:
-        """Transcribe by the calls that the reader of windows makes, greedily."""
+        """Transcribe by the calls of our long-form decoder, greedily."""
         from focusasr.audio.features import log_mel
         from focusasr.decoding.beam_search import Search, StopCriteria, forward, search
 
@@ -200,9 +200,9 @@ SHARED: dict[str, tuple[str, Callable[[Path, int], Contender]]] = {  # name: pac
 
 
 def write_shared_weights(folder: Path) -> None:
-    """Write one set of random weights of Whisper-tiny's shape as every contender reads them.
+    """Write one set of random weights of Whisper-tiny's shape in the format of every contender.
 
-    `face` is a Hugging Face folder, `openai.pt` OpenAI's file, `ctranslate2` what CTranslate2's converter makes.
+    `face` is a Hugging Face folder, `openai.pt` OpenAI's file, `ctranslate2` the output of CTranslate2's converter.
     """
     import torch
     from parity import hugging_face_model, vocabularies, write_hugging_face

@@ -1,9 +1,9 @@
-"""How far live text is behind speech: `focusasr listen` on a file played in real time.
+"""Latency of `focusasr listen` on a file played in real time.
 
     python scripts/benchmarks/live.py tests/data/sample.flac [--model NAME] [--repeat 6]
 
-Prints JSON: latency in seconds of words (from the end of a word to the first partial text that has it for good) and of
-final texts (from the end of a segment), corrections per word, and the share of one core.
+Prints JSON: latency in seconds of words (from the end of a word to the first partial text from which it is stable) and
+of final texts (from the end of a segment), corrections per word, and the share of one core.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Seen = tuple[float, LiveText]  # when a text came, in seconds of the recording's
 
 
 def play(live: LiveTranscriber, samples: np.ndarray) -> tuple[list[Seen], float]:
-    """Return the texts of samples that are played in real time, and the share of one core that they took."""
+    """Return the texts of samples played in real time, and the share of one core."""
     start, begin, seen = time.monotonic(), time.process_time(), list[Seen]()
     for at in range(0, len(samples), BLOCK):
         time.sleep(max(0.0, start + (at + BLOCK) / SAMPLE_RATE_HZ - time.monotonic()))
@@ -52,7 +52,7 @@ def by_segment(seen: list[Seen]) -> list[list[Seen]]:
 
 
 def word_latencies(segment: list[Seen]) -> list[float]:
-    """Return for each final word how long after its end it was shown for good, in seconds."""
+    """Return the seconds from the end of each final word until it was stable."""
     final = segment[-1][1]
     words = [word for part in final.segments for word in part.words or ()]
     latencies = []
@@ -67,7 +67,7 @@ def word_latencies(segment: list[Seen]) -> list[float]:
 
 
 def corrections(segment: list[Seen]) -> int:
-    """Return how many words were shown and then changed or taken back."""
+    """Return the number of words that were shown and later changed or removed."""
     texts = [text.text.split() for _, text in segment]
     return sum(
         before[place] != after[place : place + 1][0] if place < len(after) else True

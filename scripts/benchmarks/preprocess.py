@@ -1,4 +1,4 @@
-"""How fast `preprocess` is beside a plain librosa loop, on the same made files in one run: a ratio, and the memory.
+"""Speed of `preprocess` relative to a plain librosa loop, and its memory.
 
 python scripts/benchmarks/preprocess.py 2000            # files of 2 s, 44.1 kHz stereo, 16 bit WAV
 python scripts/benchmarks/preprocess.py 10000 --seconds 0.5 --ours-only
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def make(folder: Path, count: int, seconds: float) -> None:
-    """Write `count` WAV files of noise with their texts, no two alike."""
+    """Write `count` distinct WAV files of noise with their texts."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     sound = (draw.standard_normal((round(seconds * RATE_HZ) + count, 2)) * 3000).astype(np.int16)
@@ -57,7 +57,7 @@ def make(folder: Path, count: int, seconds: float) -> None:
 
 
 def librosa_loop(source: Path, target: Path, most: int | None = None) -> None:
-    """Do what most people's own script does: load at 16 kHz, write FLAC, one after the other."""
+    """Convert like a typical script: load at 16 kHz and write FLAC, one file after the other."""
     import librosa
 
     target.mkdir()
@@ -67,14 +67,14 @@ def librosa_loop(source: Path, target: Path, most: int | None = None) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that some work takes."""
+    """Return the seconds of some work."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def memory_mb() -> float:
-    """Return the most memory that this process has held."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

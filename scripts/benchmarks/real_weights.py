@@ -1,9 +1,9 @@
-"""focusasr and faster-whisper on the same recordings and real Whisper weights, in turns: time, memory and WER.
+"""Time, memory and WER of focusasr and faster-whisper on real Whisper weights.
 
     scripts/benchmarks/real_weights.py WEIGHTS MANIFEST [--rounds 3] [--clips 20] [--threads 2] [--longest 5]
 
-WEIGHTS is a CTranslate2 folder of tiny.en (scripts/checks/whisper_weights.py fetches one). Each system is a process of
-its own that transcribes all clips once to warm up, then once per round, in turns. Prints a table: seconds and processor
+WEIGHTS is a CTranslate2 folder of tiny.en (scripts/checks/whisper_weights.py fetches one). Each system is a separate
+process. It transcribes all clips once to warm up, then once per round, in turns. Prints a table: seconds and processor
 seconds per clip (medians of rounds), seconds from the start of loading to the first text, peak memory, and WER with
 Whisper's English normalizer.
 """
@@ -33,7 +33,7 @@ SYSTEMS = {  # options of each: (beam size)
 
 
 def ours(model: str, beam: int | None, threads: int) -> Callable[[str], str]:
-    """Return what transcribes one file with focusasr."""
+    """Return a function that transcribes one file with focusasr."""
     import focusasr
 
     recognizer = focusasr.load(model, device="cpu", threads=threads)
@@ -41,7 +41,7 @@ def ours(model: str, beam: int | None, threads: int) -> Callable[[str], str]:
 
 
 def theirs(weights: str, beam: int, threads: int) -> Callable[[str], str]:
-    """Return what transcribes one file with faster-whisper."""
+    """Return a function that transcribes one file with faster-whisper."""
     from faster_whisper import WhisperModel
 
     model = WhisperModel(weights, device="cpu", compute_type="int8", cpu_threads=threads)
@@ -49,7 +49,7 @@ def theirs(weights: str, beam: int, threads: int) -> Callable[[str], str]:
 
 
 def work(model: str, beam: int | None, weights: str, threads: int) -> None:
-    """Be one system: read file names as JSON lines, transcribe them all, print texts and figures."""
+    """Run one system as a process: read file names as JSON lines, transcribe them all, print texts and figures."""
     began = time.perf_counter()
     if model == "peer":
         transcribe = theirs(weights, beam or 1, threads)

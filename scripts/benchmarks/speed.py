@@ -1,11 +1,11 @@
-"""How fast focusasr is beside other packages, on the same work in one run: tables of medians and ratios, and a picture.
+"""Speed of focusasr and other packages on the same work: tables, ratios and a picture.
 
     .venv/bin/python scripts/benchmarks/speed.py [DATA] [--rounds 3] [--quick] [--output scripts/benchmarks/speed.png]
 
 Three parts: one set of random weights of Whisper-tiny's shape on half a minute of noise, 100 tokens each; AN4's test
-clips in DATA, ours with the default checkpoint, the others of Whisper-tiny's shape with as many tokens as the truth
-has; starting a process for one clip, with its peak memory. Contenders take turns, so that a busy moment hits all.
-The other packages are the extra `peers`; those that are missing are left out and named.
+clips in DATA, ours with the default checkpoint, the others of Whisper-tiny's shape with as many tokens as the
+reference; the start of a process for one clip, with its peak memory. Contenders take turns, so that other load affects
+all of them. The other packages are the extra `peers`; missing ones are skipped and named.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def shared_weights(contenders: dict[str, Contender], rounds: int, tokens: int) -
 
 
 class Clip(NamedTuple):
-    """A recording, its sound, and how many Whisper tokens its text has."""
+    """A recording, its audio, and the number of Whisper tokens of its text."""
 
     path: Path
     sound: np.ndarray
@@ -101,7 +101,7 @@ class Clip(NamedTuple):
 
 
 def read_clips(data: Path, most: int) -> list[Clip]:
-    """Return clips of AN4's test set, spread over it evenly."""
+    """Return clips of AN4's test set at even distances."""
     from parity import vocabularies
 
     from focusasr.audio.load import load
@@ -116,7 +116,7 @@ def read_clips(data: Path, most: int) -> list[Clip]:
 
 
 def real_clips(contenders: dict[str, Contender], clips: list[Clip], rounds: int) -> list[Cell]:
-    """Time the clips one by one and in batches, files already decoded, models loaded; seconds of sound per second."""
+    """Time decoded clips one by one and in batches, with loaded models; seconds of audio per second."""
     seconds = sum(len(clip.sound) for clip in clips) / 16_000
     ordered = sorted(clips, key=lambda clip: clip.tokens)
     batches = [ordered[start : start + 8] for start in range(0, len(ordered), 8)]
@@ -141,7 +141,7 @@ def real_clips(contenders: dict[str, Contender], clips: list[Clip], rounds: int)
 
 
 def our_default() -> Callable[[Sequence[Clip]], float]:
-    """Return what transcribes files with the default checkpoint, as `transcribe` does, and tells the seconds."""
+    """Return a function that transcribes clips with the default checkpoint and returns the seconds."""
     import torch
 
     from focusasr.audio.source import Source
@@ -164,7 +164,7 @@ def our_default() -> Callable[[Sequence[Clip]], float]:
 
 
 def starting(names: Iterable[str], folder: Path, rounds: int) -> list[Cell]:
-    """Time whole processes, from start to the text of one clip, and their peak memory; `import torch` beside them."""
+    """Time whole processes from start to the text of one clip, and `import torch` alone; with their peak memory."""
     commands = {
         "import torch": ["-c", "import torch"],
         "focusasr --help": ["-m", "focusasr", "--help"],
@@ -177,7 +177,7 @@ def starting(names: Iterable[str], folder: Path, rounds: int) -> list[Cell]:
 def process(arguments: Sequence[str]) -> dict[str, float]:
     """Run Python with arguments; return wall seconds and peak memory in MB.
 
-    A small process starts it: Linux counts the peak of whoever forks as the child's own.
+    A small process starts it: Linux counts the peak of the forking process as the child's own.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-S", "-c", STARTER, sys.executable, *arguments]
@@ -189,14 +189,14 @@ def process(arguments: Sequence[str]) -> dict[str, float]:
 
 
 def once(name: str, folder: Path) -> None:
-    """Be a process that loads one contender and transcribes one clip."""
+    """Run as a process that loads one contender and transcribes one clip."""
     import soundfile
 
     sound, _ = soundfile.read(CLIP, dtype="float32")
     SHARED[name][1](folder, THREADS)([sound], 12)
 
 
-# What is shown
+# Output
 
 
 def show(title: str, cells: list[Cell], base: str) -> None:
@@ -222,7 +222,7 @@ def short(value: float) -> str:
 
 
 def draw(parts: dict[str, list[Cell]], path: Path) -> None:
-    """Draw the columns that matter as bars, the shortest on top."""
+    """Draw the main columns as bars, the shortest on top."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,9 @@
-"""Training speed against a plain Whisper of as many weights, on the same batch of real utterances, in one run.
+"""Training speed relative to a plain Whisper with as many parameters.
 
     scripts/benchmarks/training.py FOLDER            # a folder with train.jsonl of real speech, such as Common Voice's
 
-Both compute the loss of one batch forward and backward, in float32, by turns; Whisper is transformers' own, whose
-encoder pads every utterance to 30 s. Figures are audio seconds per second, medians over the turns.
+Both compute the loss of the same batch forward and backward, in float32, alternately. Whisper is that of transformers,
+whose encoder pads every utterance to 30 s. Figures are audio seconds per second, medians over the turns.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Fuzz one reader, guided by coverage: what it refuses must be an InputError of one line that names the file.
+"""Coverage-guided fuzzing of one reader: every error must be a one-line InputError that names the file.
 
     scripts/checks/fuzz.py READER SECONDS [--seed N]        needs 'pip install atheris', which is no dependency
 
 READER is audio, manifest, configuration, subtitles or checkpoint. Inputs that reach new code are kept in
-runs/fuzz/READER/corpus, findings in runs/fuzz/READER/findings, each with its traceback beside it; both are used again.
-A reading of more than 10 s or with more than 2 GiB is a finding too. Status 1 where there are any.
+runs/fuzz/READER/corpus, findings with their tracebacks in runs/fuzz/READER/findings; both are reused. An input that
+takes more than 10 s or 2 GiB is a finding too. Status 1 if there are any.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def subtitles(folder: Path) -> tuple[Reader, list[bytes]]:
 
 
 def checkpoint(folder: Path) -> tuple[Reader, list[bytes]]:
-    """Four bytes say which piece of a checkpoint, of any format, is changed how and where; the rest, by what."""
+    """Four bytes select a file of a checkpoint of any format, and a place and kind of change; the rest are its data."""
     from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from tests.helpers.tiny_whisper import write_whisper
     from tests.helpers.toy_speech import letters_tokenizer, tiny_model
@@ -143,7 +143,7 @@ READERS = {reader.__name__: reader for reader in (audio, manifest, configuration
 
 
 def _told(path: Path, data: bytes, read: Callable[[str], Any], named: Path | None = None) -> None:
-    """Write and read a file; anything but InputError that names it passes on."""
+    """Write and read a file; any exception except an InputError with its name is raised."""
     from focusasr.runtime.errors import InputError
 
     path.write_bytes(data)
@@ -162,7 +162,7 @@ def _check_line(message: str) -> None:
 
 
 def fuzz(name: str, home: Path, options: list[str]) -> None:
-    """Be the process that fuzzes; findings are kept, one for each place in the code, and fuzzing goes on."""
+    """Run as the fuzzing process; keep one finding for each place in the code, and continue."""
     import atheris
 
     with atheris.instrument_imports(include=["focusasr", "tomllib", "soundfile"]):
@@ -190,7 +190,7 @@ def _keep(folder: Path, data: bytes) -> None:
 
 
 def campaign(name: str, seconds: int, seed: int, home: Path) -> int:
-    """Fuzz for so many seconds, again where a hang or a crash ended the process; print a line, return the findings."""
+    """Fuzz for a number of seconds, with restarts after a hang or a crash; print a line, return the findings."""
     for folder in ("corpus", "findings"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     runs, began = 0, time.monotonic()

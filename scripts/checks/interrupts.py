@@ -1,11 +1,11 @@
-"""What interrupts cost: kill -9 and Ctrl-C at random moments of every command, then a rerun, which must lose nothing.
+"""Kill -9 and Ctrl-C at random moments of every command, then a rerun without losses.
 
 python scripts/checks/interrupts.py --times 200 --seed 1           # all commands, 40 each
 python scripts/checks/interrupts.py --times 20 --command train
 
-After each blow every visible output must be whole; a rerun must complete and leave what an undisturbed run leaves, and
-neither temporary files nor processes. Ctrl-C must be answered within 2 s, with status 130 and one line. Most rounds run
-in forks of this process, which has PyTorch loaded; every ninth is a process of its own. POSIX only.
+After each signal every visible output must be whole. A rerun must complete with the outputs of an undisturbed run, and
+without temporary files or processes. Ctrl-C must end the command within 2 s, with status 130 and one line. Most rounds
+run in forks of this process, which has PyTorch loaded; every ninth is a separate process. POSIX only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ learning_rate = 0.01, ema_decay = 0.9 }
 
 @dataclass(frozen=True)
 class Job:
-    """One command: its arguments in a folder of made sound, what it must leave, and what must be whole at any time."""
+    """One command: its arguments in a folder of synthetic audio, its outputs, and a check for damaged ones."""
 
     name: str
     arguments: list[str]
@@ -59,18 +59,18 @@ class Job:
 
 @dataclass
 class Ended:
-    """A process that is over: its status, what it said, how long it ran, and how long it took to answer the blow."""
+    """A finished process: its status, its messages, its duration, and the time from the signal to its end."""
 
     status: int
     error: str
     seconds: float
     session: int
-    answer: float | None = None  # None where it was over before the blow
+    answer: float | None = None  # None if it ended before the signal
 
 
 @dataclass
 class Tally:
-    """What became of the rounds of one command."""
+    """The results of the rounds of one command."""
 
     kills: int = 0
     interrupts: int = 0
@@ -87,7 +87,7 @@ class Tally:
 
 
 def main() -> None:
-    """Make the sound, take the references, strike, and print a line per command; status 1 where something was lost."""
+    """Prepare audio and references, interrupt the commands, print one line per command; status 1 after a loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=200, help="blows that hit, of all commands together")
     parser.add_argument("--seed", type=int, default=1)
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def load() -> None:
-    """Load what the forks need."""
+    """Load the modules that the forks need."""
     for name in LOADED:
         importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
@@ -120,7 +120,7 @@ def load() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Make sound, texts, a manifest and a small model in a folder."""
+    """Make audio, texts, a manifest and a small model in a folder."""
     draw = np.random.default_rng(0)
     (folder / "in").mkdir()
     lines = []
@@ -138,7 +138,7 @@ def prepare(folder: Path) -> None:
 
 
 def files_left(folder: Path) -> dict[str, Any]:
-    """Return the visible outputs by name; of a page, which tells its pace, only whether it is whole."""
+    """Return the visible outputs by name; of a page, which contains times, only whether it is whole."""
     paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     return {
@@ -147,12 +147,12 @@ def files_left(folder: Path) -> dict[str, Any]:
 
 
 def files_broken(folder: Path, reference: dict[str, Any]) -> list[str]:
-    """Name the outputs that are not as an undisturbed run writes them."""
+    """Return the names of outputs that differ from those of an undisturbed run."""
     return [name for name, content in files_left(folder).items() if reference.get(name) != content]
 
 
 def training_left(folder: Path) -> dict[str, Any]:
-    """Return everything that is kept of a training run except the time it took."""
+    """Return all outputs of a training run except its times."""
     import torch
 
     state = torch.load(folder / "last" / "trainer" / "state.pt", weights_only=True)
@@ -179,7 +179,7 @@ def flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def training_broken(folder: Path, reference: dict[str, Any]) -> list[str]:
-    """Name the checkpoints that cannot be loaded, and what else is not whole."""
+    """Return the names of checkpoints that cannot be loaded, and of other damaged files."""
     import torch
 
     from focusasr.model.checkpoint import load_checkpoint
@@ -205,7 +205,7 @@ JOBS = (
     Job("preprocess", ["preprocess", "in", "-o", "out", "--workers", "2"], files_left, files_broken),
     Job("train", TRAIN, training_left, training_broken, alone=True),
     Job("transcribe", [*TRANSCRIBE, "-f", "all"], files_left, files_broken),
-    Job("transcribe-srt", [*TRANSCRIBE, "-f", "srt", "--skip-existing"], files_left, files_broken),  # goes on
+    Job("transcribe-srt", [*TRANSCRIBE, "-f", "srt", "--skip-existing"], files_left, files_broken),  # continues
     Job(
         "evaluate",
         [
@@ -229,9 +229,9 @@ JOBS = (
 
 
 def start(arguments: list[str], folder: Path, fresh: bool = False) -> int:
-    """Start a command in a folder and a session of its own; return its process number once it answers Ctrl-C.
+    """Start a command in a folder and a session of its own; return its process number when it handles Ctrl-C.
 
-    A fork of this process runs it, or a fresh interpreter, of which nobody knows when it answers.
+    It runs in a fork of this process, or in a fresh interpreter, which does not report when it is ready.
     """
     ready, told = os.pipe()
     pid = os.fork()
@@ -260,7 +260,7 @@ def start(arguments: list[str], folder: Path, fresh: bool = False) -> int:
 
 
 def finish(pid: int, folder: Path, blow: signal.Signals | None = None, moment: float = 0, group: bool = False) -> Ended:
-    """Wait for the end of a process, striking it, or its group as a terminal does, `moment` seconds from now."""
+    """Wait for the end of a process; send it, or its group, the signal `moment` seconds from now."""
     began, struck = time.perf_counter(), None
     while True:
         over, status = os.waitpid(pid, os.WNOHANG)
@@ -282,7 +282,7 @@ def run(arguments: list[str], folder: Path, fresh: bool = False) -> Ended:
 
 
 def living(session: int) -> list[str]:
-    """Return the commands of the processes of a session that go on."""
+    """Return the commands of the running processes of a session."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -292,7 +292,7 @@ def living(session: int) -> list[str]:
 
 
 def outlived(session: int, seconds: float) -> list[str]:
-    """Return the processes of a session that live on after so many seconds."""
+    """Return the processes of a session that still run after a number of seconds."""
     deadline = time.perf_counter() + seconds
     while (left := living(session)) and time.perf_counter() < deadline:
         time.sleep(0.05)
@@ -313,7 +313,7 @@ class Campaign:
         self.reference: dict[str, Any] = {}
 
     def strike(self, times: int) -> Tally:
-        """Strike until `times` blows have hit; failures, and how it goes, are told on stderr."""
+        """Send signals until `times` of them have hit; print progress and failures to stderr."""
         number = 0
         while self.tally.kills + self.tally.interrupts < times and self.tally.missed <= times:
             for failure in self.round(number, fresh=number % 9 == 8):
@@ -325,7 +325,7 @@ class Campaign:
         return self.tally
 
     def round(self, number: int, fresh: bool = False) -> list[str]:
-        """Start, strike, look, run again, compare; return what was wrong."""
+        """Start, interrupt, check, run again and compare; return the errors."""
         more = ["--workers", str(int(number % 4 == 3))] if self.job.name == "train" else []
         blow = signal.SIGINT if number % 2 else signal.SIGKILL
         moment = self.draw.uniform(START_SECONDS if fresh else 0, self._duration(more, fresh))
@@ -348,7 +348,7 @@ class Campaign:
         return [f"{failure} ({blow.name} after {moment:.3f} s)" for failure in wrong]
 
     def answered(self, struck: Ended, blow: signal.Signals) -> list[str]:
-        """Count the blow; return what was wrong with the answer to it."""
+        """Count the signal; return the errors in the response to it."""
         if struck.answer is None or struck.status not in (130, -blow):
             self.tally.missed += 1
             return [f"status {struck.status}: {struck.error[-500:]}"] if struck.status else []
@@ -367,7 +367,7 @@ class Campaign:
         return wrong
 
     def _again(self, more: list[str]) -> Ended:
-        """Give the command again, as its user would."""
+        """Run the command again, as its user would."""
         again = run(self.job.arguments + more, self.place)
         if again.status and "give --resume" in again.error:
             again = run([*self.job.arguments, *more, "--resume"], self.place)
@@ -381,7 +381,7 @@ class Campaign:
         return other + ([f"left aside: {', '.join(aside)}"] if aside else [])
 
     def _duration(self, more: list[str], fresh: bool) -> float:
-        """Return how long an undisturbed run takes, measured once; it must leave what every other one left."""
+        """Return the duration of an undisturbed run, measured once; its outputs must equal those of every other one."""
         key = (*more, str(fresh))
         if key not in self.durations:
             self.durations[key] = min(self._undisturbed(more, fresh) for _ in range(2))

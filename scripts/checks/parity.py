@@ -1,8 +1,8 @@
-"""What focusasr computes against what the packages compute that people know: a table of the largest differences.
+"""Numerical parity of focusasr with transformers and openai-whisper: a table of differences.
 
 Run `.venv/bin/python scripts/checks/parity.py`; it needs the extra `peers` (transformers, openai-whisper). Weights are
 random, of the shapes of Whisper's own models, written and read as files. Each comparison is a function that yields
-rows; tests/test_parity.py holds every row against its bound.
+rows; the tests compare every row with its bound.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TEXTS = [
 
 
 class Row(NamedTuple):
-    """One comparison: what, against what, the largest difference seen, and the largest allowed."""
+    """One comparison: the quantity, the peer, the largest difference, and the largest allowed."""
 
     what: str
     against: str
@@ -61,14 +61,14 @@ class Row(NamedTuple):
 
 
 class Sound(NamedTuple):
-    """What both sides read: mel (1, F, M) in our order, and tokens (1, L)."""
+    """The input of both sides: mel (1, F, M) in our order, and tokens (1, L)."""
 
     mel: Tensor
     tokens: Tensor
 
 
 class Answers(NamedTuple):
-    """Encoder output, the logits of all tokens at once, of one after the other, and so by the engine."""
+    """Encoder output, and logits of all tokens together, one by one, and one by one by the engine."""
 
     states: Tensor
     logits: Tensor
@@ -77,12 +77,12 @@ class Answers(NamedTuple):
 
 
 def largest(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference; infinite where the shapes differ."""
+    """Return the largest difference; infinite if the shapes differ."""
     return float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
 
 
 def sounds() -> dict[str, Tensor]:
-    """Return made sounds (N,): noise, a chord over noise, a few clicks, silence."""
+    """Return synthetic audio (N,): noise, a chord over noise, a few clicks, silence."""
     torch.manual_seed(0)
     times = torch.arange(5 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     chord = sum(torch.sin(2 * torch.pi * hz * times) for hz in (220.0, 554.37, 1318.5, 3520.0))
@@ -101,19 +101,19 @@ def openai_model(shape: str) -> Any:
     torch.manual_seed(0)
     dims = ModelDimensions(bands, 1500, width, heads, encoder_layers, vocabulary, 448, width, heads, decoder_layers)
     model = Whisper(dims).eval()
-    torch.nn.init.normal_(model.decoder.positional_embedding, std=0.02)  # which the package leaves as it comes
+    torch.nn.init.normal_(model.decoder.positional_embedding, std=0.02)  # the package leaves it uninitialized
     torch.nn.init.normal_(model.decoder.token_embedding.weight, std=width**-0.5)  # logits of a trained model's size
     return model
 
 
 def write_openai(model: Any, path: Path) -> Path:
-    """Write the model as OpenAI's own files are."""
+    """Write the model in the format of OpenAI's own files."""
     torch.save({"dims": dataclasses.asdict(model.dims), "model_state_dict": model.state_dict()}, path)
     return path
 
 
 def hugging_face_model(shape: str) -> Any:
-    """Return transformers' model with random weights, ten times its own deviation, so that layers matter."""
+    """Return transformers' model with random weights of ten times its default deviation, so that layers matter."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     bands, width, heads, encoder_layers, decoder_layers, vocabulary = SHAPES[shape]
@@ -134,7 +134,7 @@ def write_hugging_face(model: Any, folder: Path, tokenizer: WhisperTokenizer, sh
 
 
 def write_vocabulary(folder: Path, tokenizer: WhisperTokenizer) -> None:
-    """Write vocab.json, merges.txt and added_tokens.json, as older repositories have them."""
+    """Write vocab.json, merges.txt and added_tokens.json, like older repositories."""
     document = json.loads(tokenizer.to_json())
     folder.mkdir(exist_ok=True)
     added = {entry["content"]: entry["id"] for entry in document["added_tokens"]}
@@ -155,7 +155,7 @@ def something_heard(shape: str) -> Sound:
 
 @torch.inference_mode()
 def our_answers(checkpoint: Checkpoint, sound: Sound) -> Answers:
-    """Return what the model answers, and the engine's logits token by token, which are what users get."""
+    """Return the model's results, and the engine's logits token by token, which users get."""
     model = checkpoint.model
     memory = model.encode(sound.mel, torch.tensor([sound.mel.shape[1]]))
     whole, _ = model.decoder(sound.tokens, model.decoder.start(memory))
@@ -171,7 +171,7 @@ def our_answers(checkpoint: Checkpoint, sound: Sound) -> Answers:
 
 @torch.inference_mode()
 def openai_answers(model: Any, sound: Sound) -> Answers:
-    """Return the same of openai-whisper's model."""
+    """Return the results of openai-whisper's model."""
     states = model.encoder(sound.mel.transpose(1, 2))
     whole = model.decoder(sound.tokens, states)
     cache, hooks = model.install_kv_cache_hooks()
@@ -184,7 +184,7 @@ def openai_answers(model: Any, sound: Sound) -> Answers:
 
 @torch.inference_mode()
 def hugging_face_answers(model: Any, sound: Sound) -> Answers:
-    """Return the same of transformers' model."""
+    """Return the results of transformers' model."""
     whole = model(sound.mel.transpose(1, 2), decoder_input_ids=sound.tokens)
     states = whole.encoder_last_hidden_state
     past, single = None, []
@@ -197,7 +197,7 @@ def hugging_face_answers(model: Any, sound: Sound) -> Answers:
 
 
 def compare_models(folder: Path) -> Iterator[Row]:
-    """Compare encoder output and decoder logits, at once and token by token, with both packages in every shape."""
+    """Compare encoder output and decoder logits, together and token by token, with both packages in every shape."""
     for shape in SHAPES:
         yield from compare_shape(shape, folder)
 
@@ -247,7 +247,7 @@ def vocabularies() -> dict[int, WhisperTokenizer]:
 
 
 def compare_tokenizers(folder: Path) -> Iterator[Row]:
-    """Compare ids and texts of many scripts, special ids and the ids that are suppressed; differences are counted."""
+    """Compare ids and texts of many scripts, special ids and suppressed ids; differences are counted."""
     from transformers import WhisperTokenizer as Theirs
     from whisper.tokenizer import get_tokenizer
 
@@ -284,7 +284,7 @@ COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [
 
 
 def main() -> None:
-    """Print the table; exit status 1 where a difference is larger than allowed."""
+    """Print the table; exit status 1 if a difference is larger than allowed."""
     lacking = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if lacking:
         raise SystemExit(f"{' and '.join(lacking)} not installed; pip install -e '.[peers]'")

@@ -1,6 +1,6 @@
-"""What scripts/checks/parity.py tells of search, long recordings, word times and files: how many of them differ.
+"""Parity of decoding, long recordings, word times and files, as counts of differences.
 
-The random models and the comparisons are those of the tests, which hold them apart, case by case.
+The random models and the comparisons are those of the tests, which report each case separately.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Line = tuple[str, str, int]  # what, against what, how many differ
 
 
 def compare_search() -> Iterator[Line]:
-    """Compare the texts of two sounds and two models, greedily and with five beams."""
+    """Compare the texts of two inputs and two models, greedily and with five beams."""
     from tests.decoding.test_beam_search import both
 
     for name, options in (("greedy", {}), ("5 beams", {"beam_size": 5})):
@@ -28,7 +28,7 @@ def compare_search() -> Iterator[Line]:
 
 
 def compare_longform(folder: Path) -> Iterator[Line]:
-    """Compare all that is written of 70 s of sound, with and without word times."""
+    """Compare the whole result on 70 s of audio, with and without word times."""
     import soundfile
 
     from tests.transcription.test_whisper import GREEDY, MULTILINGUAL, Source, chirps, recognize, theirs
@@ -48,7 +48,7 @@ def _written(segment: dict) -> tuple:
 
 
 def compare_files(folder: Path) -> Iterator[Line]:
-    """Compare the bytes of output files of made-up words, with all settings of subtitles."""
+    """Compare the bytes of output files of synthetic words, with all settings of subtitles."""
     from tests.transcription.test_subtitles import FORMATS, OPTIONS, OutputConfig, make_transcript, render, theirs
 
     with _inside(folder):

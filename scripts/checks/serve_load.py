@@ -1,8 +1,8 @@
-"""Load on `focusasr serve`: good clients are answered, and memory stays flat, while as many others misbehave.
+"""Load on `focusasr serve` by good and by misbehaving clients.
 
     python scripts/checks/serve_load.py --seconds 300 --clients 8
 
-Half of the clients send recordings that are corrupt, uploads that stop half-way, slow uploads, or leave before the
+Half of the clients send corrupt recordings, incomplete uploads or slow uploads, or close the connection before the
 answer. Prints JSON: requests, failures of good clients, latencies in seconds, memory in megabytes. Status 1 if a good
 client failed or if memory grew by more than 10 %.
 """
@@ -32,7 +32,7 @@ WARM_UP_SHARE = 0.2  # of the time, before memory is measured first
 
 
 class Load:
-    """Clients of a server until an end, and what became of their requests."""
+    """Clients of a server until a set time, and the results of their requests."""
 
     def __init__(self, server: Server, seconds: float) -> None:
         self.server, self.end = server, time.monotonic() + seconds
@@ -56,7 +56,7 @@ class Load:
                 self.failures.append(f"{status} {answer}")
 
     def misbehaving(self) -> None:
-        """Send what no server wants, one after the other."""
+        """Send invalid requests, one after the other."""
         kinds = (self.corrupt, self.cut_off, self.slow, self.leave)
         for kind in itertools.cycle(kinds):
             if time.monotonic() >= self.end:
@@ -65,7 +65,7 @@ class Load:
             kind()
 
     def corrupt(self) -> None:
-        """Send a recording that ends in its middle."""
+        """Send a truncated recording."""
         assert self.server.send(self.clip[: len(self.clip) // 2])[0] == 422
 
     def cut_off(self) -> None:
@@ -90,7 +90,7 @@ class Load:
 
 
 def main() -> int:
-    """Run the clients and print what they met."""
+    """Run the clients and print their results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--clients", type=int, default=8)

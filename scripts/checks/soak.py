@@ -1,11 +1,11 @@
-"""Load `focusasr transcribe` for long, and watch memory, file handles, speed and order.
+"""Long runs of `focusasr transcribe` with checks of memory, file handles, speed and order.
 
     scripts/checks/soak.py [--files 10000] [--hours 10] [--minutes 30] [--output runs/soak]
 
-Three parts, each left out at 0: so many short files through the command line; one recording of so many hours through
-the command line; and for so many minutes one recognizer that is given short, long and broken files without end. The
-sound is made from tests/data/sample.flac: stretches of it, some with noise. One line per part; status 1 where memory
-or handles grew, speed sank, or order or a text was lost.
+Three parts, each skipped at 0: --files short files through the command line; one recording of --hours through the
+command line; and for --minutes one recognizer with an endless sequence of short, long and corrupt files. The audio
+consists of segments of tests/data/sample.flac, some with noise. One line per part; status 1 if memory or handles grew,
+speed fell, or order or a text was lost.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ LEAST_SPEED = 0.8  # of the last third against the first
 
 @dataclass
 class Watch:
-    """What a process held, and how far it was, second by second."""
+    """Memory, handles and progress of a process, second by second."""
 
     process: psutil.Process
     rows: list[tuple[float, int, int, float]] = field(default_factory=list)  # time, bytes, handles, done
     began: float = field(default_factory=time.monotonic)
 
     def look(self, done: float) -> None:
-        """Note the process's memory and open files, and what it has done."""
+        """Record the process's memory, open files and progress."""
         with self.process.oneshot():
             held, handles = self.process.memory_info().rss, self.process.num_fds()
         self.rows.append((time.monotonic() - self.began, held, handles, done))
 
     def verdict(self, unit: str) -> tuple[str, bool]:
-        """Return figures in words, and whether they are good."""
+        """Return the figures as text, and whether they pass."""
         rows = [row for row in self.rows if row[1] and row[3]]
         first, last = rows[len(rows) // 4], rows[-1]
         growth = max(row[1] for row in rows[len(rows) // 2 :]) - max(row[1] for row in rows[: len(rows) // 2])
@@ -66,7 +66,7 @@ class Watch:
 
 
 def stretch(sample: np.ndarray, number: int) -> np.ndarray:
-    """Return a stretch of the sample, 0.5 to 1.5 s, another one for each number; every third one with noise."""
+    """Return a segment of the sample, 0.5 to 1.5 s, a different one for each number; every third one with noise."""
     chance = np.random.default_rng(number)
     length = int(chance.uniform(0.5, 1.5) * RATE_HZ)
     start = int(chance.integers(0, len(sample) - length))
@@ -80,7 +80,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def many_files(folder: Path, count: int) -> tuple[str, bool]:
-    """Transcribe so many short files in one call; their lines must come in the order given, none missing."""
+    """Transcribe `count` short files in one call; their lines must come in the order given, none missing."""
     sample = soundfile.read(SAMPLE, dtype="float32")[0]
     names = []
     for number in range(count):
@@ -101,7 +101,7 @@ def many_files(folder: Path, count: int) -> tuple[str, bool]:
 
 
 def long_recording(folder: Path, hours: float) -> tuple[str, bool]:
-    """Transcribe one recording of so many hours; its first and last hundredth must read alike, as they sound alike."""
+    """Transcribe one recording of many hours; its first and last hundredth are equal and must have equal texts."""
     sample = soundfile.read(SAMPLE, dtype="float32")[0]
     period = np.concatenate([sample, np.zeros(2 * RATE_HZ, np.float32)])
     path, times = folder / "long.flac", round(hours * 3600 * RATE_HZ / len(period))
@@ -129,7 +129,7 @@ def long_recording(folder: Path, hours: float) -> tuple[str, bool]:
 
 
 def _share_read(process: psutil.Process, path: Path, whole: int) -> float:
-    """Return how much of a file a process has read, by the place of its file handle."""
+    """Return the share of a file that a process has read, from the position of its file handle."""
     try:
         places = [one.position for one in process.open_files() if one.path == str(path)]
         return max(places, default=0) / whole
@@ -138,7 +138,7 @@ def _share_read(process: psutil.Process, path: Path, whole: int) -> float:
 
 
 def watch_quietly(watch: Watch, done: float) -> None:
-    """Look, if the process is still there."""
+    """Record figures if the process still exists."""
     try:
         watch.look(done)
     except (psutil.Error, OSError):
@@ -146,7 +146,7 @@ def watch_quietly(watch: Watch, done: float) -> None:
 
 
 def soak(folder: Path, minutes: float) -> tuple[str, bool]:
-    """Give one recognizer short, long and broken files for so many minutes."""
+    """Transcribe short, long and corrupt files with one recognizer for a number of minutes."""
     import torch
 
     from focusasr.audio.source import Source
@@ -184,14 +184,12 @@ def soak(folder: Path, minutes: float) -> tuple[str, bool]:
 
 
 def main() -> None:
-    """Run the parts and tell."""
+    """Run the parts and print their results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--hours", type=float, default=10.0)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument(
-        "--output", type=Path, help="where the sound lies meanwhile; a folder for the time being if not given"
-    )
+    parser.add_argument("--output", type=Path, help="folder for the audio (default: a temporary one)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.output) as place:
         parts = {

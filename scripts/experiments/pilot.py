@@ -1,10 +1,10 @@
-"""Repeat the sketch's pilot run: six models, the same data, steps, seeds and code path; then count, time and look.
+"""The pilot experiment: six models with the same data, steps, seeds and code path.
 
     scripts/experiments/pilot.py ../shared/data --output runs/pilot --jobs 2
 
 DATA holds an4/ and fsdd/ with manifests train.jsonl, dev.jsonl and test.jsonl. Single digits of FSDD are joined to
-strings: in training anew each epoch, for dev and test once, drawn with a fixed seed. Finished runs are kept, so the
-same command goes on where it was stopped. Written to --output: runs, results.json, pilot.png, table.md.
+strings, newly sampled in each training epoch, and fixed by a seed for dev and test. Finished runs are kept, so the same
+command resumes after a stop. Written to --output: runs, results.json, pilot.png, table.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ ROUNDS = 15  # of timing
 
 @dataclass(frozen=True)
 class Entrant:
-    """One of the six models: its name, its architecture, and the price of its spans in training."""
+    """One of the six models: its name, its architecture, and the weight of its span penalty in training."""
 
     name: str
     model: ModelConfig
@@ -83,7 +83,7 @@ ENTRANTS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: which entrant, which seed, how long, from where to where."""
+    """One training run: model, seed, steps, data and output."""
 
     entrant: Entrant
     seed: int
@@ -93,16 +93,16 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where this run's checkpoints and figures go."""
+        """The folder of this run's checkpoints and figures."""
         name = self.entrant.name.replace(",", "").replace(" ", "-")
         return self.output / f"{name}-seed{self.seed}"
 
 
 def main() -> None:
-    """Train what is not trained yet, measure, time, and report."""
+    """Train the missing runs, measure, time, and report."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("data", type=Path, nargs="?", default=Path("../shared/data"), help="holds an4/ and fsdd/")
-    parser.add_argument("--output", type=Path, default=Path("runs/pilot"), help="where everything goes")
+    parser.add_argument("--output", type=Path, default=Path("runs/pilot"), help="output folder")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per model and seed")
     parser.add_argument("--jobs", type=int, default=2, help="runs trained at once, each with one thread")
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """Return the result of a run that is finished, None of one that is not; it ends where the steps differ."""
+    """Return the result of a finished run, None for an unfinished one; exit if the steps differ."""
     path = job.folder / "result.json"
     if not path.exists():
         return None
@@ -133,7 +133,7 @@ def finished(job: Job) -> dict[str, Any] | None:
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """Return what `path` holds; make and write it where it is not there yet."""
+    """Return the contents of `path`; create and write it if it does not exist."""
     if not path.exists():
         made = make()
         with written_aside(path) as aside:
@@ -145,7 +145,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def make_sets(data: Path, folder: Path) -> None:
-    """Write FSDD's strings as sound and manifests: dev and test as long as in training, and the long trial's."""
+    """Write FSDD's strings as audio and manifests: dev and test of the training length, and those of the long trial."""
     draw = random.Random(0)
     short = [draw.uniform(1, TRAINING_SECONDS) for _ in range(100)]
     wanted = {"strings-dev": ("dev", short[:40]), "strings-test": ("test", short[40:])}
@@ -160,7 +160,7 @@ def make_sets(data: Path, folder: Path) -> None:
 
 
 def train_and_measure(job: Job) -> str:
-    """Train one model, or go on with it, and write result.json; return a line that says what came of it."""
+    """Train one model, or resume it, and write result.json; return a line on the result."""
     torch.set_num_threads(1)
     began = time.perf_counter()
     settings = TrainConfig(
@@ -218,7 +218,7 @@ def measured(checkpoint: Checkpoint, job: Job) -> dict[str, Any]:
     return counts
 
 
-# What the attention does
+# Attention statistics
 
 
 def test_mels(job: Job, count: int) -> list[Tensor]:
@@ -279,7 +279,7 @@ def measure_times(jobs: list[Job]) -> dict[str, Any]:
 
 
 def tasks(checkpoint: Checkpoint, mels: list[Tensor]) -> dict[str, Callable[[], Any]]:
-    """Return what is timed for one model, all on the same recordings: train, encode, transcribe."""
+    """Return the timed functions of one model, all on the same recordings: train, encode, transcribe."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     mel, lengths = stack(mels)
     tokens = torch.randint(4, tokenizer.size, (len(mels), 20), generator=torch.Generator().manual_seed(0))
@@ -303,7 +303,7 @@ def encode(model: Model, mel: Tensor, lengths: Tensor) -> None:
 
 
 def transcribe(model: Model, mels: list[Tensor], tokenizer: Tokenizer) -> None:
-    """Find the texts, as the command line does."""
+    """Find the texts, like the command line."""
     decode(Engine(model.eval()), mels, tokenizer, DecodingConfig())
 
 

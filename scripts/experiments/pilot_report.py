@@ -1,4 +1,4 @@
-"""The pilot's results as a table, a figure and JSON; only what the runs measured goes in."""
+"""The pilot's results as a table, a figure and JSON."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def final_loss(run: Result) -> float:
 
 
 def times_slower(times: dict[str, Any], by_name: dict[str, list[Result]]) -> dict[str, dict[str, float]]:
-    """Return by model what each task takes, as a multiple of the first model's time."""
+    """Return the time of each task by model, as a multiple of the first model's time."""
     seconds = times["seconds"]
     first = seconds[next(iter(by_name))]
     return {name: {task: seconds[name][task] / first[task] for task in first} for name in by_name}
 
 
 def main_table(by_name: dict[str, list[Result]], times: dict[str, Any]) -> list[str]:
-    """Return rows of what each model reached and what it costs."""
+    """Return rows of results and costs of each model."""
     rows = [
         "| model | weights | seeds | train loss | "
         + " | ".join(f"{shown}: WER % (95 %), seeds; CER %" for shown in SETS.values())
@@ -87,7 +87,7 @@ def main_table(by_name: dict[str, list[Result]], times: dict[str, Any]) -> list[
 
 
 def results_steps(by_name: dict[str, list[Result]]) -> int:
-    """Return the steps of the runs, which all have in common."""
+    """Return the steps of the runs, which are the same for all."""
     (steps,) = {run["steps"] for runs in by_name.values() for run in runs}
     return int(steps)
 
@@ -113,7 +113,7 @@ def difference(base: list[Result], other: list[Result], test: str) -> str:
 
 
 def looks_table(by_name: dict[str, list[Result]]) -> list[str]:
-    """Return what the attention learned, over seeds, layers and heads."""
+    """Return attention statistics over seeds, layers and heads."""
     rows = [
         "| model | span, ± ms: least, mean, most | temperature: least, mean, most "
         "| entropy relative to uniform: local, global | local / global in the projection |",
@@ -168,7 +168,7 @@ def draw(by_name: dict[str, list[Result]], times: dict[str, Any], path: Path) ->
 
 
 def curve(axis: Any, runs: list[dict[int, float]], color: str, label: str) -> None:
-    """Draw the mean of several runs, each x → y, smoothed where there are many points, and their range."""
+    """Draw the mean of several runs, each x → y, smoothed if there are many points, and their range."""
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     values = np.array([[run[step] for step in steps] for run in runs])
     if len(steps) > 20:

@@ -1,9 +1,9 @@
-"""Cut the stretches without speech out of recordings: real rooms and breaths, for `--noise-folder`.
+"""Extract segments without speech from recordings, for `--noise-folder`.
 
     scripts/recipes/cut_noise.py data/noise data/an4/train.jsonl data/kathleen/train.jsonl
 
-What lies before the first and behind the last speech of each utterance, 0.4 s away from it, becomes a FLAC file where
-it lasts long enough.
+Segments before the first and after the last speech of each utterance, 0.4 s away from it, become FLAC files if they
+are long enough.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ THRESHOLD = 0.3  # of the pause finder: what may be speech is none of ours
 
 
 def stretches(waveform: np.ndarray) -> list[np.ndarray]:
-    """Return what lies before and behind the speech of a waveform (N,), where there is speech."""
+    """Return the segments before and after the speech of a waveform (N,), if it has speech."""
     spoken = np.flatnonzero(speech_frames(waveform, THRESHOLD))
     if not len(spoken):
         return []

@@ -1,10 +1,10 @@
-"""Cut single words out of transcribed sentences: many real voices for a recogniser of words that are said alone.
+"""Extract single words from transcribed sentences, to train on isolated words of many voices.
 
     scripts/recipes/cut_words.py data/cut data/common_voice_en/train.jsonl data/kathleen/train.jsonl
 
-A checkpoint aligns each sentence to its sound (CTC forced alignment). Words that it finds likely enough become lines of
-two manifests, with offset and duration into the same sound files: FOLDER/home.jsonl has the words of phrases.py
-that are said alone, FOLDER/other.jsonl some of each other word. No sound is written.
+A checkpoint aligns each sentence to its audio (CTC forced alignment). Words with a high probability become entries of
+two manifests, with offset and duration into the same audio files: FOLDER/home.jsonl has the isolated words of
+phrases.py, FOLDER/other.jsonl some of each other word. No audio is written.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ MARGIN_SECONDS = 0.04  # kept on either side of a word
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.25, 1.5
 LEAST_AT_HOME, LEAST = 0.25, 0.3  # mean probability of its letters: half of the other words pass
 MOST = 15  # of each other word
-SHORTEST_OTHER = 3  # letters: "of" and "to" are hardly ever said alone
+SHORTEST_OTHER = 3  # letters: "of" and "to" are rarely isolated
 
 
 @torch.inference_mode()
 def cut(checkpoint: Checkpoint, utterance: Utterance) -> list[Utterance]:
-    """Return the words of an utterance that last as long as words said alone, with the aligner's confidence."""
+    """Return the words of an utterance with the duration of isolated words, and the aligner's confidence."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     waveform = load(utterance.source)
     seconds = len(waveform) / SAMPLE_RATE_HZ

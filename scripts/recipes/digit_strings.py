@@ -1,8 +1,8 @@
-"""Join single digits of FSDD to strings: sets of sound files to measure what isolated digits cannot show.
+"""Join single digits of FSDD to strings, as dev and test sets.
 
     scripts/recipes/digit_strings.py data/fsdd data/digit_strings
 
-writes FOLDER/dev.jsonl and test.jsonl of 100 strings each, of 3 to 12 digits by one speaker, drawn with replacement
+writes FOLDER/dev.jsonl and test.jsonl of 100 strings each, of 3 to 12 digits by one speaker, sampled with replacement
 from the same split with a fixed seed, with pauses up to 0.4 s.
 """
 
@@ -27,9 +27,10 @@ SHORTEST, LONGEST = 3, 12
 def write_strings(
     digits: list[Utterance], goals: list[float], manifest: Path, seed: int, in_seconds: bool = False
 ) -> None:
-    """Join digits of one speaker, drawn with replacement, until each string has its goal: digits, or seconds of speech.
+    """Join digits of one speaker, sampled with replacement, until each string has its goal: digits, or seconds of
+    speech.
 
-    The sound goes into a folder beside the manifest that has its name.
+    The audio is written to a folder next to the manifest, with the same name.
     """
     choose, gaps = random.Random(seed), np.random.default_rng(seed)
     speakers = sorted({str(digit.extra["speaker"]) for digit in digits})
@@ -56,7 +57,7 @@ def main() -> None:
     """Write both sets."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("fsdd", type=Path, help="holds dev.jsonl and test.jsonl with the speakers' names")
-    parser.add_argument("output", type=Path, help="folder for both manifests and their sound")
+    parser.add_argument("output", type=Path, help="folder for both manifests and their audio")
     given = parser.parse_args()
     for seed, split in enumerate(("dev", "test")):
         draw = random.Random(seed)

@@ -1,7 +1,6 @@
-"""Texts of the home ground, drawn by chance: names spelled, digits, numbers, serial numbers, dates, commands.
+"""Random texts of the target domain: names spelled, digits, numbers, serial numbers, dates, commands.
 
-Each template takes a `random.Random` and returns groups of lower-case words as they are said; a speaker may pause
-between groups.
+Each template gets a `random.Random` and returns groups of lower-case spoken words; a speaker may pause between groups.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ def serial(draw: random.Random) -> list[str]:
 
 
 def code(draw: random.Random) -> list[str]:
-    """Letters and digits in any order, as in a reservation or a license plate; "oh" would be taken for the letter."""
+    """Letters and digits in any order, as in a reservation or a license plate, without the ambiguous "oh"."""
     words = [draw.choice(LETTERS) if draw.random() < 0.5 else draw.choice([*DIGITS, "zero"]) for _ in range(10)]
     return [" ".join(words[: draw.randint(2, 10)])]
 
@@ -184,7 +183,7 @@ def phrase(draw: random.Random) -> list[str]:
     )()
 
 
-LONE_WORDS = [*3 * COMMANDS, *MONTHS, *WEEKDAYS, *TEENS, *TENS]  # what is said alone, commands most often
+LONE_WORDS = [*3 * COMMANDS, *MONTHS, *WEEKDAYS, *TEENS, *TENS]  # isolated words, commands most often
 LONE_WORDS += "enter erase rubout repeat start help hundred thousand alexa computer jarvis snowboy".split()
 LONE_WORDS += ["view glass", "smart mirror"]
 
@@ -206,5 +205,5 @@ TEMPLATES = {
 
 
 def draw_text(draw: random.Random) -> list[str]:
-    """Draw a template by its share, then a text of it."""
+    """Sample a template by its share, then a text of it."""
     return draw.choices(list(TEMPLATES), list(TEMPLATES.values()))[0](draw)

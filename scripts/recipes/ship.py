@@ -1,11 +1,10 @@
-"""Measure a trained checkpoint on test manifests, write its card, and put it where the program looks for it.
+"""Measure a trained checkpoint on test manifests, write its card, and bundle it.
 
     scripts/recipes/ship.py runs/alnum/best checkpoints/focusasr-alnum-en scripts/recipes/alnum-en/card.md \\
         data/an4/test.jsonl data/fsdd/test.jsonl [--dtype int8]
 
-Everything is measured on the checkpoint as it is stored, with the options that `transcribe` has by default. The card is
-the given text with {results}, {size}, {training} and {spans} filled in; the figures also go to metrics.json. Nothing is
-typed by hand.
+Everything is measured on the stored checkpoint, with the default options of `transcribe`. The card is the given text
+with {results}, {size}, {training} and {spans} filled in; the figures are also written to metrics.json.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def public(run: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's settings and manifests, files by the last two parts of their paths, wherever they lay."""
+    """Return a run's settings and manifests, with files by the last two parts of their paths."""
 
     def last_two(path: str) -> str:
         return "/".join(Path(path).parts[-2:])
@@ -107,14 +106,14 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def interval(figures: dict[str, Any]) -> str:
-    """Return a WER with its interval, in percent; one recording has none."""
+    """Return a WER with its interval, in percent; one recording has no interval."""
     rate = Interval(*(figures[key] for key in ("wer", "wer_low", "wer_high")))
     bounds = rate.bounds(lambda ratio: f"{100 * ratio:.1f}", "–") or " (one recording)"
     return f"{100 * rate.value:.1f}{bounds}"
 
 
 def size_line(checkpoint: Checkpoint, dtype: str) -> str:
-    """Return how large the model is and what it is made of."""
+    """Return the size and the parts of the model as text."""
     config, tokens = checkpoint.model.config, checkpoint.tokenizer.policy.tokens
     return (
         f"{checkpoint.model.parameter_count() / 1e6:.1f} million weights ({dtype}): "
@@ -125,7 +124,7 @@ def size_line(checkpoint: Checkpoint, dtype: str) -> str:
 
 
 def training_line(checkpoint: Checkpoint, run: dict[str, Any]) -> str:
-    """Return how long the model was trained."""
+    """Return the duration of the training as text."""
     position = checkpoint.metrics["position"]
     return (
         f"{position['step']} of {run['train']['steps']} steps, {position['audio_seconds'] / 3600:.0f} hours of speech "
@@ -134,7 +133,7 @@ def training_line(checkpoint: Checkpoint, run: dict[str, Any]) -> str:
 
 
 def spans_table(model: Model, manifest: Path) -> str:
-    """Return what the hybrid layers learned: local radius in ms and temperature per head, means over a manifest."""
+    """Return the hybrid layers' local radius in ms and temperature per head, means over a manifest."""
     rows = ["| layer | local radius of each head, ms | temperature of each head |", "|---|---|---|"]
     waveforms = (load(u.source) for u in read_manifest(manifest)[:64])
     mels = (input_mel(torch.from_numpy(waveform), model.config) for waveform in waveforms)

@@ -1,9 +1,9 @@
-"""Make synthetic training speech with flite, espeak-ng and festival: FLAC files of 16 kHz mono and a manifest.
+"""Synthetic training speech by flite, espeak-ng and festival: FLAC files and a manifest.
 
 Run `.venv/bin/python scripts/recipes/synthesize.py FOLDER --hours 2 --seed 1`. Texts come from the templates of
 phrases.py (names spelled, digits, numbers, serial numbers, phone numbers, dates, times, commands), with `--words` from
-its list of words that are said alone, or from `--texts FILE…`: manifests, or text with one sentence per line. The same
-seed gives the same files, byte for byte; those that exist are kept, so a broken run can go on.
+its list of isolated words, or from `--texts FILE…`: manifests, or text with one sentence per line. The same seed gives
+the same files, byte for byte; existing ones are kept, so an interrupted run can resume.
 Debian packages: flite, espeak-ng, festival, festvox-kallpc16k, festvox-us-slt-hts.
 """
 
@@ -36,14 +36,14 @@ QUIETEST_PEAK = 0.01
 
 @dataclass(frozen=True)
 class Voice:
-    """One way to speak: an engine, its voice and how it is bent."""
+    """One way to speak: an engine, its voice and its perturbation."""
 
     engine: str
     name: str
     rate: float  # speed of speech, 1 is the engine's own
     pitch: float  # 1 is the engine's own
-    warp: float  # the sound is resampled by this, which moves formants and pitch together
-    separator: str  # what stands between spelled letters
+    warp: float  # resampling factor, which moves formants and pitch together
+    separator: str  # separator of spelled letters
 
     @property
     def speaker(self) -> str:
@@ -63,7 +63,7 @@ ESPEAK_VARIANTS = (
 
 
 def draw_voice(draw: random.Random) -> Voice:
-    """Draw an engine, a voice and how it is bent; the natural voices come most often."""
+    """Sample an engine, a voice and its perturbation; natural voices are the most frequent."""
     engine = draw.choices(("flite", "espeak", "festival"), (0.50, 0.35, 0.15))[0]
     if engine == "flite":
         name = draw.choices(FLITE_VOICES, (1, 2, 3, 3, 3))[0]
@@ -83,10 +83,10 @@ def draw_voice(draw: random.Random) -> Voice:
 
 
 def as_spoken(groups: list[str], voice: Voice, spell: bool) -> str:
-    """Return what the engine is given, so that single letters are said by their names ('a' as "ay").
+    """Return the engine's input, with single letters spelled by their names ('a' as "ay").
 
-    Engines take "a" for the article unless it is written as something else: "ay" for flite and festival, phonemes for
-    espeak-ng. With `spell` false the words are passed as they are.
+    Engines read "a" as the article unless it is spelled otherwise: "ay" for flite and festival, phonemes for espeak-ng.
+    With `spell` false the words are not changed.
     """
     if not spell:
         return ", ".join(groups)
@@ -105,7 +105,7 @@ def as_spoken(groups: list[str], voice: Voice, spell: bool) -> str:
 
 
 def speak(spoken: str, voice: Voice, folder: Path) -> np.ndarray:
-    """Run the engine; returns float32 (N,) at 16 kHz. Raises CalledProcessError where the engine fails."""
+    """Run the engine; return float32 (N,) at 16 kHz. CalledProcessError if the engine fails."""
     wav = folder / "speech.wav"
     if voice.engine == "flite":
         features = ["--setf", f"duration_stretch={1 / voice.rate:.3f}"]
@@ -125,13 +125,13 @@ def speak(spoken: str, voice: Voice, folder: Path) -> np.ndarray:
 
 
 def trimmed(samples: np.ndarray) -> np.ndarray:
-    """Cut the engine's own silence: 30 ms stay before the first sound, 100 ms after the last."""
+    """Remove the engine's own silence: 30 ms stay before the first sound, 100 ms after the last."""
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
     return samples[max(0, loud[0] - 480) : loud[-1] + 1600]
 
 
 def dressed(samples: np.ndarray, draw: random.Random) -> np.ndarray:
-    """Put up to 0.35 s of silence on either side and set the peak to 0.2 ... 0.9."""
+    """Add up to 0.35 s of silence on either side and set the peak to 0.2 ... 0.9."""
     before, after = (np.zeros(int(RATE_HZ * draw.uniform(0.0, 0.35)), np.float32) for _ in range(2))
     return np.concatenate([before, samples * (draw.uniform(0.2, 0.9) / np.abs(samples).max()), after])
 
@@ -148,7 +148,7 @@ class Job:
 
 
 def make_item(index: int, seed: int, sentences: list[str], audio: Path) -> Job:
-    """Decide text and voice of item `index`; depends on nothing but the seed and the sentences."""
+    """Choose text and voice of item `index`; depends only on the seed and the sentences."""
     draw = random.Random(f"{seed}:{index}")
     voice = draw_voice(draw)
     groups = [sentences[index % len(sentences)]] if sentences else draw_text(draw)
@@ -158,7 +158,7 @@ def make_item(index: int, seed: int, sentences: list[str], audio: Path) -> Job:
 
 
 def make_sound(job: Job) -> float | str:
-    """Make the file unless it is there; returns its seconds, or why it was refused."""
+    """Make the file unless it exists; return its seconds, or the reason for its rejection."""
     if job.path.exists():
         return soundfile.info(job.path).duration
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +178,7 @@ def make_sound(job: Job) -> float | str:
 
 
 def synthesize(output: Path, hours: float, seed: int, workers: int, sentences: list[str]) -> None:
-    """Make items in order until `hours` are full, going round the sentences as often as it takes; then the manifest."""
+    """Make items in order until `hours` are full, repeating the sentences if necessary; then write the manifest."""
     lines, seconds, index, refused = [], 0.0, 0, Counter[str]()
     with ThreadPoolExecutor(workers) as pool:
         while seconds < 3600 * hours:
@@ -207,8 +207,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--words", action="store_true", help="say single words instead of the templates' texts")
-    parser.add_argument("--texts", type=Path, nargs="+", default=[], help="say what these manifests or lines say")
+    parser.add_argument("--words", action="store_true", help="single words instead of the templates' texts")
+    parser.add_argument("--texts", type=Path, nargs="+", default=[], help="manifests or files of sentences to speak")
     options = parser.parse_args()
     missing = [engine for engine in ("flite", "espeak-ng", "text2wave") if not shutil.which(engine)]
     if missing:

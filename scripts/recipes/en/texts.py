@@ -1,4 +1,4 @@
-"""Write manifests of letters, digits and commands with texts as Whisper writes them, and folders of noises and rooms.
+"""Write manifests with texts in Whisper's style, and folders of noises and rooms.
 
     scripts/recipes/en/texts.py DATA OUT
 
