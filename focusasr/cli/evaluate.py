@@ -210,7 +210,7 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
 def _kept(recall: TranscriptCache | None, output: Path | None, processes: int) -> str:
     """Return what is printed after an interruption about transcripts kept so far."""
     if recall:
-        return "what was heard is kept; the same command goes on"
+        return "transcripts so far are kept; the same command resumes"
     if output is None:
         return "nothing is kept without --output"
     return f"nothing is kept by {'several processes' if processes > 1 else 'a run whose output is no file'}"

@@ -85,9 +85,9 @@ def misuse(error: Any) -> str:
         return f"{flag} {shlex.quote(choice[1])}; expected: {choice[2].replace(chr(39), '')}"
     message = str(error.format_message()).rstrip(".")
     if flag and "valid integer" in reason:
-        return f"{flag}; expected: {getattr(error.param, 'nargs', 1)} whole numbers behind it"
+        return f"{flag}; expected: {getattr(error.param, 'nargs', 1)} whole numbers after it"
     if lacking := re.fullmatch(r"Option '(\S+)' requires an argument", message):
-        return f"{lacking[1]}: a value is missing behind it"
+        return f"{lacking[1]}: a value is missing"
     if unknown := getattr(error, "option_name", "") * hasattr(error, "possibilities"):
         known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else []
         near = [name for name in known if len(unknown) > 3 and name.startswith(unknown)] or error.possibilities or [""]
@@ -139,7 +139,7 @@ def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> I
         if not word and waiting and waiting[0].lower() in ("true", "false"):
             word = waiting.popleft()
         if word and word.lower() not in ("true", "false"):
-            raise UsageError(f"{as_option(name[2:], word)}; expected: True or False, or nothing behind it")
+            raise UsageError(f"{as_option(name[2:], word)}; expected: True or False, or nothing after it")
         if switch := pair[word.lower() == "false"]:
             yield switch
 

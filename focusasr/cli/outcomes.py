@@ -73,7 +73,7 @@ def doubts_told(outcomes: Iterable[Outcome], is_whisper: bool) -> Iterator[Outco
             doubtful += 1
             if doubtful == 1:
                 doubt = f"this text is in doubt (mean log probability {heard.avg_logprob:.2f})"
-                known = "'focusasr info' tells what the model knows; or try another --model"
+                known = "'focusasr info' shows the model card; or try another --model"
                 warn(f"focusasr: {outcome.source.name}: {doubt}; {known}")
         yield outcome
     if doubtful > 1:

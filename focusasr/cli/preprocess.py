@@ -35,7 +35,7 @@ def preprocess(
     with file_bar("preprocessing") as tell:
 
         def told(done: int, total: int) -> None:
-            on_interrupt_message(f"{done} of {total} utterances are done; the same command goes on with the others")
+            on_interrupt_message(f"{done} of {total} utterances are done; the same command resumes")
             tell(done, total)
 
         report = room.preprocess(inputs, output_dir, config, told)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MARK_STYLES = {"S": "yellow", "D": "red", "I": "magenta"}
 MOST_SLICES = 30  # slices per key
 MOST_CONFUSED = 5  # confusions per kind
-KINDS = {"S": "heard as another", "D": "not heard", "I": "invented"}
+KINDS = {"S": "substituted", "D": "deleted", "I": "inserted"}
 ATTENTION_COLUMNS = (
     "\nlayer", "\nhead", "span\n±ms", "temper-\nature", "local\nbits", "of\nuniform", "above\n1 %", "global\nbits",
     "of\nuniform", "above\n1 %", "local/\nglobal",
@@ -66,13 +66,13 @@ def figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if score is None:
         yield "WER", "none: every file failed"
     elif not score.words:
-        yield "WER", f"none: no reference has a word; {pluralize(score.insertions, 'word')} heard"
+        yield "WER", f"none: no reference has a word; {pluralize(score.insertions, 'word')} inserted"
     else:
         yield from _rates(score)
     count = f"{len(evaluation.rows) - failed}"
     yield "utterances", f"{count}; {failed} more failed and are in no rate" if failed else count
     if pace is not None and pace.reused:
-        yield "reused", f"{pluralize(pace.reused, 'utterance')} heard by a run that was cut short"
+        yield "reused", f"{pluralize(pace.reused, 'utterance')} from an interrupted run"
     if score is not None and pace is not None and pace.latencies:
         speed = pace.audio_seconds / max(pace.seconds, 1e-9)
         yield "speed", f"{speed:.1f} s of audio per second ({pace.audio_seconds:.1f} s in {pace.seconds:.1f} s)"
@@ -107,7 +107,7 @@ def beside(breakdown: Analysis) -> Iterator[tuple[str, str]]:
     """Yield the insertions in silence and the other system's rate."""
     silence = breakdown.silence
     if silence is not None:
-        heard = f"{pluralize(silence.words, 'word')} invented in {silence.minutes:.1f} min without speech"
+        heard = f"{pluralize(silence.words, 'word')} inserted in {silence.minutes:.1f} min without speech"
         rate = silence.words_per_minute
         yield "silence", f"{heard}: {per_minute(rate)}" if rate else heard
     if breakdown.comparison is not None:

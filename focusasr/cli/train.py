@@ -115,7 +115,7 @@ def _anchored_here(typed: dict[str, Any], beside: Path | None) -> dict[str, Any]
 def sought(batch: bool, rate: bool) -> Find:
     """Return the value to search for instead of training; UsageError for two of them."""
     if batch and rate:
-        raise UsageError("--find-batch and --find-lr go one after the other; give one of them")
+        raise UsageError("--find-batch and --find-lr cannot be combined. Use one of them.")
     return "batch" if batch else "lr" if rate else None
 
 

@@ -135,7 +135,7 @@ def deliver(
 
     processes = loaded.processes
     if processes.count > 1 and any(source.is_stdin for source in sources):
-        raise UsageError("- (standard input) cannot be shared among processes; give it to one alone")
+        raise UsageError("- (standard input): cannot be used with several processes. Use one process.")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
         coming = told(loaded.shared(sources, tell, notes, found), tell, processes)
@@ -170,7 +170,7 @@ def promised(outcomes: Iterator[Outcome], total: int, skipping: bool) -> Iterato
     """Yield the outcomes; the interrupt message then counts the texts that are written."""
     written = 0
     while True:
-        then = "goes on, in the middle of a file too" if skipping else "begins anew"
+        then = "resumes, also within a recording" if skipping else "starts from the beginning"
         on_interrupt_message(f"{written} of {total} texts are written, each whole; the same command {then}")
         if (outcome := next(outcomes, None)) is None:
             return
@@ -246,7 +246,7 @@ class Writing:
             ensure_writable(folder, ANOTHER)
         there = [path for _, stem in left for path in output_paths(stem, formats) if again and again.wrote(path)]
         if there and processes.main:
-            anew = f"{pluralize(len(there), 'file')} written anew, such as {there[0]}"
+            anew = f"{pluralize(len(there), 'file')} rewritten, such as {there[0]}"
             warn(f"focusasr: {anew}: changed since, or of another sound, model or options")
         return cls(folder, [source for source, _ in left], [stem for _, stem in left], formats, again)
 

@@ -88,7 +88,7 @@ def lines_of(path: Path, keys: tuple[str, ...]) -> list[Line]:
         return list(_json_lines(path, keys))
     texts = [line.rstrip("\r\n") for line in read_lines(path)]
     if suffix == ".csv":
-        raise InputError(f"{path}: commas part names and texts in many ways; write PATH<TAB>TEXT lines or JSON Lines")
+        raise InputError(f"{path}: CSV is ambiguous for names and texts. Write PATH<TAB>TEXT lines or JSON Lines.")
     if suffix in FORMS:
         return list(FORMS[suffix](path, texts))
     if is_labels(path):
@@ -105,7 +105,7 @@ def _tabbed(path: Path, number: int, text: str) -> Line:
     """Return a line of a name, a tab and a text; a name without a tab has an empty text."""
     name, tab, words = text.partition("\t")
     if not tab and " " in text.strip():
-        raise InputError(f"{path}, line {number}: no tab, where other lines have one behind the name; correct the line")
+        raise InputError(f"{path}, line {number}: no tab after the name, unlike other lines. Correct the line.")
     return Line(number, words, (name.strip(),))
 
 

@@ -128,7 +128,7 @@ def learn_only(model: Model, settings: TrainConfig) -> None:
     """
     if (train_only := settings.train_only) == "all":
         return
-    wanted = "{init_from} beside it: all other weights stay as they are there"
+    wanted = "{init_from} too, since all other weights stay as they are there"
     require(settings.init_from is not None, "train_only", train_only, wanted, init_from=None)
     hybrid = [module for module in model.modules() if isinstance(module, HybridAttention)]
     if not hybrid:
@@ -146,7 +146,7 @@ def within_window(settings: TrainConfig, model: ModelConfig) -> TrainConfig:
         return settings
     longest = model.longest_samples / SAMPLE_RATE_HZ * (1 - settings.speed) - 2 * LARGEST_GAP_SECONDS
     if longest <= 0:
-        raise SettingError("audio_context", model.audio_context, "room for more than a second of sound")
+        raise SettingError("audio_context", model.audio_context, "room for more than a second of audio")
     joined = min(settings.join_seconds, JOINED_SHARE * longest)  # the rest is for silences between utterances
     return dataclasses.replace(settings, max_seconds=min(settings.max_seconds, longest), join_seconds=joined)
 
@@ -163,9 +163,9 @@ def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer, mea
     if settings.span_penalty > 0 and model.attention != "hybrid":
         lines.append("span_penalty is ignored: this model's encoder has global attention, without spans")
     if settings.patience > 0 and not measured:
-        lines.append("patience is ignored: no dev manifest says when nothing gets better")
+        lines.append("patience is ignored: there is no dev manifest")
     if isinstance(tokenizer, WhisperTokenizer) and tokenizer.whisper.multilingual and not tokenizer.policy.language:
-        lines.append("texts whose manifest names no language count as English; --language says otherwise")
+        lines.append("texts of manifests without a language count as English; --language changes that")
     return lines
 
 
@@ -190,4 +190,4 @@ def freeze(model: Model, layers: int) -> None:
     for module in (model.encoder.stem, *blocks[:layers]) if layers else ():
         module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise SettingError("freeze", layers, "fewer layers: of what may learn, nothing is left")
+        raise SettingError("freeze", layers, "fewer layers, since nothing is left to train")

@@ -130,7 +130,7 @@ def changes(begun: dict[str, Any], run: TrainingRun) -> list[str]:
         was, wanted = (" ".join(f"{as_option(name)} {_said(other[t, name][i])}" for t, name in fixed) for i in (0, 1))
         weights = f" (--init-from {run.output / 'last'})" if all(table == "train" for table, _ in fixed) else ""
         raise InputError(
-            f"{run.output}: was begun with {was}, which cannot become {wanted}; give what it was begun with, or train "
+            f"{run.output}: was started with {was}, which cannot become {wanted}; use the original value, or train "
             f"into another --output-dir{weights}"
         )
     names = {key: "training manifests" if key == ("data", "train") else as_option(key[1]) for key in other}
@@ -160,8 +160,8 @@ def finished(run: TrainingRun, step: int) -> str:
             f"--patience N above {patience} (0: never stop)",
         )
     return (
-        f"done already at step {step}: {why}; {more} goes on, --init-from {run.output / 'best'} with another "
-        "--output-dir begins a new run with these weights"
+        f"done already at step {step}: {why}; {more} continues, --init-from {run.output / 'best'} with another "
+        "--output-dir starts a new run with these weights"
     )
 
 

@@ -60,5 +60,5 @@ def written_checkpoint(output: Path, name: str, step: int) -> Iterator[Path]:
     except UNWRITABLE as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:150]
         kept = (output / "last").exists()
-        then = "the one before is whole; make room there, then --resume" if kept else "make room there, and begin anew"
+        then = "the one before is whole; make room there, then --resume" if kept else "free some space, and start again"
         raise InputError(f"{folder}: the checkpoint of step {step} cannot be written ({reason}); {then}") from None

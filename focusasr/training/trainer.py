@@ -366,7 +366,7 @@ class Trainer:
 
     def _promise(self) -> None:
         on_interrupt_message(
-            f"the checkpoint of step {self.position.step} is whole; the same command with --resume goes on from it"
+            f"the checkpoint of step {self.position.step} is whole; the same command with --resume continues from it"
         )
 
     def _state(self) -> dict[str, Any]:
@@ -383,4 +383,4 @@ class Trainer:
             self.position = read_settings(TrainingState, state["position"], "position")
         except Exception as error:  # PyTorch's loader and its optimizer raise many kinds
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: cannot be resumed from ({reason}); train anew into another folder") from None
+            raise InputError(f"{path}: cannot be resumed from ({reason}); train again into another folder") from None

@@ -29,9 +29,9 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
         (["transcribe", "x.wav", "--device", "tpu"], "--device tpu; expected: auto, cuda, cuda:N, mps or cpu"),
         (
             ["transcribe", "x.wav", "--fp16=maybe"],
-            "--fp16 maybe; expected: True or False, or nothing behind it",
+            "--fp16 maybe; expected: True or False, or nothing after it",
         ),
-        (["transcribe", "x.wav", "-m"], "-m: a value is missing behind it; see focusasr transcribe --help"),
+        (["transcribe", "x.wav", "-m"], "-m: a value is missing; see focusasr transcribe --help"),
         (
             ["transcribe", "x.wav", "--languag", "en"],
             "no such option: --languag; did you mean --language? See focusasr transcribe --help",
@@ -57,11 +57,11 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
             "no such option: --out; did you mean --output-dir? See focusasr transcribe --help",
         ),
         (["transcribe", "x.wav", "-v"], "no such option: -v; see focusasr transcribe --help"),
-        (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; expected: 2 whole numbers behind it"),
+        (["train", "m.jsonl", "--strides", "2", "-o", "y"], "--strides; expected: 2 whole numbers after it"),
         (["convert", "x", "y", "--dtype", "int4"], "--dtype int4; expected: float32, float16, int8"),
         (
             ["train", "m", "--find-batch", "--find-lr"],
-            "--find-batch and --find-lr go one after the other; give one of them",
+            "--find-batch and --find-lr cannot be combined. Use one of them.",
         ),
         (
             ["preprocess", "x", "-o", "y", "--lufs", "-16"],

@@ -117,7 +117,7 @@ def test_empty_reference_is_scored_as_jiwer_defines():
     assert (figures["wer"], figures["insertions"], figures["words"]) == (1.0, 2, 2)
     silent = evaluate(Recognizer("uh huh"), said(""))
     assert to_json(silent)["wer"] == 2
-    assert "no reference has a word; 2 words heard" in printed(silent)
+    assert "no reference has a word; 2 words inserted" in printed(silent)
 
 
 def test_rows_hold_what_was_compared_and_what_the_manifest_carried(tmp_path):

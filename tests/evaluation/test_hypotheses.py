@@ -37,7 +37,7 @@ def test_what_transcribe_prints_finds_its_files_in_any_order():
     assert read_hypotheses(wrote("h.txt", "/sound/b.wav", "/sound/a.wav\tuno"), SET) == ["uno", "", None]
     with pytest.raises(InputError, match=r"h.txt, line 2: no tab"):
         read_hypotheses(wrote("h.txt", "/sound/b.wav\tdue", "/sound/a.wav uno"), SET)
-    with pytest.raises(InputError, match=r"h.csv: commas .* write PATH<TAB>TEXT lines or JSON Lines"):
+    with pytest.raises(InputError, match=r"h.csv: CSV .* Write PATH<TAB>TEXT lines or JSON Lines"):
         read_hypotheses(wrote("h.csv", "path,text", "/sound/b.wav,due"), SET)
     relative = [Utterance(Path("clips/a.wav").absolute(), "one")]
     assert read_hypotheses(wrote("h.tsv", "clips/a.wav\tuno"), relative) == ["uno"]

@@ -72,7 +72,7 @@ def test_what_cannot_change_on_the_way_is_refused(
         Trainer(attempt, torch.device("cpu"), resume=True)
     weights = f" (--init-from {run.output / 'last'})" if table == "settings" else ""
     assert str(caught.value) == (
-        f"{run.output}: was begun with {was}, which cannot become {now}; give what it was begun with, or train into "
+        f"{run.output}: was started with {was}, which cannot become {now}; use the original value, or train into "
         f"another --output-dir{weights}"
     )
 
@@ -116,7 +116,9 @@ def test_a_run_that_is_done_says_how_to_go_on(tmp_path: Path, songs: Path) -> No
         return shown.getvalue().lstrip("\0")
 
     train(dataclasses.replace(run, settings=dataclasses.replace(run.settings, patience=0)))
-    new = f"goes on, --init-from {run.output / 'best'} with another --output-dir begins a new run with these weights\n"
+    new = (
+        f"continues, --init-from {run.output / 'best'} with another --output-dir starts a new run with these weights\n"
+    )
     assert told(run.settings) == f"done already at step 3: all 3 steps are made; --steps N above 3 {new}"
     assert told(dataclasses.replace(run.settings, steps=9)) == (
         "done already at step 3: 1 evaluation brought no better dev WER; --patience N above 1 (0: never stop) " + new

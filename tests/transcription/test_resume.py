@@ -81,8 +81,8 @@ def test_what_is_written_is_skipped_until_sound_model_or_options_change(run, sam
     Path("out/b.txt").write_text("cut o")
     assert again() == 1
     Path("out/b.txt").write_text("corrected by hand")
-    assert "written anew" not in (first.err + second.err)
-    assert "focusasr: 5 files written anew, such as out/b.txt: changed since, or of another sound" in run(*command).err
+    assert "rewritten" not in (first.err + second.err)
+    assert "focusasr: 5 files rewritten, such as out/b.txt: changed since, or of another sound" in run(*command).err
     soundfile.write("b.flac", soundfile.read(sample)[0][:16_000], 16_000)
     assert again() == 1
     assert again() == 0
