@@ -31,9 +31,9 @@ def adapt(
     ] = None,
     texts: Annotated[list[str] | None, typer.Option(help="manifest with transcripts to train on (repeatable)")] = None,
     dev: Annotated[list[str] | None, typer.Option(help="manifest to evaluate on (repeatable)")] = None,
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="output folder, which gets best/ and last/")
-    ] = Path("runs/adapted"),
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="output folder for best/ and last/")] = Path(
+        "runs/adapted"
+    ),
     config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, model and train")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output-dir where it stopped")] = False,
     device: DeviceOption = "auto",

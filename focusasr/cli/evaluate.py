@@ -36,14 +36,9 @@ def evaluate(
     manifest: Annotated[Path, typer.Argument(help="manifest, or a file of reference texts with --hypotheses")],
     given: dict[type, dict[str, Any]],
     model: ModelOption = None,
-    hypotheses: Annotated[
-        Path | None,
-        typer.Option(help="file of texts to score without a model"),
-    ] = None,
+    hypotheses: Annotated[Path | None, typer.Option(help="file of texts to score without a model")] = None,
     against: Annotated[Path | None, typer.Option(help="file of another system's texts to compare with")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="file for one JSON line per utterance; an interrupted run resumes")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="file for one JSON line per utterance (a rerun resumes)")] = None,
     html: Annotated[Path | None, typer.Option(help="file for an HTML page with differences, audio and charts")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
     device: DeviceOption = "auto",

@@ -44,9 +44,9 @@ def train(
         list[str] | None, typer.Argument(help="training manifests, each PATH or PATH=WEIGHT", show_default=False)
     ] = None,
     dev: Annotated[list[str] | None, typer.Option(help="manifest to evaluate on (repeatable)")] = None,
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="output folder, which gets best/ and last/")
-    ] = Path("runs/focusasr"),
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="output folder for best/ and last/")] = Path(
+        "runs/focusasr"
+    ),
     config: Annotated[Path | None, typer.Option(help="TOML file with the tables data, text, model and train")] = None,
     preset: Annotated[
         Literal["tiny", "small", "base"] | None,
@@ -55,15 +55,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --output-dir where it stopped")] = False,
     find_batch: Annotated[
         bool,
-        typer.Option(
-            "--find-batch", help="instead of training, print the largest --batch-seconds that fits this machine"
-        ),
+        typer.Option("--find-batch", help="print the largest --batch-seconds of this machine, without training"),
     ] = False,
     find_lr: Annotated[
         bool,
-        typer.Option(
-            "--find-lr", help="instead of training, print a --learning-rate and draw its curve in find_lr.png"
-        ),
+        typer.Option("--find-lr", help="print a --learning-rate and draw find_lr.png, without training"),
     ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
