@@ -91,6 +91,7 @@ class WhisperDecoder:
         self.engine, self.tokenizer, self.config, self.longform = engine, tokenizer, config, longform
         self.decoder = EngineDecoder(engine)
         self.context = engine.config.text_context
+        self.most_tokens = self.context // 2  # of one window's text
 
     def languages(self, memory: EncoderOutput) -> list[str]:
         """Return the likeliest language of each window."""
@@ -201,7 +202,7 @@ class WhisperDecoder:
         silence = opening.logits.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
         if at < prompt.shape[1]:
             opening = forward(self.decoder, opening.state, prompt[:, at:])
-        room = min(self.context // 2, self.context - prompt.shape[1] + 1)
+        room = min(self.most_tokens, self.context - prompt.shape[1] + 1)
         goal = StopCriteria(rules, tokenizer.end, room)
         options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
         texts = search(self.decoder, opening, goal, options)

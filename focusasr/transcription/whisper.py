@@ -53,6 +53,7 @@ from focusasr.transcription.word_timestamps import (
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 RESET_TEMPERATURE = 0.5  # a text with a higher temperature is not a prompt for the next window
+MOST_TOKENS_AT_LEAST, TOKENS_PER_SECOND = 12, 12  # more than the fastest speech has, timestamps included
 
 
 class WhisperRecognizer:
@@ -227,6 +228,9 @@ class WhisperRecognizer:
         """Return a window's text and the frame at which the next one begins."""
         memory = self.engine.encode([sound.window(window.seek, window.frames)])
         prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
+        if self.engine.config.tail_frames is not None:  # a short clip has room for few words, and a loop for many
+            most = MOST_TOKENS_AT_LEAST + TOKENS_PER_SECOND * window.seconds
+            reader.most_tokens = min(reader.context // 2, int(most))
         (answer,) = reader.answers(memory, [prompt])
         if is_silence(answer, self.search):
             return Step([], window.seek + window.frames)
