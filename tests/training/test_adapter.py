@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -173,7 +174,7 @@ def test_an_adapted_model_gets_its_audio_without_padding(run, folder: Path, tmp_
 def test_what_cannot_be_adapted_is_refused(run, folder: Path, tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, SONGS)
     for command, status in (
-        (("default", songs), 1),
+        (("alnum", songs), 1),
         ((folder,), 2),
         ((folder, tmp_path / "absent.jsonl"), 1),
         ((folder, tmp_path / "absent.wav"), 1),
@@ -201,3 +202,14 @@ def test_lengths_with_a_tail_stay_inside_the_window() -> None:
     assert ModelConfig().input_frames(5) == 5
     with pytest.raises(SettingError, match="tail_frames"):
         ModelConfig(tail_frames=3)
+
+
+def test_text_of_a_short_clip_is_bounded_by_its_length(run, folder: Path, tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, SONGS)
+    assert run("adapt", folder, songs, "-o", "out", "--steps", 1, *QUICK).status == 0
+    clip = next(tmp_path.rglob("*.wav"), None) or next(tmp_path.rglob("*.flac"))
+    seconds = soundfile.info(clip).duration
+    options = ("--temperature_increment_on_fallback", "none", "--no_speech_threshold", "none")
+    assert run("transcribe", clip, "--model", "out/best", "-o", "texts", "-f", "json", *options).status == 0
+    segments = json.loads(Path("texts", f"{clip.stem}.json").read_text())["segments"]
+    assert sum(len(segment["tokens"]) for segment in segments) <= 12 + 12 * seconds + 1
