@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def segments_of(audio: Path) -> Path | None:
     for suffix in PARSERS:
         for form in dict.fromkeys((suffix, suffix.upper(), suffix.lower())):
             path = audio.with_suffix(form)
-            if path.is_file() and (suffix not in SNIFFED or _has_times(path)):
+            if os.path.isfile(path) and (suffix not in SNIFFED or _has_times(path)):  # a long name is no file
                 return path
     return None
 

@@ -244,7 +244,7 @@ def test_a_recording_in_place_of_a_command(run, sample: Path) -> None:
 
 def test_no_command_shows_the_help(run) -> None:
     result = run()
-    assert (result.status, result.out) == (2, "") and "transcribe  Write down" in result.err
+    assert (result.status, result.out) == (2, "") and "transcribe  Transcribe" in result.err
 
 
 @pytest.mark.parametrize(
