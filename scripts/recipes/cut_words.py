@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("output", type=Path, help="folder for both manifests")
     parser.add_argument("manifests", type=Path, nargs="+", help="sentences to cut")
-    parser.add_argument("--checkpoint", default="default", help="what aligns; it needs a CTC head")
+    parser.add_argument("--checkpoint", default="alnum", help="what aligns; it needs a CTC head")
     given = parser.parse_args()
     checkpoint = load_checkpoint(find_checkpoint(given.checkpoint))
     checkpoint.model.eval()

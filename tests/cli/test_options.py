@@ -73,7 +73,7 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
         ),
         (["train", "m.jsonl", "--heads", "5"], "--width 224; expected: a multiple of 10, twice --heads 5"),
         (
-            ["train", "m.jsonl", "--init-from", "default", "--preset", "tiny"],
+            ["train", "m.jsonl", "--init-from", "alnum", "--preset", "tiny"],
             "--preset tiny; expected: the size in the checkpoint to start from; leave it out",
         ),
     ],
@@ -93,19 +93,19 @@ def test_a_wrong_value_is_told_as_it_is_typed(run, arguments: list[str], said: s
         ("[model]\nheads = 5", ["--width", "24"], 2, "--width 24; expected: a multiple of 10, twice heads (5)"),
         ("[model]\nheads = 4", ["--heads", "5"], 2, "width is 224; expected: a multiple of 10, twice --heads 5"),
         (
-            '[train]\ninit_from = "default"\n[model]\nheads = 2',
+            '[train]\ninit_from = "alnum"\n[model]\nheads = 2',
             [],
             2,
             "run.toml [model]: heads is 2; expected: 4, as in the checkpoint to start from; leave it out",
         ),
         (
-            '[train]\ninit_from = "default"',
+            '[train]\ninit_from = "alnum"',
             ["--case", "upper"],
             2,
             "--case upper; expected: 'lower', as in the checkpoint to start from; leave it out",
         ),
         (
-            '[train]\ninit_from = "default"',
+            '[train]\ninit_from = "alnum"',
             ["--tokens", "bpe"],
             2,
             "--tokens bpe; expected: 'characters', as in the checkpoint to start from; leave it out",

@@ -49,7 +49,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_each_piece_gets_the_words_said_in_it(tmp_path, sample, heard, monkeypatch):
     seconds = corpus(tmp_path / "in", sample, heard)
-    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="default", min_confidence=0.0)
+    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="alnum", min_confidence=0.0)
     report = preprocess([tmp_path / "in"], tmp_path / "out", config)
     manifest = rows(report.manifest)
     assert len(manifest) == 3
@@ -71,7 +71,7 @@ def test_a_long_recording_whose_header_tells_no_length_is_cut_too(tmp_path, samp
     for name, part in (("long", wave), ("short", load(sample))):
         (tmp_path / "in" / f"{name}.aac").write_bytes(packed_aac(part))
     (tmp_path / "in" / "short.txt").write_text(heard)
-    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="default", min_confidence=0.0)
+    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="alnum", min_confidence=0.0)
     report = preprocess([tmp_path / "in"], tmp_path / "out", config)
     assert [Path(row["audio_filepath"]).stem.split("_")[0] for row in rows(report.manifest)] == [
         "long",
@@ -84,7 +84,7 @@ def test_what_fits_badly_is_rejected_and_short_files_stay_whole(tmp_path, sample
     seconds = corpus(tmp_path / "in", sample, "quite another story about the sea and its fish")
     soundfile.write(tmp_path / "in" / "short.wav", load(Source(str(sample))), RATE_HZ)
     (tmp_path / "in" / "short.txt").write_text("whatever")
-    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="default", min_confidence=0.3)
+    config = PreprocessConfig(split_seconds=seconds + 1.5, align_with="alnum", min_confidence=0.3)
     report = preprocess([tmp_path / "in"], tmp_path / "out", config)
     assert [row["text"] for row in rows(report.manifest)] == ["whatever"]
     assert set(report.rejects) == {"poorly aligned"} and "fit badly" in report.examples["poorly aligned"]
@@ -92,7 +92,7 @@ def test_what_fits_badly_is_rejected_and_short_files_stay_whole(tmp_path, sample
 
 def test_a_text_too_long_for_its_sound_is_named(tmp_path, sample):
     corpus(tmp_path / "in", sample, "very much " * 300, copies=1)
-    config = PreprocessConfig(split_seconds=2.0, align_with="default")
+    config = PreprocessConfig(split_seconds=2.0, align_with="alnum")
     report = preprocess([tmp_path / "in"], tmp_path / "out", config)
     assert report.kept == 0 and "does not fit" in report.examples["unreadable"]
 

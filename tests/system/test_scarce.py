@@ -73,7 +73,15 @@ def test_an_encoding_without_the_letters(sample: Path, heard: str) -> None:
 
 
 def test_no_home_no_path_no_terminal(sample: Path, heard: str) -> None:
-    bare = ["env", "-i", f"PYTHONPATH={os.environ['PYTHONPATH']}", *FOCUSASR, "transcribe", str(sample)]
+    bare = [
+        "env",
+        "-i",
+        "FOCUSASR_MODEL=alnum",
+        f"PYTHONPATH={os.environ['PYTHONPATH']}",
+        *FOCUSASR,
+        "transcribe",
+        str(sample),
+    ]
     done = subprocess.run(bare, capture_output=True, text=True, timeout=120, start_new_session=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, heard + "\n", "")
 
