@@ -65,7 +65,8 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
     format, the hub's cache of a model, or a name on the hub such as openai/whisper-tiny.en, which is downloaded once.
     OpenAI's own names, such as tiny.en, are looked up in the caches, first in `model_dir`.
     """
-    name = name or os.environ.get(MODEL_VARIABLE) or "default"
+    if name is None:
+        name = os.environ.get(MODEL_VARIABLE) or "default"
     if name == "default" or (name in BUNDLED_CHECKPOINTS and not os.path.exists(name)):
         return _bundled(BUNDLED_CHECKPOINTS[name])
     folder = Path(name)

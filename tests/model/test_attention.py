@@ -273,7 +273,7 @@ def test_rows_with_nothing_to_see_are_never_nan(kind: type[nn.Module], max_dist:
 @pytest.mark.parametrize("max_dist", [None, 2])
 @pytest.mark.parametrize("kind", [GlobalAttention, HybridAttention])
 def test_no_steps_are_refused(kind: type[nn.Module], max_dist: int | None, causal: bool) -> None:
-    with pytest.raises(ValueError, match="0 steps"):
+    with pytest.raises(ValueError, match="0 query steps"):
         built(kind, causal, max_dist=max_dist)(noise(2, 0), xa=noise(2, 1))
 
 

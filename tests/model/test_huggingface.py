@@ -224,7 +224,7 @@ def test_other_shapes_are_named(folder: Path) -> None:
     ("changes", "says"),
     [
         ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'; expected: 'whisper'"),
-        ({"d_model": None}, "nothing of the model's width"),
+        ({"d_model": None}, "lacks the model's width"),
         ({"d_model": "wide"}, "width is 'wide'"),
         ({"d_model": 20}, "encoder_ffn_dim is 64; expected: 80"),
         ({"encoder_attention_heads": 4}, "decoder_attention_heads is 2; expected: 4"),

@@ -274,7 +274,7 @@ def test_half_precision_stays_finite_on_scores_of_a_hundred(dtype: torch.dtype, 
 
 
 def test_no_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 steps"):
+    with pytest.raises(ValueError, match="0 query steps"):
         windowed_attention(*qkv(0), Window(radii(2.0, 2.0), 1, False, 4), None)
 
 

@@ -119,7 +119,7 @@ def test_lines_that_are_broken_or_without_text_are_named(tmp_path: Path) -> None
     assert len(read_corpus(str(manifest), TOKENIZER, MODEL, 20.0, found).utterances) == 2
     empty, *broken = [line.removeprefix("left out") for line in sorted(found.lines())]
     assert empty == f" 1 (empty text), such as {manifest}, line 3: {tmp_path}/songs/01.wav"
-    assert [line[: line.index(";")] for line in broken] == [
+    assert [line[: line.index(". ")] for line in broken] == [
         f": {manifest}, line 5: not JSON (Expecting value at column 1)",
         f": {manifest}, line 6: text is missing",
     ]

@@ -134,7 +134,7 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
 def test_train_only_local_wants_something_local(folder: Path) -> None:
     with pytest.raises(InputError, match="train_only is 'local'; expected: a model with hybrid attention"):
         learn_only(load_checkpoint(folder).model, TrainConfig(init_from=str(folder), train_only="local"))
-    with pytest.raises(SettingError, match="train_only is 'local'; expected: init_from beside it"):
+    with pytest.raises(SettingError, match="train_only is 'local'; expected: init_from too"):
         learn_only(hybrid_of(load_checkpoint(folder)), TrainConfig(train_only="local"))
 
 
