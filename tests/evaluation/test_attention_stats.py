@@ -262,7 +262,7 @@ def test_a_name_in_letters_without_a_font_is_drawn_without_a_word(song: str, rec
 
 def test_inspect_with_its_arguments_the_wrong_way_round(run, sample: Path) -> None:
     result = run("inspect", sample, "alnum")
-    said = f"focusasr: {sample} is a recording, not a checkpoint; did you mean focusasr inspect default {sample}?\n"
+    said = f"focusasr: {sample} is a recording, not a checkpoint; did you mean focusasr inspect alnum {sample}?\n"
     assert (result.status, result.err) == (2, said)
 
 
