@@ -16,6 +16,7 @@ class DataConfig:
     train: list[str] = dataclasses.field(default_factory=list)
     dev: list[str] = dataclasses.field(default_factory=list)
     texts: list[str] = dataclasses.field(default_factory=list)  # adaptation only: manifests whose texts are targets
+    keep: list[str] = dataclasses.field(default_factory=list)  # training only: audio with the source model's texts
 
 
 @dataclass(frozen=True)

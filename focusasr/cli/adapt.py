@@ -51,7 +51,8 @@ def adapt(
     from focusasr.runtime.devices import choose_device
     from focusasr.training.finetune import settings_from
 
-    tables = collected(recordings, dev, config, resumed_from=output_dir if resume and not config else None, texts=texts)
+    given_data = {"train": recordings, "dev": dev, "texts": texts}
+    tables = collected(given_data, config, resumed_from=output_dir if resume and not config else None)
     if source is not None:
         given[AdaptConfig]["init_from"] = source
     for table, kind in (("train", AdaptConfig), ("model", ModelConfig)):

@@ -29,12 +29,16 @@ FOLDERS = {"noise_folder", "room_folder"}
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A run: whether it resumes, its source checkpoint, and the value to search for instead of training."""
+    """A run: whether it resumes, its source checkpoint, and the value to search for instead of training.
+
+    `teacher` is the model whose texts are targets, if there are recordings to keep.
+    """
 
     run: TrainingRun
     resume: bool
     source: Checkpoint | None
     find: Find
+    teacher: Checkpoint | None = None
 
 
 @with_settings(TrainConfig, ModelConfig, TextConfig)
@@ -44,6 +48,13 @@ def train(
         list[str] | None, typer.Argument(help="training manifests, each PATH or PATH=WEIGHT", show_default=False)
     ] = None,
     dev: Annotated[list[str] | None, typer.Option(help="manifest to evaluate on (repeatable)")] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="recordings that the Whisper model of --init-from shall transcribe as before, without transcripts: "
+            "a manifest (PATH or PATH=WEIGHT), file, folder or glob (repeatable)"
+        ),
+    ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="output folder for best/ and last/")] = Path(
         "runs/focusasr"
     ),
@@ -71,7 +82,8 @@ def train(
     from focusasr.runtime.devices import choose_device
     from focusasr.training.finetune import find_source, settings_for, settings_from
 
-    tables = collected(manifests, dev, config, resumed_from=output_dir if resume and not config else None)
+    given_data = {"train": manifests, "dev": dev, "keep": keep}
+    tables = collected(given_data, config, resumed_from=output_dir if resume and not config else None)
     given[ModelConfig] |= {"preset": preset} if preset else {}
     given[TrainConfig] = _anchored_here(given[TrainConfig], beside=config)
     if preset and isinstance(tables.get("model"), dict):  # it overrides the sizes in the file
@@ -96,7 +108,8 @@ def train(
             run = read_run(tables, folder, output_dir, str(file or "options"), typed)
         except InputError as error:
             raise error if isinstance(error, UsageError) else blame(str(error)) from None
-        carry_out(TrainJob(run, resume, source, find), chosen, reason)
+        origin = find_source(tables, folder, None, local_files_only) if resume and run.keep else source
+        carry_out(TrainJob(run, resume, source, find, teacher_of(run, origin)), chosen, reason)
 
 
 def _anchored_here(typed: dict[str, Any], beside: Path | None) -> dict[str, Any]:
@@ -113,6 +126,17 @@ def sought(batch: bool, rate: bool) -> Find:
     if batch and rate:
         raise UsageError("--find-batch and --find-lr cannot be combined. Use one of them.")
     return "batch" if batch else "lr" if rate else None
+
+
+def teacher_of(run: TrainingRun, origin: Checkpoint | None) -> Checkpoint | None:
+    """Return the model whose texts are targets, or None without recordings to keep; UsageError if it is no Whisper."""
+    if not run.keep:
+        return None
+    if origin is None or origin.whisper is None:
+        found = "the run starts from no model" if origin is None else f"{run.settings.init_from} is no Whisper model"
+        remedy = "Name one with --init-from, or leave --keep out and add manifests of other speech."
+        raise UsageError(f"--keep {run.keep[0]}: {found}. {remedy}")
+    return origin
 
 
 @contextmanager
@@ -134,6 +158,7 @@ def carry_out(trial: TrainJob, device: Any, reason: str) -> None:
     """Train, or find a batch size or a learning rate; print the result to stdout."""
     from focusasr.runtime.devices import close_process_group, translate_peer_errors
     from focusasr.training import tuner
+    from focusasr.training.keep import Keeper
     from focusasr.training.logger import TrainingLog
     from focusasr.training.trainer import Trainer
 
@@ -141,7 +166,11 @@ def carry_out(trial: TrainJob, device: Any, reason: str) -> None:
     if not (trial.resume or trial.source):  # which have their tokens
         require_use(run.text, "vocabulary_size", "tokens", "bpe")
     with translate_peer_errors("start the run again with --resume"):
-        trainer = Trainer(run, device, trial.resume, trial.source)
+        trainer = (
+            Keeper(trial.teacher, run, device, trial.resume, trial.source)
+            if trial.teacher
+            else Trainer(run, device, trial.resume, trial.source)
+        )
         processes = trainer.stepper.processes
         result: Any = run.output / "best"
         with TrainingLog(run.output, run.settings, stderr(), processes.main) as log:
@@ -160,20 +189,10 @@ def carry_out(trial: TrainJob, device: Any, reason: str) -> None:
         raise typer.Exit(1)  # trained, but some inputs were unusable
 
 
-def collected(
-    manifests: list[str] | None,
-    dev: list[str] | None,
-    config: Path | None,
-    resumed_from: Path | None,
-    texts: list[str] | None = None,
-) -> dict[str, Any]:
-    """Return the tables of the TOML file or of the resumed run, with the manifests given here."""
+def collected(given: dict[str, list[str] | None], config: Path | None, resumed_from: Path | None) -> dict[str, Any]:
+    """Return the tables of the TOML file or of the resumed run, with the manifests `given` here by kind."""
     tables: dict[str, Any] = read_toml(config) if config else resumed_settings(resumed_from) if resumed_from else {}
-    here = {
-        "train": [str(Path(m).absolute()) for m in manifests or []],
-        "dev": [str(Path(m).absolute()) for m in dev or []],
-        "texts": [str(Path(m).absolute()) for m in texts or []],
-    }
+    here = {name: [str(Path(option).absolute()) for option in options or []] for name, options in given.items()}
     for name, value in tables.items():
         if not isinstance(value, dict):
             said = f"{config or resumed_from}: {quote(name)} is {quote(value)}; expected: {_place_of(name)}"

@@ -43,10 +43,12 @@ class TrainingRun:
     text: TextConfig = TextConfig()
     settings: TrainConfig = TrainConfig()
     texts: tuple[str, ...] = ()  # manifests with transcripts, for an adaptation
+    keep: tuple[str, ...] = ()  # recordings whose targets are the texts of the source model
 
     def to_json(self) -> dict[str, Any]:
         """Return the provenance that is written to the checkpoint."""
-        data = {"train": list(self.train), "dev": list(self.dev), **({"texts": list(self.texts)} if self.texts else {})}
+        some = {"texts": list(self.texts), "keep": list(self.keep)}
+        data = {"train": list(self.train), "dev": list(self.dev), **{name: ones for name, ones in some.items() if ones}}
         return {"data": data, "train": to_settings(self.settings)}
 
 
@@ -71,6 +73,9 @@ def read_run(
             if name not in hints_of(known) and (homes := homes_of(name) - {table}):
                 raise InputError(f"{where} [{table}]: unknown setting {quote(name)}; it belongs below [{min(homes)}]")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
+    unused, other = ("texts", "adapt") if kind is TrainConfig else ("keep", "train")
+    if getattr(data, unused):
+        raise InputError(f"{where} [data]: {unused} is a setting of focusasr {other}. Leave it out here.")
     model = settings.get("model", {})
     if not isinstance(model, dict):
         raise InputError(f"{where} [model]: expected a table of settings, got {quote(model)}")
@@ -86,6 +91,7 @@ def read_run(
         text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]", typed),
         settings=_with_folders(read_settings(kind, settings.get("train", {}), f"{where} [train]", typed), folder),
         texts=tuple(_anchored(option, folder) for option in data.texts),
+        keep=tuple(_anchored(option, folder) for option in data.keep),
     )
 
 

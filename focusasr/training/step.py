@@ -186,7 +186,8 @@ class TrainStep:
 
     def _size(self, batches: Sequence[Batch]) -> Size:
         tokens = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
-        return Size(*self._sum([float(tokens), float(sum(len(batch.lengths) for batch in batches))]))
+        size = Size(*self._sum([float(tokens), float(sum(len(batch.lengths) for batch in batches))]))
+        return size._replace(tokens=max(1.0, size.tokens))
 
     def _sum(self, values: list[float]) -> list[float]:
         """Add up figures over all processes."""
