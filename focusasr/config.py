@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from focusasr.runtime.settings import require, require_choices, require_use, setting
+from focusasr.runtime.settings import require, require_choices, require_use, research, setting
 
 SAMPLE_RATE_HZ = 16_000
 LARGEST = 1_000_000  # of any size of a model: products of sizes stay within PyTorch's integers
@@ -50,30 +50,32 @@ class ModelConfig:
         (2, 2), "strides of the two stem convolutions, 2 2 for 40 ms steps or 1 2 for 20 ms"
     )
     attention: Literal["hybrid", "global"] = setting("hybrid", "self-attention of the encoder")
-    decoder_attention: Literal["hybrid", "global"] = setting("global", "self-attention of the decoder")
-    conv_kernel: int = setting(
+    decoder_attention: Literal["hybrid", "global"] = research("global", "self-attention of the decoder")
+    conv_kernel: int = research(
         0, "kernel size of an encoder convolution between attention and MLP, in encoder steps (0: none)"
     )
-    positions: Literal["rotary", "absolute"] = setting("rotary", "position encoding: rotary, or absolute as in Whisper")
-    base: float = setting(10_000.0, "base of the rotary position encoding")
-    max_dist: int | None = setting(None, "attention span of the global branch, in steps (none: unlimited)")
-    max_span: int = setting(32, "largest radius of the local branch, in steps")
-    initial_span: float = setting(
+    positions: Literal["rotary", "absolute"] = research(
+        "rotary", "position encoding: rotary, or absolute as in Whisper"
+    )
+    base: float = research(10_000.0, "base of the rotary position encoding")
+    max_dist: int | None = research(None, "attention span of the global branch, in steps (none: unlimited)")
+    max_span: int = research(32, "largest radius of the local branch, in steps")
+    initial_span: float = research(
         0.1, "radius of the local branch before training, as a share of the largest: short spans learn sounds sooner"
     )
-    ramp: int = setting(4, "width of the soft edge of the local window, in steps")
-    win_size: int = setting(32, "block size of the windowed computation, in steps, without effect on results")
-    temperature: Literal["formula", "learned"] = setting(
+    ramp: int = research(4, "width of the soft edge of the local window, in steps")
+    win_size: int = research(32, "block size of the windowed computation, in steps, without effect on results")
+    temperature: Literal["formula", "learned"] = research(
         "learned", "softmax temperature of the local branch: by formula, or learned per head starting from it"
     )
-    sharpen_longer: bool = setting(True, "lower temperature for longer spans, instead of shorter ones")
-    temp_scale: float = setting(0.5, "influence of the span on the temperature")
+    sharpen_longer: bool = research(True, "lower temperature for longer spans, instead of shorter ones")
+    temp_scale: float = research(0.5, "influence of the span on the temperature")
     ctc: bool = setting(True, "CTC head on the encoder, for an auxiliary loss and joint decoding")
-    audio_context: int = setting(1500, "encoder steps with absolute positions, to which audio is padded or truncated")
+    audio_context: int = research(1500, "encoder steps with absolute positions, to which audio is padded or truncated")
     tail_frames: int | None = setting(
         None, "silence after audio of any length with absolute positions, in 10 ms frames (none: padded to the window)"
     )
-    text_context: int = setting(448, "longest text, special tokens included, in tokens")
+    text_context: int = research(448, "longest text, special tokens included, in tokens")
     dropout: float = setting(0.1, "dropout rate on the residual stream")
 
     def __post_init__(self) -> None:
@@ -264,8 +266,10 @@ class EvaluationConfig:
 class AttentionScaling:
     """Scaling factors of learned spans and temperatures at inference; 1 leaves them as learned."""
 
-    span_scale: float = setting(1.0, "scaling factor of the learned spans of hybrid models (1: as learned)")
-    temperature_scale: float = setting(1.0, "scaling factor of the local temperatures of hybrid models (1: as learned)")
+    span_scale: float = research(1.0, "scaling factor of the learned spans of hybrid models (1: as learned)")
+    temperature_scale: float = research(
+        1.0, "scaling factor of the local temperatures of hybrid models (1: as learned)"
+    )
 
     def __post_init__(self) -> None:
         for name in ("span_scale", "temperature_scale"):
@@ -310,17 +314,17 @@ class RecordingConfig:
 class DecodingConfig(AttentionScaling):
     """Decoding of audio into text. The result does not depend on `batch_size`."""
 
+    word_timestamps: bool = setting(False, "start and end times of each word, for JSON and subtitles")
     batch_size: int = setting(16, "number of segments decoded together")
     compute_type: Literal["auto", "float32", "bfloat16", "float16", "int8"] = setting(
         "auto", "numeric type of the computation (auto: float16 on CUDA; int8 for wide models on a CPU, else float32)"
     )
-    ctc_weight: float = setting(0.3, "weight of CTC scores in the joint search of native models")
-    joint_beam_size: int = setting(2, "beam size of the joint CTC/attention search of native models (1: greedy)")
+    ctc_weight: float = research(0.3, "weight of CTC scores in the joint search of native models")
+    joint_beam_size: int = research(2, "beam size of the joint CTC/attention search of native models (1: greedy)")
     max_segment_seconds: float = setting(
         20.0, "longest segment of native models, in seconds: longer recordings are split at pauses"
     )
     vad_threshold: float = setting(0.5, "speech probability above which voice activity detection reports speech")
-    word_timestamps: bool = setting(False, "start and end times of each word, for JSON and subtitles")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from focusasr.runtime.settings import require, require_choices, setting
+from focusasr.runtime.settings import require, require_choices, research, setting
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class TrainConfig:
     accumulate: int = setting(1, "batches per optimizer step")
     learning_rate: float = setting(1e-3, "peak learning rate")
     warmup_steps: int = setting(500, "steps of linear learning rate warm-up")
-    final_rate: float = setting(0.02, "learning rate at the end of the cosine decay, as a share of the peak")
-    weight_decay: float = setting(0.05, "weight decay of matrices")
-    clip_norm: float = setting(1.0, "largest gradient norm")
-    ctc_weight: float = setting(0.3, "weight of the CTC loss")
-    intermediate_ctc: float = setting(
+    final_rate: float = research(0.02, "learning rate at the end of the cosine decay, as a share of the peak")
+    weight_decay: float = research(0.05, "weight decay of matrices")
+    clip_norm: float = research(1.0, "largest gradient norm")
+    ctc_weight: float = research(0.3, "weight of the CTC loss")
+    intermediate_ctc: float = research(
         0.0, "share of the CTC loss computed in the middle of the encoder (Lee & Watanabe 2021)"
     )
-    label_smoothing: float = setting(0.1, "label smoothing of decoder targets")
-    span_penalty: float = setting(0.0, "weight of the encoder's mean local radius in the loss, for shorter spans")
-    ema_decay: float = setting(0.999, "decay of the moving average of the weights, per step (0: off)")
+    label_smoothing: float = research(0.1, "label smoothing of decoder targets")
+    span_penalty: float = research(0.0, "weight of the encoder's mean local radius in the loss, for shorter spans")
+    ema_decay: float = research(0.999, "decay of the moving average of the weights, per step (0: off)")
     freeze: int = setting(0, "number of lowest encoder layers to freeze, together with the stem (0: none)")
-    explosion: float = setting(
+    explosion: float = research(
         10.0, "attention loss, relative to its usual value, above which a step is skipped and logged (0: never)"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -58,7 +58,7 @@ class TrainConfig:
     )
     patience: int = setting(0, "evaluations without a better dev WER before training stops (0: never)")
     workers: int = setting(1, "processes that load and augment audio (0: the training process)")
-    clean_epochs: int = setting(1, "epochs before augmentation starts: CTC aligns sooner on clean speech")
+    clean_epochs: int = research(1, "epochs before augmentation starts: CTC aligns sooner on clean speech")
     spec_augment: bool = setting(True, "SpecAugment: masks over time and frequency (Park et al. 2019)")
     speed: float = setting(0.1, "largest speed perturbation, as a share of the speed (0: off)")
     formant: float = setting(0.1, "largest vocal-tract-length perturbation (Jaitly & Hinton 2013)")
@@ -122,14 +122,14 @@ class AdaptConfig(TrainConfig):
     batch_seconds: float = setting(40.0, "audio per batch, padding to the longest included, in seconds")
     learning_rate: float = setting(3e-5, "peak learning rate")
     warmup_steps: int = setting(50, "steps of linear learning rate warm-up")
-    weight_decay: float = setting(0.0, "weight decay of matrices")
-    label_smoothing: float = setting(0.0, "label smoothing of the targets from --texts")
-    ema_decay: float = setting(0.99, "decay of the moving average of the weights, per step (0: off)")
+    weight_decay: float = research(0.0, "weight decay of matrices")
+    label_smoothing: float = research(0.0, "label smoothing of the targets from --texts")
+    ema_decay: float = research(0.99, "decay of the moving average of the weights, per step (0: off)")
     evaluate_every: int = setting(250, "steps between evaluations on dev, each followed by a checkpoint")
     dev_normalizer: Literal["none", "basic", "english"] = setting(
         "english", "normalization of dev texts, as --normalizer of evaluate"
     )
-    clean_epochs: int = setting(0, "epochs before augmentation starts")
+    clean_epochs: int = research(0, "epochs before augmentation starts")
     spec_augment: bool = setting(False, "SpecAugment: masks over time and frequency (Park et al. 2019)")
     formant: float = setting(0.0, "largest vocal-tract-length perturbation (Jaitly & Hinton 2013)")
     noise: float = setting(0.2, "share of utterances with added noise")
@@ -139,12 +139,12 @@ class AdaptConfig(TrainConfig):
     join: float = setting(0.4, "share of training items made by joining utterances")
     join_seconds: float = setting(26.0, "longest joined training item, in seconds")
     max_seconds: float = setting(26.0, "longest training item, in seconds: longer recordings are split")
-    longest_tail: int = setting(64, "largest random tail of silence after the audio, in 10 ms frames")
-    cut: float = setting(0.3, "share of recordings truncated at random, to at least 0.3 s")
-    padded: float = setting(0.1, "share of batches padded to the full window, as for the source model")
-    timestamps: float = setting(0.5, "share of batches with timestamp tokens")
-    divergence: float = setting(0.1, "weight of the KL divergence of the output, relative to the decoder state error")
-    text_weight: float = setting(0.2, "weight of the cross-entropy of --texts and of audio without speech")
+    longest_tail: int = research(64, "largest random tail of silence after the audio, in 10 ms frames")
+    cut: float = research(0.3, "share of recordings truncated at random, to at least 0.3 s")
+    padded: float = research(0.1, "share of batches padded to the full window, as for the source model")
+    timestamps: float = research(0.5, "share of batches with timestamp tokens")
+    divergence: float = research(0.1, "weight of the KL divergence of the output, relative to the decoder state error")
+    text_weight: float = research(0.2, "weight of the cross-entropy of --texts and of audio without speech")
 
     def __post_init__(self) -> None:
         super().__post_init__()

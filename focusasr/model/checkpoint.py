@@ -7,7 +7,6 @@ configuration before any weight is loaded. Whisper checkpoints of other programs
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from focusasr.model.transformer import Model
 from focusasr.model.weights import ImportedCheckpoint, as_int8, build_model, from_int8, safetensors_in
 from focusasr.model.whisper_tokens import check_generation
 from focusasr.runtime.cache import fingerprint, json_digest
-from focusasr.runtime.errors import InputError
+from focusasr.runtime.errors import InputError, nearest
 from focusasr.runtime.files import link_or_copy, read_json, read_text
 from focusasr.runtime.settings import read_settings, to_settings
 from focusasr.text.tokenizer import Tokenizer
@@ -104,8 +103,8 @@ def _near(name: str, stem: str | None = None) -> str:
     with contextlib.suppress(OSError, ValueError):  # impossible folder names
         for kind in ("config.json", "best/config.json"):
             known += [str(folder) for folder in Path(name).parent.glob("*") if (folder / kind).is_file()]
-    near = [one for one in difflib.get_close_matches((stem or name)[:200], known, n=1) if one != name]
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(stem or name, (one for one in known if one != name))
+    return f" (did you mean {near}?)" if near else ""
 
 
 def save_checkpoint(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from focusasr.runtime.errors import LONGEST_SHOWN, InputError, SettingError, quote
+from focusasr.runtime.errors import InputError, SettingError, nearest, quote
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +25,12 @@ LARGEST = sys.float_info.max  # whole numbers in JSON and TOML may be larger, bu
 
 def setting(default: Any, help: str) -> Any:
     """Declare a setting of a configuration: its default, and its help, which the option shows."""
-    return dataclasses.field(default=default, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help, "research": False})
+
+
+def research(default: Any, help: str) -> Any:
+    """Declare a setting that few people change, at the end of a command's help."""
+    return dataclasses.field(default=default, metadata={"help": help, "research": True})
 
 
 def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> None:
@@ -72,10 +76,8 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str, type
     hints = hints_of(kind)
     for name in settings:
         if name not in hints:
-            near = difflib.get_close_matches(name[:LONGEST_SHOWN], hints, n=1)
-            raise InputError(
-                f"{where}: unknown setting {quote(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            near = nearest(name, hints)
+            raise InputError(f"{where}: unknown setting {quote(name)}" + (f"; did you mean {near!r}?" if near else ""))
     try:
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
     except SettingError as error:
