@@ -293,36 +293,6 @@ def test_scores_that_another_version_kept_stop_no_run(tmp_path: Path, songs: Pat
     assert Trainer(run, torch.device("cpu"), resume=True).scores == {}
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_equal_weights_are_written_once(tmp_path: Path, songs: Path, decay: float) -> None:
-    """best/ and last/ of one evaluation share a file, and the state repeats no weights of last/."""
-    run = made_run(tmp_path / "run", songs, steps=3, ema_decay=decay)
-    train(run)
-    best, last = (run.output / name / "model.safetensors" for name in ("best", "last"))
-    assert best.samefile(last)
-    state = torch.load(run.output / "last" / "trainer" / "state.pt", weights_only=True)
-    assert state.keys() == {*(["model"] if decay else []), "averaged", "optimizer", "scaler", "position"}
-    copies = (run.output / "last" / "trainer" / "state.pt").stat().st_size / last.stat().st_size
-    assert copies == pytest.approx(3 if decay else 2, rel=0.2)
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_a_state_of_an_earlier_version_resumes(tmp_path: Path, songs: Path, decay: float) -> None:
-    """Earlier states held the weights and their averages, in any run."""
-    run = made_run(tmp_path / "run", songs, steps=3, ema_decay=decay)
-    train(run)
-    path = run.output / "last" / "trainer" / "state.pt"
-    state = torch.load(path, weights_only=True)
-    best = load_checkpoint(run.output / "last").model.state_dict()
-    averages = {"n_averaged": state.pop("averaged"), **{f"module.{name}": value for name, value in best.items()}}
-    torch.save({"model": best, **state, "average": averages}, path)
-    longer, straight = (dataclasses.replace(run, output=out, settings=dataclasses.replace(run.settings, steps=6))
-                        for out in (run.output, tmp_path / "straight"))  # fmt: skip
-    train(longer, resume=True)
-    train(straight)
-    assert_same(state_of(longer), state_of(straight))
-
-
 def test_nothing_to_resume(tmp_path: Path, songs: Path) -> None:
     with pytest.raises(InputError, match="nothing to resume here; leave --resume out"):
         train(made_run(tmp_path / "run", songs), resume=True)
