@@ -81,7 +81,7 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
             return download(name, local_files_only, model_dir)
         except InputError as error:
             raise InputError(f"{error}{_near(name)}") from error
-    kind, stem = ("file", folder.stem) if folder.suffix in (".pt", ".bin") else ("checkpoint folder", name)
+    kind, stem = ("file", folder.stem) if folder.suffix in (".pt", ".bin") else ("checkpoint folder", str(folder))
     raise InputError(
         f"{name[:200]}: no such {kind}{_near(name, stem)}; give one that 'focusasr train' wrote, a Whisper's "
         "folder or file, OpenAI's name such as tiny.en or turbo, the hub's such as openai/whisper-tiny.en, or default"
