@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 import sys
 import types
 import typing
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,14 +25,51 @@ LONGEST_SECONDS = 1e9  # 31 years: a longer offset or duration is an error, and 
 LARGEST = sys.float_info.max  # whole numbers in JSON and TOML may be larger, but not floats
 
 
-def setting(default: Any, help: str) -> Any:
-    """Declare a setting of a configuration: its default, and its help, which the option shows."""
-    return dataclasses.field(default=default, metadata={"help": help, "research": False})
+def setting(default: Any, help: str, research: bool = False, **bounds: float) -> Any:
+    """Declare a setting of a configuration: its default, the help of its option, and its range.
+
+    `bounds` are ge, gt, le and lt. A setting for research is at the end of a command's help.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "research": research, "bounds": bounds})
 
 
-def research(default: Any, help: str) -> Any:
-    """Declare a setting that few people change, at the end of a command's help."""
-    return dataclasses.field(default=default, metadata={"help": help, "research": True})
+def research(default: Any, help: str, **bounds: float) -> Any:
+    """Declare a setting that few people change."""
+    return setting(default, help, research=True, **bounds)
+
+
+def with_default(kind: type, name: str, default: Any, help: str | None = None) -> Any:
+    """Declare a setting like that of a base class, with another default."""
+    metadata = next(field.metadata for field in dataclasses.fields(kind) if field.name == name)
+    return dataclasses.field(default=default, metadata={**metadata, "help": help or metadata["help"]})
+
+
+COMPARED = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+BOUND_WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of the configuration classes: it checks choices and ranges."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingError for a value that is no choice of its type, or outside its range."""
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints_of(type(self))[field.name]
+            if typing.get_origin(hint) is Literal:
+                choices = typing.get_args(hint)
+                require(value in choices, field.name, value, " or ".join(map(repr, choices)))
+            bounds = field.metadata.get("bounds", {})
+            fits = all(COMPARED[name](value, bound) for name, bound in bounds.items() if value is not None)
+            require(fits, field.name, value, _range(bounds, type(None) in typing.get_args(hint)))
+
+
+def _range(bounds: dict[str, float], may_be_none: bool) -> str:
+    """Return a range in words."""
+    named = {name: f"{bound:.15g}" if isinstance(bound, float) else str(bound) for name, bound in bounds.items()}
+    both = " and ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in named.items())
+    both = "{ge} to {le}".format(**named) if named.keys() == {"ge", "le"} else both
+    return both + ", or none" * may_be_none
 
 
 def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> None:
@@ -53,14 +92,6 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 
 _hints = functools.cache(typing.get_type_hints)  # slow: it evaluates every annotation
-
-
-def require_choices(config: Any) -> None:
-    """Raise SettingError if a setting with choices has another value."""
-    for name, hint in hints_of(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            require(getattr(config, name) in choices, name, getattr(config, name), " or ".join(map(repr, choices)))
 
 
 Config = TypeVar("Config")
