@@ -1,4 +1,4 @@
-"""A training run as it is requested: a TOML file or the run to resume, and options and manifests that override it."""
+"""A requested training run: a TOML file or an earlier run, overridden by options."""
 
 from __future__ import annotations
 
