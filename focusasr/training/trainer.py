@@ -25,6 +25,7 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json
 from focusasr.runtime.process import block_sigint, on_interrupt_message
 from focusasr.runtime.settings import read_settings
+from focusasr.text.normalize import apply_policy
 from focusasr.text.tokenizer import train_tokenizer
 from focusasr.training.augment import read_sounds
 from focusasr.training.batching import (
@@ -131,9 +132,9 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        lines += style_remarks(
-            [one.text for corpus in self.corpora for one in corpus.utterances if one.text], self.source
-        )
+        if self.source:
+            texts = [one.text for corpus in self.corpora for one in corpus.utterances if one.text]
+            lines += style_remarks([apply_policy(text, self.tokenizer.policy) for text in texts], self.source)
         lines += self.changes + remarks(self.run.settings, model, self.tokenizer, bool(self.dev_sets))
         batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)

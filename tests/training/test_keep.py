@@ -147,12 +147,16 @@ def test_resumed_run_with_keep_equals_one_that_never_stopped(
 
 def test_keep_from_a_file_is_relative_to_it(run, folder: Path, tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, SONGS)
+    rows = [json.loads(line) for line in songs.read_text().splitlines()]
+    songs.write_text("".join(json.dumps({**row, "text": row["text"].upper()}) + "\n" for row in rows))
     (tmp_path / "run.toml").write_text(
         f"[data]\ntrain = ['{songs.name}']\nkeep = ['{songs.name}=0.5']\n[train]\ninit_from = '{folder.name}'\n"
+        "[text]\ncase = 'lower'\n"
     )
     result = run("train", "--config", tmp_path / "run.toml", "-o", "out", "--steps", 1, *QUICK)
     assert result.status == 0, result.err
     assert json.loads(Path("out/last/config.json").read_text())["run"]["data"]["keep"] == [f"{songs}=0.5"]
+    assert "in capitals" not in result.err  # they are trained in lower case
     assert "own texts on" in Path("out/last/README.md").read_text()
 
 
