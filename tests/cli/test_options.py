@@ -43,7 +43,10 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
             "--split-seconds 20; expected: also --align-with, a checkpoint folder or default",
         ),
         (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; expected: also --split, such as 90/5/5"),
-        (["preprocess", "x", "-o", "y", "--max-seconds", "0"], "--max-seconds 0; expected: at least --min-seconds 0.1"),
+        (
+            ["preprocess", "x", "-o", "y", "--max-seconds", ".05"],
+            "--max-seconds 0.05; expected: at least --min-seconds 0.1",
+        ),
         (
             ["preprocess", "x", "-o", "y", "--align-with", "a"],
             "--align-with a; expected: also --split-seconds, such as 20",
