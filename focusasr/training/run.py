@@ -199,9 +199,11 @@ def _changed(was: Any, value: Any) -> str:
 
 
 def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:
-    """Make the folders of noises and rooms absolute."""
+    """Make the folders of noises and rooms absolute, and the source if it is a path, for resuming from anywhere."""
     noise, room = (place and _anchored(place, folder) for place in (settings.noise_folder, settings.room_folder))
-    return dataclasses.replace(settings, noise_folder=noise, room_folder=room)
+    start = settings.init_from
+    start = _anchored(start, folder) if start and os.path.exists(folder / start) else start
+    return dataclasses.replace(settings, noise_folder=noise, room_folder=room, init_from=start)
 
 
 def _anchored(option: str, folder: Path) -> str:

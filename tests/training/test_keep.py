@@ -130,13 +130,16 @@ def test_resumed_run_with_keep_equals_one_that_never_stopped(
     run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     songs = write_song_book(tmp_path, SONGS)
-    command = ("train", songs, "--init-from", folder, "--keep", f"{songs}=2", *QUICK, "--steps", 4)
+    monkeypatch.chdir(tmp_path)
+    command = ("train", songs, "--init-from", folder.name, "--keep", f"{songs}=2", *QUICK, "--steps", 4)
     whole = run(*command, "-o", "whole")
     assert whole.status == 0 and re.search(r"targets of \d recordings to keep: the texts of .*tiny", whole.err)
     with monkeypatch.context() as stopped:
         stopped.setattr(Keeper, "_out_of_patience", lambda self: self.position.step == 2)
         assert run(*command, "-o", "parts").status == 0
-    assert run("train", "--resume", "-o", "parts").status == 0
+    monkeypatch.chdir(songs.anchor)
+    assert run("train", "--resume", "-o", tmp_path / "parts").status == 0
+    monkeypatch.chdir(tmp_path)
     assert json.loads(Path("parts/last/metrics.json").read_text())["position"]["step"] == 4
     ones, others = (load_file(f"{name}/last/model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(ones[name], others[name]) for name in ones)
