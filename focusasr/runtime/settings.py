@@ -16,11 +16,6 @@ from typing import Any, Literal, TypeVar
 
 from focusasr.runtime.errors import InputError, SettingError, nearest, quote
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 LONGEST_SECONDS = 1e9  # 31 years: a longer offset or duration is an error, and its number of samples overflows
 LARGEST = sys.float_info.max  # whole numbers in JSON and TOML may be larger, but not floats
 
@@ -159,6 +154,10 @@ def to_settings(config: Any) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; InputError if it is missing or malformed."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
