@@ -240,7 +240,12 @@ class EvaluationConfig(Settings):
         None, "error rate per speaker, duration, language, source or other manifest key, repeatable"
     )
     worst: int = setting(5, "number of worst utterances to show", ge=0)
-    fail_above: float | None = setting(None, "highest WER for exit status 0, such as 0.10 for 10 %", ge=0, le=1)
+    fail_above: float | None = setting(None, "highest WER for exit status 0, such as 0.10 for 10 %")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = self.fail_above is None or 0 <= self.fail_above <= 1
+        require(fits, "fail_above", self.fail_above, "a ratio from 0 to 1, such as 0.10 for 10 %")
 
 
 @dataclass(frozen=True)
