@@ -56,7 +56,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from focusasr.audio.integrity import AudioError
 from focusasr.audio.source import MemoryAudio, Source
 from focusasr.runtime.console import collect_warnings
-from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.errors import InputError, SettingError
+from focusasr.runtime.errors import UsageError as UsageError
 from focusasr.runtime.libraries import LibraryError, explain
 from focusasr.transcription.options import Options, sort_options
 from focusasr.transcription.recognizer import LoadedModel, ModelChoice
@@ -70,21 +71,6 @@ if TYPE_CHECKING:
     from focusasr.whisper_config import OutputConfig
 
     Audio = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | torch.Tensor
-
-
-__all__ = [
-    "AudioError",
-    "InputError",
-    "Recognizer",
-    "Result",
-    "Segment",
-    "SegmentStream",
-    "UsageError",
-    "available_models",
-    "load",
-    "load_model",
-    "score",
-]
 
 NAME_IN_MEMORY = "audio"  # name of audio without a file name, in messages and of its outputs
 

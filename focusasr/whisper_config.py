@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from focusasr.runtime.settings import LONGEST_SECONDS, require, require_choices, setting
+from focusasr.runtime.settings import LONGEST_SECONDS, Settings, require, setting
 
 LEAST_WARMTH = 0.01  # smallest temperature above 0, and smallest increment
 LONGEST_ID = 9  # digits
@@ -13,7 +13,7 @@ MOST_TRIED = 100_000  # beams or samples
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Settings):
     """Search of Whisper models and its fallback, with openai/whisper's names and defaults.
 
     Native models ignore these: they decode with CTC head and decoder together, at temperature 0.
@@ -22,16 +22,18 @@ class SearchConfig:
     title = "Search, Whisper models only"  # heading of the options
 
     temperature: float = setting(0.0, "sampling temperature (0: beam search or greedy decoding)")
-    best_of: int | None = setting(5, "number of samples at temperatures above 0")
-    beam_size: int | None = setting(5, "beam size at temperature 0 (none: greedy)")
+    best_of: int | None = setting(5, "number of samples at temperatures above 0", ge=1, le=MOST_TRIED)
+    beam_size: int | None = setting(5, "beam size at temperature 0 (none: greedy)", ge=1, le=MOST_TRIED)
     patience: float | None = setting(None, "beam search patience factor (none: 1.0)")
     length_penalty: float | None = setting(
-        None, "exponent α of the length penalty ((5 + tokens) / 6) ** α (none: mean)"
+        None, "exponent α of the length penalty ((5 + tokens) / 6) ** α (none: mean)", ge=0, le=1
     )
     suppress_tokens: str = setting("-1", "comma-separated ids of suppressed tokens (-1: brackets, notes and the like)")
-    repetition_penalty: float = setting(1.0, "penalty of tokens that occurred before (1: none)")
-    no_repeat_ngram_size: int = setting(0, "size of n-grams that must not repeat, in tokens (0: none)")
-    temperature_increment_on_fallback: float | None = setting(0.2, "temperature increment after a failed attempt")
+    repetition_penalty: float = setting(1.0, "penalty of tokens that occurred before (1: none)", gt=0)
+    no_repeat_ngram_size: int = setting(0, "size of n-grams that must not repeat, in tokens (0: none)", ge=0)
+    temperature_increment_on_fallback: float | None = setting(
+        0.2, "temperature increment after a failed attempt", ge=LEAST_WARMTH
+    )
     compression_ratio_threshold: float | None = setting(2.4, "compression ratio above which a text is decoded again")
     logprob_threshold: float | None = setting(-1.0, "mean log probability below which a text is decoded again")
     no_speech_threshold: float | None = setting(
@@ -39,20 +41,11 @@ class SearchConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         fits = self.temperature == 0 or LEAST_WARMTH <= self.temperature <= 10
         require(fits, "temperature", self.temperature, f"0, or {LEAST_WARMTH:g} to 10")
-        for name in ("best_of", "beam_size"):
-            given = getattr(self, name)
-            require(given is None or 1 <= given <= MOST_TRIED, name, given, f"1 to {MOST_TRIED}, or none")
         enough = self.patience is None or round((self.beam_size or 1) * self.patience) >= 1
         require(enough, "patience", self.patience, "enough for one text of {beam_size}", beam_size=self.beam_size)
-        fits = self.length_penalty is None or 0 <= self.length_penalty <= 1
-        require(fits, "length_penalty", self.length_penalty, "0 to 1, or none")
-        require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0")
-        require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", self.no_repeat_ngram_size, "at least 0")
-        warmer = self.temperature_increment_on_fallback
-        fits = warmer is None or warmer >= LEAST_WARMTH
-        require(fits, "temperature_increment_on_fallback", warmer, f"at least {LEAST_WARMTH:g}, or none")
         parts = [part.strip() for part in self.suppress_tokens.split(",")]
         numbers = (part == "-1" or (part.isdecimal() and len(part) <= LONGEST_ID) for part in parts)
         fine = not self.suppress_tokens or all(numbers)
@@ -75,7 +68,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class LongformConfig:
+class LongformConfig(Settings):
     """Language and long recordings of Whisper models, with openai/whisper's and faster-whisper's names and defaults."""
 
     title = "Language and long recordings, Whisper models only"  # heading of the options
@@ -89,7 +82,7 @@ class LongformConfig:
     hotwords: str | None = setting(None, "expected words, as prompt for every window unless --prefix is given")
     clip_timestamps: str = setting("0", "start,end,start,end,... of the clips to transcribe, in seconds")
     hallucination_silence_threshold: float | None = setting(
-        None, "silence to skip around words that look hallucinated, with word times, in seconds (none: off)"
+        None, "silence to skip around words that look hallucinated, with word times, in seconds (none: off)", ge=0
     )
     prepend_punctuations: str = setting("\"'“¿([{-", "punctuation that belongs to the next word, for word times")
     append_punctuations: str = setting(
@@ -99,9 +92,7 @@ class LongformConfig:
     vad_filter: bool = setting(False, "restriction to speech by voice activity detection, as native models always do")
 
     def __post_init__(self) -> None:
-        require_choices(self)
-        threshold = self.hallucination_silence_threshold
-        require(threshold is None or threshold >= 0, "hallucination_silence_threshold", threshold, "at least 0")
+        super().__post_init__()
         clips, given = self.clips, self.clip_timestamps
         require(clips is not None, "clip_timestamps", given, "seconds, with commas between")
         rising = all(start < end for start, end in zip((clips or [])[::2], (clips or [])[1::2], strict=False))
@@ -118,13 +109,13 @@ class LongformConfig:
 
 
 @dataclass(frozen=True)
-class OutputConfig:
+class OutputConfig(Settings):
     """Output formats, with openai/whisper's names and defaults. Limits of lines and words need word times."""
 
     highlight_words: bool = setting(False, "underlined words in srt and vtt as they are spoken")
-    max_line_width: int | None = setting(None, "longest subtitle line, in characters")
-    max_line_count: int | None = setting(None, "most lines in a subtitle, with max_line_width")
-    max_words_per_line: int | None = setting(None, "most words in a subtitle, unless both other limits are given")
+    max_line_width: int | None = setting(None, "longest subtitle line, in characters", ge=1)
+    max_line_count: int | None = setting(None, "most lines in a subtitle, with max_line_width", ge=1)
+    max_words_per_line: int | None = setting(None, "most words in a subtitle, unless both other limits are given", ge=1)
     pretty_json: bool = setting(False, "indented json")
     verbose: bool = setting(True, "transcript and times of Whisper models on stdout while files are written")
 
@@ -132,8 +123,3 @@ class OutputConfig:
     def shapes_lines(self) -> bool:
         """Return whether a limit on lines or words of subtitles is set."""
         return any((self.max_line_width, self.max_words_per_line))  # a line count alone uses the default lines
-
-    def __post_init__(self) -> None:
-        for name in ("max_line_width", "max_line_count", "max_words_per_line"):
-            given = getattr(self, name)
-            require(given is None or given >= 1, name, given, "at least 1, or none")

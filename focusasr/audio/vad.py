@@ -1,9 +1,8 @@
-"""Voice activity detection with silero-vad, or by energy."""
+"""Voice activity detection with silero-vad."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -28,10 +27,6 @@ LOUD_ENOUGH, MOST_GAIN = (
 CONTEXT_SAMPLES = 64  # silero-vad's context before each frame
 CHANNELS = 128  # width of its LSTM
 
-QUIETEST_DB = -60.0  # lowest noise floor of the energy detector, in dBFS
-RISE_DB = 1.0 / FRAMES_PER_SECOND  # rise of its floor per frame, 1 dB per second
-ABOVE_FLOOR_DB = 6.0  # lowest level of speech above the floor
-
 Detector = Callable[[np.ndarray], np.ndarray]  # samples (n * 512,) → which frames are speech (n,), in order of time
 
 
@@ -46,9 +41,7 @@ def whole_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def detector(threshold: float) -> Detector:
-    """Return a silero-vad detector for a new recording, or the energy detector if silero-vad is not installed."""
-    if importlib.util.find_spec("silero_vad") is None:
-        return EnergyDetector()
+    """Return a detector for a new recording."""
     return SileroDetector(threshold)
 
 
@@ -122,23 +115,3 @@ def _silero_weights() -> dict[str, torch.Tensor]:
             import silero_vad
 
         return dict(silero_vad.load_silero_vad()._model.state_dict())
-
-
-class EnergyDetector:
-    """Speech by energy above a tracked noise floor, for use without silero-vad.
-
-    The floor falls immediately to every quieter frame and rises slowly, so that speech does not raise it.
-    """
-
-    def __init__(self) -> None:
-        self._floor_db = QUIETEST_DB
-
-    def __call__(self, waveform: np.ndarray) -> np.ndarray:
-        """Return which frames are speech (n,) for the next samples (n * 512,) of the recording."""
-        power = waveform.reshape(-1, FRAME_SAMPLES).var(axis=1)  # variance, without the DC offset
-        levels_db = 10 * np.log10(power + 1e-12)
-        speech = np.zeros(len(levels_db), bool)
-        for index, level_db in enumerate(levels_db):
-            self._floor_db = max(QUIETEST_DB, min(level_db, self._floor_db + RISE_DB))
-            speech[index] = level_db > self._floor_db + ABOVE_FLOOR_DB
-        return speech

@@ -8,12 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from focusasr.cli.options import DeviceOption, LocalFilesOption, ThreadsOption, with_settings
-from focusasr.cli.train import collected, said_as_given
+from focusasr.cli.run_request import RunRequest, carry_through
 from focusasr.config import ModelConfig
-from focusasr.runtime.console import stderr
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.files import ensure_writable
-from focusasr.training.run import read_run
 from focusasr.training_config import AdaptConfig
 
 TAIL_FRAMES = 48  # of silence after the audio at inference
@@ -47,53 +45,29 @@ def adapt(
     """
     import torch
 
-    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.runtime.devices import choose_device
-    from focusasr.training.finetune import settings_from
+    from focusasr.training.adapter import Adapter
+    from focusasr.training.finetune import find_source, settings_from
 
-    tables = collected(recordings, dev, config, resumed_from=output_dir if resume and not config else None, texts=texts)
     if source is not None:
         given[AdaptConfig]["init_from"] = source
-    for table, kind in (("train", AdaptConfig), ("model", ModelConfig)):
-        tables[table] = {**tables.get(table, {}), **given[kind]}
-    named = tables["train"].get("init_from")
-    if not named or not (tables["data"].get("train") or tables["data"].get("texts")):
+    manifests = {"train": recordings, "dev": dev, "texts": texts}
+    request = RunRequest(given, manifests, config, output_dir, resume, AdaptConfig)
+    tables = request.tables()
+    named, data = tables["train"].get("init_from"), tables["data"]
+    if not named or not (data.get("train") or data.get("texts")):
         raise UsageError("name a Whisper model and recordings: focusasr adapt tiny.en RECORDINGS -o DIR")
     if threads:
         torch.set_num_threads(threads)
-    teacher = load_checkpoint(find_checkpoint(str(named), local_files_only))
-    if teacher.whisper is None:
+    teacher = find_source(tables, request.folder, None, local_files_only)
+    if teacher is None or teacher.whisper is None:
         raise InputError(f"{named}: is no Whisper model; native models take audio at its own length already")
     tables["model"].setdefault("tail_frames", TAIL_FRAMES)
     ensure_writable(output_dir, "choose another folder with --output-dir")
     chosen, reason = choose_device(device)
-    file = config or (output_dir / "last" / "config.json" if resume else None)
-    with said_as_given(given, file, InputError if resume and not config else UsageError) as typed:
-        tables = settings_from(teacher, tables)
-        run = read_run(
-            tables, config.parent if config else Path(), output_dir, str(file or "options"), typed, AdaptConfig
-        )
-        carry_out(run, teacher, resume, chosen, reason)
-
-
-def carry_out(run: Any, teacher: Any, resume: bool, device: Any, reason: str) -> None:
-    """Adapt, and print the folder of the best checkpoint to stdout."""
-    from focusasr.runtime.devices import close_process_group, translate_peer_errors
-    from focusasr.training.adapter import Adapter
-    from focusasr.training.logger import TrainingLog
-
-    with translate_peer_errors("start the run again with --resume"):
-        adapter = Adapter(teacher, run, device, resume)
-        processes = adapter.stepper.processes
-        with TrainingLog(run.output, run.settings, stderr(), processes.main) as log:
-            log.say(f"on {device.type}: {reason}")
-            if teacher.model.config.tail_frames is not None:
-                log.say(f"{run.settings.init_from} is adapted already; the adaptation continues from it")
-            for line in adapter.summary():
-                log.say(line)
-            adapter.fit(log)
-        close_process_group(processes)
-    if processes.main:
-        print(run.output / "best")
-    if log.broken_seen or adapter.findings.unreadable():
-        raise typer.Exit(1)  # adapted, but some inputs were unusable
+    with request.errors_as_given() as typed:
+        run = request.read(settings_from(teacher, tables), typed)
+        lines = [f"on {chosen.type}: {reason}"]
+        if teacher.model.config.tail_frames is not None:
+            lines.append(f"{named} is adapted already; the adaptation continues from it")
+        carry_through(lambda: Adapter(teacher, run, chosen, resume), lines)

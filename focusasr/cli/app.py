@@ -24,9 +24,7 @@ from focusasr.runtime.files import FULL
 from focusasr.runtime.libraries import explain
 from focusasr.runtime.process import CLOSED_PIPE, INTERRUPTED, debugging, exit_now, open_streams, what_is_safe
 
-app = typer.Typer(
-    add_completion=False, context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = typer.Typer(context_settings=BOTH_SPELLINGS, pretty_exceptions_enable=False, rich_markup_mode=None)
 Misused: Any = typer.BadParameter.__base__  # base of all usage errors; its module differs between Typer versions
 COMMANDS = {
     command.__name__: command

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MOST_TOLD = 5  # invalid manifest lines printed one by one
 
 
-@with_settings(EvaluationConfig, DecodingConfig, SearchConfig, LongformConfig)
+@with_settings(EvaluationConfig, DecodingConfig, LongformConfig, SearchConfig)
 def evaluate(
     manifest: Annotated[Path, typer.Argument(help="manifest, or a file of reference texts with --hypotheses")],
     given: dict[type, dict[str, Any]],

@@ -45,7 +45,7 @@ REST = 50.0  # times the duration of a write, before the transcript is written a
 WAIT_SECONDS = 0.1  # seconds between two checks for Ctrl-C
 
 
-@with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
+@with_settings(OutputConfig, DecodingConfig, LongformConfig, SearchConfig)
 def listen(
     given: dict[type, dict[str, Any]],
     source: Annotated[

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from focusasr.runtime.errors import UsageError, as_option
+from focusasr.runtime.errors import UsageError, as_option, nearest
 from focusasr.runtime.settings import IN_WORDS, hints_of
 
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
@@ -43,6 +43,7 @@ DeviceOption = Annotated[str, typer.Option(help="device: auto (CUDA, then MPS, t
 
 LONGEST_NAME = 26  # characters of an option with its help on the same line
 LONGEST_CHOICES = 50  # characters of choices after the option's name; longer lists are part of its help
+RESEARCH = "Settings for research"  # the last group of a command's help
 NONE = "none"  # typed for a setting without a value, and kept until it is parsed
 
 
@@ -90,9 +91,16 @@ def misuse(error: Any) -> str:
         return f"{lacking[1]}: a value is missing"
     if unknown := getattr(error, "option_name", "") * hasattr(error, "possibilities"):
         known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else []
-        near = [name for name in known if len(unknown) > 3 and name.startswith(unknown)] or error.possibilities or [""]
-        return f"no such option: {unknown}" + (f"; did you mean {near[0]}?" if near[0] else "")
+        near = near_option(unknown, known)
+        return f"no such option: {unknown}" + (f"; did you mean {near}?" if near else "")
     return message[:1].lower() + message[1:]
+
+
+def near_option(unknown: str, known: Sequence[str]) -> str | None:
+    """Return the first option that starts with an unknown one, or the nearest by its name without dashes."""
+    begun = (name for name in known if len(unknown) > len("--x") and name.startswith(unknown))
+    names = {name.lstrip("-"): name for name in known if name.startswith("--")}
+    return next(begun, None) or names.get(nearest(unknown.lstrip("-"), names) or "")
 
 
 class WhisperSpelling(TyperCommand):
@@ -157,19 +165,17 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
             for name, parameter in inspect.signature(command).parameters.items()
             if name != "given"
         ]
-        settings = {kind: [field.name for field in dataclasses.fields(kind) if field.metadata] for kind in kinds}
-        options = {name: _option(name, kinds) for names in settings.values() for name in names}
+        options = [(kind, field) for kind in kinds for field in dataclasses.fields(kind) if field.metadata]
+        options.sort(key=lambda option: option[1].metadata["research"])
 
         def run(**arguments: Any) -> None:
-            said = {name: value for name in options if (value := arguments.pop(name)) is not None}
-            said = {name: None if value == NONE else value for name, value in said.items()}
-            given = {
-                kind: {name: said[name] for name in names if name in said and _fits(said[name], kind, name)}
-                for kind, names in settings.items()
-            }
+            given: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
+            for kind, field in options:
+                if (value := arguments.pop(field.name)) is not None:
+                    given[kind][field.name] = None if value == NONE and _may_be_none(kind, field.name) else value
             command(**arguments, given=given)
 
-        parameters = own + list(options.values())
+        parameters = own + [_option(kind, field) for kind, field in options]
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
@@ -179,33 +185,29 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def _option(name: str, kinds: Sequence[type]) -> inspect.Parameter:
-    """Return the option for a setting, which several configurations may share."""
-    fields = {kind: field for kind in kinds for field in dataclasses.fields(kind) if field.name == name}
-    first, *_ = fields
-    helps = [f"{_with_options(field.metadata['help'])} (default {_shown(field.default)})" for field in fields.values()]
-    hint = hints_of(first)[name]
-    panel = getattr(first, "title", first.__name__.removesuffix("Config") + " settings")
-    hints = [hints_of(kind)[name] for kind in fields]
+def _option(kind: type, field: dataclasses.Field[Any]) -> inspect.Parameter:
+    """Return the option for a setting."""
+    hint, name = hints_of(kind)[field.name], field.name
+    help = _with_options(field.metadata["help"])
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     if long := len("|".join(choices)) > LONGEST_CHOICES:
-        helps.append(", ".join(choices))
-    kind = next((kind for kind in (int, float) if kind in hints or kind | None in hints), None)
-    may_be_none = kind is not None and kind | None in hints
+        help += f": {', '.join(choices)}"
+    of_numbers = next((one for one in (int, float) if hint in (one, one | None)), None)
+    may_be_none = _may_be_none(kind, name)
+    panel = getattr(kind, "title", kind.__name__.removesuffix("Config") + " settings")
     option = typer.Option(
-        help="; ".join(helps),
-        rich_help_panel=panel,
+        help=f"{help} (default {_shown(field.default)})",
+        rich_help_panel=RESEARCH if field.metadata["research"] else panel,
         show_default=False,
-        parser=kind and number(kind, may_be_none),
-        metavar=f"<{name}>" if long else kind and f"<{kind.__name__}{'|none' * may_be_none}>",
+        parser=of_numbers and number(of_numbers, may_be_none),
+        metavar=f"<{name}>" if long else of_numbers and f"<{of_numbers.__name__}{'|none' * may_be_none}>",
     )
     annotation: Any = Annotated[hint | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _fits(value: Any, kind: type, name: str) -> bool:
-    """Return whether a setting may have the value: None only fits a field that allows it."""
-    return value is not None or type(None) in typing.get_args(hints_of(kind)[name])
+def _may_be_none(kind: type, name: str) -> bool:
+    return type(None) in typing.get_args(hints_of(kind)[name])
 
 
 def _with_options(help: str) -> str:

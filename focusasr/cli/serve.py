@@ -31,7 +31,7 @@ BACKLOG = 128  # connections in the accept queue
 KEY_SIGNS = 8  # least length of an API key
 
 
-@with_settings(ServeConfig, DecodingConfig, SearchConfig, LongformConfig)
+@with_settings(ServeConfig, DecodingConfig, LongformConfig, SearchConfig)
 def serve(
     given: dict[type, dict[str, Any]],
     model: ModelOption = None,

@@ -49,7 +49,7 @@ FormatOption = Annotated[
 ]
 
 
-@with_settings(DecodingConfig, RecordingConfig, OutputConfig, SearchConfig, LongformConfig)
+@with_settings(OutputConfig, RecordingConfig, DecodingConfig, LongformConfig, SearchConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],

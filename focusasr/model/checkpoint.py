@@ -7,7 +7,6 @@ configuration before any weight is loaded. Whisper checkpoints of other programs
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 from collections.abc import Callable
@@ -30,13 +29,14 @@ from focusasr.model.transformer import Model
 from focusasr.model.weights import ImportedCheckpoint, as_int8, build_model, from_int8, safetensors_in
 from focusasr.model.whisper_tokens import check_generation
 from focusasr.runtime.cache import fingerprint, json_digest
-from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import read_json, read_text
+from focusasr.runtime.errors import InputError, nearest
+from focusasr.runtime.files import link_or_copy, read_json, read_text
 from focusasr.runtime.settings import read_settings, to_settings
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 FORMAT = 1
+WEIGHTS = "model.safetensors"
 MODEL_VARIABLE = "FOCUSASR_MODEL"  # environment variable: the model to use instead of the default one
 FOR_READERS = {"README.md", "metrics.json"}  # files of a checkpoint without effect on transcripts
 
@@ -81,7 +81,7 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
             return download(name, local_files_only, model_dir)
         except InputError as error:
             raise InputError(f"{error}{_near(name)}") from error
-    kind, stem = ("file", folder.stem) if folder.suffix in (".pt", ".bin") else ("checkpoint folder", name)
+    kind, stem = ("file", folder.stem) if folder.suffix in (".pt", ".bin") else ("checkpoint folder", str(folder))
     raise InputError(
         f"{name[:200]}: no such {kind}{_near(name, stem)}; give one that 'focusasr train' wrote, a Whisper's "
         "folder or file, OpenAI's name such as tiny.en or turbo, the hub's such as openai/whisper-tiny.en, or default"
@@ -103,8 +103,8 @@ def _near(name: str, stem: str | None = None) -> str:
     with contextlib.suppress(OSError, ValueError):  # impossible folder names
         for kind in ("config.json", "best/config.json"):
             known += [str(folder) for folder in Path(name).parent.glob("*") if (folder / kind).is_file()]
-    near = [one for one in difflib.get_close_matches((stem or name)[:200], known, n=1) if one != name]
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(stem or name, (one for one in known if one != name))
+    return f" (did you mean {near}?)" if near else ""
 
 
 def save_checkpoint(
@@ -113,10 +113,12 @@ def save_checkpoint(
     run: dict[str, Any] | None = None,
     made_with: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    weights: Path | None = None,
 ) -> None:
     """Write a checkpoint into `folder`, an empty or new one; `run` and `made_with` go into config.json.
 
-    Weights are written as `dtype` (int8: `as_int8`); they are float32 again when loaded.
+    Weights are written as `dtype` (int8: `as_int8`); they are float32 again when loaded. A file that holds the same
+    `weights` already is linked instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
@@ -133,11 +135,14 @@ def save_checkpoint(
     _write_json(folder / "metrics.json", checkpoint.metrics)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(checkpoint.card, encoding="utf-8", errors="backslashreplace")
+    if weights:
+        link_or_copy(weights, folder / WEIGHTS)
+        return
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     integers = dtype == torch.int8
-    weights = as_int8(state) if integers else {name: value.to(dtype).contiguous() for name, value in state.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
+    tensors = as_int8(state) if integers else {name: value.to(dtype).contiguous() for name, value in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -175,7 +180,7 @@ def read_native(folder: Path, device: str, files: contextlib.ExitStack) -> Impor
             f"{folder / 'tokenizer.json'}: {tokenizer.size} tokens, but the model has {settings.vocabulary}; "
             "it belongs to another checkpoint"
         )
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     tensors = from_int8(dict(safetensors_in(path, device, files)))
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -43,6 +43,23 @@ class SettingError(InputError):
         wanted = self.wanted.format(**said) if said else self.wanted
         own = as_option(self.name, self.value) if self.name in typed else f"{self.name} is {quote(self.value)}"
         return f"{own}; expected: {wanted}"
+
+
+FAR = 0.25  # share of letters: a name that differs by more is no suggestion
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that was probably meant, None if there is none.
+
+    It has the lowest optimal string alignment distance (Damerau 1964), and the same first letter, which is rarely
+    misspelled.
+    """
+    from rapidfuzz import process
+    from rapidfuzz.distance import OSA
+
+    alike = [one for one in known if one[:1] == name[:1]]
+    found = process.extractOne(name[:LONGEST_SHOWN], alike, scorer=OSA.normalized_distance, score_cutoff=FAR)
+    return found[0] if found else None
 
 
 LONGEST_SHOWN = 200  # characters of a value in a message

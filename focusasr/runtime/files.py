@@ -126,6 +126,14 @@ def written_aside(path: Path) -> Iterator[Path]:
         _remove(aside)
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name without a second copy, or copy it if the file system has no hard links."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copy(source, path)
+
+
 def discard_asides() -> None:
     """Remove the temporary files of this process, before it exits."""
     for aside in list(_under_way):

@@ -10,7 +10,6 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 INSTALL = "pip install -c scripts/constraints.txt '.[train]', in the clone, installs versions that were tested together"
 PARTNERS = {"torchaudio": "torch"}  # libraries whose binaries require some version of another one
@@ -69,6 +68,8 @@ def _failure(name: str, error: Exception) -> LibraryError:
 
 
 def _version(name: str | None) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name or "")
     except (PackageNotFoundError, ValueError):

@@ -3,30 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
+import operator
 import sys
 import types
 import typing
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from focusasr.runtime.errors import LONGEST_SHOWN, InputError, SettingError, quote
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from focusasr.runtime.errors import InputError, SettingError, nearest, quote
 
 LONGEST_SECONDS = 1e9  # 31 years: a longer offset or duration is an error, and its number of samples overflows
 LARGEST = sys.float_info.max  # whole numbers in JSON and TOML may be larger, but not floats
 
 
-def setting(default: Any, help: str) -> Any:
-    """Declare a setting of a configuration: its default, and its help, which the option shows."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, research: bool = False, **bounds: float) -> Any:
+    """Declare a setting of a configuration: its default, the help of its option, and its range.
+
+    `bounds` are ge, gt, le and lt. A setting for research is at the end of a command's help.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "research": research, "bounds": bounds})
+
+
+def research(default: Any, help: str, **bounds: float) -> Any:
+    """Declare a setting that few people change."""
+    return setting(default, help, research=True, **bounds)
+
+
+def with_default(kind: type, name: str, default: Any, help: str | None = None) -> Any:
+    """Declare a setting like that of a base class, with another default."""
+    metadata = next(field.metadata for field in dataclasses.fields(kind) if field.name == name)
+    return dataclasses.field(default=default, metadata={**metadata, "help": help or metadata["help"]})
+
+
+COMPARED = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+BOUND_WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of the configuration classes: it checks choices and ranges."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingError for a value that is no choice of its type, or outside its range."""
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints_of(type(self))[field.name]
+            if typing.get_origin(hint) is Literal:
+                choices = typing.get_args(hint)
+                require(value in choices, field.name, value, " or ".join(map(repr, choices)))
+            bounds = field.metadata.get("bounds", {})
+            fits = all(COMPARED[name](value, bound) for name, bound in bounds.items() if value is not None)
+            require(fits, field.name, value, _range(bounds, type(None) in typing.get_args(hint)))
+
+
+def _range(bounds: dict[str, float], may_be_none: bool) -> str:
+    """Return a range in words."""
+    named = {name: f"{bound:.15g}" if isinstance(bound, float) else str(bound) for name, bound in bounds.items()}
+    both = " and ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in named.items())
+    both = "{ge} to {le}".format(**named) if named.keys() == {"ge", "le"} else both
+    return both + ", or none" * may_be_none
 
 
 def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> None:
@@ -51,14 +89,6 @@ def hints_of(kind: type) -> dict[str, Any]:
 _hints = functools.cache(typing.get_type_hints)  # slow: it evaluates every annotation
 
 
-def require_choices(config: Any) -> None:
-    """Raise SettingError if a setting with choices has another value."""
-    for name, hint in hints_of(type(config)).items():
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            require(getattr(config, name) in choices, name, getattr(config, name), " or ".join(map(repr, choices)))
-
-
 Config = TypeVar("Config")
 
 
@@ -72,10 +102,8 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str, type
     hints = hints_of(kind)
     for name in settings:
         if name not in hints:
-            near = difflib.get_close_matches(name[:LONGEST_SHOWN], hints, n=1)
-            raise InputError(
-                f"{where}: unknown setting {quote(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            near = nearest(name, hints)
+            raise InputError(f"{where}: unknown setting {quote(name)}" + (f"; did you mean {near!r}?" if near else ""))
     try:
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
     except SettingError as error:
@@ -126,6 +154,10 @@ def to_settings(config: Any) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; InputError if it is missing or malformed."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -6,7 +6,6 @@ import base64
 import binascii
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import json
 import lzma
@@ -19,7 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from focusasr.config import TextConfig, WhisperConfig
-from focusasr.runtime.errors import InputError, SettingError
+from focusasr.runtime.errors import InputError, SettingError, nearest
 from focusasr.text.languages import OWN_NAMES, without_region
 from focusasr.text.normalize import apply_policy
 from focusasr.text.tokenizer import Tokenizer, check_ids
@@ -364,6 +363,6 @@ def language_code(given: str) -> str:
         return names[wanted]
     if (code := without_region(wanted)) in LANGUAGE_CODES.values():
         return code
-    near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"; did you mean {near[0].title()}?" if near else ""
+    near = nearest(wanted, names)
+    hint = f"; did you mean {near.title()}?" if near else ""
     raise SettingError("language", given, f"a code such as en or a name such as English{hint}")

@@ -24,7 +24,8 @@ with one batch each have the loss curve of one with `--accumulate 2`, to 1e-5. T
 weights of one process to 4e-7 after 12 steps. Real machines and GPUs have not been tried. `accelerate launch --cpu`
 starts only one process: use torchrun there.
 
-Fine-tuning causes forgetting: mix in similar data, and use fewer steps and a lower learning rate.
+Fine-tuning causes forgetting: use fewer steps and a lower learning rate, and mix in recordings of what the model shall
+still transcribe: with transcripts as manifests, or without, by `--keep`, if it started from a Whisper model.
 
 Reading order: run, dataset, batching, augment, step, trainer, finetune, adapter.
 """

@@ -52,6 +52,29 @@ GREEDY = SearchConfig(beam_size=None, best_of=None, temperature_increment_on_fal
 Texts = dict[int, list[int]]  # tokens by row
 
 
+class GreedyText(NamedTuple):
+    """The tokens of a prompt, and those of a text without the end."""
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+def greedy_texts(
+    engine: Engine, tokenizer: WhisperTokenizer, memory: EncoderOutput, timestamps: bool
+) -> list[GreedyText | None]:
+    """Return the greedy text of each row of an encoding; None if it fails Whisper's own tests: a loop, or unlikely."""
+    reader = WhisperDecoder(engine, tokenizer, GREEDY, LongformConfig())
+    prompts = [reader.prompt(timestamps=timestamps)] * len(memory.states)
+    if tokenizer.whisper.multilingual and tokenizer.policy.language is None:
+        spoken = [tokenizer.speaking(language) for language in reader.languages(memory)]
+        prompts = [[*one.sot_sequence, *([] if timestamps else [one.no_timestamps])] for one in spoken]
+    answers = reader.answers(memory, prompts, timestamps)
+    return [
+        None if has_failed(answer, GREEDY) else GreedyText(prompt, answer.tokens)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
 class Lesson(NamedTuple):
     """Decoder input and targets of one batch; rows in the batch's order."""
 
@@ -168,19 +191,9 @@ class AdaptStep(TrainStep):
         window = self.teacher.config.input_frames(mel.shape[1])
         padded = F.pad(mel[rows], (0, 0, 0, window - mel.shape[1]))
         memory = self.teacher.encode(padded, torch.full((len(rows),), window, device=mel.device))
-        tokenizer = self.tokenizer
-        reader = WhisperDecoder(self.engine, tokenizer, GREEDY, LongformConfig())
-        prompts = [reader.prompt(timestamps=timestamps)] * len(rows)
-        if tokenizer.whisper.multilingual and tokenizer.policy.language is None:
-            spoken = [tokenizer.speaking(language) for language in reader.languages(memory)]
-            prompts = [[*one.sot_sequence, *([] if timestamps else [one.no_timestamps])] for one in spoken]
-        answers = reader.answers(memory, prompts, timestamps)
-        texts = {
-            row: [*prompt, *answer.tokens, tokenizer.end]
-            for row, prompt, answer in zip(rows.tolist(), prompts, answers, strict=True)
-            if not has_failed(answer, GREEDY)
-        }
-        return memory, texts
+        answers = greedy_texts(self.engine, self.tokenizer, memory, timestamps)
+        there = zip(rows.tolist(), answers, strict=True)
+        return memory, {row: [*text.prompt, *text.tokens, self.tokenizer.end] for row, text in there if text}
 
     def _written(self, piece: Batch, row: int, timestamps: bool) -> tuple[list[int], list[int]]:
         """Return decoder input and targets of a transcript, between timestamps if requested."""

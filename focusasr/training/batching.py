@@ -194,7 +194,8 @@ class Batch(NamedTuple):
         """Return the rows from `first` to before `last` as a batch, no wider than they need."""
         samples, targets = self.samples[first:last], self.targets[first:last]
         masks = Masks(*(part[first:last] for part in self.masks))
-        width = int((targets != IGNORED).any(dim=0).nonzero().max()) + 1  # after a prompt, whose targets are IGNORED
+        used = (targets != IGNORED).any(dim=0).nonzero()  # after a prompt, whose targets are IGNORED
+        width = int(used.max()) + 1 if len(used) else 1
         return Batch(
             self.waveforms[first:last, : int(samples.max())], samples, masks, self.lengths[first:last],
             self.tokens[first:last, :width], targets[:, :width], self.items[first:last], [],

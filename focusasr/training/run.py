@@ -9,7 +9,6 @@ import platform
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +42,12 @@ class TrainingRun:
     text: TextConfig = TextConfig()
     settings: TrainConfig = TrainConfig()
     texts: tuple[str, ...] = ()  # manifests with transcripts, for an adaptation
+    keep: tuple[str, ...] = ()  # recordings whose targets are the texts of the source model
 
     def to_json(self) -> dict[str, Any]:
         """Return the provenance that is written to the checkpoint."""
-        data = {"train": list(self.train), "dev": list(self.dev), **({"texts": list(self.texts)} if self.texts else {})}
+        some = {"texts": list(self.texts), "keep": list(self.keep)}
+        data = {"train": list(self.train), "dev": list(self.dev), **{name: ones for name, ones in some.items() if ones}}
         return {"data": data, "train": to_settings(self.settings)}
 
 
@@ -71,6 +72,9 @@ def read_run(
             if name not in hints_of(known) and (homes := homes_of(name) - {table}):
                 raise InputError(f"{where} [{table}]: unknown setting {quote(name)}; it belongs below [{min(homes)}]")
     data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
+    unused, other = ("texts", "adapt") if kind is TrainConfig else ("keep", "train")
+    if getattr(data, unused):
+        raise InputError(f"{where} [data]: {unused} is a setting of focusasr {other}. Leave it out here.")
     model = settings.get("model", {})
     if not isinstance(model, dict):
         raise InputError(f"{where} [model]: expected a table of settings, got {quote(model)}")
@@ -86,6 +90,7 @@ def read_run(
         text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]", typed),
         settings=_with_folders(read_settings(kind, settings.get("train", {}), f"{where} [train]", typed), folder),
         texts=tuple(_anchored(option, folder) for option in data.texts),
+        keep=tuple(_anchored(option, folder) for option in data.keep),
     )
 
 
@@ -193,9 +198,11 @@ def _changed(was: Any, value: Any) -> str:
 
 
 def _with_folders(settings: TrainConfig, folder: Path) -> TrainConfig:
-    """Make the folders of noises and rooms absolute."""
+    """Make the folders of noises and rooms absolute, and the source if it is a path, for resuming from anywhere."""
     noise, room = (place and _anchored(place, folder) for place in (settings.noise_folder, settings.room_folder))
-    return dataclasses.replace(settings, noise_folder=noise, room_folder=room)
+    start = settings.init_from
+    start = _anchored(start, folder) if start and os.path.exists(folder / start) else start
+    return dataclasses.replace(settings, noise_folder=noise, room_folder=room, init_from=start)
 
 
 def _anchored(option: str, folder: Path) -> str:
@@ -253,6 +260,8 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in PACKAGES:
         try:

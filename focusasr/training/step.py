@@ -186,7 +186,8 @@ class TrainStep:
 
     def _size(self, batches: Sequence[Batch]) -> Size:
         tokens = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
-        return Size(*self._sum([float(tokens), float(sum(len(batch.lengths) for batch in batches))]))
+        size = Size(*self._sum([float(tokens), float(sum(len(batch.lengths) for batch in batches))]))
+        return size._replace(tokens=max(1.0, size.tokens))
 
     def _sum(self, values: list[float]) -> list[float]:
         """Add up figures over all processes."""
@@ -227,19 +228,21 @@ class TrainStep:
             group["lr"] = rate
 
     def state(self) -> dict[str, Any]:
-        """Return the state for exact resuming, in types that load without unpickling code."""
+        """Return the state for exact resuming next to the weights of `best_model`, loadable without unpickling code."""
         scaler = self.accelerator.scaler
         return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            **({"model": self.model.state_dict()} if self.best_model is not self.model else {}),
+            "averaged": self.average.n_averaged,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore the result of `state`."""
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+    def load_state(self, state: dict[str, Any], best: dict[str, Tensor]) -> None:
+        """Restore the result of `state`, of this version or an earlier one, with the weights of `best_model`."""
+        older = state.get("average", {})
+        self.model.load_state_dict(state.get("model", best))
+        self.average.module.load_state_dict(best)
+        self.average.n_averaged.copy_(older["n_averaged"] if older else state["averaged"])
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.evaluation.wer import Score
-from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.transformer import Model
 from focusasr.model.weights import read_torch
 from focusasr.runtime.devices import flat
@@ -25,6 +25,7 @@ from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json
 from focusasr.runtime.process import block_sigint, on_interrupt_message
 from focusasr.runtime.settings import read_settings
+from focusasr.text.normalize import apply_policy
 from focusasr.text.tokenizer import train_tokenizer
 from focusasr.training.augment import read_sounds
 from focusasr.training.batching import (
@@ -95,7 +96,7 @@ class Trainer:
         if before:
             with contextlib.suppress(TypeError, AttributeError):  # another version's config: only printed
                 self.scores = {name: Score(**one) for name, one in before.metrics.get("dev", {}).items()}
-            self._load_state(last / "trainer" / "state.pt")
+            self._load_state(last / "trainer" / "state.pt", before.model.state_dict())
             self._promise()
             made_before = begun.get("made_with") or {}
             other_dev = changed_manifests(made_before, self.made_with, "dev")
@@ -131,9 +132,9 @@ class Trainer:
         for corpus in self.corpora:
             hours = corpus.seconds / 3600
             lines.append(f"{corpus.name}: {len(corpus.utterances)} utterances, {hours:.2f} h, weight {corpus.weight:g}")
-        lines += style_remarks(
-            [one.text for corpus in self.corpora for one in corpus.utterances if one.text], self.source
-        )
+        if self.source:
+            texts = [one.text for corpus in self.corpora for one in corpus.utterances if one.text]
+            lines += style_remarks([apply_policy(text, self.tokenizer.policy) for text in texts], self.source)
         lines += self.changes + remarks(self.run.settings, model, self.tokenizer, bool(self.dev_sets))
         batches = self._plan().epoch(0)
         held = sum(item.seconds for batch in batches for item in batch)
@@ -356,12 +357,14 @@ class Trainer:
         model = self.stepper.best_model
         card = model_card(self.run.output.name, model, self.run.to_json(), scores)
         whole = Checkpoint(model, self.tokenizer, metrics, card)
+        written: Path | None = None
         for name in ("best", "last") if better else ("last",):
             with written_checkpoint(self.run.output, name, self.position.step) as aside:
-                save_checkpoint(aside, whole, self.run.to_json(), self.made_with)
+                save_checkpoint(aside, whole, self.run.to_json(), self.made_with, weights=written)
                 if name == "last":
                     (aside / "trainer").mkdir()
                     torch.save(self._state(), aside / "trainer" / "state.pt")
+            written = self.run.output / name / WEIGHTS
         self._promise()
 
     def _promise(self) -> None:
@@ -376,10 +379,10 @@ class Trainer:
         """
         return {**self.stepper.state(), "position": dataclasses.asdict(self.position)}
 
-    def _load_state(self, path: Path) -> None:
+    def _load_state(self, path: Path, best: dict[str, torch.Tensor]) -> None:
         try:
             state = read_torch(path)
-            self.stepper.load_state(state)
+            self.stepper.load_state(state, best)
             self.position = read_settings(TrainingState, state["position"], "position")
         except Exception as error:  # PyTorch's loader and its optimizer raise many kinds
             reason = " ".join(str(error).split())[:200]

@@ -178,6 +178,10 @@ def _bounds(score: Score) -> str:
     return score.interval("wer").bounds(lambda ratio: f"{100 * ratio:.1f}", "–").strip(" ()") or "none"
 
 
+def _listed(manifests: Iterable[str]) -> str:
+    return ", ".join(f"`{manifest}`" for manifest in manifests)
+
+
 def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, Score]) -> str:
     """Return the README.md of a checkpoint: model, training data and scores."""
     rows = [
@@ -191,8 +195,9 @@ def model_card(name: str, model: Model, run: dict[str, Any], scores: dict[str, S
             f"A focusasr recognizer with {millions:.1f} million weights, {model.config.attention} attention.",
             "",
             *([f"It began as `{run['train']['init_from']}`.", ""] if run["train"].get("init_from") else []),
-            "Trained on: " + ", ".join(f"`{manifest}`" for manifest in run["data"]["train"]) + ".",
+            f"Trained on: {_listed(run['data']['train'])}.",
             "",
+            *([f"With its source's own texts on: {_listed(kept)}.", ""] if (kept := run["data"].get("keep")) else []),
             "Measured on dev while training, under the checkpoint's own text policy, with 95 % bootstrap intervals:",
             "",
             "| set | WER % | interval | CER % | words |",

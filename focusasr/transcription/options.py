@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig, RecordingConfig
-from focusasr.runtime.errors import LONGEST_SHOWN, UsageError, quote
+from focusasr.runtime.errors import UsageError, nearest, quote
 from focusasr.runtime.settings import read_options
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
@@ -66,8 +65,8 @@ def sort_options(options: dict[str, Any]) -> Given:
     given: Given = {kind: {} for kind in KINDS}
     for name, value in options.items():
         if name not in homes:
-            near = difflib.get_close_matches(name[:LONGEST_SHOWN], homes, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else " See 'focusasr transcribe --help' for all names."
+            near = nearest(name, homes)
+            hint = f" Did you mean {near!r}?" if near else " See 'focusasr transcribe --help' for all names."
             raise UsageError(f"unknown option {quote(name)}.{hint}")
         given[homes[name]][name] = value
     return given

@@ -75,11 +75,11 @@ def manifest(folder: Path) -> tuple[Reader, list[bytes]]:
 
 
 def configuration(folder: Path) -> tuple[Reader, list[bytes]]:
-    from focusasr.cli.train import collected
+    from focusasr.cli.run_request import RunRequest
     from focusasr.training.run import read_run
 
     def read(path: str) -> None:
-        read_run(collected([], [], Path(path), None), folder, folder, path)
+        read_run(RunRequest({}, {}, Path(path), folder, False).tables(), folder, folder, path)
 
     recipe = (ROOT / "scripts" / "recipes" / "alnum-en" / "config.toml").read_bytes()
     values = ["1" * 5000, "10" + "0" * 400, "inf", "nan", "[[1], 'x']", "2020-01-01", "[" * 1500, "true", "{a.b = 1}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -18,7 +17,8 @@ from hypothesis import strategies as st
 from focusasr.audio import segmentation
 from focusasr.audio.load import load, stream
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
-from focusasr.audio.vad import FRAME_SAMPLES, EnergyDetector, SileroDetector
+from focusasr.audio.vad import FRAME_SAMPLES, SileroDetector
+from tests.helpers.energy_detector import EnergyDetector
 
 RATE_HZ = 16_000
 
@@ -274,23 +274,6 @@ def test_a_higher_threshold_hears_less(say: Callable[[str], np.ndarray]) -> None
     waveform = waveform[: len(waveform) // FRAME_SAMPLES * FRAME_SAMPLES]
     heard = [int(SileroDetector(threshold)(waveform).sum()) for threshold in (0.05, 0.5, 0.99)]
     assert heard[0] > heard[1] > heard[2]
-
-
-def test_without_silero_loudness_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    waveform = np.concatenate([noise(5, 1e-3), noise(3, 0.1), noise(20, 1e-3)])
-    pieces = list(split_at_pauses([waveform]))
-    assert check(pieces, waveform, 20)[5 * RATE_HZ : 8 * RATE_HZ].all()
-    assert sum(len(piece.waveform) for piece in pieces) < 6 * RATE_HZ
-
-
-def test_loudness_is_judged_against_the_background() -> None:
-    level = EnergyDetector()
-    background = noise(60, 0.01)[: 1800 * FRAME_SAMPLES]
-    level(background)
-    assert level(background[: 100 * FRAME_SAMPLES]).mean() < 0.05
-    assert level(noise(1.024, 0.05)).all()
-    assert not EnergyDetector()(np.full(10 * FRAME_SAMPLES, 0.5, np.float32)).any()  # a constant is no sound
 
 
 def test_the_detector_leaves_the_number_of_threads_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
         (["transcribe", "x.wav", "--batch-size", "9" * 20], f"--batch-size {'9' * 20}; expected: 1 to 1000000"),
         (
             ["transcribe", "x.wav", "--span-scale", "1e-45"],
-            "--span-scale 1e-45; expected: 1e-9 to 1e9; 1 is as learned",
+            "--span-scale 1e-45; expected: 1e-09 to 1000000000",
         ),
         (["transcribe", "x.wav", "--temperature", "nan"], "--temperature nan; expected: a finite number"),
         (["transcribe", "x.wav", "--task", "sing"], "--task sing; expected: transcribe, translate"),
@@ -41,7 +43,10 @@ from focusasr.runtime.errors import InputError, SettingError, UsageError, as_opt
             "--split-seconds 20; expected: also --align-with, a checkpoint folder or default",
         ),
         (["preprocess", "x", "-o", "y", "--by", "a"], "--by a; expected: also --split, such as 90/5/5"),
-        (["preprocess", "x", "-o", "y", "--max-seconds", "0"], "--max-seconds 0; expected: at least --min-seconds 0.1"),
+        (
+            ["preprocess", "x", "-o", "y", "--max-seconds", ".05"],
+            "--max-seconds 0.05; expected: at least --min-seconds 0.1",
+        ),
         (
             ["preprocess", "x", "-o", "y", "--align-with", "a"],
             "--align-with a; expected: also --split-seconds, such as 20",
@@ -139,13 +144,16 @@ def test_an_error_far_inside_is_told_as_an_option_too() -> None:
 
 def test_help_marks_what_only_whisper_models_heed(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    native, *whisper = run("transcribe", "--help").out.split("Whisper models only:\n")
+    shown, _, research = run("transcribe", "--help").out.partition("Settings for research:\n")
+    native, *whisper = shown.split("Whisper models only:\n")
     assert len(whisper) == 2
-    for name in ("--joint-beam-size", "--word-timestamps", "--max-line-width", "--output-dir"):
+    for name in ("--batch-size", "--word-timestamps", "--max-line-width", "--output-dir"):
         assert f"{name} " in native
+    for name in ("--span-scale", "--temperature-scale", "--joint-beam-size", "--ctc-weight"):
+        assert f"{name} " in research and f"{name} " not in shown
     for name in ("--beam-size", "--temperature", "--task", "--language", "--initial-prompt", "--batched"):
         assert f"  {name} " in "".join(whisper) and f"  {name} " not in native
-    assert "that fails --logprob-threshold is" in " ".join(whisper[0].split())  # not logprob_threshold
+    assert "that fails --logprob-threshold is" in " ".join("".join(whisper).split())  # not logprob_threshold
 
 
 @pytest.mark.parametrize(
@@ -161,3 +169,59 @@ def test_a_setting_outside_of_tables_is_told_its_table(run, line: str, place: st
     Path("run.toml").write_text(f"{line}\n[text]\ncase = 'lower'\n")
     result = run("train", "m.jsonl", "--config", "run.toml")
     assert result.status == 2 and place in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "adapt", "transcribe", "listen", "serve", "evaluate", "inspect"])
+def test_settings_for_research_are_the_last_group_of_a_help(run, command: str) -> None:
+    titles = re.findall(r"^(\w.*):$", run(command, "--help").out, re.M)
+    assert titles[:2] == ["Arguments", "Options"] or titles[0] == "Options"
+    assert titles.count("Settings for research") == 1 and titles[-1] == "Settings for research"
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "meant"),
+    [
+        ("transcribe", "languag", "language"),
+        ("transcribe", "langauge", "language"),
+        ("transcribe", "lang", "language"),
+        ("transcribe", "mdoel", "model"),
+        ("transcribe", "ouput-dir", "output-dir"),
+        ("transcribe", "beamsize", "beam-size"),
+        ("transcribe", "word-timestamp", "word-timestamps"),
+        ("transcribe", "temprature", "temperature"),
+        ("transcribe", "condition-on-prev-text", "condition-on-previous-text"),
+        ("transcribe", "no-speech-treshold", "no-speech-threshold"),
+        ("transcribe", "treads", "threads"),
+        ("train", "learning-rte", "learning-rate"),
+        ("train", "weight-deacy", "weight-decay"),
+        ("train", "warmup", "warmup-steps"),
+        ("transcribe", "diarize", None),
+        ("transcribe", "translate", None),
+        ("transcribe", "no-timestamps", None),
+        ("transcribe", "without-timestamps", None),
+        ("transcribe", "output-srt", None),
+        ("transcribe", "min-speakers", None),
+        ("transcribe", "hf-token", None),
+        ("transcribe", "chunk-size", None),
+        ("transcribe", "vad-parameters", None),
+        ("transcribe", "no-gpu", None),
+        ("transcribe", "format", None),
+        ("train", "epochs", None),
+        ("train", "lr", None),
+        ("train", "gpus", None),
+        ("train", "checkpoint", None),
+    ],
+)
+def test_only_near_options_are_suggested(run, command: str, typed: str, meant: str | None) -> None:
+    result = run(command, "x", f"--{typed}", "1")
+    hint = f"; did you mean --{meant}? See" if meant else "; see"
+    said = f"focusasr: no such option: --{typed}{hint} focusasr {command} --help\n"
+    assert (result.status, result.out, result.err) == (2, "", said)
+
+
+@pytest.mark.parametrize(("normalizer", "errors"), [("none", 1), ("basic", 0)])
+def test_a_choice_named_none_is_taken(run, normalizer: str, errors: int) -> None:
+    Path("truth.txt").write_text("One.\n")
+    Path("texts.txt").write_text("one\n")
+    result = run("evaluate", "truth.txt", "--hypotheses", "texts.txt", "--normalizer", normalizer, "--json")
+    assert result.status == 0 and json.loads(result.out)["wer"] == errors

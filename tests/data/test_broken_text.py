@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from focusasr.audio.source import Source
-from focusasr.cli.train import collected
+from focusasr.cli.run_request import RunRequest
 from focusasr.data.columns import Columns
 from focusasr.data.corpus import CorpusUtterance, Reject
 from focusasr.data.corpus_layouts import detect_layout
@@ -78,14 +78,16 @@ def test_json_objects(tmp_path: Path, value: str) -> None:
 def test_configurations(tmp_path: Path, toml: str, seen: str) -> None:
     path = tmp_path / "run.toml"
     path.write_text(toml)
-    message = refused(lambda: read_run(collected([], [], path, None), tmp_path, tmp_path, str(path)))
+    message = refused(
+        lambda: read_run(RunRequest({}, {}, path, tmp_path, False).tables(), tmp_path, tmp_path, str(path))
+    )
     assert message.startswith(str(path)) and seen in message
 
 
 def test_a_checkpoint_that_kept_no_settings_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "config.json").write_text(json.dumps({"run": 3}))
-    assert "'run' is 3" in refused(collected, [], [], None, tmp_path)
+    assert "'run' is 3" in refused(RunRequest({}, {}, None, tmp_path, True).tables)
 
 
 def test_a_part_of_ages_of_sound_is_refused() -> None:

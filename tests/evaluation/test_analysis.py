@@ -148,7 +148,7 @@ def test_the_page_is_self_contained_and_its_sound_is_relative(tmp_path):
     assert "&lt;b&gt;one&lt;/b&gt;" in text and "<b>one" not in text and "<title>a &lt; b" in text
     assert not re.search(r"https?://|@import|url\(", text)
     assert 'class="pair S"' in text and "no hypothesis for it" in text
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 2 and "article {" in text
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path):

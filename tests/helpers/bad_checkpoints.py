@@ -177,8 +177,8 @@ def write_good(folder: Path) -> dict[str, Path]:
 def resume(path: Path) -> None:
     """Take up a run from its state, as training does."""
     model = tiny_model(letters_tokenizer(), attention="hybrid", decoder_attention="hybrid")
-    run = SimpleNamespace(stepper=SimpleNamespace(load_state=lambda state: model.load_state_dict(state["model"])))
-    Trainer._load_state(cast(Trainer, run), path)
+    run = SimpleNamespace(stepper=SimpleNamespace(load_state=lambda state, best: model.load_state_dict(state["model"])))
+    Trainer._load_state(cast(Trainer, run), path, {})
 
 
 def use(kind: str, path: Path, sound: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from focusasr.runtime.files import _host, discard_asides, ensure_file_writable, read_lines, restore, written_aside
+from focusasr.runtime.files import (
+    _host,
+    discard_asides,
+    ensure_file_writable,
+    link_or_copy,
+    read_lines,
+    restore,
+    written_aside,
+)
 
 
 def listing(folder: Path) -> list[str]:
@@ -227,3 +236,17 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     lines = list(read_lines(path))
     assert sorted((line["writer"], line["number"]) for line in lines) == [(w, n) for w in "abc" for n in range(200)]
     assert all(line["text"] == line["writer"] * (line["number"] % 7) * 3000 for line in lines)
+
+
+def test_a_second_name_is_a_link_or_else_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "a"
+    source.write_text("1")
+    link_or_copy(source, tmp_path / "b")
+    assert source.samefile(tmp_path / "b")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(source, tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "1" and not source.samefile(tmp_path / "c")

@@ -53,10 +53,46 @@ def test_transcribing_loads_nothing_in_vain(sample: Path) -> None:
     assert torch_modules <= {"torch.utils._device", "torch.ao.nn.quantized"}, f"transcribe loads {torch_modules}"
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"]], ids=str)
-def test_help_and_version_load_no_numbers(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], []], ids=str)
+def test_help_version_and_completion_load_no_numbers(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not arguments:
+        complete(monkeypatch, "focusasr tr")
     packages = {name.split(".")[0] for name in modules_of(*arguments)}
-    assert not packages & {"torch", "torchaudio", "numpy", "soundfile", "tokenizers", "safetensors", "jiwer", "av"}
+    numbers = {"torch", "torchaudio", "numpy", "soundfile", "tokenizers", "safetensors", "jiwer", "av"}
+    assert not packages & {*numbers, "tomllib", "jinja2", "rapidfuzz", "rich"}
+
+
+def complete(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    """Set the environment in which bash asks for completions of the last word."""
+    for name, value in (("_FOCUSASR_COMPLETE", "complete_bash"), ("COMP_WORDS", typed)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+
+
+@pytest.mark.parametrize(
+    ("typed", "completions"),
+    [
+        ("focusasr tr", {"train", "transcribe"}),
+        ("focusasr transcribe --beam", {"--beam-size"}),
+        ("focusasr transcribe --task tr", {"transcribe", "translate"}),
+        ("focusasr transcribe x.wa", set()),  # the shell completes files
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(
+    monkeypatch: pytest.MonkeyPatch, typed: str, completions: set[str]
+) -> None:
+    complete(monkeypatch, typed)
+    result = subprocess.run([sys.executable, "-m", "focusasr"], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, set(result.stdout.split()), result.stderr) == (0, completions, "")
+
+
+def test_completion_is_shown_and_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    for option in ("--show-completion", "--install-completion"):
+        command = ["bash", "-c", f"'{sys.executable}' -m focusasr {option}; true"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0 and "focusasr" in result.stdout, result.stderr
+    assert "focusasr" in (Path.home() / ".bashrc").read_text()
 
 
 def test_no_garbage_is_collected_while_loading() -> None:
