@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from focusasr.model.hub import HUB_NAME, WHISPER_NAMES, WHISPER_SIZES, download,
 from focusasr.model.huggingface import read_hugging_face
 from focusasr.model.openai import read_openai
 from focusasr.model.transformer import Model
-from focusasr.model.weights import ImportedCheckpoint, as_int8, build_model, from_int8, safetensors_in
+from focusasr.model.weights import (
+    ImportedCheckpoint,
+    UnreadWeights,
+    as_int8,
+    checked_model,
+    from_int8,
+    safetensors_in,
+)
 from focusasr.model.whisper_tokens import check_generation
 from focusasr.runtime.cache import fingerprint, json_digest
 from focusasr.runtime.errors import InputError, nearest
@@ -50,6 +57,7 @@ class Checkpoint:
     metrics: dict[str, Any]
     card: str  # README.md
     folder: Path | None = None
+    unread: UnreadWeights | None = None  # the weights, if the model is on the device "meta"
 
     @property
     def whisper(self) -> WhisperConfig | None:
@@ -155,10 +163,23 @@ Reader = Callable[[Path, str, contextlib.ExitStack], ImportedCheckpoint]
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint of any format; InputError names the file that is missing, corrupt or of another size."""
+    checkpoint = open_checkpoint(path, device)
+    assert checkpoint.unread is not None
+    with contextlib.closing(checkpoint.unread):
+        checkpoint.unread.fill(checkpoint.model)
+    return replace(checkpoint, unread=None)
+
+
+def open_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint of any format without its weights, which stay `unread`; errors are those of `load_checkpoint`.
+
+    Names and shapes of the weights are checked; numbers that are not finite are found when they are read.
+    """
     with contextlib.ExitStack() as files:
         read = READERS[format_of(path)](path, str(device), files)
-        model = build_model(read.config, read.tensors, read.place)
-    return Checkpoint(model, read.tokenizer, dict(read.metrics), read.card, path)
+        model = checked_model(read.config, read.tensors, read.place)
+        unread = UnreadWeights(read.tensors, read.place, torch.device(device), files.pop_all())
+    return Checkpoint(model, read.tokenizer, dict(read.metrics), read.card, path, unread)
 
 
 def read_native(folder: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
@@ -181,7 +202,7 @@ def read_native(folder: Path, device: str, files: contextlib.ExitStack) -> Impor
             "it belongs to another checkpoint"
         )
     path = folder / WEIGHTS
-    tensors = from_int8(dict(safetensors_in(path, device, files)))
+    tensors = from_int8(safetensors_in(path, device))
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
     return ImportedCheckpoint(settings, tokenizer, tensors, card, path, metrics)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -29,8 +29,16 @@ from focusasr.model.attention import (
     with_attention_scaling,
 )
 from focusasr.model.local_attention import log_mask
-from focusasr.model.quantization import ComputeType, choose_compute_type, converted, make_linear
+from focusasr.model.quantization import (
+    ComputeType,
+    Integers,
+    choose_compute_type,
+    converted,
+    make_linear,
+    replace_linears,
+)
 from focusasr.model.transformer import DecoderBlock, EncoderOutput, Model
+from focusasr.model.weights import UnreadWeights, bare_model
 from focusasr.runtime.devices import one_thread
 
 FEW_PRODUCTS = 100_000_000  # of the widest layer in one pass: fewer are faster in one thread, measured on two cores
@@ -93,19 +101,20 @@ class _Layer:
 
     def __init__(self, block: DecoderBlock, compute_type: ComputeType) -> None:
         attention = block.attention
-        self.attention = attention
-        self.globe = cast(MultiheadAttention, attention.attn_global)
-        self.heads = self.globe.heads
-        self.qkv = _fused([self.globe.query, self.globe.key, self.globe.value], compute_type)
-        self.out = _fused([self.globe.out], compute_type, fine=True)
+        globe = cast(MultiheadAttention, attention.attn_global)
+        self.ln_global, self.heads = attention.ln_global, globe.heads
+        self.qkv = _fused([globe.query, globe.key, globe.value], compute_type)
+        self.out = _fused([globe.out], compute_type, fine=True)
         self.local: AdaptiveSpanAttention | None = None
         if isinstance(attention, HybridAttention):
-            self.local = attention.attn_local
-            self.local_qkv = _fused([self.local.query, self.local.key, self.local.value], compute_type)
+            local = attention.attn_local
+            self.local, self.ln_local, self.span_pred = _without_linears(local), attention.ln_local, attention.span_pred
+            self.local_qkv = _fused([local.query, local.key, local.value], compute_type)
             projection = attention.projection  # of [local | global]
             self.projection = make_linear(projection.weight, projection.bias, compute_type, parts=2)
         self.ln_cross = block.ln_cross
         self.cross_query = _fused([block.cross.query], compute_type)
+        self.cross_kv = _fused([block.cross.key, block.cross.value], compute_type)
         self.cross_out = _fused([block.cross.out], compute_type, fine=True)
         self.ln_mlp, inner, _, outer = block.mlp
         self.inner, self.outer = _fused([inner], compute_type), _fused([outer], compute_type, fine=True)
@@ -116,11 +125,11 @@ class _Layer:
         return x + self.outer(F.gelu(self.inner(layer_norm(x, self.ln_mlp))))
 
     def _self_attend(self, x: Tensor, cache: Tensor, span: Tensor | None, place: _PassPositions) -> Tensor:
-        q, past = self._project(self.qkv, layer_norm(x, self.attention.ln_global), cache[:2], place)
+        q, past = self._project(self.qkv, layer_norm(x, self.ln_global), cache[:2], place)
         global_out = self.out(_merge(F.scaled_dot_product_attention(q, *past, attn_mask=place.seen)))
         if self.local is None or span is None:
             return global_out
-        q, past = self._project(self.local_qkv, layer_norm(x, self.attention.ln_local), cache[2:], place)
+        q, past = self._project(self.local_qkv, layer_norm(x, self.ln_local), cache[2:], place)
         q = q / self.local.temperature(span)[:, :, None, None].to(q.dtype)
         bias = self._soft_window(span, place).to(q.dtype)
         local = _merge(F.scaled_dot_product_attention(q, *past, attn_mask=bias))
@@ -143,6 +152,12 @@ class _Layer:
             ((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0)
         )  # `soft_mask` with a distance per row
 
+    def keys_values(self, memory: Tensor) -> KeysValues:
+        """Return keys and values (U, H, S, E) of encoder states (U, S, D) for cross-attention."""
+        split = self.cross_kv(memory).view(*memory.shape[:2], 2, self.heads, -1)
+        k, v = split.permute(2, 0, 3, 1, 4).contiguous()
+        return k, v
+
     def _cross_attend(self, x: Tensor, memory: KeysValues, state: DecodingState) -> Tensor:
         q = self.cross_query(x)  # (B, L, D); rows of one utterance share its keys
         grouped = q.view(len(memory[0]), -1, self.heads, q.shape[-1] // self.heads).transpose(1, 2)
@@ -159,6 +174,13 @@ def _fused(layers: Sequence[nn.Module], compute_type: ComputeType, fine: bool = 
         for linear, weight in zip(linears, weights, strict=True)
     ]
     return make_linear(torch.cat(weights), torch.cat(biases), compute_type, fine)
+
+
+def _without_linears(module: AdaptiveSpanAttention) -> AdaptiveSpanAttention:
+    """Return a copy of a module without the weights of its linear layers."""
+    linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    memo: dict[int, object] = {id(one): one.detach().to("meta") for layer in linears for one in layer.parameters()}
+    return copy.deepcopy(module, memo)
 
 
 def _merge(x: Tensor) -> Tensor:
@@ -204,31 +226,53 @@ def joined(parts: Sequence[EncoderOutput]) -> EncoderOutput:
 
 
 class Engine:
-    """A model for inference: `encode` audio, `start` a text, `advance` it by tokens to the logits of the next."""
+    """A model for inference: `encode` audio, `start` a text, `advance` it by tokens to the logits of the next.
 
-    def __init__(self, model: Model, compute_type: ComputeType = "float32") -> None:
-        weight = model.decoder.token_embedding.weight
-        self.compute_type = choose_compute_type(compute_type, weight.device, model.config)
-        integers = self.compute_type == "int8"
-        whole = model if integers else cast(Model, converted(model.eval(), self.compute_type))
+    If the model is on the device "meta", its weights are `unread`. For int8 they are read layer by layer, so that the
+    model is never in memory in float32. Such a model is used up, any other one is unchanged.
+    """
+
+    def __init__(
+        self, model: Model, compute_type: ComputeType = "float32", unread: UnreadWeights | None = None
+    ) -> None:
         self.config = model.config
-        self.device = weight.device
-        self.encoder = converted(model.encoder.eval(), "int8") if integers else whole.encoder
-        self.ctc_head = whole.ctc_head
+        self.device = unread.device if unread else model.decoder.token_embedding.weight.device
+        self.compute_type = choose_compute_type(compute_type, self.device, model.config)
+        integers = self.compute_type == "int8"
+        if unread and not integers:
+            unread.fill(model)
+            unread = None
+        whole = model if integers else cast(Model, converted(model.eval(), self.compute_type))
         decoder = whole.decoder
-        self.embedding = decoder.token_embedding.weight
-        self.positions = decoder.positional_embedding if self.config.positions == "absolute" else None
-        blocks = [cast(DecoderBlock, block) for block in decoder.blocks]
-        self.layers = [_Layer(block, self.compute_type) for block in blocks]
-        heard = [part for block in blocks for part in (block.cross.key, block.cross.value)]
-        self.cross_kv = _fused(heard, self.compute_type)
-        self.ln = decoder.ln
+        self.embedding: Tensor | Integers = decoder.token_embedding.weight
+        if unread:
+            self.embedding = unread.table("decoder.token_embedding.weight")
+            unread.fill_alone(decoder, "decoder")
+            unread.fill(decoder.ln, "decoder.ln")
+            if model.ctc_head is not None:
+                unread.fill(model.ctc_head, "ctc_head")
+            replace_linears(model.encoder, unread.fill_alone, "encoder")
         self.head = make_linear(self.embedding, None, self.compute_type)
+        as_given = unread or not integers
+        self.encoder = whole.encoder if as_given else converted(whole.encoder.eval(), "int8")
+        self.ctc_head, self.ln = whole.ctc_head, decoder.ln
+        self.positions = decoder.positional_embedding if self.config.positions == "absolute" else None
+        self.dtype = self.ln.weight.dtype
+        self.layers = list(self._layers(decoder.blocks, unread))
         self.capacity = self.config.text_context + 1  # the last position takes writes of full rows
         self.rotations: Rotation | None = None
         if self.config.positions == "rotary":
             steps = torch.arange(self.capacity, device=self.device)
             self.rotations = rotary(steps, self.config.width // self.config.heads, self.config.base)
+
+    def _layers(self, blocks: nn.ModuleList, unread: UnreadWeights | None) -> Iterator[_Layer]:
+        """Yield the layers of decoder blocks; unread blocks are read one by one, and forgotten."""
+        for number, block in enumerate(blocks):
+            if unread:
+                unread.fill(block, f"decoder.blocks.{number}")
+            yield _Layer(cast(DecoderBlock, block), self.compute_type)
+            if unread:
+                blocks[number] = nn.Identity()
 
     @torch.inference_mode()
     def encode(self, mels: Sequence[Tensor]) -> EncoderOutput:
@@ -248,7 +292,7 @@ class Engine:
     def _encode(self, mels: Sequence[Tensor]) -> EncoderOutput:
         mel, lengths = stack(mels)
         with self.threads(mel.shape[0] * mel.shape[1]):
-            return self.encoder(mel.to(self.embedding.dtype), lengths)
+            return self.encoder(mel.to(self.dtype), lengths)
 
     def threads(self, frames: int) -> AbstractContextManager[None]:
         """Return the context for computing `frames` frames: one thread if they are few, which is faster."""
@@ -268,13 +312,12 @@ class Engine:
     @torch.inference_mode()
     def start(self, memory: EncoderOutput, group: int = 1) -> DecodingState:
         """Return the state before the first token, with `group` rows per utterance."""
-        utterances, steps, width = memory.states.shape
-        split = self.cross_kv(memory.states).view(utterances, steps, len(self.layers), 2, self.config.heads, -1)
-        keys_values = split.permute(2, 3, 0, 4, 1, 5).contiguous()  # (layers, 2, U, H, S, E)
+        utterances, _, width = memory.states.shape
+        keys_values = [layer.keys_values(memory.states) for layer in self.layers]
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
         mean = memory.mean().to(memory.states.dtype)
         spans = [self._span(layer, mean, group) for layer in self.layers]
-        state = DecodingState([(k, v) for k, v in keys_values], mask, spans, group)
+        state = DecodingState(keys_values, mask, spans, group)
         head_width = width // self.config.heads
         for layer in self.layers:
             branches = 2 if layer.local is None else 4
@@ -285,7 +328,7 @@ class Engine:
     def _span(self, layer: _Layer, mean: Tensor, group: int) -> Tensor | None:
         if layer.local is None:
             return None
-        return cast(HybridAttention, layer.attention).span_pred(mean).repeat_interleave(group, dim=0)
+        return layer.span_pred(mean).repeat_interleave(group, dim=0)
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
@@ -304,13 +347,18 @@ class Engine:
     def _advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
         length = tokens.shape[1]
         place = self._place(state.lengths, length)
-        x = F.embedding(tokens, self.embedding)
+        x = self._embed(tokens)
         if self.positions is not None:
             x = x + self.positions[place.positions.clamp(max=self.config.text_context - 1)]
         for index, layer in enumerate(self.layers):
             x = layer(x, index, state, place)
         state.lengths = [before + length for before in state.lengths]
         return self.head(layer_norm(x, self.ln))
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        if isinstance(self.embedding, Integers):
+            return self.embedding.values[tokens] * self.embedding.scales[tokens]
+        return F.embedding(tokens, self.embedding).to(self.dtype)
 
     def _place(self, lengths: list[int], new: int) -> _PassPositions:
         first, end = lengths[0], min(max(lengths) + new, self.capacity)
@@ -340,13 +388,10 @@ def layer_norm(x: Tensor, norm: Any) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def prepare(model: Model, device: torch.device, config: DecodingConfig) -> Engine:
-    """Return the engine of a model on a device, with the scaling and the compute type of `config`."""
-    return Engine(with_attention_scaling(model.to(device).eval(), config), config.compute_type)
+def prepare(model: Model, device: torch.device, config: DecodingConfig, unread: UnreadWeights | None = None) -> Engine:
+    """Return the engine of a model on a device, with the scaling and the compute type of `config`.
 
-
-def without_weights(model: Model) -> Model:
-    """Return a copy of a model on the device "meta", without memory for weights; `model` is unchanged."""
-    memo: dict[int, object] = {id(one): nn.Parameter(one.detach().to("meta"), False) for one in model.parameters()}
-    memo |= {id(one): one.to("meta") for one in model.buffers()}
-    return copy.deepcopy(model, memo)
+    `unread` are the weights of a model on the device "meta".
+    """
+    model = bare_model(model.config) if unread else model.to(device)
+    return Engine(with_attention_scaling(model.eval(), config), config.compute_type, unread)

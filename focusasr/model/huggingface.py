@@ -34,7 +34,7 @@ def read_hugging_face(folder: Path, device: str, files: contextlib.ExitStack) ->
         raise InputError(f"{folder}: model_type is {config.get('model_type')!r}; expected: 'whisper'")
     check_front_end(folder, config.get("num_mel_bins", 80))
     generation = optional_json(folder / "generation_config.json") or config
-    named = dict(_weights(folder, device, files))
+    named = dict(_weights(folder, device))
     weights = {
         rename_weight(name, HUGGING_FACE_PARTS, HUGGING_FACE_REST) or name: weight
         for name, weight in named.items()
@@ -46,8 +46,8 @@ def read_hugging_face(folder: Path, device: str, files: contextlib.ExitStack) ->
     return ImportedCheckpoint(settings, tokenizer, weights, whisper_card(folder.name, settings, weights), folder)
 
 
-def _weights(folder: Path, device: str, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
-    """Yield names and weights of one file or of its shards; safetensors stay open in `files`."""
+def _weights(folder: Path, device: str) -> Iterator[tuple[str, Weight]]:
+    """Yield names and weights of one file or of its shards."""
     for name in (SAFETENSORS, PICKLED):
         shards = _shards(folder, name)
         for shard in shards:
@@ -55,7 +55,7 @@ def _weights(folder: Path, device: str, files: contextlib.ExitStack) -> Iterator
             if not os.path.isfile(path):
                 raise InputError(f"{folder}: the shard {path.name[:100]!r} is missing; copy the folder again")
             if name == SAFETENSORS:
-                yield from safetensors_in(path, device, files)
+                yield from safetensors_in(path, device).items()
             else:
                 yield from torch_weights(path, device).items()
         if shards:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from focusasr.config import ModelConfig
+from focusasr.model.quantization import ROWS_AT_ONCE, Integers
 from focusasr.model.transformer import Model
 from focusasr.runtime.errors import InputError
 from focusasr.text.tokenizer import Tokenizer
@@ -31,13 +32,15 @@ NAMED_IN_PICKLES = re.compile(
 SCALE = ".scale"  # suffix for the scales of a weight that is stored as int8
 HALVES = "attention.projection.weight"
 SMALLEST_PEAK = 1e-20  # peak for rows of zeros
+MAPPED_BYTES = 2**23  # read from a mapped file before it is mapped again: pages that were read stay in memory
 
 
 class Weight(NamedTuple):
-    """A weight in a file: its shape, and a function that reads it."""
+    """A weight in a file: its shape, a function that reads it, and one that reads it as it is stored in 8 bits."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    integers: Callable[[], Integers] | None = None
 
 
 class ImportedCheckpoint(NamedTuple):
@@ -54,15 +57,43 @@ class ImportedCheckpoint(NamedTuple):
     metrics: Mapping[str, Any] = MappingProxyType({})
 
 
-def safetensors_in(path: Path, device: str, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
-    """Yield names and weights of a file, which stays open in `files`; InputError if it is corrupt."""
-    try:
-        file = files.enter_context(safe_open(path, framework="pt", device=device))
-        for name in file.keys():  # noqa: SIM118
-            shape = tuple(file.get_slice(name).get_shape())
-            yield name, Weight(shape, lambda name=name: file.get_tensor(name))  # type: ignore[misc]
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+def safetensors_in(path: Path, device: str) -> dict[str, Weight]:
+    """Return names and weights of a file; InputError, here or when a weight is read, if it is corrupt."""
+    file = _Safetensors(path, device)
+    return {name: Weight(shape, functools.partial(file.read, name, shape)) for name, shape in file.shapes().items()}
+
+
+class _Safetensors:
+    """A safetensors file that is mapped again after MAPPED_BYTES, so that only weights in use take memory."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self._path, self._device = path, device
+        self._file: Any = None
+        self._left = 0
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        with self._checked():
+            file = safe_open(self._path, framework="pt", device=self._device)
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        with self._checked():
+            if self._left <= 0:
+                self._file, self._left = safe_open(self._path, framework="pt", device=self._device), MAPPED_BYTES
+            value = self._file.get_tensor(name)
+        if value.shape != shape:
+            raise InputError(f"{self._path}: another file since loading began; load it again")
+        self._left -= value.nbytes
+        if self._left <= 0:
+            self._file = None
+        return value
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self._path}: not a whole safetensors file ({error}); copy it again") from None
 
 
 def as_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,31 +117,84 @@ def as_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_int8(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     """Return stored weights by name, int8 weights multiplied by their scales."""
     return {
-        name: Weight(weight.shape, functools.partial(_scaled, weight, weights[name + SCALE]))
-        if name + SCALE in weights
-        else weight
+        name: _stored_as_int8(weight, weights[name + SCALE]) if name + SCALE in weights else weight
         for name, weight in weights.items()
         if not name.endswith(SCALE)
     }
 
 
-def _scaled(weight: Weight, scale: Weight) -> Tensor:
+def _stored_as_int8(weight: Weight, scale: Weight) -> Weight:
+    integers = functools.partial(_integers, weight, scale)
+    return Weight(weight.shape, lambda: _multiplied(integers()), integers)
+
+
+def _multiplied(integers: Integers) -> Tensor:
+    values, scales = integers
+    return (values.float().unflatten(1, (scales.shape[1], -1)) * scales[..., None]).flatten(1)
+
+
+def _integers(weight: Weight, scale: Weight) -> Integers:
     values, scales = weight.read(), scale.read().float()
     fits = values.dtype == torch.int8 and values.dim() == scales.dim() == 2 and len(scales) == len(values)
     if not fits or not scales.shape[1] or values.shape[1] % scales.shape[1]:
         shapes = f"int8 weights of shape {weight.shape} have scales of shape {scale.shape}"
         raise InputError(f"{shapes}; copy the file again")
-    return (values.float().unflatten(1, (scales.shape[1], -1)) * scales[..., None]).flatten(1)
+    return Integers(values, scales)
 
 
-def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Path) -> Model:
-    """Return the model of these settings with its weights in float32, for inference.
+class UnreadWeights:
+    """Weights of a model on the device "meta", in files that stay open until `close`.
 
-    InputError if names or shapes differ or weights are not finite.
+    Weights are checked when they are read: InputError if they are not finite.
     """
-    check_layers(settings, len(weights), where)
+
+    def __init__(
+        self, tensors: Mapping[str, Weight], place: Path, device: torch.device, files: contextlib.ExitStack
+    ) -> None:
+        self._tensors, self._place, self._files = tensors, place, files
+        self.device = device
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def fill(self, module: nn.Module, name: str = "") -> None:
+        """Read the weights of a module of the model, and of its children, in float32."""
+        for child, part in module.named_modules():
+            self.fill_alone(part, ".".join(filter(None, (name, child))))
+
+    def fill_alone(self, module: nn.Module, name: str) -> None:
+        """Read the weights of a module, without its children, in float32."""
+        place = f"{name}." if name else ""
+        own = [key for key in module.state_dict() if "." not in key]
+        read = {key: self._tensors[place + key].read() for key in own}
+        found = {key: _in_float32(place + key, value, self._place) for key, value in read.items()}
+        module.load_state_dict(found, strict=False, assign=True)
+
+    def table(self, name: str) -> Tensor | Integers:
+        """Return a matrix in the fewest bytes that keep its values: as stored in 8 bits, in half precision, or float32."""
+        weight = self._tensors[name]
+        if weight.integers is not None:
+            values, scales = weight.integers()
+            return Integers(values.clone(), _in_float32(name, scales.clone(), self._place))
+        value = weight.read()
+        half = value.to(torch.float16, copy=True)
+        for rows, halves in zip(value.split(ROWS_AT_ONCE), half.split(ROWS_AT_ONCE), strict=True):
+            if not torch.equal(_in_float32(name, rows, self._place), halves.float()):
+                return _in_float32(name, value, self._place)
+        return half
+
+
+def bare_model(settings: ModelConfig) -> Model:
+    """Return the model of these settings on the device "meta", for inference."""
     with torch.device("meta"):
-        model = Model(settings)
+        return Model(settings).eval()
+
+
+def checked_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Path) -> Model:
+    """Return a bare model after its weights are checked: InputError if names or shapes differ."""
+    check_layers(settings, len(weights), where)
+    model = bare_model(settings)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(wanted.keys() | weights.keys()):
         found = weights[name].shape if name in weights else None
@@ -119,8 +203,7 @@ def build_model(settings: ModelConfig, weights: Mapping[str, Weight], where: Pat
                 f"{where}: weight {name[:100]!r} has shape {found}, the configuration wants {wanted.get(name)}; "
                 "the files belong to different checkpoints"
             )
-    model.load_state_dict({name: _in_float32(name, weights[name].read(), where) for name in wanted}, assign=True)
-    return model.eval()
+    return model
 
 
 def check_layers(settings: ModelConfig, weights: int, where: Path) -> None:
@@ -136,7 +219,7 @@ def check_layers(settings: ModelConfig, weights: int, where: Path) -> None:
 def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
     if not value.is_floating_point():
         raise InputError(f"{where}: weight {name} is {value.dtype}; expected: floating point")
-    value = value.float()
+    value = value.to(torch.float32, copy=True)  # else it would keep its file in memory
     lowest, highest = (float(bound) for bound in value.aminmax())  # NaN if there is one
     if not math.isfinite(highest - lowest):
         raise InputError(

@@ -191,21 +191,20 @@ class LoadedModel:
     """A checkpoint on a device; recognizers with the same numerical settings share its prepared weights.
 
     Only the prepared weights stay in memory. The checkpoint is read again for another compute type, and once for the
-    word times of Whisper models, which need the original weights. InputError if the checkpoint or the device is not
-    found.
+    word times of Whisper models, which need the decoder's original weights. InputError if the checkpoint or the device
+    is not found.
     """
 
     def __init__(
         self, choice: ModelChoice, processes: Processes | None = None, device: torch.device | None = None
     ) -> None:
-        from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+        from focusasr.model.checkpoint import find_checkpoint, open_checkpoint
 
         self.processes = processes or Processes()
         self.device = device or _device(choice)
         self.path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
-        self._checkpoint = load_checkpoint(self.path, self.device)
-        self._whole = True  # whether the checkpoint still has its weights
-        self._words = False  # whether word times were requested, as they may be again
+        self._checkpoint = open_checkpoint(self.path, self.device)
+        self._aligns = False  # whether its decoder has its weights, for word times, which may be requested again
         self.is_whisper = self._checkpoint.whisper is not None
         # Models for audio of variable length are ours: they print texts, and decode greedily without --beam-size.
         self.as_whisper = self.is_whisper and self._checkpoint.model.config.tail_frames is None
@@ -214,17 +213,10 @@ class LoadedModel:
 
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
         """Return a recognizer with these options; InputError if the model does not support them."""
-        words = self.is_whisper and options.decoding.word_timestamps
-        self._words |= words
-        engine = self._prepared(options.decoding, words)
+        engine = self._prepared(options.decoding, self.is_whisper and options.decoding.word_timestamps)
         recognizer, remarks = (
             self._whisper(options, engine) if self.is_whisper else self._native(options, subtitles, engine)
         )
-        if self._whole and not self._words:
-            from focusasr.model.engine import without_weights
-
-            self._checkpoint = replace(self._checkpoint, model=without_weights(self._checkpoint.model))
-            self._whole = False
         elsewhere = self._on_cpu  # so that the closure holds no weights of this device
 
         def on_cpu() -> AnyRecognizer:
@@ -255,17 +247,25 @@ class LoadedModel:
         return recognizer, remarks + idle + recognizer.remarks()
 
     def _prepared(self, config: DecodingConfig, words: bool) -> Engine:
-        """Return the engine of a configuration; if `words`, the checkpoint has its weights."""
-        from focusasr.model.checkpoint import load_checkpoint
+        """Return the engine of a configuration; if `words`, the checkpoint's decoder has its weights."""
+        from focusasr.model.checkpoint import open_checkpoint
         from focusasr.model.engine import prepare
 
         key = (config.compute_type, config.span_scale, config.temperature_scale)
         known = self._engine is not None and self._engine[0] == key
-        if not self._whole and (words or not known):
-            self._checkpoint, self._whole = load_checkpoint(self.path, self.device), True
+        opened = self._checkpoint
+        if opened.unread is None and not (known and (self._aligns or not words)):
+            opened = open_checkpoint(self.path, self.device)
         if self._engine is None or not known:
             self._engine = None  # so that memory never holds two
-            self._engine = key, prepare(self._checkpoint.model, self.device, config)
+            self._engine = key, prepare(opened.model, self.device, config, opened.unread)
+        if words and not self._aligns:
+            assert opened.unread is not None
+            opened.unread.fill(self._checkpoint.model.decoder, "decoder")
+            self._aligns = True
+        if opened.unread is not None:
+            opened.unread.close()
+        self._checkpoint = replace(self._checkpoint, unread=None)
         return self._engine[1]
 
 

@@ -39,9 +39,10 @@ def modules_of_torch() -> set[str]:
     return set(json.loads(result.stdout))
 
 
-def test_transcribing_loads_nothing_in_vain(sample: Path) -> None:
+@pytest.mark.parametrize("model", ["alnum", "default"])
+def test_transcribing_loads_nothing_in_vain(sample: Path, model: str) -> None:
     """A clip at 16 kHz in FLAC needs torch and what reads it: no other torch module, no bars, no other decoders."""
-    loaded = modules_of("transcribe", str(sample)) - modules_of_torch()
+    loaded = modules_of("transcribe", "--model", model, str(sample)) - modules_of_torch()
     packages = {name.split(".")[0] for name in loaded}
     vain = {
         "accelerate", "av", "huggingface_hub", "jiwer", "librosa", "matplotlib", "numba", "rich", "scipy", "sklearn",
