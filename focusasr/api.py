@@ -38,8 +38,8 @@ Word error rates have a 95 % interval:
 >>> score.wer, score.wer_low, score.wer_high
 (0.25, 0.0, 0.3333333333333333)
 
-A recognizer may be used by several threads: their calls run one after the other. Nothing is printed; the command's
-warnings are in `result.warnings`.
+A recognizer may be used by several threads. Their calls take turns, and decode together what then gives the same text
+as alone. Nothing is printed; the command's warnings are in `result.warnings`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from focusasr.audio.source import MemoryAudio, Source
 from focusasr.runtime.console import collect_warnings
 from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.libraries import LibraryError, explain
+from focusasr.runtime.turns import Turns
 from focusasr.transcription.options import Options, sort_options
 from focusasr.transcription.recognizer import LoadedModel, ModelChoice
 from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
@@ -201,13 +202,14 @@ class Result:
 
 
 class Recognizer:
-    """A loaded model that transcribes; safe to share among threads, whose calls run one after the other."""
+    """A loaded model that transcribes; safe to share among threads, whose calls take turns and are batched."""
 
     def __init__(self, choice: ModelChoice, options: dict[str, Any]) -> None:
         self._defaults = dict(options)
         usual = self._options({})
-        self._lock = threading.RLock()  # guards the weights and the settings of PyTorch
+        self._turns = Turns()  # for the weights and the settings of PyTorch
         self._model = LoadedModel(choice)
+        self._model.turns = self._turns
         self._model.recognizer(usual)  # rejects options that this model does not support, and prepares its weights
 
     @property
@@ -267,9 +269,13 @@ class Recognizer:
         progress: Callable[[float], object],
         found: SegmentsFound,
     ) -> Result:
-        with self._lock, collect_warnings() as warnings:
+        def told(files: int, seconds: float) -> None:
+            progress(seconds)
+            self._turns.pass_on()
+
+        with self._turns.turn(), collect_warnings() as warnings:
             loaded = self._model.recognizer(options, subtitles=True)
-            (outcome,) = loaded.shared([options.chosen(source)], lambda files, seconds: progress(seconds), found=found)
+            (outcome,) = loaded.shared([options.chosen(source)], told, found=found)
         result = None
         if outcome.transcript is not None:
             lines = [*loaded.remarks, *warnings]

@@ -345,12 +345,13 @@ class ServeConfig:
     max_audio_seconds: float = setting(14_400.0, "longest recording, in seconds (else status 413)")
     max_requests: int = setting(32, "most concurrent requests, queued ones included (else status 503)")
     max_client_requests: int = setting(16, "most concurrent requests of one client address (else status 429)")
+    max_batch: int = setting(8, "most recordings transcribed at the same time, in batches if that changes no text")
     upload_seconds: float = setting(120.0, "time limit of an upload, in seconds (else status 408)")
     timeout_seconds: float = setting(1800.0, "time limit from upload to transcript, in seconds (else status 503)")
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
-        for name in ("max_requests", "max_client_requests"):
+        for name in ("max_requests", "max_client_requests", "max_batch"):
             require(1 <= getattr(self, name) <= LARGEST, name, getattr(self, name), f"1 to {LARGEST}")
         for name in ("max_upload_mb", "max_audio_seconds", "upload_seconds", "timeout_seconds"):
             require(0 < getattr(self, name) <= 1e9, name, getattr(self, name), "above 0, at most 1e9")

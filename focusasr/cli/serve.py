@@ -52,7 +52,8 @@ def serve(
     """Transcribe over HTTP, with OpenAI's interface and a page for browsers.
 
     Endpoints are POST /v1/audio/transcriptions and /v1/audio/translations, GET /v1/models, /health, /metrics, and / for
-    browsers. One recording is transcribed at a time, the others wait. Uploads are deleted after their transcription.
+    browsers. Requests of several clients are batched, and the others wait. No text depends on another request. Uploads
+    are deleted after their transcription.
     After SIGTERM or Ctrl-C the server answers the pending requests, then ends.
     """
     import focusasr

@@ -77,7 +77,7 @@ class Server:
         self.recognizer, self.model_id, self.config = recognizer, model_id, config
         self._key = api_key.encode() if api_key else None
         self.metrics, self.gate = Metrics(), Gate(config)
-        self.worker = Worker(self.metrics)
+        self.worker = Worker(self.metrics, config.max_batch)
 
     def check_key(self, request: Request) -> None:
         """Reject a request without the key, in constant time."""

@@ -62,8 +62,29 @@ class Metrics:
     """Figures since the start, in Prometheus' text format."""
 
     audio_seconds: float = 0.0
-    busy_seconds: float = 0.0
+    busy_seconds: float = 0.0  # with at least one request in transcription
     answers: Counter[int] = field(default_factory=Counter)  # requests by status
+    _working: int = 0
+    _since: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def working(self) -> Iterator[Callable[[float], None]]:
+        """Count a transcription in this block; yields a function to call with its seconds of audio."""
+
+        def add(seconds: float) -> None:
+            with self._lock:
+                self.audio_seconds += seconds
+
+        with self._lock:
+            self._since = self._since if self._working else time.perf_counter()
+            self._working += 1
+        try:
+            yield add
+        finally:
+            with self._lock:
+                self._working -= 1
+                self.busy_seconds += 0.0 if self._working else time.perf_counter() - self._since
 
     def render(self, under_way: int, queued: int) -> str:
         """Return all figures as text."""
@@ -131,10 +152,10 @@ class Job:
 
 
 class Worker:
-    """One thread that transcribes requests in their order of arrival."""
+    """Threads that transcribe requests in their order of arrival; the recognizer batches what they do."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._pool = ThreadPoolExecutor(1, "focusasr worker")
+    def __init__(self, metrics: Metrics, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, "focusasr worker")
         self._metrics = metrics
         self._queue: dict[Job, Future[None]] = {}  # jobs not started
 
@@ -173,13 +194,12 @@ class Worker:
     ) -> None:
         begin.wait()
         self._queue.pop(job, None)
-        start = time.perf_counter()
-        try:
-            outcome: Any = _result(work, job, put)
-            self._metrics.audio_seconds += outcome.duration
-        except BaseException as error:
-            outcome = error
-        self._metrics.busy_seconds += time.perf_counter() - start
+        with self._metrics.working() as add:
+            try:
+                outcome: Any = _result(work, job, put)
+                add(outcome.duration)
+            except BaseException as error:
+                outcome = error
         put(outcome)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from focusasr.decoding.beam_search import Hypothesis, Search, StopCriteria, forward, search
 from focusasr.decoding.logit_filters import LogitFilter, NoRepeatNgram, RepetitionPenalty, Suppress, Timestamps
-from focusasr.model.engine import DecodingState, Engine
+from focusasr.model.engine import DecodingState, Engine, joined
 from focusasr.model.transformer import EncoderOutput
+from focusasr.runtime.turns import Turns
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -92,6 +93,7 @@ class WhisperDecoder:
         self.decoder = EngineDecoder(engine)
         self.context = engine.config.text_context
         self.most_tokens = self.context // 2  # of one window's text
+        self.turns: Turns | None = None  # of several threads, whose windows are decoded together
 
     def languages(self, memory: EncoderOutput) -> list[str]:
         """Return the likeliest language of each window."""
@@ -195,15 +197,40 @@ class WhisperDecoder:
     def _tried(
         self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[LogitFilter], temperature: float
     ) -> list[DecodingResult]:
-        """Return the result of one temperature for each window."""
+        """Return the result of one temperature for each window.
+
+        A greedy text of a single window is decoded together with those of other threads, if that changes no bit of it.
+        """
+        room = min(self.most_tokens, self.context - prompt.shape[1] + 1)
+        greedy = temperature == 0 and self.config.beam_size is None
+        if self.turns is None or len(prompt) > 1 or not greedy or not self.engine.keeps_rows_apart:
+            return self._searched(memory, prompt, rules, temperature, [room] * len(prompt))
+        place = prompt[0].tolist().index(self.tokenizer.start)
+
+        def work(windows: list[tuple[EncoderOutput, Tensor, int]]) -> list[DecodingResult]:
+            memories, prompts, rooms = zip(*windows, strict=True)
+            return self._searched(joined(memories), torch.cat(prompts), rules, temperature, rooms)
+
+        key = (id(self.engine), self.config, prompt.shape[1], place, len(rules))
+        result: DecodingResult = self.turns.share(key, (memory, prompt, room), work)
+        return [result]
+
+    def _searched(
+        self,
+        memory: EncoderOutput,
+        prompt: Tensor,
+        rules: Sequence[LogitFilter],
+        temperature: float,
+        rooms: Sequence[int],
+    ) -> list[DecodingResult]:
+        """Return the result of one temperature for each window; `rooms` are their maximum numbers of tokens."""
         tokenizer, config = self.tokenizer, self.config
         at = prompt[0].tolist().index(tokenizer.start) + 1
         opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])
         silence = opening.logits.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
         if at < prompt.shape[1]:
             opening = forward(self.decoder, opening.state, prompt[:, at:])
-        room = min(self.most_tokens, self.context - prompt.shape[1] + 1)
-        goal = StopCriteria(rules, tokenizer.end, room)
+        goal = StopCriteria(rules, tokenizer.end, rooms)
         options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
         texts = search(self.decoder, opening, goal, options)
         return [self._answer(text, temperature, unsaid) for text, unsaid in zip(texts, silence, strict=True)]

@@ -18,6 +18,7 @@ from focusasr.runtime.console import warn
 from focusasr.runtime.devices import Processes, join_processes
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.process import loading
+from focusasr.runtime.turns import Turns
 from focusasr.transcription.options import Given, Options
 from focusasr.transcription.result import Outcome, SegmentsFound, ignore
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -210,6 +211,7 @@ class LoadedModel:
         # Models for audio of variable length are ours: they print texts, and decode greedily without --beam-size.
         self.as_whisper = self.is_whisper and self._checkpoint.model.config.tail_frames is None
         self._engine: tuple[object, Engine] | None = None  # the last engine, and its settings
+        self.turns: Turns | None = None  # of several threads that transcribe
         self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu"), processes))
 
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
@@ -252,6 +254,7 @@ class LoadedModel:
         if not self.as_whisper and "beam_size" not in options.names:
             search = replace(search, beam_size=None)
         recognizer = kind(self._checkpoint, self.device, options.decoding, search, longform, engine)
+        recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
     def _prepared(self, config: DecodingConfig, words: bool) -> Engine:

@@ -27,6 +27,7 @@ from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
+from focusasr.runtime.turns import Turns
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore, within
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
@@ -76,6 +77,7 @@ class WhisperRecognizer:
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
         self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
+        self.turns: Turns | None = None  # of several threads that use the engine
 
     @property
     def detects_language(self) -> bool:
@@ -184,6 +186,7 @@ class WhisperRecognizer:
         """Return a decoder for the given language, or else for the language detected in the first window, if any."""
         tokenizer = self.tokenizer
         reader = WhisperDecoder(self.engine, tokenizer, self.search, self.longform)
+        reader.turns = self.turns
         if tokenizer.policy.language is None and (opening := first()) is not None:
             (language,) = reader.languages(opening)
             reader.tokenizer = tokenizer.speaking(language)
