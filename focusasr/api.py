@@ -45,11 +45,9 @@ as alone. Nothing is printed; the command's warnings are in `result.warnings`.
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -62,12 +60,14 @@ from focusasr.runtime.turns import Turns
 from focusasr.transcription.options import Options, sort_options
 from focusasr.transcription.recognizer import LoadedModel, ModelChoice
 from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
+from focusasr.transcription.segment_stream import SegmentStream
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from focusasr.evaluation.wer import Score
+    from focusasr.transcription.live import LiveTranscriber
     from focusasr.whisper_config import OutputConfig
 
     Audio = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | torch.Tensor
@@ -87,6 +87,7 @@ __all__ = [
     "score",
 ]
 
+MOST_LIVE_SECONDS = 30.0  # of a segment: a window of Whisper models
 NAME_IN_MEMORY = "audio"  # name of audio without a file name, in messages and of its outputs
 
 
@@ -242,6 +243,8 @@ class Recognizer:
         truncated recording, the attribute `partial` of the error is the Result of its beginning.
         """
         source, read = _source(audio, sampling_rate), self._options(options)
+        if source.is_samples:
+            _check_samples(read)
         with _plain_errors():
             return self._transcribe(source, read, progress, ignore)
 
@@ -251,12 +254,37 @@ class Recognizer:
         A separate thread decodes ahead. With a smaller `batch_size` the first segments come sooner.
         """
         source, read = _source(audio, sampling_rate), self._options(options)
+        if source.is_samples:
+            _check_samples(read)
 
         def work(found: Callable[[Sequence[Segment]], object], progress: Callable[[float], object]) -> Result:
             with _plain_errors():
                 return self._transcribe(source, read, progress, lambda _source, _language, segments: found(segments))
 
         return SegmentStream(work)
+
+    def live(self, **options: Any) -> LiveTranscriber:
+        """Return a transcriber of samples that come in real time: its `feed` and `end` yield partial and final texts.
+
+        Samples are mono float32 at 16 kHz. A final text is that of `transcribe` for its part of the recording.
+        """
+        from focusasr.transcription.live import LiveTranscriber, draft_of
+
+        read = self._options(options)
+        _check_samples(read)
+        with _plain_errors(), self._turns.turn():
+            loaded = self._model.recognizer(read, subtitles=True)
+
+        def transcribe(samples: np.ndarray, before: Transcript | None) -> Transcript:
+            with _plain_errors(), self._turns.turn(), collect_warnings():
+                loaded.recognizer.draft = draft_of(before)
+                (outcome,) = loaded.shared([Source(NAME_IN_MEMORY, memory=MemoryAudio(samples))], lambda *_: None)
+            if outcome.transcript is None:
+                raise _error(outcome, None)
+            return outcome.transcript
+
+        longest = min(read.decoding.max_segment_seconds, MOST_LIVE_SECONDS)
+        return LiveTranscriber(transcribe, longest, read.decoding.vad_threshold, turn=self._turns.turn)
 
     def _options(self, options: dict[str, Any]) -> Options:
         with _plain_errors():
@@ -285,79 +313,11 @@ class Recognizer:
         return result
 
 
-class _Closed(Exception):
-    """The consumer has closed the stream."""
-
-
-class SegmentStream(Iterator[Segment]):
-    """The segments of a recording as they are decoded; `result` is the whole transcript.
-
-    `close` ends the work early, and so does dropping the iterator or leaving its `with` block.
-    """
-
-    def __init__(
-        self, work: Callable[[Callable[[Sequence[Segment]], object], Callable[[float], object]], Result]
-    ) -> None:
-        self._coming: queue.SimpleQueue[Segment | Result | BaseException] = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._end: Result | BaseException | None = None
-        arguments = (work, self._coming, self._closed)  # not this object, so that it can be dropped
-        self._thread = threading.Thread(target=_decode, args=arguments, daemon=True, name="focusasr segments")
-        self._thread.start()
-
-    def __next__(self) -> Segment:
-        """Return the next segment; raises the errors of `transcribe`."""
-        if self._end is None:
-            item = self._coming.get()
-            if isinstance(item, Segment):
-                return item
-            self._end = item
-        if isinstance(self._end, BaseException) and not isinstance(self._end, _Closed):
-            raise self._end
-        raise StopIteration
-
-    @property
-    def result(self) -> Result:
-        """The whole result; waits for the end and drops unread segments."""
-        for _ in self:
-            pass
-        if not isinstance(self._end, Result):
-            raise InputError("segments: closed before the end. Take the result before closing.")
-        return self._end
-
-    def close(self) -> None:
-        """End the work after the batch in progress."""
-        self._closed.set()
-
-    def __enter__(self) -> SegmentStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._closed.set()
-
-
-def _decode(
-    work: Callable[[Callable[[Sequence[Segment]], object], Callable[[float], object]], Result],
-    coming: queue.SimpleQueue[Segment | Result | BaseException],
-    closed: threading.Event,
-) -> None:
-    def progress(seconds: float) -> None:
-        if closed.is_set():
-            raise _Closed
-
-    def found(segments: Sequence[Segment]) -> None:
-        progress(0.0)
-        for segment in segments:
-            coming.put(segment)
-
-    try:
-        progress(0.0)
-        coming.put(work(found, progress))
-    except BaseException as error:
-        coming.put(error)
+def _check_samples(options: Options) -> None:
+    """Reject a selection of tracks or channels for samples, which have neither."""
+    for name, value in asdict(options.recording).items():
+        if value not in (None, "mix"):
+            raise UsageError(f"{name} is {value!r}: samples have one track and one channel. Leave it out.")
 
 
 def _error(outcome: Outcome, partial: Result | None) -> Exception:

@@ -72,9 +72,7 @@ def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[
     if missing:
         sound = _TruncatedAudio(sound, name)
     try:
-        if not _is_rate(sound.rate_hz):
-            wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
-            raise AudioError(f"{name}: its header has {sound.rate_hz} Hz; expected: {wanted}, export it again")
+        check_rate(sound.rate_hz, name)
         yield sound
     finally:
         sound.close()
@@ -86,6 +84,13 @@ def open_samples(samples: np.ndarray, rate_hz: int, name: str) -> Sound:
         expected = f"a whole number of Hz from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}"
         raise AudioError(f"{name}: sampling_rate is {rate_hz!r}. It must be {expected}.")
     return _Samples(samples, rate_hz, name)
+
+
+def check_rate(rate_hz: int, name: str) -> None:
+    """Raise AudioError if the header of the recording `name` has an impossible sample rate."""
+    if not _is_rate(rate_hz):
+        wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
+        raise AudioError(f"{name}: its header has {rate_hz} Hz; expected: {wanted}, export it again")
 
 
 def _is_rate(rate_hz: int) -> bool:

@@ -26,9 +26,9 @@ from focusasr.cli.options import (
     number,
     with_settings,
 )
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, RecordingConfig
 from focusasr.runtime.console import warn
-from focusasr.runtime.errors import InputError
+from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.files import ensure_writable, unwritable
 from focusasr.runtime.process import restore_interrupts
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
@@ -45,7 +45,7 @@ REST = 50.0  # times the duration of a write, before the transcript is written a
 WAIT_SECONDS = 0.1  # seconds between two checks for Ctrl-C
 
 
-@with_settings(DecodingConfig, OutputConfig, SearchConfig, LongformConfig)
+@with_settings(DecodingConfig, RecordingConfig, OutputConfig, SearchConfig, LongformConfig)
 def listen(
     given: dict[type, dict[str, Any]],
     source: Annotated[
@@ -73,19 +73,18 @@ def listen(
     ends the command after the last text.
     """
     import focusasr
-    from focusasr.cli.live_audio import microphone, pipe, played
-    from focusasr.transcription.live import LiveTranscriber
 
     if output_dir is not None:
         ensure_writable(output_dir, INSTEAD)
+    recording = RecordingConfig(**given.pop(RecordingConfig))
+    if recording.channels == "separate":
+        raise UsageError("--channels separate: a live text is of one channel. Choose it with --channel.")
     options = {name: value for values in given.values() for name, value in values.items()}
     recognizer = focusasr.load(
         model, device, threads=threads, local_files_only=local_files_only, model_dir=model_dir, **options
     )
-    config = DecodingConfig(**given[DecodingConfig])
-    longest = min(config.max_segment_seconds, 30.0)
-    live = LiveTranscriber(lambda samples: recognizer.transcribe(samples).transcript, longest, config.vad_threshold)
-    coming = microphone() if source is None else pipe(rate) if source == "-" else played(source)
+    live = recognizer.live()
+    coming = _incoming(source, rate, recording)
     with ExitStack() as stack:
         keep = Keeping(output_dir, OutputConfig(**given[OutputConfig]), stack) if output_dir else None
         stop = stack.enter_context(_answering_signals())
@@ -94,6 +93,18 @@ def listen(
         errors = run(live, coming, stop, Output(Show(as_json), keep))
     for error in errors:
         raise error
+
+
+def _incoming(source: str | None, rate: int, recording: RecordingConfig) -> Iterator[np.ndarray]:
+    """Yield the audio of the microphone, of a pipe, or of a file in real time."""
+    from focusasr.audio.source import Source
+    from focusasr.cli.live_audio import microphone, pipe, played
+
+    if source is None:
+        return microphone()
+    if source == "-":
+        return pipe(rate, recording.channel)
+    return played(Source(source, channel=recording.channel, track=recording.audio_track))
 
 
 @contextmanager

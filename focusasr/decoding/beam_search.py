@@ -92,12 +92,16 @@ def forward(decoder: StepDecoder[State], state: State, tokens: Tensor) -> Decode
 
 
 def search(
-    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, options: Search
+    decoder: StepDecoder[State],
+    opening: DecoderOutput[State],
+    goal: StopCriteria,
+    options: Search,
+    begun: Hypothesis | None = None,
 ) -> list[Hypothesis]:
-    """Return the best text of each utterance."""
+    """Return the best text of each utterance; `begun` is the beginning of a single greedy text, which was read."""
     beams = options.beam_size if options.temperature == 0 else None
     found = (
-        _sampled(decoder, opening, goal, options)
+        _sampled(decoder, opening, goal, options, begun or Hypothesis([], 0.0))
         if beams is None
         else _beams(decoder, opening, goal, beams, options.patience)
     )
@@ -110,7 +114,11 @@ def _score(text: Hypothesis, length_penalty: float | None) -> float:
 
 
 def _sampled(
-    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, options: Search
+    decoder: StepDecoder[State],
+    opening: DecoderOutput[State],
+    goal: StopCriteria,
+    options: Search,
+    begun: Hypothesis,
 ) -> list[list[Hypothesis]]:
     """Return `best_of` samples of each utterance, or its greedy text at temperature 0."""
     utterances, device = len(opening.logits), opening.logits.device
@@ -118,11 +126,11 @@ def _sampled(
     owners = torch.arange(utterances, device=device).repeat_interleave(copies)
     state, logits = opening if copies == 1 else _rows(decoder, opening, owners)
     chances = [torch.Generator(device).manual_seed(options.seed) for _ in range(utterances)]
-    said = torch.zeros(len(owners), 0, dtype=torch.long, device=device)
-    scores = torch.zeros(len(owners), device=device)
+    said = torch.tensor([begun.tokens] * len(owners), dtype=torch.long, device=device).reshape(len(owners), -1)
+    scores = torch.full((len(owners),), begun.log_prob, device=device)
     texts: list[list[Hypothesis]] = [[] for _ in range(utterances)]
     limits = torch.tensor(goal.limits(utterances), device=device)
-    for step in range(int(limits.max())):
+    for step in range(said.shape[1], int(limits.max())):
         logits = apply_rules(goal.rules, logits.float(), said)
         tokens = _choose(logits, owners, chances, options.temperature)
         scores = scores + logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)

@@ -38,9 +38,13 @@ LEAST_SPEECH_SECONDS = 0.5
 
 
 class AnyRecognizer(Protocol):
-    """A recognizer of native checkpoints or Whisper models."""
+    """A recognizer of native checkpoints or Whisper models.
+
+    `draft` may be set to probable first tokens of the next text, which save time if they are right.
+    """
 
     device: torch.device
+    draft: Sequence[int]
 
     def transcribe(
         self,

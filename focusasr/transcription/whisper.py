@@ -78,6 +78,7 @@ class WhisperRecognizer:
         self.device, self.config, self.search, self.longform = device, config, search, longform
         self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
         self.turns: Turns | None = None  # of several threads that use the engine
+        self.draft: Sequence[int] = ()  # probable first tokens of the next text
 
     @property
     def detects_language(self) -> bool:
@@ -186,7 +187,7 @@ class WhisperRecognizer:
         """Return a decoder for the given language, or else for the language detected in the first window, if any."""
         tokenizer = self.tokenizer
         reader = WhisperDecoder(self.engine, tokenizer, self.search, self.longform)
-        reader.turns = self.turns
+        reader.turns, reader.draft = self.turns, self.draft
         if tokenizer.policy.language is None and (opening := first()) is not None:
             (language,) = reader.languages(opening)
             reader.tokenizer = tokenizer.speaking(language)
