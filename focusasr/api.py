@@ -55,11 +55,11 @@ from focusasr.audio.integrity import AudioError
 from focusasr.audio.source import MemoryAudio, Source
 from focusasr.runtime.console import collect_warnings
 from focusasr.runtime.errors import InputError, SettingError, UsageError
-from focusasr.runtime.libraries import LibraryError, explain
+from focusasr.runtime.libraries import explain
 from focusasr.runtime.turns import Turns
 from focusasr.transcription.options import Options, sort_options
 from focusasr.transcription.recognizer import LoadedModel, ModelChoice
-from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
+from focusasr.transcription.result import Segment, SegmentsFound, Transcript, ignore
 from focusasr.transcription.segment_stream import SegmentStream
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ __all__ = [
     "score",
 ]
 
-MOST_LIVE_SECONDS = 30.0  # of a segment: a window of Whisper models
 NAME_IN_MEMORY = "audio"  # name of audio without a file name, in messages and of its outputs
 
 
@@ -268,23 +267,13 @@ class Recognizer:
 
         Samples are mono float32 at 16 kHz. A final text is that of `transcribe` for its part of the recording.
         """
-        from focusasr.transcription.live import LiveTranscriber, draft_of
+        from focusasr.transcription.live import live_transcriber
 
         read = self._options(options)
         _check_samples(read)
         with _plain_errors(), self._turns.turn():
             loaded = self._model.recognizer(read, subtitles=True)
-
-        def transcribe(samples: np.ndarray, before: Transcript | None) -> Transcript:
-            with _plain_errors(), self._turns.turn(), collect_warnings():
-                loaded.recognizer.draft = draft_of(before)
-                (outcome,) = loaded.shared([Source(NAME_IN_MEMORY, memory=MemoryAudio(samples))], lambda *_: None)
-            if outcome.transcript is None:
-                raise _error(outcome, None)
-            return outcome.transcript
-
-        longest = min(read.decoding.max_segment_seconds, MOST_LIVE_SECONDS)
-        return LiveTranscriber(transcribe, longest, read.decoding.vad_threshold, turn=self._turns.turn)
+        return live_transcriber(loaded, read.decoding, self._turns.turn)
 
     def _options(self, options: dict[str, Any]) -> Options:
         with _plain_errors():
@@ -309,7 +298,7 @@ class Recognizer:
             lines = [*loaded.remarks, *warnings]
             result = Result(outcome.transcript, outcome.audio_seconds, lines, source, options.output)
         if result is None or outcome.error is not None:
-            raise _error(outcome, result)
+            raise outcome.exception(result)
         return result
 
 
@@ -318,14 +307,6 @@ def _check_samples(options: Options) -> None:
     for name, value in asdict(options.recording).items():
         if value not in (None, "mix"):
             raise UsageError(f"{name} is {value!r}: samples have one track and one channel. Leave it out.")
-
-
-def _error(outcome: Outcome, partial: Result | None) -> Exception:
-    """Return the exception of an outcome: the command's message, and the beginning of a truncated recording."""
-    kinds = (AudioError, LibraryError, MemoryError)
-    error: Any = (outcome.kind if issubclass(outcome.kind, kinds) else InputError)(outcome.error)
-    error.partial = partial
-    return error
 
 
 def _source(audio: Any, rate_hz: int | None) -> Source:

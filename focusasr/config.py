@@ -10,6 +10,7 @@ from typing import Any, Literal
 from focusasr.runtime.settings import require, require_choices, require_use, setting
 
 SAMPLE_RATE_HZ = 16_000
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # of recordings: beyond these, resampling needs unbounded memory
 LARGEST = 1_000_000  # of any size of a model: products of sizes stay within PyTorch's integers
 LARGEST_TEXT = 4096  # tokens of one text: a decoder allocates memory for all of them at its start
 DEFAULT_CHECKPOINT = "focusasr-en"
@@ -346,6 +347,7 @@ class ServeConfig:
     max_requests: int = setting(32, "most concurrent requests, queued ones included (else status 503)")
     max_client_requests: int = setting(16, "most concurrent requests of one client address (else status 429)")
     max_batch: int = setting(8, "most recordings transcribed at the same time, in batches if that changes no text")
+    header_seconds: float = setting(10.0, "time limit of the head of a request, in seconds (else status 408)")
     upload_seconds: float = setting(120.0, "time limit of an upload, in seconds (else status 408)")
     timeout_seconds: float = setting(1800.0, "time limit from upload to transcript, in seconds (else status 503)")
 
@@ -353,5 +355,5 @@ class ServeConfig:
         require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
         for name in ("max_requests", "max_client_requests", "max_batch"):
             require(1 <= getattr(self, name) <= LARGEST, name, getattr(self, name), f"1 to {LARGEST}")
-        for name in ("max_upload_mb", "max_audio_seconds", "upload_seconds", "timeout_seconds"):
+        for name in ("max_upload_mb", "max_audio_seconds", "header_seconds", "upload_seconds", "timeout_seconds"):
             require(0 < getattr(self, name) <= 1e9, name, getattr(self, name), "above 0, at most 1e9")

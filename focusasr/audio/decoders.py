@@ -22,13 +22,9 @@ from focusasr.audio.integrity import (
     is_tag,
     missing_bytes,
 )
-from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.config import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, SAMPLE_RATE_HZ
 from focusasr.runtime.libraries import library
 
-LOWEST_RATE_HZ, HIGHEST_RATE_HZ = (
-    1_000,
-    3_072_000,
-)  # beyond these a header is corrupt, and resampling needs unbounded memory
 READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB for any number of channels
 SLACK_SECONDS = 0.5  # containers round the length of their last packets
 LEAST_LEAD_SECONDS, MOST_LEAD_SECONDS = 0.05, 24 * 3600.0  # delay of audio after video

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.cli.options import (
+    RATE,
     DeviceOption,
     LocalFilesOption,
     ModelDirOption,
     ModelOption,
     ThreadsOption,
-    number,
     with_settings,
 )
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, RecordingConfig
@@ -53,7 +53,7 @@ def listen(
         typer.Option("--from", help="file to play in real time, or - for WAV or raw 16-bit PCM from a pipe"),
     ] = None,
     rate: Annotated[
-        int, typer.Option(help="sampling rate of raw PCM, in Hz", parser=number(int, least=1000), metavar="<int>")
+        int, typer.Option(help="sampling rate of raw PCM, in Hz", parser=RATE, metavar="<int>")
     ] = SAMPLE_RATE_HZ,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="folder for the audio and its transcript")
@@ -181,8 +181,7 @@ class Show:
     def __call__(self, text: LiveText) -> None:
         """Print one text."""
         if self._as_json:
-            times = {"start": round(text.start, 3), "end": round(text.end, 3)}
-            print(json.dumps({"type": "final" if text.final else "partial", **times, "text": text.text}), flush=True)
+            print(json.dumps(text.to_dict()), flush=True)
         elif self._terminal:
             line = text.text if text.final else text.text[-(shutil.get_terminal_size().columns - 1) :]
             print(f"\r\x1b[K{line}", end="\n" if text.final and text.text else "", flush=True)

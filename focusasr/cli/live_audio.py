@@ -8,7 +8,8 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from io import BufferedReader
+from typing import Protocol, cast
 
 import numpy as np
 import soxr
@@ -44,7 +45,7 @@ def pipe(rate_hz: int, channel: int | None = None) -> Iterator[np.ndarray]:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise InputError("standard input: no audio. Pipe WAV or raw 16-bit PCM in.")
     sound = PcmStream("standard input", rate_hz, channel)
-    while data := sys.stdin.buffer.read1(READ_BYTES):
+    while data := cast(BufferedReader, sys.stdin.buffer).read1(READ_BYTES):
         yield sound.feed(data)
     yield sound.end()
 

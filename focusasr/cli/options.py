@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from focusasr.config import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from focusasr.runtime.errors import UsageError, as_option
 from focusasr.runtime.settings import IN_WORDS, hints_of
 
@@ -64,6 +65,7 @@ def number(
     return read
 
 
+RATE = number(int, least=LOWEST_RATE_HZ, most=HIGHEST_RATE_HZ)  # parser of sampling rates
 MOST_THREADS = 1024  # PyTorch would also start 100,000 and stall the machine
 ThreadsOption = Annotated[
     int,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from focusasr.api import Result, SegmentStream
-from focusasr.audio.integrity import AudioError, CutOff
+from focusasr.audio.integrity import AudioError, CutOff, NoSuchPart
 from focusasr.config import ServeConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError
@@ -45,7 +45,8 @@ class Refused(Exception):
         if isinstance(error, Refused):
             return error
         if isinstance(error, InputError):
-            status = 422 if isinstance(error, CutOff) or not isinstance(error, AudioError) else 415
+            readable = isinstance(error, (CutOff, NoSuchPart)) or not isinstance(error, AudioError)
+            status = 422 if readable else 415
             return cls(status, str(error), "file" if isinstance(error, AudioError) else None)
         if isinstance(error, MemoryError):
             return cls(503, "the memory of the server is full. Try again later, or send a shorter recording.")
@@ -232,6 +233,18 @@ class Deadline:
         if gone in done:
             raise Abandoned
         raise Refused(503, f"no transcript within {self._seconds:g} s. Try again later, or send a shorter recording.")
+
+
+def in_time(send: Callable[[Any], Awaitable[None]], seconds: float) -> Callable[[Any], Awaitable[None]]:
+    """Return ASGI's `send` with a time limit: Abandoned if the client does not read its answer."""
+
+    async def limited(message: Any) -> None:
+        try:
+            await asyncio.wait_for(send(message), seconds)
+        except asyncio.TimeoutError:
+            raise Abandoned from None
+
+    return limited
 
 
 class Body:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusasr.cli.options import (
+    RATE,
     DeviceOption,
     LocalFilesOption,
     ModelDirOption,
@@ -63,6 +65,14 @@ def transcribe(
         ),
     ] = None,
     output_format: FormatOption = None,
+    rate: Annotated[
+        int | None,
+        typer.Option(
+            help="sampling rate of raw 16-bit mono PCM from standard input, in Hz",
+            parser=RATE,
+            metavar="<int>",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     local_files_only: LocalFilesOption = False,
@@ -82,11 +92,14 @@ def transcribe(
 
     Native models print to stdout: the text of one file, or PATH<TAB>TEXT lines for several, in the order given. With
     --output-dir they write files. Whisper models write files as whisper does, and print segments with their times. A
-    file that cannot be read is reported on stderr, the others are transcribed, and the exit status is 1.
+    file that cannot be read is reported on stderr, the others are transcribed, and the exit status is 1. A terminal
+    shows the text so far of a live pipe; the transcript at its end is that of the whole recording.
     """
     from focusasr.audio.source import find_sources
     from focusasr.transcription.writers import parse_formats
 
+    if rate is not None and "-" not in files:
+        raise UsageError(f"--rate {rate}: only raw audio from standard input needs it. Give - as the file.")
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
     options = Options.read(given)
@@ -103,13 +116,27 @@ def transcribe(
         output_dir = Path()
     if output_dir is None or str(output_dir) == "-":
         _check_printing(several, formats, skip_existing)
+        _receive(loaded, sources, options, rate)
         deliver(loaded, sources, lambda outcomes: print_texts(outcomes, several, formats[0], output), len(barren))
         return
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
     writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
+    _receive(loaded, writing.sources, options, rate)
     notes = again.notes if again else None
     live = live_text(loaded, several, output)
     deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output), len(barren), notes, live)
+
+
+def _receive(loaded: LoadedRecognizer, sources: list[Source], options: Options, rate: int | None) -> None:
+    """Read standard input if it is a source; an error is reported when the source is transcribed."""
+    from focusasr.cli.live_stdin import receive
+
+    if not any(source.is_stdin for source in sources):
+        return
+    if loaded.processes.count > 1:
+        raise UsageError("- (standard input): cannot be used with several processes. Use one process.")
+    with suppress(InputError):
+        receive(loaded, options.decoding, rate)
 
 
 def live_text(loaded: LoadedRecognizer, several: bool, output: OutputConfig) -> SegmentsFound:
@@ -134,8 +161,6 @@ def deliver(
     from focusasr.audio.load import total_seconds
 
     processes = loaded.processes
-    if processes.count > 1 and any(source.is_stdin for source in sources):
-        raise UsageError("- (standard input): cannot be used with several processes. Use one process.")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
         coming = told(loaded.shared(sources, tell, notes, found), tell, processes)

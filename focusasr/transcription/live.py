@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from focusasr.audio.segmentation import PauseCutter
+from focusasr.audio.source import MemoryAudio, Source
 from focusasr.audio.vad import FRAME_SAMPLES
-from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.runtime.console import collect_warnings
+from focusasr.transcription.recognizer import LoadedRecognizer
 from focusasr.transcription.result import Segment, Transcript
 
 GROUP_SAMPLES = 4 * FRAME_SAMPLES  # 128 ms: block size of the voice activity detection
@@ -20,6 +23,8 @@ PARTIAL_SECONDS = 0.1  # least new audio between two partial texts
 COMPUTING_SHARE = 0.25  # of one core for all texts, on average
 BURST_SECONDS = 1.0  # computing time that may be saved up
 SETTLED_SECONDS = 3.0  # of audio after which a partial text keeps its words before a pause
+MOST_SECONDS = 30.0  # of a segment: a window of Whisper models
+NAME = "live audio"  # in messages
 LAST_WORD_SECONDS = 0.3  # of silence after speech, which may complete its last word
 
 Transcribe = Callable[[np.ndarray, "Transcript | None"], Transcript]
@@ -38,6 +43,11 @@ class LiveText:
     final: bool
     segments: tuple[Segment, ...] = ()
     language: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return {type, start, end, text} for JSON; the type is partial or final."""
+        times = {"start": round(self.start, 3), "end": round(self.end, 3)}
+        return {"type": "final" if self.final else "partial", **times, "text": self.text}
 
 
 @dataclass
@@ -142,6 +152,23 @@ class LiveTranscriber:
         transcript = self._transcribe(samples, before)
         self._allowance -= self._clock() - begin
         return transcript
+
+
+def live_transcriber(
+    loaded: LoadedRecognizer, config: DecodingConfig, turn: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> LiveTranscriber:
+    """Return a live transcriber that uses a recognizer, by turns with other threads."""
+
+    def transcribe(samples: np.ndarray, before: Transcript | None) -> Transcript:
+        with turn(), collect_warnings():
+            loaded.recognizer.draft = draft_of(before)
+            (outcome,) = loaded.shared([Source(NAME, memory=MemoryAudio(samples))], lambda *_: None)
+        if outcome.transcript is None:
+            raise outcome.exception()
+        return outcome.transcript
+
+    longest = min(config.max_segment_seconds, MOST_SECONDS)
+    return LiveTranscriber(transcribe, longest, config.vad_threshold, turn=turn)
 
 
 def draft_of(transcript: Transcript | None) -> list[int]:

@@ -23,8 +23,8 @@ import focusasr
 from focusasr.config import DEFAULT_CHECKPOINT, ServeConfig
 from tests.helpers.http_server import FORM, PATH, Server, form, wait_for
 
-REASON = "the server needs the extra serve: starlette, uvicorn and python-multipart"
-for library in ("starlette", "uvicorn", "python_multipart"):
+REASON = "the server needs the extra serve: starlette, uvicorn, websockets and python-multipart"
+for library in ("starlette", "uvicorn", "python_multipart", "websockets"):
     pytest.importorskip(library, reason=REASON)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Server]:
     """Return a server with low limits."""
-    limits = ["--max-upload-mb", 0.5, "--max-audio-seconds", 6, "--upload-seconds", 2]
+    limits = ["--max-upload-mb", 0.5, "--max-audio-seconds", 6, "--upload-seconds", 2, "--header-seconds", 1.5]
     running = Server(*limits, "--max-requests", 2, "--max-client-requests", 1)
     yield running
     assert running.end() == 0
@@ -188,6 +188,7 @@ def test_page_is_whole_and_uses_nothing_from_elsewhere(server: Server) -> None:
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
     page = body.decode()
     assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == {"/page.css", "/page.js"}
+    assert server.ask("GET", "/microphone.js")[2]["content-type"].startswith("text/javascript")
     script = server.ask("GET", "/page.js")[1].decode()
     assert set(re.findall(r'element\("(\w+)"\)', script)) <= set(re.findall(r'id="(\w+)"', page))
     assert "http" not in script and "innerHTML" not in script
@@ -262,6 +263,67 @@ def test_upload_that_is_too_slow_is_refused(strict: Server, clip: bytes) -> None
         connection.settimeout(30)
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
     wait_for(lambda: strict.metric("requests_under_way") == 0)
+
+
+def answer_of(connection: socket.socket) -> bytes:
+    """Return all that comes until the server closes the connection."""
+    connection.settimeout(30)
+    parts = []
+    while part := connection.recv(10_000):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("start", [b"", b"POST / HT", b"GET /health HTTP/1.1\r\nHost: here\r\nX-Slow: "])
+def test_head_that_is_too_slow_is_refused(strict: Server, start: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", strict.port)) as connection:
+        connection.sendall(start)
+        assert answer_of(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_connection_without_another_request_is_closed(strict: Server) -> None:
+    """Neither a second head that drips, nor a body that nobody reads, keeps a connection open."""
+    head = b"GET /health HTTP/1.1\r\nHost: here\r\n"
+    for second in (b"GET /hea", b""):
+        body = b"" if second else b"Content-Length: 1000\r\n"
+        with socket.create_connection(("127.0.0.1", strict.port)) as connection:
+            connection.sendall(head + body + b"\r\n" + second)
+            answer = answer_of(connection)
+        assert answer.startswith(b"HTTP/1.1 200") and (b"HTTP/1.1 408" in answer) == bool(second)
+
+
+def test_half_open_connections_hold_up_nobody(strict: Server, clip: bytes) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", strict.port)))
+            connection.sendall(b"POST /v1/audio/tr")
+        assert strict.send(clip)[0] == 200
+
+
+@pytest.fixture(scope="module")
+def call() -> bytes:
+    """Return a call as FLAC: the sample in its second channel, and silence in its first."""
+    samples, rate = soundfile.read(SAMPLE, dtype="float32")
+    packed = io.BytesIO()
+    soundfile.write(packed, np.stack([np.zeros_like(samples), samples], 1), rate, format="FLAC")
+    return packed.getvalue()
+
+
+def test_channel_and_track_can_be_chosen(server: Server, call: bytes, heard: str) -> None:
+    assert server.send(call, channel="0") == (200, {"text": "", "usage": {"type": "duration", "seconds": 4.26}})
+    assert server.send(call, channel="1", audio_track="0")[1]["text"] == heard
+    status, answer = server.send(call, channels="separate", response_format="verbose_json")
+    assert status == 200 and {segment["channel"] for segment in answer["segments"]} == {1}
+    for fields in ({"channel": "2"}, {"channel": "one"}, {"channel": "-1"}, {"audio_track": "3"}, {"channels": "both"}):
+        assert server.send(call, **fields)[0] == 422
+    assert server.send(call, channel="1", channels="separate")[0] == 422
+
+
+def test_channel_may_be_that_of_all_requests(call: bytes, heard: str) -> None:
+    running = Server("--channel", 1)
+    assert running.send(call)[1]["text"] == heard
+    assert running.send(call, channel="0")[1]["text"] == ""
+    assert running.end() == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")

@@ -26,9 +26,11 @@ class Server:
     """A server in a process of its own."""
 
     def __init__(self, *options: object, key: str | None = None) -> None:
-        found = find_spec("starlette")
-        assert found is not None and found.origin is not None
-        places = [str(ROOT), str(Path(found.origin).parents[1])]
+        places = [str(ROOT)]
+        for library in ("starlette", "websockets"):
+            found = find_spec(library)
+            assert found is not None and found.origin is not None
+            places.append(str(Path(found.origin).parents[1]))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
         if key is not None:
             environment["FOCUSASR_API_KEY"] = key
