@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.options import (
-    RATE,
-    DeviceOption,
-    LocalFilesOption,
-    ModelDirOption,
-    ModelOption,
-    ThreadsOption,
-    with_settings,
-)
+from focusasr.cli.options import RATE, with_settings
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, RecordingConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.files import ensure_writable, unwritable
 from focusasr.runtime.process import restore_interrupts
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -48,6 +41,7 @@ WAIT_SECONDS = 0.1  # seconds between two checks for Ctrl-C
 @with_settings(DecodingConfig, RecordingConfig, OutputConfig, SearchConfig, LongformConfig)
 def listen(
     given: dict[type, dict[str, Any]],
+    choice: ModelChoice,
     source: Annotated[
         str | None,
         typer.Option("--from", help="file to play in real time, or - for WAV or raw 16-bit PCM from a pipe"),
@@ -61,18 +55,13 @@ def listen(
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON line for each partial and final text")
     ] = False,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
-    local_files_only: LocalFilesOption = False,
-    model_dir: ModelDirOption = None,
 ) -> None:
     """Transcribe live speech from the microphone, a pipe, or a file played in real time.
 
     Final texts are printed, one line each, when a pause ends a segment. A terminal also shows partial texts. Ctrl-C
     ends the command after the last text.
     """
-    import focusasr
+    from focusasr.api import Recognizer
 
     if output_dir is not None:
         ensure_writable(output_dir, INSTEAD)
@@ -80,10 +69,7 @@ def listen(
     if recording.channels == "separate":
         raise UsageError("--channels separate: a live text is of one channel. Choose it with --channel.")
     options = {name: value for values in given.values() for name, value in values.items()}
-    recognizer = focusasr.load(
-        model, device, threads=threads, local_files_only=local_files_only, model_dir=model_dir, **options
-    )
-    live = recognizer.live()
+    live = Recognizer(choice, options).live()
     coming = _incoming(source, rate, recording)
     with ExitStack() as stack:
         keep = Keeping(output_dir, OutputConfig(**given[OutputConfig]), stack) if output_dir else None

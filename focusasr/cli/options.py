@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from focusasr.config import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from focusasr.runtime.errors import UsageError, as_option
 from focusasr.runtime.settings import IN_WORDS, hints_of
+from focusasr.transcription.recognizer import ModelChoice
 
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
@@ -75,6 +76,15 @@ ThreadsOption = Annotated[
         metavar="<int>",
     ),
 ]
+
+
+CHOICE: dict[str, tuple[Any, Any]] = {  # fields of ModelChoice: their options and defaults
+    "model": (ModelOption, None),
+    "device": (DeviceOption, "auto"),
+    "threads": (ThreadsOption, 0),
+    "local_files_only": (LocalFilesOption, False),
+    "model_dir": (ModelDirOption, None),
+}
 
 
 def misuse(error: Any) -> str:
@@ -149,7 +159,8 @@ def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> I
 def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option per setting of the configuration classes.
 
-    The command must have a parameter `given`: a dictionary from each class to the settings that the user gave.
+    The command must have a parameter `given`: a dictionary from each class to the settings that the user gave. A
+    parameter `choice` is a ModelChoice, with its five options.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -157,7 +168,12 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
         own = [
             parameter.replace(annotation=hints[name])
             for name, parameter in inspect.signature(command).parameters.items()
-            if name != "given"
+            if name not in ("given", "choice")
+        ]
+        chosen = CHOICE if "choice" in hints else {}
+        own += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
+            for name, (option, default) in chosen.items()
         ]
         settings = {kind: [field.name for field in dataclasses.fields(kind) if field.metadata] for kind in kinds}
         options = {name: _option(name, kinds) for names in settings.values() for name in names}
@@ -169,6 +185,8 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
                 kind: {name: said[name] for name in names if name in said and _fits(said[name], kind, name)}
                 for kind, names in settings.items()
             }
+            if chosen:
+                arguments["choice"] = ModelChoice(**{name: arguments.pop(name) for name in chosen})
             command(**arguments, given=given)
 
         parameters = own + list(options.values())

@@ -11,20 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.options import (
-    DeviceOption,
-    LocalFilesOption,
-    ModelDirOption,
-    ModelOption,
-    ThreadsOption,
-    with_settings,
-)
+from focusasr.cli.options import with_settings
 from focusasr.config import DEFAULT_CHECKPOINT, DecodingConfig, RecordingConfig, ServeConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.runtime.process import restore_interrupts
 from focusasr.runtime.settings import read_options
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -40,7 +34,7 @@ END_SECONDS = 30.0  # for the last texts of live sessions
 @with_settings(ServeConfig, DecodingConfig, RecordingConfig, SearchConfig, LongformConfig)
 def serve(
     given: dict[type, dict[str, Any]],
-    model: ModelOption = None,
+    choice: ModelChoice,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -50,10 +44,6 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
-    local_files_only: LocalFilesOption = False,
-    model_dir: ModelDirOption = None,
 ) -> None:
     """Transcribe over HTTP, with OpenAI's interface and a page for browsers.
 
@@ -66,7 +56,7 @@ def serve(
     are deleted after their transcription.
     After SIGTERM or Ctrl-C the server answers the pending requests, then ends.
     """
-    import focusasr
+    from focusasr.api import Recognizer
 
     config = read_options(ServeConfig, given.pop(ServeConfig))
     recording = given.pop(RecordingConfig)
@@ -78,10 +68,8 @@ def serve(
 
     with _listening(config) as listener:
         options = {name: value for values in given.values() for name, value in values.items()}
-        recognizer = focusasr.load(
-            model, device, threads=threads, local_files_only=local_files_only, model_dir=model_dir, **options
-        )
-        server = Server(recognizer, _name_of(model, recognizer.path), config, api_key, recording)
+        recognizer = Recognizer(choice, options)
+        server = Server(recognizer, _name_of(choice.model, recognizer.path), config, api_key, recording)
         host, port = listener.getsockname()[:2]
         warn(f"focusasr: {server.model_id} at http://{f'[{host}]' if ':' in host else host}:{port}")
         if api_key is None and not _is_local(host):

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.options import (
-    RATE,
-    DeviceOption,
-    LocalFilesOption,
-    ModelDirOption,
-    ModelOption,
-    ThreadsOption,
-    with_settings,
-)
+from focusasr.cli.options import RATE, with_settings
 from focusasr.cli.outcomes import doubts_told, shared_work, tell_remarks, told
 from focusasr.cli.segment_printer import SegmentPrinter
 from focusasr.config import DecodingConfig, RecordingConfig
@@ -55,7 +47,7 @@ FormatOption = Annotated[
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],
-    model: ModelOption = None,
+    choice: ModelChoice,
     output_dir: Annotated[
         Path | None,
         typer.Option(
@@ -73,10 +65,6 @@ def transcribe(
             metavar="<int>",
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
-    local_files_only: LocalFilesOption = False,
-    model_dir: ModelDirOption = None,
     skip_existing: Annotated[
         bool,
         typer.Option(
@@ -109,7 +97,6 @@ def transcribe(
     sources = [options.chosen(source) for source in find_sources(files, repeated.append, barren.append)]
     several = len(sources) + len(repeated) + len(barren) > 1
     subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
-    choice = ModelChoice(model, device, threads, local_files_only, model_dir)
     loaded = load_recognizer(choice, given, subtitles)
     tell_remarks(loaded, repeated, barren)
     if output_dir is None and loaded.as_whisper:

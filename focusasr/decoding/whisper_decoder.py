@@ -235,37 +235,40 @@ class WhisperDecoder:
         """Return the result of one temperature for each window; `rooms` are their maximum numbers of tokens."""
         tokenizer, config = self.tokenizer, self.config
         at = prompt[0].tolist().index(tokenizer.start) + 1
-        opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])
-        silence = opening.logits.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
-        if at < prompt.shape[1]:
-            opening = forward(self.decoder, opening.state, prompt[:, at:])
         goal = StopCriteria(rules, tokenizer.end, rooms)
         options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
         begun = None
         if self.draft and len(prompt) == 1 and temperature == 0 and config.beam_size is None:
-            opening, begun = self._verified(opening, goal, list(self.draft[: rooms[0] - 1]))
+            first, opening, begun = self._verified(memory, prompt, goal, list(self.draft[: rooms[0] - 1]))
+            first = first[:, at - 1]
+        else:
+            opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])
+            first = opening.logits
+            if at < prompt.shape[1]:
+                opening = forward(self.decoder, opening.state, prompt[:, at:])
+        silence = first.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
         texts = search(self.decoder, opening, goal, options, begun)
         return [self._answer(text, temperature, unsaid) for text, unsaid in zip(texts, silence, strict=True)]
 
     def _verified(
-        self, opening: DecoderOutput[DecodingState], goal: StopCriteria, draft: list[int]
-    ) -> tuple[DecoderOutput[DecodingState], Hypothesis]:
+        self, memory: EncoderOutput, prompt: Tensor, goal: StopCriteria, draft: list[int]
+    ) -> tuple[Tensor, DecoderOutput[DecodingState], Hypothesis]:
         """Return the longest beginning of a draft that greedy decoding would give, and the decoder's output after it.
 
-        The decoder reads the whole draft in one pass. Leviathan et al. 2023, Fast inference by speculative decoding.
+        The decoder reads the prompt and the whole draft in one pass, whose logits (1, L, V) are returned too. Leviathan
+        et al. 2023, Fast inference by speculative decoding.
         """
-        before = list(opening.state.lengths)
-        tokens = torch.tensor([draft], device=opening.logits.device)
-        logits, state = self.decoder.advance(tokens, opening.state)
-        logits = torch.cat((opening.logits[:, None], logits), dim=1)  # (1, L + 1, V)
+        drafted = torch.tensor([draft], device=prompt.device)
+        logits, state = self.decoder.advance(torch.cat((prompt, drafted), dim=1), self.decoder.start(memory))
+        start = prompt.shape[1]
         count, log_prob = 0, 0.0
         for count, token in enumerate([*draft, -1]):
-            ruled = apply_rules(goal.rules, logits[:, count].float(), tokens[:, :count])
+            ruled = apply_rules(goal.rules, logits[:, start - 1 + count].float(), drafted[:, :count])
             if int(ruled.argmax()) != token:
                 break
             log_prob += float(ruled[0, token] - ruled.logsumexp(dim=-1))
-        state.lengths = [length + count for length in before]
-        return DecoderOutput(state, logits[:, count]), Hypothesis(draft[:count], log_prob)
+        state.lengths = [start + count]
+        return logits, DecoderOutput(state, logits[:, start - 1 + count]), Hypothesis(draft[:count], log_prob)
 
     def _answer(self, text: Hypothesis, temperature: float, no_speech_prob: float) -> DecodingResult:
         said = self.text(text.tokens).strip()
