@@ -32,6 +32,12 @@ True
 >>> segments.result.text == result.text
 True
 
+Audio that comes in real time gives partial texts at once, and final ones after pauses:
+
+>>> live = recognizer.live()
+>>> [text.to_dict() for text in [*live.feed(silence), *live.end()]]
+[]
+
 Word error rates have a 95 % interval:
 
 >>> score = focusasr.score(["one two three", "four"], ["one two tree", "four"])

@@ -1,4 +1,4 @@
-"""Standard input that comes in real time: its text so far is shown on a terminal before the recording ends."""
+"""Standard input in real time: a terminal shows its text before the end."""
 
 from __future__ import annotations
 

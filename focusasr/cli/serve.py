@@ -22,7 +22,7 @@ from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
-    from focusasr.cli.server_app import Server
+    from focusasr.cli.server import Server
 
 
 BACKLOG = 128  # connections in the accept queue
@@ -64,7 +64,7 @@ def serve(
     if api_key is not None and len(api_key) < KEY_SIGNS:
         raise UsageError(f"--api-key has {len(api_key)} characters. It must have at least {KEY_SIGNS}.")
     _require_libraries()
-    from focusasr.cli.server_app import Server
+    from focusasr.cli.server import Server
 
     with _listening(config) as listener:
         options = {name: value for values in given.values() for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The form of a transcription request: OpenAI's fields, and those that select a track or channel."""
+"""The form of a transcription request: OpenAI's fields, a track and channels."""
 
 from __future__ import annotations
 

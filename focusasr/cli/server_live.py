@@ -16,53 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from focusasr.cli.live_audio import PcmStream
+from focusasr.cli.server import Server
 from focusasr.cli.server_queue import Abandoned, Refused, in_time
 from focusasr.config import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, SAMPLE_RATE_HZ
-
-if TYPE_CHECKING:
-    from focusasr.cli.server_app import Server
-    from focusasr.transcription.live import LiveText, LiveTranscriber
-
+from focusasr.transcription.live import LiveText, LiveTranscriber
 
 MESSAGES_AHEAD = 8  # of audio that wait for the recognizer; further ones wait in the network
-LEAST_SECONDS = 1.0  # of audio within the time limit of an upload
+LEAST_BYTES = 16_000  # of audio within the time limit of an upload: half a second at 16 kHz
 FIELDS = ("api_key", "channel", "language", "prompt", "rate")
 NORMAL, GOING_AWAY, PRIVATE = 1000, 1001, 4000  # close codes; private ones are above
 LONGEST_REASON = 120  # bytes of UTF-8, in a close frame
-
-
-class LiveSessions:
-    """The threads of live sessions, and the end of all sessions when the server ends."""
-
-    def __init__(self, most: int) -> None:
-        self.pool = ThreadPoolExecutor(most, "focusasr live")
-        self.ending = asyncio.Event()
-        self._running: set[asyncio.Task[Any]] = set()
-
-    async def run(self, session: Coroutine[Any, Any, None]) -> None:
-        """Run a session, which `end` waits for."""
-        task = asyncio.ensure_future(session)
-        self._running.add(task)
-        try:
-            await task
-        finally:
-            self._running.discard(task)
-            task.cancel()
-
-    async def end(self, seconds: float) -> None:
-        """Let all sessions send their last texts, and wait for them."""
-        self.ending.set()
-        if self._running:
-            await asyncio.wait(set(self._running), timeout=seconds)
 
 
 class LiveEndpoint:
@@ -177,22 +147,26 @@ class _Session:
             return [*texts, *self._live.end()] if self._ended else texts
 
     async def _receive(self) -> None:
-        """Put the audio of each message into the queue, then None or an error."""
+        """Put the audio of each message into the queue, then None or an error.
+
+        The time limit is that of waiting for a client, not for the recognizer.
+        """
         limit = self._server.config.upload_seconds
         ending = asyncio.ensure_future(self._server.live.ending.wait())
-        clock, seconds, latest = asyncio.get_running_loop().time, 0.0, 0.0
         message: asyncio.Future[Any] = ending
+        clock, left, fresh = asyncio.get_running_loop().time, limit, 0
         try:
             while True:
-                if self._seconds >= seconds or not latest:
-                    seconds, latest = self._seconds + LEAST_SECONDS, clock() + limit
-                message = asyncio.ensure_future(self._socket.receive())
-                left = max(0.0, latest - clock())
-                await asyncio.wait({message, ending}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                begin, message = clock(), asyncio.ensure_future(self._socket.receive())
+                await asyncio.wait({message, ending}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
                 if not message.done():
                     await self._incoming.put(None if ending.done() else _too_slow(limit))
                     return
-                await self._incoming.put(_content(message.result()))
+                content = _content(message.result())
+                left, fresh = left - (clock() - begin), fresh + len(content or b"")
+                if fresh >= LEAST_BYTES:
+                    left, fresh = limit, 0
+                await self._incoming.put(content)
         except Exception as error:
             await self._incoming.put(error)
         finally:
@@ -213,4 +187,4 @@ def _content(message: Any) -> bytes | None:
 
 
 def _too_slow(seconds: float) -> Refused:
-    return Refused(408, f"less than {LEAST_SECONDS:g} s of audio within {seconds:g} s. Send it in real time.")
+    return Refused(408, f"too little audio within {seconds:g} s. Send it in real time.")

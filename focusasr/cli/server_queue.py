@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -214,6 +214,31 @@ def _result(work: Callable[[Job], Result | SegmentStream], job: Job, put: Callab
             job.check()
             put(segment)
         return outcome.result
+
+
+class LiveSessions:
+    """The threads of live sessions, and the end of all sessions when the server ends."""
+
+    def __init__(self, most: int) -> None:
+        self.pool = ThreadPoolExecutor(most, "focusasr live")
+        self.ending = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, session: Coroutine[Any, Any, None]) -> None:
+        """Run a session, which `end` waits for."""
+        task = asyncio.ensure_future(session)
+        self._running.add(task)
+        try:
+            await task
+        finally:
+            self._running.discard(task)
+            task.cancel()
+
+    async def end(self, seconds: float) -> None:
+        """Let all sessions send their last texts, and wait for them."""
+        self.ending.set()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=seconds)
 
 
 class Deadline:

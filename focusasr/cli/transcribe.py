@@ -43,28 +43,28 @@ FormatOption = Annotated[
 ]
 
 
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir",
+        "-o",
+        help="output folder, or - to print (default: . for Whisper models, printing for native ones)",
+    ),
+]
+RateOption = Annotated[
+    int | None,
+    typer.Option(help="sampling rate of raw 16-bit mono PCM from standard input, in Hz", parser=RATE, metavar="<int>"),
+]
+
+
 @with_settings(DecodingConfig, RecordingConfig, OutputConfig, SearchConfig, LongformConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],
     choice: ModelChoice,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir",
-            "-o",
-            help="output folder, or - to print (default: . for Whisper models, printing for native ones)",
-        ),
-    ] = None,
+    output_dir: FolderOption = None,
     output_format: FormatOption = None,
-    rate: Annotated[
-        int | None,
-        typer.Option(
-            help="sampling rate of raw 16-bit mono PCM from standard input, in Hz",
-            parser=RATE,
-            metavar="<int>",
-        ),
-    ] = None,
+    rate: RateOption = None,
     skip_existing: Annotated[
         bool,
         typer.Option(

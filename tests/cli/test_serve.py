@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import re
@@ -21,7 +20,7 @@ import soundfile
 
 import focusasr
 from focusasr.config import DEFAULT_CHECKPOINT, ServeConfig
-from tests.helpers.http_server import FORM, PATH, Server, form, wait_for
+from tests.helpers.http_server import FORM, PATH, Server, form, half_an_upload, wait_for
 
 REASON = "the server needs the extra serve: starlette, uvicorn, websockets and python-multipart"
 for library in ("starlette", "uvicorn", "python_multipart", "websockets"):
@@ -35,15 +34,6 @@ KEY = "a key for tests"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     running = Server(key=KEY)
-    yield running
-    assert running.end() == 0
-
-
-@pytest.fixture(scope="module")
-def strict() -> Iterator[Server]:
-    """Return a server with low limits."""
-    limits = ["--max-upload-mb", 0.5, "--max-audio-seconds", 6, "--upload-seconds", 2, "--header-seconds", 1.5]
-    running = Server(*limits, "--max-requests", 2, "--max-client-requests", 1)
     yield running
     assert running.end() == 0
 
@@ -215,89 +205,6 @@ def test_texts_do_not_depend_on_other_requests(server: Server, clip: bytes, reco
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(server.send, clips))
     assert [answer["text"] for _, answer in answers] == expected and len(set(expected)) > 4
-
-
-def test_upload_that_is_too_large_is_refused(strict: Server) -> None:
-    assert strict.send(bytes(600_000))[0] == 413
-    chunks = iter([form(bytes(2_000_000))[start : start + 65_536] for start in range(0, 2_000_000, 65_536)])
-    assert strict.ask("POST", PATH, chunks, FORM)[0] == 413
-
-
-@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
-def test_recording_that_is_too_long_is_refused(strict: Server, kind: str) -> None:
-    packed = io.BytesIO()
-    soundfile.write(packed, np.zeros(8 * 16_000, np.float32), 16_000, format=kind)
-    status, answer = strict.send(packed.getvalue(), name="long")
-    assert (status, answer["error"]["param"]) == (413, "file")
-
-
-@contextlib.contextmanager
-def half_an_upload(server: Server, clip: bytes, local: str = "127.0.0.1") -> Iterator[socket.socket]:
-    """Hold a request open whose body has not come yet."""
-    body = form(clip)
-    head = f"POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: {FORM['Content-Type']}\r\n"
-    key = f"Authorization: Bearer {server.key}\r\n" if server.key else ""
-    with socket.create_connection(("127.0.0.1", server.port), source_address=(local, 0)) as connection:
-        connection.sendall(f"{head}{key}Content-Length: {len(body)}\r\n\r\n".encode() + body[: len(body) // 2])
-        yield connection
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
-def test_too_many_requests_are_refused_until_there_is_room(strict: Server, clip: bytes) -> None:
-    under_way = "requests_under_way"
-    with half_an_upload(strict, clip):
-        wait_for(lambda: strict.metric(under_way) == 1)
-        status, _, headers = strict.ask("POST", PATH, form(clip), FORM)
-        assert status == 429 and int(headers["retry-after"]) >= 1
-        with half_an_upload(strict, clip, "127.0.0.2"):
-            wait_for(lambda: strict.metric(under_way) == 2)
-            status, _, headers = strict.ask("POST", PATH, form(clip), FORM, local="127.0.0.3")
-            assert status == 503 and int(headers["retry-after"]) >= 1
-    wait_for(lambda: strict.metric(under_way) == 0)
-    assert strict.send(clip)[0] == 200
-
-
-def test_upload_that_is_too_slow_is_refused(strict: Server, clip: bytes) -> None:
-    wait_for(lambda: strict.metric("requests_under_way") == 0)
-    with half_an_upload(strict, clip) as connection:
-        connection.settimeout(30)
-        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
-    wait_for(lambda: strict.metric("requests_under_way") == 0)
-
-
-def answer_of(connection: socket.socket) -> bytes:
-    """Return all that comes until the server closes the connection."""
-    connection.settimeout(30)
-    parts = []
-    while part := connection.recv(10_000):
-        parts.append(part)
-    return b"".join(parts)
-
-
-@pytest.mark.parametrize("start", [b"", b"POST / HT", b"GET /health HTTP/1.1\r\nHost: here\r\nX-Slow: "])
-def test_head_that_is_too_slow_is_refused(strict: Server, start: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", strict.port)) as connection:
-        connection.sendall(start)
-        assert answer_of(connection).startswith(b"HTTP/1.1 408")
-
-
-def test_connection_without_another_request_is_closed(strict: Server) -> None:
-    """Neither a second head that drips, nor a body that nobody reads, keeps a connection open."""
-    head = b"GET /health HTTP/1.1\r\nHost: here\r\n"
-    for second in (b"GET /hea", b""):
-        body = b"" if second else b"Content-Length: 1000\r\n"
-        with socket.create_connection(("127.0.0.1", strict.port)) as connection:
-            connection.sendall(head + body + b"\r\n" + second)
-            answer = answer_of(connection)
-        assert answer.startswith(b"HTTP/1.1 200") and (b"HTTP/1.1 408" in answer) == bool(second)
-
-
-def test_half_open_connections_hold_up_nobody(strict: Server, clip: bytes) -> None:
-    with contextlib.ExitStack() as stack:
-        for _ in range(100):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", strict.port)))
-            connection.sendall(b"POST /v1/audio/tr")
-        assert strict.send(clip)[0] == 200
 
 
 @pytest.fixture(scope="module")
