@@ -277,9 +277,8 @@ class Recognizer:
 
         read = self._options(options)
         _check_samples(read)
-        with _plain_errors(), self._turns.turn():
-            loaded = self._model.recognizer(read, subtitles=True)
-        return live_transcriber(loaded, read.decoding, self._turns.turn)
+        with _plain_errors():
+            return live_transcriber(self._model, read, self._turns.turn)
 
     def _options(self, options: dict[str, Any]) -> Options:
         with _plain_errors():

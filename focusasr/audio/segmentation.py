@@ -103,6 +103,11 @@ class PauseCutter:
         start, voiced = self._bounds()
         return (int(voiced[-1]) + 1 - start) * FRAME_SAMPLES if len(voiced) else 0
 
+    @property
+    def voiced_samples(self) -> int:
+        """Return the number of samples of speech in the open segment."""
+        return int(self._speech.sum()) * FRAME_SAMPLES
+
     def last_pause(self, after: int) -> int | None:
         """Return the middle of the last pause within speech, in samples from the start of the open segment.
 

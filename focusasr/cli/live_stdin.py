@@ -15,18 +15,19 @@ import numpy as np
 
 from focusasr.audio.load import RIFF, receive_standard_input
 from focusasr.cli.live_audio import PcmStream
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.console import shows
 from focusasr.runtime.errors import InputError
 from focusasr.transcription.live import LiveTranscriber, live_transcriber
-from focusasr.transcription.recognizer import LoadedRecognizer
+from focusasr.transcription.options import Options
+from focusasr.transcription.recognizer import LoadedModel
 
 JUDGED_SECONDS = 1.0  # after which a pipe counts as live
 FASTEST = 2.0  # times real time, at which it still does
 CLEAR = "\r\x1b[K"
 
 
-def receive(loaded: LoadedRecognizer, config: DecodingConfig, rate_hz: int | None) -> None:
+def receive(model: LoadedModel, options: Options, rate_hz: int | None) -> None:
     """Read standard input until its end; if it is a live pipe, show its text so far on a terminal.
 
     The text is that of `focusasr listen`. It is provisional, since the transcript is computed from the whole recording.
@@ -35,7 +36,7 @@ def receive(loaded: LoadedRecognizer, config: DecodingConfig, rate_hz: int | Non
         receive_standard_input(rate_hz)
         return
     data: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    show = threading.Thread(target=_show, args=(data, live_transcriber(loaded, config), rate_hz), daemon=True)
+    show = threading.Thread(target=_show, args=(data, live_transcriber(model, options), rate_hz), daemon=True)
     show.start()
     try:
         receive_standard_input(rate_hz, data.put)

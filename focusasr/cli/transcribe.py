@@ -123,7 +123,7 @@ def _receive(loaded: LoadedRecognizer, sources: list[Source], options: Options, 
     if loaded.processes.count > 1:
         raise UsageError("- (standard input): cannot be used with several processes. Use one process.")
     with suppress(InputError):
-        receive(loaded, options.decoding, rate)
+        receive(loaded.model, options, rate)
 
 
 def live_text(loaded: LoadedRecognizer, several: bool, output: OutputConfig) -> SegmentsFound:

@@ -13,12 +13,14 @@ import numpy as np
 from focusasr.audio.segmentation import PauseCutter
 from focusasr.audio.source import MemoryAudio, Source
 from focusasr.audio.vad import FRAME_SAMPLES
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.console import collect_warnings
-from focusasr.transcription.recognizer import LoadedRecognizer
+from focusasr.transcription.options import Options
+from focusasr.transcription.recognizer import LoadedModel
 from focusasr.transcription.result import Segment, Transcript
 
 GROUP_SAMPLES = 4 * FRAME_SAMPLES  # 128 ms: block size of the voice activity detection
+LEAST_SECONDS = 0.25  # of speech in a partial text
 PARTIAL_SECONDS = 0.1  # least new audio between two partial texts
 COMPUTING_SHARE = 0.25  # of one core for all texts, on average
 BURST_SECONDS = 1.0  # computing time that may be saved up
@@ -27,7 +29,7 @@ MOST_SECONDS = 30.0  # of a segment: a window of Whisper models
 NAME = "live audio"  # in messages
 LAST_WORD_SECONDS = 0.3  # of silence after speech, which may complete its last word
 
-Transcribe = Callable[[np.ndarray, "Transcript | None"], Transcript]
+Transcribe = Callable[[np.ndarray, "Transcript | None", bool], Transcript]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ class _Open:
 class LiveTranscriber:
     """Transcriber of a stream of samples.
 
-    `transcribe` returns the transcript of samples (N,) at 16 kHz; if it also gets the transcript of their beginning, it
-    may use it to save time. A final text is exactly its result for the segment. A partial text is computed from the
-    audio after the last pause, as often as the processor share allows. `turn` surrounds other computations.
+    `transcribe` returns the transcript of samples (N,) at 16 kHz. It also gets the transcript of their beginning, if
+    that is known and may save time, and whether the text is final. A final text is exactly its result for the segment.
+    A partial text is computed from the audio after the last pause, as often as the processor share allows. `turn`
+    surrounds other computations.
     """
 
     def __init__(
@@ -109,14 +112,15 @@ class LiveTranscriber:
         with self._turn():
             pieces = list(self._cutter.end() if group is None else self._cutter.add(group))
         for piece in pieces:
-            transcript = self._computed(piece.waveform, None)
+            transcript = self._computed(piece.waveform, None, last=True)
             end = piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ
             moved = tuple(_moved(segment, piece.start_seconds) for segment in transcript.segments)
             yield LiveText(piece.start_seconds, end, transcript.text.strip(), True, moved, transcript.language)
 
     def _partial(self) -> Iterator[LiveText]:
         piece = self._cutter.open
-        if piece is None or not self._may_compute():
+        enough = self._cutter.voiced_samples >= LEAST_SECONDS * SAMPLE_RATE_HZ
+        if piece is None or not enough or not self._may_compute():
             return
         waveform = np.concatenate([piece.waveform, self._waiting])
         end = piece.start_seconds + len(waveform) / SAMPLE_RATE_HZ
@@ -147,19 +151,23 @@ class LiveTranscriber:
         self._allowance, self._counted = min(saved, BURST_SECONDS), now
         return self._allowance >= 0
 
-    def _computed(self, samples: np.ndarray, before: Transcript | None) -> Transcript:
+    def _computed(self, samples: np.ndarray, before: Transcript | None, last: bool = False) -> Transcript:
         begin = self._clock()
-        transcript = self._transcribe(samples, before)
+        transcript = self._transcribe(samples, before, last)
         self._allowance -= self._clock() - begin
         return transcript
 
 
 def live_transcriber(
-    loaded: LoadedRecognizer, config: DecodingConfig, turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    model: LoadedModel, options: Options, turn: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> LiveTranscriber:
-    """Return a live transcriber that uses a recognizer, by turns with other threads."""
+    """Return a live transcriber that uses a model, by turns with other threads; partial texts have no word times."""
+    with turn():
+        final = model.recognizer(options, subtitles=True)
+        partial = model.recognizer(replace(options, decoding=replace(options.decoding, word_timestamps=False)))
 
-    def transcribe(samples: np.ndarray, before: Transcript | None) -> Transcript:
+    def transcribe(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
+        loaded = final if last else partial
         with turn(), collect_warnings():
             loaded.recognizer.draft = draft_of(before)
             (outcome,) = loaded.shared([Source(NAME, memory=MemoryAudio(samples))], lambda *_: None)
@@ -167,8 +175,8 @@ def live_transcriber(
             raise outcome.exception()
         return outcome.transcript
 
-    longest = min(config.max_segment_seconds, MOST_SECONDS)
-    return LiveTranscriber(transcribe, longest, config.vad_threshold, turn=turn)
+    config = options.decoding
+    return LiveTranscriber(transcribe, min(config.max_segment_seconds, MOST_SECONDS), config.vad_threshold, turn=turn)
 
 
 def draft_of(transcript: Transcript | None) -> list[int]:

@@ -69,9 +69,10 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class LoadedRecognizer:
-    """A recognizer, its checkpoint folder, the kind of model, and warnings about the settings."""
+    """A recognizer, its model, checkpoint folder and kind, and warnings about the settings."""
 
     recognizer: AnyRecognizer
+    model: LoadedModel
     path: Path
     is_whisper: bool
     as_whisper: bool  # output files and printed times as in openai/whisper
@@ -238,7 +239,7 @@ class LoadedModel:
 
         separate = options.recording.channels == "separate"
         kinds = self.is_whisper, self.as_whisper
-        return LoadedRecognizer(recognizer, self.path, *kinds, remarks, self.processes, on_cpu, separate)
+        return LoadedRecognizer(recognizer, self, self.path, *kinds, remarks, self.processes, on_cpu, separate)
 
     def _native(self, options: Options, subtitles: bool, engine: Engine) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.native import Recognizer

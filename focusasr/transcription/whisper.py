@@ -127,7 +127,8 @@ class WhisperRecognizer:
         ready: Callable[[str | None, Sequence[Segment]], object],
     ) -> tuple[Transcript, float]:
         """Return the transcript of a recording, and its length in seconds; `ready` gets decoded segments."""
-        sound = LogMelStream(source, self.engine.config, self.device, cut_off)
+        pause = self.turns.pass_on if self.turns else lambda: None
+        sound = LogMelStream(source, self.engine.config, self.device, cut_off, pause)
         blocks = lambda: stream(source, cut_off=cut_off)  # noqa: E731
         silence = find_silence(sound.levels, blocks)
         stretches = self._clips(blocks(), sound.frames)

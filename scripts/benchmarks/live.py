@@ -1,10 +1,11 @@
-"""Latency of `focusasr listen` on a file played in real time.
+"""Latency of `focusasr listen` on a recording in simulated real time.
 
     python scripts/benchmarks/live.py tests/data/sample.flac [--model NAME] [--repeat 6]
 
 Prints JSON: latency in seconds, median and 95th percentile, of words (from the end of a word to the first text that
 shows it), of stable words (to the first text from which it is shown always) and of final texts (from the end of a
-segment), corrections per word, and the share of one core. Case and punctuation of words are ignored.
+segment), corrections per word, and the share of one core. Only computing takes time: waiting and other processes do not
+count. Case and punctuation of words are ignored.
 """
 
 from __future__ import annotations
@@ -35,14 +36,30 @@ PAUSE_SECONDS = 1.5  # between two repetitions
 Seen = tuple[float, LiveText]  # when a text came, in seconds of the recording's time
 
 
+class Clock:
+    """Real time in which only this process computes: waiting is skipped, and other processes do not count."""
+
+    def __init__(self) -> None:
+        self._skipped = -time.process_time()
+
+    def __call__(self) -> float:
+        """Return the seconds since the start."""
+        return time.process_time() + self._skipped
+
+    def wait_until(self, seconds: float) -> None:
+        """Skip the time until then, if it is not over."""
+        self._skipped += max(0.0, seconds - self())
+
+
 def play(live: LiveTranscriber, samples: np.ndarray) -> tuple[list[Seen], float]:
     """Return the texts of samples played in real time, and the share of one core."""
-    start, begin, seen = time.monotonic(), time.process_time(), list[Seen]()
+    clock, begin, seen = Clock(), time.process_time(), list[Seen]()
+    live._clock, live._counted = clock, 0.0
     for at in range(0, len(samples), BLOCK):
-        time.sleep(max(0.0, start + (at + BLOCK) / SAMPLE_RATE_HZ - time.monotonic()))
-        seen += [(time.monotonic() - start, text) for text in live.feed(samples[at : at + BLOCK])]
-    seen += [(time.monotonic() - start, text) for text in live.end()]
-    return seen, (time.process_time() - begin) / (time.monotonic() - start)
+        clock.wait_until((at + BLOCK) / SAMPLE_RATE_HZ)
+        seen += [(clock(), text) for text in live.feed(samples[at : at + BLOCK])]
+    seen += [(clock(), text) for text in live.end()]
+    return seen, (time.process_time() - begin) / clock()
 
 
 def by_segment(seen: list[Seen]) -> list[list[Seen]]:

@@ -22,7 +22,7 @@ def loud_is_speech(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(name, lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05)
 
 
-def lengths(samples: np.ndarray, before: Transcript | None = None) -> Transcript:
+def lengths(samples: np.ndarray, before: Transcript | None = None, last: bool = False) -> Transcript:
     """Return a transcript that shows how much was transcribed."""
     end = len(samples) / SAMPLE_RATE_HZ
     words = [{"word": "x", "start": 0.0, "end": end, "probability": 1.0}]
@@ -84,7 +84,7 @@ def test_times_are_those_of_the_whole_recording() -> None:
 def test_a_quarter_of_the_time_is_computed_at_most() -> None:
     now, cost, spent = 0.0, 0.4, 0.0
 
-    def slow(samples: np.ndarray, before: Transcript | None) -> Transcript:
+    def slow(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
         nonlocal now, spent
         now, spent = now + cost, spent + cost
         return lengths(samples)
@@ -102,7 +102,7 @@ def test_partial_text_costs_only_the_audio_after_the_last_pause() -> None:
     spans: list[float] = []
     drafts: list[bool] = []
 
-    def measured(samples: np.ndarray, before: Transcript | None) -> Transcript:
+    def measured(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
         spans.append(len(samples) / SAMPLE_RATE_HZ)
         drafts.append(before is not None)
         return lengths(samples)

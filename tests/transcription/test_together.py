@@ -97,3 +97,30 @@ def test_failing_clip_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [samples[:48_000], np.full(48_000, np.nan, np.float32), samples[:48_000]]
     first, second, third = at_once(recognizer, clips, [{}] * 3)
     assert isinstance(second, focusasr.AudioError) and first == third != []
+
+
+@pytest.mark.parametrize("model", ["alnum", "default"])
+def test_short_clip_does_not_wait_for_a_long_recording(model: str) -> None:
+    recognizer = focusasr.load(model, device="cpu")
+    samples, _ = soundfile.read(JFK, dtype="float32")
+    begun, enough, parts = threading.Event(), threading.Event(), list[float]()
+
+    def progress(seconds: float) -> None:
+        begun.set()
+        parts.append(seconds)
+        if enough.is_set():
+            raise KeyError
+
+    def run() -> None:
+        with pytest.raises(KeyError):
+            recognizer.transcribe(np.tile(samples, 40), progress=progress, batch_size=1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    before = len(parts)
+    recognizer.transcribe(samples[:32_000])
+    after = len(parts)
+    enough.set()
+    thread.join(60)
+    assert not thread.is_alive() and after - before <= 3
