@@ -124,7 +124,7 @@ async function showLive(stream) {
   const line = element("live");
   const context = new AudioContext();
   await context.audioWorklet.addModule("/microphone.js");
-  const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/listen`);
+  const socket = new WebSocket(`${location.origin.replace(/^[a-z]{4}/, "ws")}/v1/listen`);
   const settings = { rate: context.sampleRate };
   if (element("key").value) settings.api_key = element("key").value;
   if (element("language").value.trim()) settings.language = element("language").value.trim();
