@@ -32,24 +32,28 @@ True
 >>> segments.result.text == result.text
 True
 
+Audio that comes in real time gives partial texts at once, and final ones after pauses:
+
+>>> live = recognizer.live()
+>>> [text.to_dict() for text in [*live.feed(silence), *live.end()]]
+[]
+
 Word error rates have a 95 % interval:
 
 >>> score = focusasr.score(["one two three", "four"], ["one two tree", "four"])
 >>> score.wer, score.wer_low, score.wer_high
 (0.25, 0.0, 0.3333333333333333)
 
-A recognizer may be used by several threads: their calls run one after the other. Nothing is printed; the command's
-warnings are in `result.warnings`.
+A recognizer may be used by several threads. Their calls take turns, and decode together what then gives the same text
+as alone. Nothing is printed; the command's warnings are in `result.warnings`.
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -58,16 +62,19 @@ from focusasr.audio.source import MemoryAudio, Source
 from focusasr.runtime.console import collect_warnings
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.errors import UsageError as UsageError
-from focusasr.runtime.libraries import LibraryError, explain
+from focusasr.runtime.libraries import explain
+from focusasr.runtime.turns import Turns
 from focusasr.transcription.options import Options, sort_options
 from focusasr.transcription.recognizer import LoadedModel, ModelChoice
-from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
+from focusasr.transcription.result import Segment, SegmentsFound, Transcript, ignore
+from focusasr.transcription.segment_stream import SegmentStream
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from focusasr.evaluation.wer import Score
+    from focusasr.transcription.live import LiveTranscriber
     from focusasr.whisper_config import OutputConfig
 
     Audio = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | torch.Tensor
@@ -187,13 +194,14 @@ class Result:
 
 
 class Recognizer:
-    """A loaded model that transcribes; safe to share among threads, whose calls run one after the other."""
+    """A loaded model that transcribes; safe to share among threads, whose calls take turns and are batched."""
 
     def __init__(self, choice: ModelChoice, options: dict[str, Any]) -> None:
         self._defaults = dict(options)
         usual = self._options({})
-        self._lock = threading.RLock()  # guards the weights and the settings of PyTorch
+        self._turns = Turns()  # for the weights and the settings of PyTorch
         self._model = LoadedModel(choice)
+        self._model.turns = self._turns
         self._model.recognizer(usual)  # rejects options that this model does not support, and prepares its weights
 
     @property
@@ -226,6 +234,8 @@ class Recognizer:
         truncated recording, the attribute `partial` of the error is the Result of its beginning.
         """
         source, read = _source(audio, sampling_rate), self._options(options)
+        if source.is_samples:
+            _check_samples(read)
         with _plain_errors():
             return self._transcribe(source, read, progress, ignore)
 
@@ -235,12 +245,26 @@ class Recognizer:
         A separate thread decodes ahead. With a smaller `batch_size` the first segments come sooner.
         """
         source, read = _source(audio, sampling_rate), self._options(options)
+        if source.is_samples:
+            _check_samples(read)
 
         def work(found: Callable[[Sequence[Segment]], object], progress: Callable[[float], object]) -> Result:
             with _plain_errors():
                 return self._transcribe(source, read, progress, lambda _source, _language, segments: found(segments))
 
         return SegmentStream(work)
+
+    def live(self, **options: Any) -> LiveTranscriber:
+        """Return a transcriber of samples that come in real time: its `feed` and `end` yield partial and final texts.
+
+        Samples are mono float32 at 16 kHz. A final text is that of `transcribe` for its part of the recording.
+        """
+        from focusasr.transcription.live import live_transcriber
+
+        read = self._options(options)
+        _check_samples(read)
+        with _plain_errors():
+            return live_transcriber(self._model, read, self._turns.turn)
 
     def _options(self, options: dict[str, Any]) -> Options:
         with _plain_errors():
@@ -253,99 +277,27 @@ class Recognizer:
         progress: Callable[[float], object],
         found: SegmentsFound,
     ) -> Result:
-        with self._lock, collect_warnings() as warnings:
+        def told(files: int, seconds: float) -> None:
+            progress(seconds)
+            self._turns.pass_on()
+
+        with self._turns.turn(), collect_warnings() as warnings:
             loaded = self._model.recognizer(options, subtitles=True)
-            (outcome,) = loaded.shared([options.chosen(source)], lambda files, seconds: progress(seconds), found=found)
+            (outcome,) = loaded.shared([options.chosen(source)], told, found=found)
         result = None
         if outcome.transcript is not None:
             lines = [*loaded.remarks, *warnings]
             result = Result(outcome.transcript, outcome.audio_seconds, lines, source, options.output)
         if result is None or outcome.error is not None:
-            raise _error(outcome, result)
+            raise outcome.exception(result)
         return result
 
 
-class _Closed(Exception):
-    """The consumer has closed the stream."""
-
-
-class SegmentStream(Iterator[Segment]):
-    """The segments of a recording as they are decoded; `result` is the whole transcript.
-
-    `close` ends the work early, and so does dropping the iterator or leaving its `with` block.
-    """
-
-    def __init__(
-        self, work: Callable[[Callable[[Sequence[Segment]], object], Callable[[float], object]], Result]
-    ) -> None:
-        self._coming: queue.SimpleQueue[Segment | Result | BaseException] = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._end: Result | BaseException | None = None
-        arguments = (work, self._coming, self._closed)  # not this object, so that it can be dropped
-        self._thread = threading.Thread(target=_decode, args=arguments, daemon=True, name="focusasr segments")
-        self._thread.start()
-
-    def __next__(self) -> Segment:
-        """Return the next segment; raises the errors of `transcribe`."""
-        if self._end is None:
-            item = self._coming.get()
-            if isinstance(item, Segment):
-                return item
-            self._end = item
-        if isinstance(self._end, BaseException) and not isinstance(self._end, _Closed):
-            raise self._end
-        raise StopIteration
-
-    @property
-    def result(self) -> Result:
-        """The whole result; waits for the end and drops unread segments."""
-        for _ in self:
-            pass
-        if not isinstance(self._end, Result):
-            raise InputError("segments: closed before the end. Take the result before closing.")
-        return self._end
-
-    def close(self) -> None:
-        """End the work after the batch in progress."""
-        self._closed.set()
-
-    def __enter__(self) -> SegmentStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._closed.set()
-
-
-def _decode(
-    work: Callable[[Callable[[Sequence[Segment]], object], Callable[[float], object]], Result],
-    coming: queue.SimpleQueue[Segment | Result | BaseException],
-    closed: threading.Event,
-) -> None:
-    def progress(seconds: float) -> None:
-        if closed.is_set():
-            raise _Closed
-
-    def found(segments: Sequence[Segment]) -> None:
-        progress(0.0)
-        for segment in segments:
-            coming.put(segment)
-
-    try:
-        progress(0.0)
-        coming.put(work(found, progress))
-    except BaseException as error:
-        coming.put(error)
-
-
-def _error(outcome: Outcome, partial: Result | None) -> Exception:
-    """Return the exception of an outcome: the command's message, and the beginning of a truncated recording."""
-    kinds = (AudioError, LibraryError, MemoryError)
-    error: Any = (outcome.kind if issubclass(outcome.kind, kinds) else InputError)(outcome.error)
-    error.partial = partial
-    return error
+def _check_samples(options: Options) -> None:
+    """Reject a selection of tracks or channels for samples, which have neither."""
+    for name, value in asdict(options.recording).items():
+        if value not in (None, "mix"):
+            raise UsageError(f"{name} is {value!r}: samples have one track and one channel. Leave it out.")
 
 
 def _source(audio: Any, rate_hz: int | None) -> Source:

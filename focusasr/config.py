@@ -9,6 +9,7 @@ from typing import Any, Literal
 from focusasr.runtime.settings import Settings, require, require_use, research, setting
 
 SAMPLE_RATE_HZ = 16_000
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # of recordings: beyond these, resampling needs unbounded memory
 LARGEST = 1_000_000  # of any size of a model: products of sizes stay within PyTorch's integers
 LARGEST_TEXT = 4096  # tokens of one text: a decoder allocates memory for all of them at its start
 DEFAULT_CHECKPOINT = "focusasr-en"
@@ -327,6 +328,12 @@ class ServeConfig(Settings):
     )
     max_client_requests: int = setting(
         16, "most concurrent requests of one client address (else status 429)", ge=1, le=LARGEST
+    )
+    max_batch: int = setting(
+        8, "most recordings transcribed at the same time, in batches if that changes no text", ge=1, le=LARGEST
+    )
+    header_seconds: float = setting(
+        10.0, "time limit of the head of a request, in seconds (else status 408)", gt=0, le=LONGEST
     )
     upload_seconds: float = setting(120.0, "time limit of an upload, in seconds (else status 408)", gt=0, le=LONGEST)
     timeout_seconds: float = setting(

@@ -373,3 +373,13 @@ def test_model_that_is_not_there_is_refused_in_one_line() -> None:
     assert "did you mean" in str(refusal.value)
     with pytest.raises(focusasr.UsageError, match="--device gpu"):
         focusasr.load(device="gpu")
+
+
+def test_samples_have_no_track_and_no_channel(recognizer: focusasr.Recognizer) -> None:
+    silence = np.zeros(16_000, np.float32)
+    for options in ({"audio_track": 0}, {"channel": 0}, {"channels": "separate"}):
+        for method in (recognizer.transcribe, recognizer.segments):
+            with pytest.raises(focusasr.UsageError, match=next(iter(options))):
+                method(silence, **options)
+        with pytest.raises(focusasr.UsageError, match=next(iter(options))):
+            recognizer.live(**options)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from focusasr.audio.integrity import AudioError
+from focusasr.audio.integrity import NoSuchPart
 from focusasr.runtime.console import warn_once
 
 CANCELLED = 0.01  # lowest power of the mean, relative to the channels' (-20 dB), before they count as cancelled
@@ -16,10 +16,10 @@ AS_LOUD = 0.25  # of the loudest channel's power: the first channel above it rep
 
 
 def check_channel(channel: int | None, channels: int, name: str) -> None:
-    """Raise AudioError if a recording does not have the channel."""
+    """Raise NoSuchPart if a recording does not have the channel."""
     if channel is not None and channel >= channels:
         seen = f"has no channel {channel}, only {channels}, counted from 0"
-        raise AudioError(f"{name}: {seen}; correct --channel, or the line's channel")
+        raise NoSuchPart(f"{name}: {seen}; correct --channel, or the line's channel")
 
 
 def mix(block: np.ndarray, name: str) -> np.ndarray:
@@ -63,12 +63,12 @@ def frame_values(frame: Any) -> np.ndarray:
 def choose_track(tracks: Sequence[Any], track: int | None, name: str) -> Any:
     """Return audio track `track`, counted from 0, or the default track, with a warning if there are several.
 
-    AudioError if there is no such track.
+    NoSuchPart if there is no such track.
     """
     if track is not None:
         if track >= len(tracks):
             seen = f"has no audio track {track}, only {len(tracks)}, counted from 0"
-            raise AudioError(f"{name}: {seen}; correct --audio-track")
+            raise NoSuchPart(f"{name}: {seen}; correct --audio-track")
         return tracks[track]
     place = next((place for place, one in enumerate(tracks) if "default" in _marks(one)), 0)
     if len(tracks) > 1:

@@ -22,13 +22,9 @@ from focusasr.audio.integrity import (
     is_tag,
     missing_bytes,
 )
-from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.config import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, SAMPLE_RATE_HZ
 from focusasr.runtime.libraries import library
 
-LOWEST_RATE_HZ, HIGHEST_RATE_HZ = (
-    1_000,
-    3_072_000,
-)  # beyond these a header is corrupt, and resampling needs unbounded memory
 READ_VALUES = 2**18  # values (frames times channels) decoded at once: 1 MiB for any number of channels
 SLACK_SECONDS = 0.5  # containers round the length of their last packets
 LEAST_LEAD_SECONDS, MOST_LEAD_SECONDS = 0.05, 24 * 3600.0  # delay of audio after video
@@ -72,9 +68,7 @@ def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[
     if missing:
         sound = _TruncatedAudio(sound, name)
     try:
-        if not _is_rate(sound.rate_hz):
-            wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
-            raise AudioError(f"{name}: its header has {sound.rate_hz} Hz; expected: {wanted}, export it again")
+        check_rate(sound.rate_hz, name)
         yield sound
     finally:
         sound.close()
@@ -86,6 +80,13 @@ def open_samples(samples: np.ndarray, rate_hz: int, name: str) -> Sound:
         expected = f"a whole number of Hz from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}"
         raise AudioError(f"{name}: sampling_rate is {rate_hz!r}. It must be {expected}.")
     return _Samples(samples, rate_hz, name)
+
+
+def check_rate(rate_hz: int, name: str) -> None:
+    """Raise AudioError if the header of the recording `name` has an impossible sample rate."""
+    if not _is_rate(rate_hz):
+        wanted = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
+        raise AudioError(f"{name}: its header has {rate_hz} Hz; expected: {wanted}, export it again")
 
 
 def _is_rate(rate_hz: int) -> bool:

@@ -156,7 +156,8 @@ class LogMelStream:
     """Log-mel frames of one recording, window by window.
 
     `frames` is their number, without an incomplete last hop; `levels` (frames,) are their levels in dBFS.
-    AudioError, before any frame, if the recording cannot be read; `cut_off` is that of `load.stream`.
+    AudioError, before any frame, if the recording cannot be read; `cut_off` is that of `load.stream`. `pause` is called
+    after each block of the first reading, which takes long for a long recording.
     """
 
     def __init__(
@@ -165,8 +166,9 @@ class LogMelStream:
         config: ModelConfig,
         device: torch.device,
         cut_off: Callable[[CutOff], object] = refuse,
+        pause: Callable[[], object] = lambda: None,
     ) -> None:
-        self._cut_off = cut_off
+        self._cut_off, self._pause = cut_off, pause
         self._source, self._config, self._mel_bands, self._device = source, config, config.mel_bands, device
         self.samples, loudest = 0, -torch.inf
         kept: list[Tensor] | None = []  # all blocks of a short recording, so that it is decoded once
@@ -220,6 +222,7 @@ class LogMelStream:
             if count:
                 self.samples += len(block)
                 self._levels.append(levels_db(block))
+                self._pause()
             yield block
         yield silence
 

@@ -22,6 +22,10 @@ class AudioError(InputError):
     partial: Any = None
 
 
+class NoSuchPart(AudioError):
+    """A recording without the requested track or channel."""
+
+
 class CutOff(AudioError):
     """A truncated or damaged recording, raised after all samples before the damage.
 

@@ -6,15 +6,15 @@ import functools
 import io
 import math
 import os
-import shutil
 import stat
+import struct
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,6 +25,11 @@ from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.libraries import library
 
 WRITER_SECONDS = 2.0  # time limit for the first byte from a pipe
+
+RIFF = b"RIFF"
+WAV_HEADER_BYTES = 44
+MOST_WAV_BYTES = 2**32 - 1 - WAV_HEADER_BYTES  # 37 hours at 16 kHz
+COPIED_BYTES = 65_536  # from a pipe at once, at most
 
 LARGEST_VALUE = 1e15  # its power still fits float32; also false for NaN and infinity
 
@@ -197,11 +202,23 @@ def _in_memory(memory: MemoryAudio, name: str) -> BinaryIO:
     return content
 
 
-@functools.cache
-def _standard_input() -> BinaryIO:
+def receive_standard_input(rate_hz: int | None = None, tee: Callable[[bytes], object] = lambda data: None) -> None:
+    """Read standard input until its end and keep it as the source "-"; `tee` gets its bytes as they come.
+
+    With `rate_hz` it is raw 16-bit mono samples, unless it is a WAV file. AudioError if there is no input.
+    """
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise AudioError("standard input: no recording comes in; pipe one in, as in 'focusasr transcribe - < FILE'")
-    return _copied(sys.stdin.buffer, "standard input")
+    _received.append(_copied(sys.stdin.buffer, "standard input", rate_hz=rate_hz, tee=tee))
+
+
+_received: list[BinaryIO] = []  # standard input, once it was read
+
+
+def _standard_input() -> BinaryIO:
+    if not _received:
+        receive_standard_input()
+    return _received[0]
 
 
 @functools.cache
@@ -222,12 +239,39 @@ def _piped(path: str) -> BinaryIO:
         return _copied(file, name, head or b"")
 
 
-def _copied(stream: IO[bytes], name: str, head: bytes = b"") -> BinaryIO:
-    """Copy `head` and the rest of a stream to a temporary file, which is seekable."""
+def _copied(
+    stream: Any,
+    name: str,
+    head: bytes = b"",
+    rate_hz: int | None = None,
+    tee: Callable[[bytes], object] = lambda data: None,
+) -> BinaryIO:
+    """Copy `head` and the rest of a stream to a temporary file, which is seekable; raw samples get a header."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115
+    read = getattr(stream, "read1", stream.read)
     try:
-        copy.write(head)
-        shutil.copyfileobj(stream, copy)
+        while len(head) < len(RIFF) and (data := read(COPIED_BYTES)):
+            head += data
+        raw = rate_hz is not None and not head.startswith(RIFF)
+        copy.write(_wav_header(rate_hz, 0) if raw and rate_hz else b"")
+        data = head
+        while data:
+            copy.write(data)
+            tee(data)
+            data = read(COPIED_BYTES)
+        if raw and rate_hz:
+            size = copy.tell() - WAV_HEADER_BYTES
+            copy.seek(0)
+            copy.write(_wav_header(rate_hz, size // 2 * 2))
     except OSError as error:
-        raise AudioError(f"{name}: cannot be read ({error.strerror}); pipe a recording in") from None
+        raise AudioError(f"{name}: cannot be read ({error}); pipe a recording in") from None
     return copy
+
+
+def _wav_header(rate_hz: int, size: int) -> bytes:
+    """Return the header of a WAV file with `size` bytes of 16-bit mono samples."""
+    shape = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16)
+    size = min(size, MOST_WAV_BYTES)
+    return (
+        struct.pack("<4sI4s", RIFF, size + WAV_HEADER_BYTES - 8, b"WAVE") + shape + struct.pack("<4sI", b"data", size)
+    )

@@ -91,11 +91,40 @@ class PauseCutter:
     @property
     def open(self) -> AudioSegment | None:
         """Return the open segment, from its padding before speech up to now; None in silence."""
-        voiced = np.flatnonzero(self._speech)
+        start, voiced = self._bounds()
         if not len(voiced):
             return None
-        at = max(0, int(voiced[0]) - PADDING_FRAMES) * FRAME_SAMPLES
+        at = start * FRAME_SAMPLES
         return AudioSegment((self._origin + at) / SAMPLE_RATE_HZ, self._waveform[at:])
+
+    @property
+    def spoken_samples(self) -> int:
+        """Return the number of samples from the start of the open segment to the end of its last speech."""
+        start, voiced = self._bounds()
+        return (int(voiced[-1]) + 1 - start) * FRAME_SAMPLES if len(voiced) else 0
+
+    @property
+    def voiced_samples(self) -> int:
+        """Return the number of samples of speech in the open segment."""
+        return int(self._speech.sum()) * FRAME_SAMPLES
+
+    def last_pause(self, after: int) -> int | None:
+        """Return the middle of the last pause within speech, in samples from the start of the open segment.
+
+        None if there is no pause after the sample `after`.
+        """
+        start, voiced = self._bounds()
+        voiced = voiced[voiced >= start + after // FRAME_SAMPLES]
+        places = np.flatnonzero(np.diff(voiced) > PAUSE_FRAMES)
+        if not len(places):
+            return None
+        middle = int(voiced[places[-1]] + voiced[places[-1] + 1] + 1) // 2
+        return (middle - start) * FRAME_SAMPLES
+
+    def _bounds(self) -> tuple[int, np.ndarray]:
+        """Return the first frame of the open segment, with its padding, and the frames of its speech."""
+        voiced = np.flatnonzero(self._speech)
+        return max(0, int(voiced[0]) - PADDING_FRAMES) if len(voiced) else 0, voiced
 
     def _complete(self, ended: bool) -> Iterator[AudioSegment]:
         while len(self._speech) and (span := _decide(self._speech, self._waveform, self._limit, ended)):

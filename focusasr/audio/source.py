@@ -111,6 +111,11 @@ class Source:
         return self.memory is None and self.path == STDIN
 
     @property
+    def is_samples(self) -> bool:
+        """Return whether the source is samples in memory, not a recording in a format."""
+        return self.memory is not None and hasattr(self.memory.content, "__array_interface__")
+
+    @property
     def is_repeatable(self) -> bool:
         """Return whether the source can be opened again: a regular file or memory, not a pipe."""
         return self.memory is not None or os.path.isfile(self.path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.options import DeviceOption, LocalFilesOption, ModelOption, ThreadsOption, with_settings
+from focusasr.cli.options import with_settings
 from focusasr.cli.outcomes import shared_work, tell_remarks, told
 from focusasr.config import DecodingConfig, EvaluationConfig
 from focusasr.runtime.console import note, progress_bar, warn
@@ -35,15 +35,12 @@ MOST_TOLD = 5  # invalid manifest lines printed one by one
 def evaluate(
     manifest: Annotated[Path, typer.Argument(help="manifest, or a file of reference texts with --hypotheses")],
     given: dict[type, dict[str, Any]],
-    model: ModelOption = None,
+    choice: ModelChoice,
     hypotheses: Annotated[Path | None, typer.Option(help="file of texts to score without a model")] = None,
     against: Annotated[Path | None, typer.Option(help="file of another system's texts to compare with")] = None,
     output: Annotated[Path | None, typer.Option(help="file for one JSON line per utterance (a rerun resumes)")] = None,
     html: Annotated[Path | None, typer.Option(help="file for an HTML page with differences, audio and charts")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
-    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Measure word error rate on a manifest, with its 95 % interval.
 
@@ -63,11 +60,10 @@ def evaluate(
     check_groups(utterances, config)  # usage errors before any work
     others = _texts(against, utterances) if against else None
     if hypotheses:
-        _check_unheard(model, given)
+        _check_unheard(choice.model, given)
         pair = _paired(manifest, hypotheses, utterances, config, against)
         evaluation, recall = room.evaluate_texts(*pair, config.normalizer, config.bootstrap), None
     else:
-        choice = ModelChoice(model, device, threads, local_files_only)
         loaded = load_recognizer(choice, given)
         tell_remarks(loaded)
         recall = _recall(output, choice, given) if loaded.processes.count == 1 else None  # several have no cache
@@ -80,7 +76,7 @@ def evaluate(
     if output:
         room.write_rows(evaluation, output)
     if html:
-        write_evaluation_page(html, evaluation, breakdown, f"{manifest}: {hypotheses or model or 'default'}")
+        write_evaluation_page(html, evaluation, breakdown, f"{manifest}: {hypotheses or choice.model or 'default'}")
     if as_json:
         print(json.dumps(to_json(evaluation, breakdown)))
     else:

@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.options import (
-    DeviceOption,
-    LocalFilesOption,
-    ModelDirOption,
-    ModelOption,
-    ThreadsOption,
-    number,
-    with_settings,
-)
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.cli.options import RATE, with_settings
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, RecordingConfig
 from focusasr.runtime.console import warn
-from focusasr.runtime.errors import InputError
+from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.files import ensure_writable, unwritable
 from focusasr.runtime.process import restore_interrupts
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -45,15 +38,16 @@ REST = 50.0  # times the duration of a write, before the transcript is written a
 WAIT_SECONDS = 0.1  # seconds between two checks for Ctrl-C
 
 
-@with_settings(OutputConfig, DecodingConfig, LongformConfig, SearchConfig)
+@with_settings(OutputConfig, RecordingConfig, DecodingConfig, LongformConfig, SearchConfig)
 def listen(
     given: dict[type, dict[str, Any]],
+    choice: ModelChoice,
     source: Annotated[
         str | None,
         typer.Option("--from", help="file to play in real time, or - for WAV or raw 16-bit PCM from a pipe"),
     ] = None,
     rate: Annotated[
-        int, typer.Option(help="sampling rate of raw PCM, in Hz", parser=number(int, least=1000), metavar="<int>")
+        int, typer.Option(help="sampling rate of raw PCM, in Hz", parser=RATE, metavar="<int>")
     ] = SAMPLE_RATE_HZ,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="folder for the audio and its transcript")
@@ -61,31 +55,22 @@ def listen(
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON line for each partial and final text")
     ] = False,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
-    local_files_only: LocalFilesOption = False,
-    model_dir: ModelDirOption = None,
 ) -> None:
     """Transcribe live speech from the microphone, a pipe, or a file played in real time.
 
     Final texts are printed, one line each, when a pause ends a segment. A terminal also shows partial texts. Ctrl-C
     ends the command after the last text.
     """
-    import focusasr
-    from focusasr.cli.live_audio import microphone, pipe, played
-    from focusasr.transcription.live import LiveTranscriber
+    from focusasr.api import Recognizer
 
     if output_dir is not None:
         ensure_writable(output_dir, INSTEAD)
+    recording = RecordingConfig(**given.pop(RecordingConfig))
+    if recording.channels == "separate":
+        raise UsageError("--channels separate: a live text is of one channel. Choose it with --channel.")
     options = {name: value for values in given.values() for name, value in values.items()}
-    recognizer = focusasr.load(
-        model, device, threads=threads, local_files_only=local_files_only, model_dir=model_dir, **options
-    )
-    config = DecodingConfig(**given[DecodingConfig])
-    longest = min(config.max_segment_seconds, 30.0)
-    live = LiveTranscriber(lambda samples: recognizer.transcribe(samples).transcript, longest, config.vad_threshold)
-    coming = microphone() if source is None else pipe(rate) if source == "-" else played(source)
+    live = Recognizer(choice, options).live()
+    coming = _incoming(source, rate, recording)
     with ExitStack() as stack:
         keep = Keeping(output_dir, OutputConfig(**given[OutputConfig]), stack) if output_dir else None
         stop = stack.enter_context(_answering_signals())
@@ -94,6 +79,18 @@ def listen(
         errors = run(live, coming, stop, Output(Show(as_json), keep))
     for error in errors:
         raise error
+
+
+def _incoming(source: str | None, rate: int, recording: RecordingConfig) -> Iterator[np.ndarray]:
+    """Yield the audio of the microphone, of a pipe, or of a file in real time."""
+    from focusasr.audio.source import Source
+    from focusasr.cli.live_audio import microphone, pipe, played
+
+    if source is None:
+        return microphone()
+    if source == "-":
+        return pipe(rate, recording.channel)
+    return played(Source(source, channel=recording.channel, track=recording.audio_track))
 
 
 @contextmanager
@@ -170,8 +167,7 @@ class Show:
     def __call__(self, text: LiveText) -> None:
         """Print one text."""
         if self._as_json:
-            times = {"start": round(text.start, 3), "end": round(text.end, 3)}
-            print(json.dumps({"type": "final" if text.final else "partial", **times, "text": text.text}), flush=True)
+            print(json.dumps(text.to_dict()), flush=True)
         elif self._terminal:
             line = text.text if text.final else text.text[-(shutil.get_terminal_size().columns - 1) :]
             print(f"\r\x1b[K{line}", end="\n" if text.final and text.text else "", flush=True)

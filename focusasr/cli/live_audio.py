@@ -2,99 +2,132 @@
 
 from __future__ import annotations
 
+import math
 import queue
+import struct
 import sys
 import time
-import wave
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, Protocol, cast
+from io import BufferedReader
+from typing import Protocol, cast
 
 import numpy as np
 import soxr
 
+from focusasr.audio.channels import check_channel
+from focusasr.audio.decoders import check_rate
 from focusasr.audio.load import stream
+from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
 
-BLOCK_SECONDS = 0.1
+BLOCK_SECONDS = 0.05
 SILENT_SECONDS = 5.0  # without a block until a microphone counts as lost
+READ_BYTES = 65_536  # from a pipe at once, at most
+HEADER_BYTES = 65_536  # longest header of a WAV file
+UNKNOWN_BYTES = 0x7FFF_0000  # from this size on, as with 0, a header that was written before the audio has no size
+PCM_KINDS = (1, 0xFFFE)  # plain, and extensible
 INT16 = 32768.0
 
 
-def played(path: str) -> Iterator[np.ndarray]:
+def played(source: Source) -> Iterator[np.ndarray]:
     """Yield a recording at 16 kHz in blocks (n,), each at its time in the recording."""
     start, seconds = time.monotonic(), 0.0
-    for block in stream(path, BLOCK_SECONDS):
+    for block in stream(source, BLOCK_SECONDS):
         seconds += len(block) / SAMPLE_RATE_HZ
         time.sleep(max(0.0, start + seconds - time.monotonic()))
         yield block
 
 
-def pipe(rate_hz: int) -> Iterator[np.ndarray]:
-    """Yield standard input at 16 kHz: a 16-bit WAV file, or raw 16-bit mono samples at `rate_hz`."""
+def pipe(rate_hz: int, channel: int | None = None) -> Iterator[np.ndarray]:
+    """Yield standard input at 16 kHz as it comes: a 16-bit WAV file, or raw 16-bit mono samples at `rate_hz`."""
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise InputError("standard input: no audio. Pipe WAV or raw 16-bit PCM in.")
-    raw = _Pipe(sys.stdin.buffer)
-    if raw.peek(4) != b"RIFF":
-        return resampled(_pcm(iter(lambda: raw.read(2 * round(rate_hz * BLOCK_SECONDS)), b""), 1), rate_hz)
-    try:
-        sound = wave.open(cast(BinaryIO, raw), "rb")  # noqa: SIM115 - standard input stays open
-    except (wave.Error, EOFError) as error:
-        raise InputError(f"standard input: this WAV cannot be read ({error}). Send 16-bit PCM.") from None
-    if sound.getsampwidth() != 2:
-        raise InputError(f"standard input: WAV of {8 * sound.getsampwidth()} bits. Send 16-bit PCM.")
-    rate = sound.getframerate()
-    frames = max(1, round(rate * BLOCK_SECONDS))
-    return resampled(_pcm(iter(lambda: sound.readframes(frames), b""), sound.getnchannels()), rate)
+    sound = PcmStream("standard input", rate_hz, channel)
+    while data := cast(BufferedReader, sys.stdin.buffer).read1(READ_BYTES):
+        yield sound.feed(data)
+    yield sound.end()
 
 
-class _Pipe:
-    """A pipe with a look at its first bytes; it cannot be sought."""
+class PcmStream:
+    """A 16-bit WAV file, or raw 16-bit mono samples at `rate_hz`, that comes in pieces of any size.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._head, self._at = file, b"", 0
+    `channel` of a WAV file is counted from 0; None is the mean of all. `name` is its name in errors.
+    """
 
-    def peek(self, count: int) -> bytes:
-        """Return the first bytes without consuming them."""
-        self._head = self._file.read(count)
-        return self._head
+    def __init__(self, name: str, rate_hz: int, channel: int | None = None) -> None:
+        self._name, self._rate, self._channel = name, rate_hz, channel
+        self._held = b""  # the header so far, or an incomplete sample
+        self._channels, self._left = 0, math.inf  # bytes of audio to come; no channels before the header is complete
+        self._resampler: soxr.ResampleStream | None = None
 
-    def read(self, count: int) -> bytes:
-        """Return `count` bytes, fewer only at the end."""
-        head, self._head = self._head[:count], self._head[count:]
-        data = head + self._file.read(count - len(head))
-        self._at += len(data)
-        return data
+    def feed(self, data: bytes) -> np.ndarray:
+        """Return samples (n,) float32 at 16 kHz for the next bytes; InputError for another format."""
+        self._held += data
+        if not self._channels and not self._begin():
+            return np.zeros(0, np.float32)
+        size = 2 * self._channels
+        count = int(min(len(self._held), self._left)) // size * size
+        values = np.frombuffer(self._held[:count], "<i2").reshape(-1, self._channels).astype(np.float32)
+        self._left -= count
+        self._held = self._held[count:] if self._left >= size else b""
+        mono = values.mean(axis=1) if self._channel is None else values[:, self._channel]
+        return self._resampled(mono / np.float32(INT16))
 
-    def tell(self) -> int:
-        """Raise OSError, as a pipe does."""
-        raise OSError("a pipe cannot be sought")
+    def end(self) -> np.ndarray:
+        """Return the last samples (n,); an incomplete sample is dropped. InputError for an incomplete header."""
+        if self._held[:4] == b"RIFF" and not self._channels:
+            raise InputError(f"{self._name}: this WAV cannot be read (its header is incomplete). Send 16-bit PCM.")
+        return self._resampled(np.zeros(0, np.float32), last=True)
 
-    def flush(self) -> None:
-        """Do nothing."""
+    def _begin(self) -> bool:
+        """Read the header, if there is one; False if it is incomplete."""
+        if b"RIFF".startswith(self._held[:4]) and len(self._held) < 4:
+            return False
+        if self._held[:4] != b"RIFF":
+            self._check_channel(1)
+            return True
+        found = _wav_header(self._held)
+        if found is None:
+            if len(self._held) <= HEADER_BYTES:
+                return False
+            raise InputError(f"{self._name}: no audio in its first {HEADER_BYTES} bytes. Send 16-bit PCM.")
+        kind, channels, self._rate, bits, start, size = found
+        if kind not in PCM_KINDS or bits != 16 or not channels:
+            raise InputError(f"{self._name}: WAV of format {kind} with {bits} bits. Send 16-bit PCM.")
+        check_rate(self._rate, self._name)
+        self._check_channel(channels)
+        self._left = size if 0 < size < UNKNOWN_BYTES else math.inf
+        self._held = self._held[start:]
+        return True
 
-    def close(self) -> None:
-        """Do nothing: standard input stays open."""
+    def _check_channel(self, channels: int) -> None:
+        check_channel(self._channel, channels, self._name)
+        self._channels = channels
+
+    def _resampled(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        if self._rate == SAMPLE_RATE_HZ:
+            return samples
+        if self._resampler is None:
+            self._resampler = soxr.ResampleStream(self._rate, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+        return self._resampler.resample_chunk(samples, last=last)
 
 
-def _pcm(parts: Iterable[bytes], channels: int) -> Iterator[np.ndarray]:
-    """Yield the mean of the channels as floats; an incomplete last sample is dropped."""
-    for part in parts:
-        whole = len(part) // (2 * channels) * 2 * channels
-        values = np.frombuffer(part[:whole], "<i2").reshape(-1, channels)
-        yield values.astype(np.float32).mean(axis=1) / np.float32(INT16)
+def _wav_header(data: bytes) -> tuple[int, int, int, int, int, int] | None:
+    """Return format, channels, rate, bits, and start and size of the audio in bytes; None if the header is incomplete.
 
-
-def resampled(blocks: Iterable[np.ndarray], rate_hz: int) -> Iterator[np.ndarray]:
-    """Yield blocks (n,) float32 at `rate_hz` as blocks at 16 kHz."""
-    if rate_hz == SAMPLE_RATE_HZ:
-        yield from blocks
-        return
-    resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield resampler.resample_chunk(block)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    A file whose audio comes before its format has format 0.
+    """
+    at, kind, channels, rate, bits = 12, 0, 0, 0, 0
+    while len(data) >= at + 8:
+        name, size = struct.unpack_from("<4sI", data, at)
+        if name == b"data":
+            return kind, channels, rate, bits, at + 8, size
+        if name == b"fmt " and len(data) >= at + 24:
+            kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", data, at + 8)
+        at += 8 + size + size % 2
+    return None
 
 
 class _Stream(Protocol):
@@ -126,7 +159,17 @@ def microphone() -> Iterator[np.ndarray]:
         device.start()
     except (sounddevice.PortAudioError, ValueError) as error:
         raise InputError(f"microphone: cannot be opened ({error}). Connect one, or give audio with --from.") from None
-    return resampled(_recorded(device, blocks), rate)
+    return _resampled(_recorded(device, blocks), rate)
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate_hz: int) -> Iterator[np.ndarray]:
+    if rate_hz == SAMPLE_RATE_HZ:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _recorded(device: _Stream, blocks: queue.SimpleQueue[np.ndarray]) -> Iterator[np.ndarray]:

@@ -17,8 +17,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from focusasr.config import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from focusasr.runtime.errors import UsageError, as_option, nearest
 from focusasr.runtime.settings import IN_WORDS, hints_of
+from focusasr.transcription.recognizer import ModelChoice
 
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
@@ -65,6 +67,7 @@ def number(
     return read
 
 
+RATE = number(int, least=LOWEST_RATE_HZ, most=HIGHEST_RATE_HZ)  # parser of sampling rates
 MOST_THREADS = 1024  # PyTorch would also start 100,000 and stall the machine
 ThreadsOption = Annotated[
     int,
@@ -74,6 +77,15 @@ ThreadsOption = Annotated[
         metavar="<int>",
     ),
 ]
+
+
+CHOICE: dict[str, tuple[Any, Any]] = {  # fields of ModelChoice: their options and defaults
+    "model": (ModelOption, None),
+    "device": (DeviceOption, "auto"),
+    "threads": (ThreadsOption, 0),
+    "local_files_only": (LocalFilesOption, False),
+    "model_dir": (ModelDirOption, None),
+}
 
 
 def misuse(error: Any) -> str:
@@ -155,7 +167,8 @@ def _switched(args: list[str], switches: dict[str, tuple[str, str | None]]) -> I
 def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option per setting of the configuration classes.
 
-    The command must have a parameter `given`: a dictionary from each class to the settings that the user gave.
+    The command must have a parameter `given`: a dictionary from each class to the settings that the user gave. A
+    parameter `choice` is a ModelChoice, with its five options.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -163,7 +176,12 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
         own = [
             parameter.replace(annotation=hints[name])
             for name, parameter in inspect.signature(command).parameters.items()
-            if name != "given"
+            if name not in ("given", "choice")
+        ]
+        chosen = CHOICE if "choice" in hints else {}
+        own += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
+            for name, (option, default) in chosen.items()
         ]
         options = [(kind, field) for kind in kinds for field in dataclasses.fields(kind) if field.metadata]
         options.sort(key=lambda option: option[1].metadata["research"])
@@ -173,6 +191,8 @@ def with_settings(*kinds: type) -> Callable[[Callable[..., None]], Callable[...,
             for kind, field in options:
                 if (value := arguments.pop(field.name)) is not None:
                     given[kind][field.name] = None if value == NONE and _may_be_none(kind, field.name) else value
+            if chosen:
+                arguments["choice"] = ModelChoice(**{name: arguments.pop(name) for name in chosen})
             command(**arguments, given=given)
 
         parameters = own + [_option(kind, field) for kind, field in options]

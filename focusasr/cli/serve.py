@@ -7,34 +7,34 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.options import (
-    DeviceOption,
-    LocalFilesOption,
-    ModelDirOption,
-    ModelOption,
-    ThreadsOption,
-    with_settings,
-)
-from focusasr.config import DEFAULT_CHECKPOINT, DecodingConfig, ServeConfig
+from focusasr.cli.options import with_settings
+from focusasr.config import DEFAULT_CHECKPOINT, DecodingConfig, RecordingConfig, ServeConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.runtime.process import restore_interrupts
 from focusasr.runtime.settings import read_options
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from focusasr.cli.server import Server
+
 
 BACKLOG = 128  # connections in the accept queue
 KEY_SIGNS = 8  # least length of an API key
+LARGEST_MESSAGE = 1_000_000  # bytes of a live session's message
+END_SECONDS = 30.0  # for the last texts of live sessions
 
 
-@with_settings(ServeConfig, DecodingConfig, LongformConfig, SearchConfig)
+@with_settings(ServeConfig, RecordingConfig, DecodingConfig, LongformConfig, SearchConfig)
 def serve(
     given: dict[type, dict[str, Any]],
-    model: ModelOption = None,
+    choice: ModelChoice,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -44,36 +44,37 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
-    local_files_only: LocalFilesOption = False,
-    model_dir: ModelDirOption = None,
 ) -> None:
     """Transcribe over HTTP, with OpenAI's interface and a page for browsers.
 
     Endpoints are POST /v1/audio/transcriptions and /v1/audio/translations, GET /v1/models, /health, /metrics, and / for
-    browsers. One recording is transcribed at a time, the others wait. Uploads are deleted after their transcription.
+    browsers. The form also accepts channel, channels and audio_track. The WebSocket /v1/listen is for live audio: send
+    a JSON object with any of rate, language, prompt, channel and api_key, then binary 16-bit PCM or WAV, then {"type":
+    "end"}. It answers with the JSON lines of focusasr listen --json. An error closes it with 4000 plus the HTTP status.
+
+    Requests of several clients are batched, and the others wait. No text depends on another request. Uploads
+    are deleted after their transcription.
     After SIGTERM or Ctrl-C the server answers the pending requests, then ends.
     """
-    import focusasr
+    from focusasr.api import Recognizer
 
     config = read_options(ServeConfig, given.pop(ServeConfig))
+    recording = given.pop(RecordingConfig)
+    read_options(RecordingConfig, recording)
     if api_key is not None and len(api_key) < KEY_SIGNS:
         raise UsageError(f"--api-key has {len(api_key)} characters. It must have at least {KEY_SIGNS}.")
     _require_libraries()
-    from focusasr.cli.server_app import Server, make_app
+    from focusasr.cli.server import Server
 
     with _listening(config) as listener:
         options = {name: value for values in given.values() for name, value in values.items()}
-        recognizer = focusasr.load(
-            model, device, threads=threads, local_files_only=local_files_only, model_dir=model_dir, **options
-        )
-        server = Server(recognizer, _name_of(model, recognizer.path), config, api_key)
+        recognizer = Recognizer(choice, options)
+        server = Server(recognizer, _name_of(choice.model, recognizer.path), config, api_key, recording)
         host, port = listener.getsockname()[:2]
         warn(f"focusasr: {server.model_id} at http://{f'[{host}]' if ':' in host else host}:{port}")
         if api_key is None and not _is_local(host):
             warn("focusasr: anybody in this network can use the server. Set FOCUSASR_API_KEY to require a key.")
-        _run(make_app(server), listener, config)
+        _run(server, listener, config)
 
 
 def _require_libraries() -> None:
@@ -81,6 +82,7 @@ def _require_libraries() -> None:
         import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
     except ImportError as error:
         name = error.name or "uvicorn"
         raise LibraryError(f"{name} is not installed; pip install 'focusasr[serve]' installs it", name=name) from None
@@ -112,12 +114,21 @@ def _name_of(model: str | None, path: Path) -> str:
     return (path.stem if path.suffix == ".pt" else path.name) if Path(model).exists() else model
 
 
-def _run(app: Any, listener: socket.socket, config: ServeConfig) -> None:
+def _run(server: Server, listener: socket.socket, config: ServeConfig) -> None:
     """Serve until a signal comes, then answer pending requests; a second Ctrl-C ends the process immediately."""
     import uvicorn
 
+    from focusasr.cli.server_app import make_app
+    from focusasr.cli.server_protocol import timed_protocol
+
     class Graceful(uvicorn.Server):
-        """uvicorn's server with status 0 after a signal."""
+        """uvicorn's server with status 0 after a signal, and with the last texts of live sessions."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            for accepting in self.servers:
+                accepting.close()
+            await server.live.end(END_SECONDS)
+            await super().shutdown(sockets)
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -127,7 +138,10 @@ def _run(app: Any, listener: socket.socket, config: ServeConfig) -> None:
 
     restore_interrupts()
     settings = uvicorn.Config(
-        app,
+        make_app(server),
+        http=timed_protocol(config.header_seconds),
+        ws_max_size=LARGEST_MESSAGE,
+        ws_per_message_deflate=False,  # audio does not shrink
         log_config=None,
         access_log=False,
         lifespan="off",

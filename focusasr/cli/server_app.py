@@ -4,47 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import FormData, UploadFile
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
-from focusasr.api import Recognizer, Result
-from focusasr.audio.source import MemoryAudio, Source
+from focusasr.api import Result
+from focusasr.cli.server import Server
+from focusasr.cli.server_form import Task, check_model, read_task
+from focusasr.cli.server_live import LiveEndpoint
 from focusasr.cli.server_queue import (
     RETRY_SECONDS,
     Abandoned,
     Body,
     Deadline,
-    Gate,
     Job,
-    Metrics,
     Refused,
-    Worker,
+    in_time,
     read_form,
 )
-from focusasr.config import ServeConfig
 from focusasr.transcription.result import Segment
 
-FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
-STREAMED = ("json", "text", "verbose_json")
-GRANULARITIES = ("segment", "word")
-FIELDS = frozenset(
-    "file model language prompt response_format temperature stream chunking_strategy timestamp_granularities "
-    "timestamp_granularities[]".split()
-)  # OpenAI's chunking_strategy has no effect: recordings are always segmented at pauses
-ANY_MODEL = ("default", "whisper-1")  # names that clients use for any served model
-PAGE = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
+PAGE = {"/": "page.html", **{f"/{name}": name for name in ("page.js", "microphone.js", "page.css")}}
 PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -52,67 +39,6 @@ SAFE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """The parsed parameters of one request."""
-
-    source: Source
-    response_format: str
-    granularities: frozenset[str]
-    stream: bool
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def words(self) -> bool:
-        """Whether word times are requested."""
-        return "word" in self.granularities
-
-
-class Server:
-    """A recognizer with its queue, its limits and its figures."""
-
-    def __init__(self, recognizer: Recognizer, model_id: str, config: ServeConfig, api_key: str | None = None) -> None:
-        self.recognizer, self.model_id, self.config = recognizer, model_id, config
-        self._key = api_key.encode() if api_key else None
-        self.metrics, self.gate = Metrics(), Gate(config)
-        self.worker = Worker(self.metrics)
-
-    def check_key(self, request: Request) -> None:
-        """Reject a request without the key, in constant time."""
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if self._key is None or (scheme.lower() == "bearer" and secrets.compare_digest(given.encode(), self._key)):
-            return
-        raise Refused(401, "a valid API key is required, as the header 'Authorization: Bearer KEY'.", None, "api_key")
-
-    def check_origin(self, request: Request) -> None:
-        """Reject requests that a browser sends from a page of another site."""
-        origin = request.headers.get("origin")
-        own = origin is None or origin.partition("://")[2] == request.headers.get("host")
-        if not own and origin != self.config.cors_origin:
-            raise Refused(403, f"pages of {origin!r:.80} may not use this server. Start it with --cors-origin.")
-
-    def work(self, task: Task, job: Job) -> Any:
-        """Transcribe in the worker's thread; as a stream of segments if requested."""
-        self._check_length(task.source)
-        options = {**task.options, "word_timestamps": True} if task.words else task.options
-        if task.stream:
-            return self.recognizer.segments(task.source, **options)
-        return self.recognizer.transcribe(task.source, progress=job.check, **options)
-
-    def _check_length(self, source: Source) -> None:
-        from focusasr.audio.load import probe_seconds
-
-        if (probe_seconds(source) or 0.0) > self.config.max_audio_seconds:
-            raise self.too_long()
-
-    def too_long(self) -> Refused:
-        """Return the error for a recording that is too long."""
-        most = self.config.max_audio_seconds
-        return Refused(
-            413, f"the recording is longer than {most:g} s. Send a shorter one, or send it in parts.", "file"
-        )
 
 
 class Audio:
@@ -124,14 +50,19 @@ class Audio:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request; in any case its upload is closed and its place is freed."""
         server, body = self._server, Body(receive, self._server.config)
-        request = Request(scope, body.receive)
+        request, send = Request(scope, body.receive), in_time(send, self._server.config.upload_seconds)
         try:
             server.check_origin(request)
             server.check_key(request)
             with server.gate.admitted(request.client.host if request.client else "unknown"):
                 form = await read_form(request, body, server.config)
                 try:
-                    await self._answer(request, body, read_task(form, self._task, server), send)
+                    await self._answer(
+                        request,
+                        body,
+                        read_task(form, self._task, server.model_id, server.config.max_audio_seconds),
+                        send,
+                    )
                 finally:
                     await form.close()
         except (ClientDisconnect, Abandoned):
@@ -189,69 +120,6 @@ class Audio:
         except Refused as refusal:  # the status is sent already
             await send(_event(error_body(refusal)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def read_task(form: FormData, task: str, server: Server) -> Task:
-    """Return the parameters of a form; Refused, with the field at fault, if one is invalid."""
-    for name in form:
-        if name not in FIELDS:
-            raise Refused(422, f"unknown field {name!r:.80}. Known are {', '.join(sorted(FIELDS))}.", str(name)[:80])
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile):
-        raise Refused(422, "the field 'file' with the recording is missing.", "file")
-    _check_model(_text(form, "model"), server.model_id)
-    response_format = _text(form, "response_format") or "json"
-    if response_format not in FORMATS:
-        raise Refused(422, f"response_format must be one of {', '.join(FORMATS)}.", "response_format")
-    stream = _switch(form, "stream")
-    if stream and response_format not in STREAMED:
-        raise Refused(422, f"stream needs the response_format {' or '.join(STREAMED)}.", "stream")
-    asked = {one for name in ("timestamp_granularities", "timestamp_granularities[]") for one in form.getlist(name)}
-    if not asked <= set(GRANULARITIES):
-        raise Refused(422, f"timestamp_granularities must be {' or '.join(GRANULARITIES)}.", "timestamp_granularities")
-    if asked and response_format != "verbose_json":
-        raise Refused(422, "timestamp_granularities needs the response_format verbose_json.", "timestamp_granularities")
-    options: dict[str, Any] = {"task": task, "temperature": _temperature(form)}
-    for name, option in (("language", "language"), ("prompt", "initial_prompt")):
-        if given := _text(form, name):
-            options[option] = given
-    # one second above the limit, so that a longer recording shows whatever its header states
-    source = Source(
-        upload.filename or "audio",
-        duration=min(server.config.max_audio_seconds + 1, 1e9),
-        memory=MemoryAudio.of(upload.file),
-    )
-    return Task(source, response_format, frozenset(map(str, asked)) or frozenset(("segment",)), stream, options)
-
-
-def _check_model(asked: str, served: str) -> None:
-    if asked and asked not in (served, *ANY_MODEL):
-        seen = f"the model {asked[:80]!r} is not served here. Ask for {served!r}."
-        raise Refused(404, seen, "model", "model_not_found")
-
-
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name, "")
-    if not isinstance(value, str):
-        raise Refused(422, f"the field {name!r} must be text, not a file.", name)
-    return value.strip()
-
-
-def _switch(form: FormData, name: str) -> bool:
-    value = (_text(form, name) or "false").lower()
-    if value not in ("true", "false"):
-        raise Refused(422, f"{name} must be true or false.", name)
-    return value == "true"
-
-
-def _temperature(form: FormData) -> float:
-    try:
-        value = float(_text(form, "temperature") or 0.0)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise Refused(422, "temperature must be a number from 0 to 1.", "temperature")
-    return value
 
 
 def render(result: Segment | Result, task: Task, kind: str) -> Response:
@@ -343,7 +211,7 @@ def make_app(server: Server) -> Starlette:
 
     async def model(request: Request) -> Response:
         server.check_key(request)
-        _check_model(request.path_params["name"], server.model_id)
+        check_model(request.path_params["name"], server.model_id)
         return JSONResponse(owner)
 
     async def health(request: Request) -> Response:
@@ -367,6 +235,7 @@ def make_app(server: Server) -> Starlette:
     routes = [
         Route("/v1/audio/transcriptions", Audio(server, "transcribe"), methods=["POST"]),
         Route("/v1/audio/translations", Audio(server, "translate"), methods=["POST"]),
+        WebSocketRoute("/v1/listen", LiveEndpoint(server)),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/health", health),

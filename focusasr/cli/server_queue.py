@@ -6,14 +6,14 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from focusasr.api import Result, SegmentStream
-from focusasr.audio.integrity import AudioError, CutOff
+from focusasr.audio.integrity import AudioError, CutOff, NoSuchPart
 from focusasr.config import ServeConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError
@@ -45,7 +45,8 @@ class Refused(Exception):
         if isinstance(error, Refused):
             return error
         if isinstance(error, InputError):
-            status = 422 if isinstance(error, CutOff) or not isinstance(error, AudioError) else 415
+            readable = isinstance(error, (CutOff, NoSuchPart)) or not isinstance(error, AudioError)
+            status = 422 if readable else 415
             return cls(status, str(error), "file" if isinstance(error, AudioError) else None)
         if isinstance(error, MemoryError):
             return cls(503, "the memory of the server is full. Try again later, or send a shorter recording.")
@@ -62,8 +63,29 @@ class Metrics:
     """Figures since the start, in Prometheus' text format."""
 
     audio_seconds: float = 0.0
-    busy_seconds: float = 0.0
+    busy_seconds: float = 0.0  # with at least one request in transcription
     answers: Counter[int] = field(default_factory=Counter)  # requests by status
+    _working: int = 0
+    _since: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def working(self) -> Iterator[Callable[[float], None]]:
+        """Count a transcription in this block; yields a function to call with its seconds of audio."""
+
+        def add(seconds: float) -> None:
+            with self._lock:
+                self.audio_seconds += seconds
+
+        with self._lock:
+            self._since = self._since if self._working else time.perf_counter()
+            self._working += 1
+        try:
+            yield add
+        finally:
+            with self._lock:
+                self._working -= 1
+                self.busy_seconds += 0.0 if self._working else time.perf_counter() - self._since
 
     def render(self, under_way: int, queued: int) -> str:
         """Return all figures as text."""
@@ -131,10 +153,10 @@ class Job:
 
 
 class Worker:
-    """One thread that transcribes requests in their order of arrival."""
+    """Threads that transcribe requests in their order of arrival; the recognizer batches what they do."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._pool = ThreadPoolExecutor(1, "focusasr worker")
+    def __init__(self, metrics: Metrics, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, "focusasr worker")
         self._metrics = metrics
         self._queue: dict[Job, Future[None]] = {}  # jobs not started
 
@@ -173,13 +195,12 @@ class Worker:
     ) -> None:
         begin.wait()
         self._queue.pop(job, None)
-        start = time.perf_counter()
-        try:
-            outcome: Any = _result(work, job, put)
-            self._metrics.audio_seconds += outcome.duration
-        except BaseException as error:
-            outcome = error
-        self._metrics.busy_seconds += time.perf_counter() - start
+        with self._metrics.working() as add:
+            try:
+                outcome: Any = _result(work, job, put)
+                add(outcome.duration)
+            except BaseException as error:
+                outcome = error
         put(outcome)
 
 
@@ -193,6 +214,31 @@ def _result(work: Callable[[Job], Result | SegmentStream], job: Job, put: Callab
             job.check()
             put(segment)
         return outcome.result
+
+
+class LiveSessions:
+    """The threads of live sessions, and the end of all sessions when the server ends."""
+
+    def __init__(self, most: int) -> None:
+        self.pool = ThreadPoolExecutor(most, "focusasr live")
+        self.ending = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, session: Coroutine[Any, Any, None]) -> None:
+        """Run a session, which `end` waits for."""
+        task = asyncio.ensure_future(session)
+        self._running.add(task)
+        try:
+            await task
+        finally:
+            self._running.discard(task)
+            task.cancel()
+
+    async def end(self, seconds: float) -> None:
+        """Let all sessions send their last texts, and wait for them."""
+        self.ending.set()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=seconds)
 
 
 class Deadline:
@@ -212,6 +258,18 @@ class Deadline:
         if gone in done:
             raise Abandoned
         raise Refused(503, f"no transcript within {self._seconds:g} s. Try again later, or send a shorter recording.")
+
+
+def in_time(send: Callable[[Any], Awaitable[None]], seconds: float) -> Callable[[Any], Awaitable[None]]:
+    """Return ASGI's `send` with a time limit: Abandoned if the client does not read its answer."""
+
+    async def limited(message: Any) -> None:
+        try:
+            await asyncio.wait_for(send(message), seconds)
+        except asyncio.TimeoutError:
+            raise Abandoned from None
+
+    return limited
 
 
 class Body:

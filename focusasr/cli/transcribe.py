@@ -5,20 +5,14 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focusasr.cli.options import (
-    DeviceOption,
-    LocalFilesOption,
-    ModelDirOption,
-    ModelOption,
-    ThreadsOption,
-    with_settings,
-)
+from focusasr.cli.options import RATE, with_settings
 from focusasr.cli.outcomes import doubts_told, shared_work, tell_remarks, told
 from focusasr.cli.segment_printer import SegmentPrinter
 from focusasr.config import DecodingConfig, RecordingConfig
@@ -49,24 +43,28 @@ FormatOption = Annotated[
 ]
 
 
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir",
+        "-o",
+        help="output folder, or - to print (default: . for Whisper models, printing for native ones)",
+    ),
+]
+RateOption = Annotated[
+    int | None,
+    typer.Option(help="sampling rate of raw 16-bit mono PCM from standard input, in Hz", parser=RATE, metavar="<int>"),
+]
+
+
 @with_settings(OutputConfig, RecordingConfig, DecodingConfig, LongformConfig, SearchConfig)
 def transcribe(
     files: Annotated[list[str], typer.Argument(help="audio or video files, folders, globs, or - for standard input")],
     given: dict[type, dict[str, Any]],
-    model: ModelOption = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir",
-            "-o",
-            help="output folder, or - to print (default: . for Whisper models, printing for native ones)",
-        ),
-    ] = None,
+    choice: ModelChoice,
+    output_dir: FolderOption = None,
     output_format: FormatOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
-    local_files_only: LocalFilesOption = False,
-    model_dir: ModelDirOption = None,
+    rate: RateOption = None,
     skip_existing: Annotated[
         bool,
         typer.Option(
@@ -82,11 +80,14 @@ def transcribe(
 
     Native models print to stdout: the text of one file, or PATH<TAB>TEXT lines for several, in the order given. With
     --output-dir they write files. Whisper models write files as whisper does, and print segments with their times. A
-    file that cannot be read is reported on stderr, the others are transcribed, and the exit status is 1.
+    file that cannot be read is reported on stderr, the others are transcribed, and the exit status is 1. A terminal
+    shows the text so far of a live pipe; the transcript at its end is that of the whole recording.
     """
     from focusasr.audio.source import find_sources
     from focusasr.transcription.writers import parse_formats
 
+    if rate is not None and "-" not in files:
+        raise UsageError(f"--rate {rate}: only raw audio from standard input needs it. Give - as the file.")
     if not fp16:
         given[DecodingConfig].setdefault("compute_type", "float32")
     options = Options.read(given)
@@ -96,20 +97,33 @@ def transcribe(
     sources = [options.chosen(source) for source in find_sources(files, repeated.append, barren.append)]
     several = len(sources) + len(repeated) + len(barren) > 1
     subtitles = output_dir not in (None, Path("-")) or formats[0] in ("srt", "vtt")
-    choice = ModelChoice(model, device, threads, local_files_only, model_dir)
     loaded = load_recognizer(choice, given, subtitles)
     tell_remarks(loaded, repeated, barren)
     if output_dir is None and loaded.as_whisper:
         output_dir = Path()
     if output_dir is None or str(output_dir) == "-":
         _check_printing(several, formats, skip_existing)
+        _receive(loaded, sources, options, rate)
         deliver(loaded, sources, lambda outcomes: print_texts(outcomes, several, formats[0], output), len(barren))
         return
     again = known_outputs(loaded, given, output_dir) if skip_existing else None
     writing = Writing.planned(sources, output_dir, formats, again, loaded.processes)
+    _receive(loaded, writing.sources, options, rate)
     notes = again.notes if again else None
     live = live_text(loaded, several, output)
     deliver(loaded, writing.sources, lambda outcomes: writing.write(outcomes, output), len(barren), notes, live)
+
+
+def _receive(loaded: LoadedRecognizer, sources: list[Source], options: Options, rate: int | None) -> None:
+    """Read standard input if it is a source; an error is reported when the source is transcribed."""
+    from focusasr.cli.live_stdin import receive
+
+    if not any(source.is_stdin for source in sources):
+        return
+    if loaded.processes.count > 1:
+        raise UsageError("- (standard input): cannot be used with several processes. Use one process.")
+    with suppress(InputError):
+        receive(loaded.model, options, rate)
 
 
 def live_text(loaded: LoadedRecognizer, several: bool, output: OutputConfig) -> SegmentsFound:
@@ -134,8 +148,6 @@ def deliver(
     from focusasr.audio.load import total_seconds
 
     processes = loaded.processes
-    if processes.count > 1 and any(source.is_stdin for source in sources):
-        raise UsageError("- (standard input): cannot be used with several processes. Use one process.")
     bar = progress_bar(len(sources), "transcribing", lambda: total_seconds(sources))
     with shared_work(processes), bar as tell:
         coming = told(loaded.shared(sources, tell, notes, found), tell, processes)

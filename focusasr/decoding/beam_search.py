@@ -49,11 +49,15 @@ class Hypothesis(NamedTuple):
 
 @dataclass(frozen=True)
 class StopCriteria:
-    """The logit filters, the token that ends a text, and the maximum number of tokens."""
+    """The logit filters, the token that ends a text, and the maximum number of tokens: of all, or of each utterance."""
 
     rules: Sequence[LogitFilter]
     end: int
-    max_tokens: int
+    max_tokens: int | Sequence[int]
+
+    def limits(self, utterances: int) -> list[int]:
+        """Return the maximum number of tokens of each utterance."""
+        return [self.max_tokens] * utterances if isinstance(self.max_tokens, int) else list(self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,16 @@ def forward(decoder: StepDecoder[State], state: State, tokens: Tensor) -> Decode
 
 
 def search(
-    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, options: Search
+    decoder: StepDecoder[State],
+    opening: DecoderOutput[State],
+    goal: StopCriteria,
+    options: Search,
+    begun: Hypothesis | None = None,
 ) -> list[Hypothesis]:
-    """Return the best text of each utterance."""
+    """Return the best text of each utterance; `begun` is the beginning of a single greedy text, which was read."""
     beams = options.beam_size if options.temperature == 0 else None
     found = (
-        _sampled(decoder, opening, goal, options)
+        _sampled(decoder, opening, goal, options, begun or Hypothesis([], 0.0))
         if beams is None
         else _beams(decoder, opening, goal, beams, options.patience)
     )
@@ -106,7 +114,11 @@ def _score(text: Hypothesis, length_penalty: float | None) -> float:
 
 
 def _sampled(
-    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, options: Search
+    decoder: StepDecoder[State],
+    opening: DecoderOutput[State],
+    goal: StopCriteria,
+    options: Search,
+    begun: Hypothesis,
 ) -> list[list[Hypothesis]]:
     """Return `best_of` samples of each utterance, or its greedy text at temperature 0."""
     utterances, device = len(opening.logits), opening.logits.device
@@ -114,10 +126,11 @@ def _sampled(
     owners = torch.arange(utterances, device=device).repeat_interleave(copies)
     state, logits = opening if copies == 1 else _rows(decoder, opening, owners)
     chances = [torch.Generator(device).manual_seed(options.seed) for _ in range(utterances)]
-    said = torch.zeros(len(owners), 0, dtype=torch.long, device=device)
-    scores = torch.zeros(len(owners), device=device)
+    said = torch.tensor([begun.tokens] * len(owners), dtype=torch.long, device=device).reshape(len(owners), -1)
+    scores = torch.full((len(owners),), begun.log_prob, device=device)
     texts: list[list[Hypothesis]] = [[] for _ in range(utterances)]
-    for step in range(goal.max_tokens):
+    limits = torch.tensor(goal.limits(utterances), device=device)
+    for step in range(said.shape[1], int(limits.max())):
         logits = apply_rules(goal.rules, logits.float(), said)
         tokens = _choose(logits, owners, chances, options.temperature)
         scores = scores + logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)
@@ -125,15 +138,16 @@ def _sampled(
         ended = tokens[:, 0] == goal.end
         for row in ended.nonzero()[:, 0].tolist():
             texts[owners[row]].append(Hypothesis(said[row, :-1].tolist(), float(scores[row])))
-        going = (~ended).nonzero()[:, 0]
+        full = limits[owners] == step + 1
+        for row in (full & ~ended).nonzero()[:, 0].tolist():
+            texts[owners[row]].append(Hypothesis(said[row].tolist(), float(scores[row])))  # no end token
+        going = (~ended & ~full).nonzero()[:, 0]
         owners, scores, said = owners[going], scores[going], said[going]
-        if not len(going) or step + 1 == goal.max_tokens:
+        if not len(going):
             break
         if len(going) < len(ended):
             state = decoder.select(state, going)
         state, logits = forward(decoder, state, said[:, -1:])
-    for owner, tokens, score in zip(owners.tolist(), said.tolist(), scores.tolist(), strict=True):
-        texts[owner].append(Hypothesis(tokens, score))  # no end token
     return texts
 
 
@@ -169,6 +183,7 @@ class _Beams:
 
     size: int
     wanted: int
+    limit: int  # tokens of a text
     rows: int = 1
     complete: list[Hypothesis] = field(default_factory=list)
 
@@ -205,11 +220,11 @@ def _beams(
     """Return the complete texts that a beam search finds for each utterance."""
     state, logits = opening
     device = logits.device
-    every = [_Beams(size, round(size * (patience or 1.0))) for _ in range(len(logits))]
+    every = [_Beams(size, round(size * (patience or 1.0)), limit) for limit in goal.limits(len(logits))]
     going = every
     said = torch.zeros(len(logits), 0, dtype=torch.long, device=device)
     scores = torch.zeros(len(logits), device=device)
-    for step in range(goal.max_tokens):
+    for step in range(max(beams.limit for beams in every)):
         logits = apply_rules(goal.rules, logits.float(), said)
         best, tokens = logits.topk(size + 1)
         best = best - logits.logsumexp(dim=-1, keepdim=True)
@@ -222,7 +237,7 @@ def _beams(
             first = here.stop
             before = said[here].tolist()
             steps = beams.extend(totals[here], tokens[here], before, goal.end)
-            if len(beams.complete) >= beams.wanted or step + 1 == goal.max_tokens:
+            if len(beams.complete) >= beams.wanted or step + 1 == beams.limit:
                 beams.close(steps, before)
             else:
                 left.append(beams)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from focusasr.decoding.beam_search import Hypothesis, Search, StopCriteria, forward, search
+from focusasr.decoding.beam_search import DecoderOutput, Hypothesis, Search, StopCriteria, forward, search
 from focusasr.decoding.logit_filters import (
     Continued,
     LogitFilter,
@@ -17,9 +17,11 @@ from focusasr.decoding.logit_filters import (
     RepetitionPenalty,
     Suppress,
     Timestamps,
+    apply_rules,
 )
-from focusasr.model.engine import DecodingState, Engine
+from focusasr.model.engine import DecodingState, Engine, joined
 from focusasr.model.transformer import EncoderOutput
+from focusasr.runtime.turns import Turns
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -99,6 +101,8 @@ class WhisperDecoder:
         self.decoder = EngineDecoder(engine)
         self.context = engine.config.text_context
         self.most_tokens = self.context // 2  # of one window's text
+        self.turns: Turns | None = None  # of several threads, whose windows are decoded together
+        self.draft: Sequence[int] = ()  # probable first tokens of a greedy text
 
     def languages(self, memory: EncoderOutput) -> list[str]:
         """Return the likeliest language of each window."""
@@ -217,18 +221,70 @@ class WhisperDecoder:
     def _tried(
         self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[LogitFilter], temperature: float
     ) -> list[DecodingResult]:
-        """Return the result of one temperature for each window."""
+        """Return the result of one temperature for each window.
+
+        A greedy text of a single window is decoded together with those of other threads, if that changes no bit of it.
+        """
+        room = min(self.most_tokens, self.context - prompt.shape[1] + 1)
+        greedy = temperature == 0 and self.config.beam_size is None
+        alone = len(prompt) > 1 or not greedy or len(self.draft) > 0
+        if self.turns is None or alone or not self.engine.keeps_rows_apart:
+            return self._searched(memory, prompt, rules, temperature, [room] * len(prompt))
+        place = prompt[0].tolist().index(self.tokenizer.start)
+
+        def work(windows: list[tuple[EncoderOutput, Tensor, int]]) -> list[DecodingResult]:
+            memories, prompts, rooms = zip(*windows, strict=True)
+            return self._searched(joined(memories), torch.cat(prompts), rules, temperature, rooms)
+
+        key = (id(self.engine), self.config, prompt.shape[1], place, len(rules))
+        result: DecodingResult = self.turns.share(key, (memory, prompt, room), work)
+        return [result]
+
+    def _searched(
+        self,
+        memory: EncoderOutput,
+        prompt: Tensor,
+        rules: Sequence[LogitFilter],
+        temperature: float,
+        rooms: Sequence[int],
+    ) -> list[DecodingResult]:
+        """Return the result of one temperature for each window; `rooms` are their maximum numbers of tokens."""
         tokenizer, config = self.tokenizer, self.config
         at = prompt[0].tolist().index(tokenizer.start) + 1
-        opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])
-        silence = opening.logits.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
-        if at < prompt.shape[1]:
-            opening = forward(self.decoder, opening.state, prompt[:, at:])
-        room = min(self.most_tokens, self.context - prompt.shape[1] + 1)
-        goal = StopCriteria(rules, tokenizer.end, room)
+        goal = StopCriteria(rules, tokenizer.end, rooms)
         options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
-        texts = search(self.decoder, opening, goal, options)
+        begun = None
+        if self.draft and len(prompt) == 1 and temperature == 0 and config.beam_size is None:
+            first, opening, begun = self._verified(memory, prompt, goal, list(self.draft[: rooms[0] - 1]))
+            first = first[:, at - 1]
+        else:
+            opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])
+            first = opening.logits
+            if at < prompt.shape[1]:
+                opening = forward(self.decoder, opening.state, prompt[:, at:])
+        silence = first.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
+        texts = search(self.decoder, opening, goal, options, begun)
         return [self._answer(text, temperature, unsaid) for text, unsaid in zip(texts, silence, strict=True)]
+
+    def _verified(
+        self, memory: EncoderOutput, prompt: Tensor, goal: StopCriteria, draft: list[int]
+    ) -> tuple[Tensor, DecoderOutput[DecodingState], Hypothesis]:
+        """Return the longest beginning of a draft that greedy decoding would give, and the decoder's output after it.
+
+        The decoder reads the prompt and the whole draft in one pass, whose logits (1, L, V) are returned too. Leviathan
+        et al. 2023, Fast inference by speculative decoding.
+        """
+        drafted = torch.tensor([draft], device=prompt.device)
+        logits, state = self.decoder.advance(torch.cat((prompt, drafted), dim=1), self.decoder.start(memory))
+        start = prompt.shape[1]
+        count, log_prob = 0, 0.0
+        for count, token in enumerate([*draft, -1]):
+            ruled = apply_rules(goal.rules, logits[:, start - 1 + count].float(), drafted[:, :count])
+            if int(ruled.argmax()) != token:
+                break
+            log_prob += float(ruled[0, token] - ruled.logsumexp(dim=-1))
+        state.lengths = [start + count]
+        return logits, DecoderOutput(state, logits[:, start - 1 + count]), Hypothesis(draft[:count], log_prob)
 
     def _answer(self, text: Hypothesis, temperature: float, no_speech_prob: float) -> DecodingResult:
         said = self.text(text.tokens).strip()

@@ -54,6 +54,7 @@ class DecodingState:
     def __init__(self, memory: list[KeysValues], mask: Tensor | None, spans: list[Tensor | None], group: int) -> None:
         self.memory = memory  # per layer (U, H, S, E)
         self.mask = mask  # (U, 1, 1, S), None without padding
+        self.steps: list[int] | None = None  # per utterance, in place of the mask: its audio is attended to alone
         self.spans = spans  # per layer span_scale (B, H) of a hybrid decoder
         self.group = group  # rows per utterance
         self.lengths = [0] * (memory[0][0].shape[0] * group)
@@ -73,6 +74,7 @@ class DecodingState:
             utterances = torch.tensor(owners, device=device)
             self.memory = [(k[utterances], v[utterances]) for k, v in self.memory]
             self.mask = None if self.mask is None else self.mask[utterances]
+            self.steps = self.steps and [self.steps[owner] for owner in owners]
         self.group = runs[0][1] if alike else 1
         index = torch.tensor(list(rows), device=device)
         self.spans = [None if span is None else span[index] for span in self.spans]
@@ -161,7 +163,10 @@ class _Layer:
     def _cross_attend(self, x: Tensor, memory: KeysValues, state: DecodingState) -> Tensor:
         q = self.cross_query(x)  # (B, L, D); rows of one utterance share its keys
         grouped = q.view(len(memory[0]), -1, self.heads, q.shape[-1] // self.heads).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(grouped, *memory, attn_mask=state.mask)
+        if state.steps is None:
+            mixed = F.scaled_dot_product_attention(grouped, *memory, attn_mask=state.mask)
+        else:
+            mixed = torch.cat([_attend_alone(grouped, memory, *one) for one in enumerate(state.steps)])
         return self.cross_out(_merge(mixed).view(q.shape))
 
 
@@ -185,6 +190,13 @@ def _without_linears(module: AdaptiveSpanAttention) -> AdaptiveSpanAttention:
 
 def _merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, L, E) -> (B, L, D)
+
+
+def _attend_alone(q: Tensor, memory: KeysValues, utterance: int, steps: int) -> Tensor:
+    """Return the attention of one utterance's queries (1, H, L, E) to its own steps, without padding."""
+    here = slice(utterance, utterance + 1)
+    k, v = (kept[here, :, :steps] for kept in memory)
+    return F.scaled_dot_product_attention(q[here], k, v)
 
 
 def _extend(cache: Tensor, k: Tensor, v: Tensor, place: _PassPositions) -> tuple[Tensor, Tensor]:
@@ -259,6 +271,8 @@ class Engine:
         self.positions = decoder.positional_embedding if self.config.positions == "absolute" else None
         self.dtype = self.ln.weight.dtype
         self.layers = list(self._layers(decoder.blocks, unread))
+        # Sums of integers are exact in any order, so that decoding a batch gives every bit that each row gives alone.
+        self.keeps_rows_apart = integers and all(layer.local is None for layer in self.layers)
         self.capacity = self.config.text_context + 1  # the last position takes writes of full rows
         self.rotations: Rotation | None = None
         if self.config.positions == "rotary":
@@ -318,6 +332,8 @@ class Engine:
         mean = memory.mean().to(memory.states.dtype)
         spans = [self._span(layer, mean, group) for layer in self.layers]
         state = DecodingState(keys_values, mask, spans, group)
+        if self.keeps_rows_apart and memory.mask is not None:
+            state.mask, state.steps = None, memory.lengths().tolist()
         head_width = width // self.config.heads
         for layer in self.layers:
             branches = 2 if layer.local is None else 4

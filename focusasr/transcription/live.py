@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from focusasr.audio.segmentation import PauseCutter
+from focusasr.audio.source import MemoryAudio, Source
 from focusasr.audio.vad import FRAME_SAMPLES
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.runtime.console import collect_warnings
+from focusasr.transcription.options import Options
+from focusasr.transcription.recognizer import LoadedModel
 from focusasr.transcription.result import Segment, Transcript
 
 GROUP_SAMPLES = 4 * FRAME_SAMPLES  # 128 ms: block size of the voice activity detection
-PARTIAL_SECONDS = 0.2  # of new audio between two partial texts
-IDLE_SHARE = 3.0  # idle time after a partial text, as a multiple of its computing time: at most a quarter of one core
+LEAST_SECONDS = 0.25  # of speech in a partial text
+PARTIAL_SECONDS = 0.1  # least new audio between two partial texts
+COMPUTING_SHARE = 0.25  # of one core for all texts, on average
+BURST_SECONDS = 1.0  # computing time that may be saved up
+SETTLED_SECONDS = 3.0  # of audio after which a partial text keeps its words before a pause
+MOST_SECONDS = 30.0  # of a segment: a window of Whisper models
+NAME = "live audio"  # in messages
+LAST_WORD_SECONDS = 0.3  # of silence after speech, which may complete its last word
+
+Transcribe = Callable[[np.ndarray, "Transcript | None", bool], Transcript]
 
 
 @dataclass(frozen=True)
@@ -33,25 +46,50 @@ class LiveText:
     segments: tuple[Segment, ...] = ()
     language: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return {type, start, end, text} for JSON; the type is partial or final."""
+        times = {"start": round(self.start, 3), "end": round(self.end, 3)}
+        return {"type": "final" if self.final else "partial", **times, "text": self.text}
+
+
+@dataclass
+class _Open:
+    """The partial text of the open segment: words that are settled, and the transcript of the audio after them."""
+
+    start: float = -1.0  # seconds
+    settled: str = ""
+    samples: int = 0  # that are settled
+    rest: Transcript | None = None
+    shown: float = 0.0  # end of the audio that the last text covers, in seconds
+
+    @property
+    def text(self) -> str:
+        """The whole partial text."""
+        return f"{self.settled} {self.rest.text.strip() if self.rest else ''}".strip()
+
 
 class LiveTranscriber:
     """Transcriber of a stream of samples.
 
-    `transcribe` returns the transcript of samples (N,) at 16 kHz. A final text is exactly its result for the segment.
+    `transcribe` returns the transcript of samples (N,) at 16 kHz. It also gets the transcript of their beginning, if
+    that is known and may save time, and whether the text is final. A final text is exactly its result for the segment.
+    A partial text is computed from the audio after the last pause, as often as the processor share allows. `turn`
+    surrounds other computations.
     """
 
     def __init__(
         self,
-        transcribe: Callable[[np.ndarray], Transcript],
+        transcribe: Transcribe,
         max_seconds: float = 20.0,
         vad_threshold: float = 0.5,
         clock: Callable[[], float] = time.perf_counter,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._transcribe, self._clock = transcribe, clock
+        self._transcribe, self._clock, self._turn = transcribe, clock, turn
         self._cutter = PauseCutter(max_seconds, vad_threshold)
         self._waiting = np.zeros(0, np.float32)  # less than a group
-        self._rest_until = 0.0
-        self._shown = 0.0  # seconds of the recording that the last partial text covers
+        self._open = _Open()
+        self._allowance, self._counted = 0.0, clock()  # computing time left, in seconds, at a time of the clock
 
     def feed(self, samples: np.ndarray) -> Iterator[LiveText]:
         """Yield the texts that the next samples (n,), float32 at 16 kHz, complete, and at most one partial text."""
@@ -59,35 +97,91 @@ class LiveTranscriber:
         whole = len(waiting) // GROUP_SAMPLES * GROUP_SAMPLES
         self._waiting = waiting[whole:]
         for at in range(0, whole, GROUP_SAMPLES):
-            yield from self._finals(self._cutter.add(waiting[at : at + GROUP_SAMPLES]))
+            yield from self._finals(waiting[at : at + GROUP_SAMPLES])
         yield from self._partial()
 
     def end(self) -> Iterator[LiveText]:
         """Yield the texts that are complete at the end of the recording."""
         if len(self._waiting):
-            yield from self._finals(self._cutter.add(self._waiting))
+            yield from self._finals(self._waiting)
             self._waiting = self._waiting[:0]
-        yield from self._finals(self._cutter.end())
+        yield from self._finals(None)
 
-    def _finals(self, pieces: Iterator[Any]) -> Iterator[LiveText]:
+    def _finals(self, group: np.ndarray | None) -> Iterator[LiveText]:
+        """Yield the texts of the segments that the next group, or the end, completes."""
+        with self._turn():
+            pieces = list(self._cutter.end() if group is None else self._cutter.add(group))
         for piece in pieces:
-            transcript = self._transcribe(piece.waveform)
+            transcript = self._computed(piece.waveform, None, last=True)
             end = piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ
             moved = tuple(_moved(segment, piece.start_seconds) for segment in transcript.segments)
             yield LiveText(piece.start_seconds, end, transcript.text.strip(), True, moved, transcript.language)
 
     def _partial(self) -> Iterator[LiveText]:
-        piece, begin = self._cutter.open, self._clock()
-        if piece is None or begin < self._rest_until:
+        piece = self._cutter.open
+        enough = self._cutter.voiced_samples >= LEAST_SECONDS * SAMPLE_RATE_HZ
+        if piece is None or not enough or not self._may_compute():
             return
         waveform = np.concatenate([piece.waveform, self._waiting])
         end = piece.start_seconds + len(waveform) / SAMPLE_RATE_HZ
-        if end < self._shown + PARTIAL_SECONDS:
+        state = self._open
+        if state.start != piece.start_seconds:
+            state = self._open = _Open(piece.start_seconds)
+        spoken = piece.start_seconds + self._cutter.spoken_samples / SAMPLE_RATE_HZ + LAST_WORD_SECONDS
+        if end < state.shown + PARTIAL_SECONDS or state.shown >= spoken:
             return
-        text = self._transcribe(waveform).text.strip()
+        self._settle(waveform)
+        state.rest, state.shown = self._computed(waveform[state.samples :], state.rest), end
+        yield LiveText(piece.start_seconds, end, state.text, False)
+
+    def _settle(self, waveform: np.ndarray) -> None:
+        """Keep the words before the last pause, if there is much audio after those kept so far."""
+        state = self._open
+        if len(waveform) - state.samples < SETTLED_SECONDS * SAMPLE_RATE_HZ:
+            return
+        pause = self._cutter.last_pause(state.samples)
+        if pause is not None:
+            state.rest = self._computed(waveform[state.samples : pause], state.rest)
+            state.settled, state.samples, state.rest = state.text, pause, None
+
+    def _may_compute(self) -> bool:
+        """Return whether the share of computing time allows another text."""
         now = self._clock()
-        self._rest_until, self._shown = now + IDLE_SHARE * (now - begin), end
-        yield LiveText(piece.start_seconds, end, text, False)
+        saved = self._allowance + COMPUTING_SHARE * (now - self._counted)
+        self._allowance, self._counted = min(saved, BURST_SECONDS), now
+        return self._allowance >= 0
+
+    def _computed(self, samples: np.ndarray, before: Transcript | None, last: bool = False) -> Transcript:
+        begin = self._clock()
+        transcript = self._transcribe(samples, before, last)
+        self._allowance -= self._clock() - begin
+        return transcript
+
+
+def live_transcriber(
+    model: LoadedModel, options: Options, turn: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> LiveTranscriber:
+    """Return a live transcriber that uses a model, by turns with other threads; partial texts have no word times."""
+    with turn():
+        final = model.recognizer(options, subtitles=True)
+        partial = model.recognizer(replace(options, decoding=replace(options.decoding, word_timestamps=False)))
+
+    def transcribe(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
+        loaded = final if last else partial
+        with turn(), collect_warnings():
+            loaded.recognizer.draft = draft_of(before)
+            (outcome,) = loaded.shared([Source(NAME, memory=MemoryAudio(samples))], lambda *_: None)
+        if outcome.transcript is None:
+            raise outcome.exception()
+        return outcome.transcript
+
+    config = options.decoding
+    return LiveTranscriber(transcribe, min(config.max_segment_seconds, MOST_SECONDS), config.vad_threshold, turn=turn)
+
+
+def draft_of(transcript: Transcript | None) -> list[int]:
+    """Return the tokens of a transcript, as a draft for the text of longer audio."""
+    return [token for segment in transcript.segments for token in segment.tokens] if transcript else []
 
 
 def _moved(segment: Segment, seconds: float) -> Segment:

@@ -87,6 +87,7 @@ class Recognizer:
             except LibraryError as error:  # transcripts without word times, each with this error
                 self._timing, self._timing_error = False, error
         window = checkpoint.model.config.longest_samples
+        self.draft: Sequence[int] = ()  # unused: the CTC head drafts each text
         self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
         self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
 

@@ -18,6 +18,7 @@ from focusasr.runtime.console import warn
 from focusasr.runtime.devices import Processes, join_processes
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.process import loading
+from focusasr.runtime.turns import Turns
 from focusasr.transcription.options import Given, Options
 from focusasr.transcription.result import Outcome, SegmentsFound, ignore
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -37,9 +38,13 @@ LEAST_SPEECH_SECONDS = 0.5
 
 
 class AnyRecognizer(Protocol):
-    """A recognizer of native checkpoints or Whisper models."""
+    """A recognizer of native checkpoints or Whisper models.
+
+    `draft` may be set to probable first tokens of the next text, which save time if they are right.
+    """
 
     device: torch.device
+    draft: Sequence[int]
 
     def transcribe(
         self,
@@ -64,9 +69,10 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class LoadedRecognizer:
-    """A recognizer, its checkpoint folder, the kind of model, and warnings about the settings."""
+    """A recognizer, its model, checkpoint folder and kind, and warnings about the settings."""
 
     recognizer: AnyRecognizer
+    model: LoadedModel
     path: Path
     is_whisper: bool
     as_whisper: bool  # output files and printed times as in openai/whisper
@@ -209,6 +215,7 @@ class LoadedModel:
         # Models for audio of variable length are ours: they print texts, and decode greedily without --beam-size.
         self.as_whisper = self.is_whisper and self._checkpoint.model.config.tail_frames is None
         self._engine: tuple[object, Engine] | None = None  # the last engine, and its settings
+        self.turns: Turns | None = None  # of several threads that transcribe
         self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu"), processes))
 
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
@@ -224,7 +231,7 @@ class LoadedModel:
 
         separate = options.recording.channels == "separate"
         kinds = self.is_whisper, self.as_whisper
-        return LoadedRecognizer(recognizer, self.path, *kinds, remarks, self.processes, on_cpu, separate)
+        return LoadedRecognizer(recognizer, self, self.path, *kinds, remarks, self.processes, on_cpu, separate)
 
     def _native(self, options: Options, subtitles: bool, engine: Engine) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.native import Recognizer
@@ -244,6 +251,7 @@ class LoadedModel:
         if not self.as_whisper and "beam_size" not in options.names:
             search = replace(search, beam_size=None)
         recognizer = kind(self._checkpoint, self.device, options.decoding, search, longform, engine)
+        recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
     def _prepared(self, config: DecodingConfig, words: bool) -> Engine:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from focusasr.audio.integrity import CutOff
+from focusasr.audio.integrity import AudioError, CutOff
 from focusasr.audio.source import Source
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
@@ -81,6 +81,13 @@ class Outcome:
     passes: int = 0
     trace: str = ""
     kind: type[Exception] = InputError  # class of the error
+
+    def exception(self, partial: object = None) -> Exception:
+        """Return the error as an exception, with the result for the beginning of a truncated recording."""
+        kinds = (AudioError, LibraryError, MemoryError)
+        error: Any = (self.kind if issubclass(self.kind, kinds) else InputError)(self.error)
+        error.partial = partial
+        return error
 
     def but(self, error: Exception) -> Outcome:
         """Return the outcome with this error; the transcript is kept after CutOff and LibraryError."""

@@ -27,6 +27,7 @@ from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
+from focusasr.runtime.turns import Turns
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore, within
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
@@ -76,6 +77,8 @@ class WhisperRecognizer:
         self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
         self.device, self.config, self.search, self.longform = device, config, search, longform
         self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
+        self.turns: Turns | None = None  # of several threads that use the engine
+        self.draft: Sequence[int] = ()  # probable first tokens of the next text
 
     @property
     def detects_language(self) -> bool:
@@ -124,7 +127,8 @@ class WhisperRecognizer:
         ready: Callable[[str | None, Sequence[Segment]], object],
     ) -> tuple[Transcript, float]:
         """Return the transcript of a recording, and its length in seconds; `ready` gets decoded segments."""
-        sound = LogMelStream(source, self.engine.config, self.device, cut_off)
+        pause = self.turns.pass_on if self.turns else lambda: None
+        sound = LogMelStream(source, self.engine.config, self.device, cut_off, pause)
         blocks = lambda: stream(source, cut_off=cut_off)  # noqa: E731
         silence = find_silence(sound.levels, blocks)
         stretches = self._clips(blocks(), sound.frames)
@@ -184,6 +188,7 @@ class WhisperRecognizer:
         """Return a decoder for the given language, or else for the language detected in the first window, if any."""
         tokenizer = self.tokenizer
         reader = WhisperDecoder(self.engine, tokenizer, self.search, self.longform)
+        reader.turns, reader.draft = self.turns, self.draft
         if tokenizer.policy.language is None and (opening := first()) is not None:
             (language,) = reader.languages(opening)
             reader.tokenizer = tokenizer.speaking(language)

@@ -1,9 +1,11 @@
-"""Latency of `focusasr listen` on a file played in real time.
+"""Latency of `focusasr listen` on a recording in simulated real time.
 
     python scripts/benchmarks/live.py tests/data/sample.flac [--model NAME] [--repeat 6]
 
-Prints JSON: latency in seconds of words (from the end of a word to the first partial text from which it is stable) and
-of final texts (from the end of a segment), corrections per word, and the share of one core.
+Prints JSON: latency in seconds, median and 95th percentile, of words (from the end of a word to the first text that
+shows it), of stable words (to the first text from which it is shown always) and of final texts (from the end of a
+segment), corrections per word, and the share of one core. Only computing takes time: waiting and other processes do not
+count. Case and punctuation of words are ignored.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +29,37 @@ from focusasr.audio.load import load  # noqa: E402
 from focusasr.config import SAMPLE_RATE_HZ  # noqa: E402
 from focusasr.transcription.live import LiveText, LiveTranscriber  # noqa: E402
 
-BLOCK = SAMPLE_RATE_HZ // 10
+BLOCK = SAMPLE_RATE_HZ // 20
+NEAR = 2  # places by which a word may move in the text
 PAUSE_SECONDS = 1.5  # between two repetitions
 
 Seen = tuple[float, LiveText]  # when a text came, in seconds of the recording's time
 
 
+class Clock:
+    """Real time in which only this process computes: waiting is skipped, and other processes do not count."""
+
+    def __init__(self) -> None:
+        self._skipped = -time.process_time()
+
+    def __call__(self) -> float:
+        """Return the seconds since the start."""
+        return time.process_time() + self._skipped
+
+    def wait_until(self, seconds: float) -> None:
+        """Skip the time until then, if it is not over."""
+        self._skipped += max(0.0, seconds - self())
+
+
 def play(live: LiveTranscriber, samples: np.ndarray) -> tuple[list[Seen], float]:
     """Return the texts of samples played in real time, and the share of one core."""
-    start, begin, seen = time.monotonic(), time.process_time(), list[Seen]()
+    clock, begin, seen = Clock(), time.process_time(), list[Seen]()
+    live._clock, live._counted = clock, 0.0
     for at in range(0, len(samples), BLOCK):
-        time.sleep(max(0.0, start + (at + BLOCK) / SAMPLE_RATE_HZ - time.monotonic()))
-        seen += [(time.monotonic() - start, text) for text in live.feed(samples[at : at + BLOCK])]
-    seen += [(time.monotonic() - start, text) for text in live.end()]
-    return seen, (time.process_time() - begin) / (time.monotonic() - start)
+        clock.wait_until((at + BLOCK) / SAMPLE_RATE_HZ)
+        seen += [(clock(), text) for text in live.feed(samples[at : at + BLOCK])]
+    seen += [(clock(), text) for text in live.end()]
+    return seen, (time.process_time() - begin) / clock()
 
 
 def by_segment(seen: list[Seen]) -> list[list[Seen]]:
@@ -51,24 +72,29 @@ def by_segment(seen: list[Seen]) -> list[list[Seen]]:
     return segments[:-1]
 
 
-def word_latencies(segment: list[Seen]) -> list[float]:
-    """Return the seconds from the end of each final word until it was stable."""
+def words_of(text: LiveText) -> list[str]:
+    """Return the words of a text without case and punctuation."""
+    return [word for word in (re.sub(r"[^\w']", "", part.lower()) for part in text.text.split()) if word]
+
+
+def word_latencies(segment: list[Seen]) -> tuple[list[float], list[float]]:
+    """Return the seconds from the end of each final word until it was shown, and until it was shown always."""
     final = segment[-1][1]
-    words = [word for part in final.segments for word in part.words or ()]
-    latencies = []
-    for place, word in enumerate(words):
-        shown = segment[-1][0]
-        for when, text in reversed(segment[:-1]):
-            if text.text.split()[place : place + 1] != [word["word"].strip()]:
-                break
-            shown = when
-        latencies.append(shown - word["end"])
-    return latencies
+    spoken = [(word["end"], word["word"]) for part in final.segments for word in part.words or ()]
+    shown = [(when, words_of(text)) for when, text in segment]
+    first, stable = [], []
+    for place, (end, word) in enumerate((end, *words_of(replace(final, text=word))[:1]) for end, word in spoken):
+        has = [word in words[max(0, place - NEAR) : place + NEAR + 1] for _, words in shown]
+        has[-1] = True
+        last_without = max((index for index, there in enumerate(has) if not there), default=-1)
+        first.append(shown[has.index(True)][0] - end)
+        stable.append(shown[last_without + 1][0] - end)
+    return first, stable
 
 
 def corrections(segment: list[Seen]) -> int:
     """Return the number of words that were shown and later changed or removed."""
-    texts = [text.text.split() for _, text in segment]
+    texts = [words_of(text) for _, text in segment]
     return sum(
         before[place] != after[place : place + 1][0] if place < len(after) else True
         for before, after in itertools.pairwise(texts)
@@ -87,13 +113,15 @@ def main() -> None:
     pause = np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE_HZ), np.float32)
     samples = np.concatenate([load(given.file), pause] * given.repeat)
     recognizer.transcribe(samples[: 2 * SAMPLE_RATE_HZ])  # what is loaded at first use
-    seen, share = play(LiveTranscriber(lambda waveform: recognizer.transcribe(waveform).transcript), samples)
+    seen, share = play(recognizer.live(), samples)
     segments = by_segment(seen)
-    words = [latency for segment in segments for latency in word_latencies(segment)]
+    pairs = [word_latencies(segment) for segment in segments]
+    words, stable = ([latency for pair in pairs for latency in pair[kind]] for kind in (0, 1))
     finals = [segment[-1][0] - segment[-1][1].end for segment in segments]
     figures = {
         "words": len(words),
         "word_latency": [round(float(value), 2) for value in np.percentile(words, [50, 95])],
+        "stable_latency": [round(float(value), 2) for value in np.percentile(stable, [50, 95])],
         "final_latency": [round(float(value), 2) for value in np.percentile(finals, [50, 95])],
         "corrections_per_word": round(sum(map(corrections, segments)) / len(words), 2),
         "core_share": round(share, 2),

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from focusasr.audio.integrity import AudioError
 from focusasr.cli import live_audio
+from focusasr.runtime.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +115,45 @@ def test_text_is_printed_though_nothing_can_be_kept(
     assert "No space left" in result.err
 
 
+@pytest.mark.parametrize("piece", [1, 7, 4096])
+@pytest.mark.parametrize("kind", ["raw", "wav", "streamed", "extensible"])
+def test_pcm_gives_the_same_samples_in_any_pieces(piece: int, kind: str) -> None:
+    samples = np.random.default_rng(0).integers(-9000, 9000, (2000, 1 if kind == "raw" else 2)).astype("<i2")
+    data = samples.tobytes() if kind == "raw" else wav(samples, 16_000)
+    if kind == "streamed":  # ffmpeg's header, written before the length is known
+        data = data[:40] + b"\xff" * 4 + data[44:]
+    elif kind == "wav":  # what follows the audio is no audio
+        data += b"LIST\x04\x00\x00\x00abcd"
+    elif kind == "extensible":
+        packed = io.BytesIO()
+        soundfile.write(packed, samples, 16_000, format="WAVEX", subtype="PCM_16")
+        data = packed.getvalue()
+    pcm_stream = live_audio.PcmStream("a pipe", 16_000)
+    parts = [pcm_stream.feed(data[at : at + piece]) for at in range(0, len(data), piece)]
+    assert np.array_equal(np.concatenate([*parts, pcm_stream.end()]), samples.mean(axis=1, dtype=np.float32) / 32768)
+
+
+def test_one_channel_of_a_wav_can_be_chosen() -> None:
+    samples = np.random.default_rng(0).integers(-9000, 9000, (300, 2)).astype("<i2")
+    assert np.array_equal(live_audio.PcmStream("x", 1, 1).feed(wav(samples, 16_000)) * 32768, samples[:, 1])
+    with pytest.raises(AudioError, match="channel 2"):
+        live_audio.PcmStream("x", 1, 2).feed(wav(samples, 16_000))
+
+
+def test_wav_without_audio_is_refused() -> None:
+    unfinished = live_audio.PcmStream("a pipe", 16_000)
+    unfinished.feed(b"RIFF\x00\x00\x00\x00WAVE")
+    with pytest.raises(InputError, match="a pipe"):
+        unfinished.end()
+    with pytest.raises(InputError, match="a pipe"):
+        live_audio.PcmStream("a pipe", 16_000).feed(b"RIFF" + bytes(200_000))
+
+
+def test_separate_channels_are_refused(run: Any, sample: Path) -> None:
+    result = run("listen", "--from", sample, "--channels", "separate")
+    assert (result.status, "--channels" in result.err) == (2, True)
+
+
 def fake_microphone(play: Callable[[Callable[..., None]], None], error: Exception | None = None) -> Any:
     """Return what takes the place of sounddevice: a microphone of 32 kHz that `play` feeds."""
 
@@ -123,7 +164,7 @@ def fake_microphone(play: Callable[[Callable[..., None]], None], error: Exceptio
         def __init__(self, rate: int, frames: int, callback: Callable[..., None], **_: object) -> None:
             if error:
                 raise PortAudioError(str(error))
-            assert (rate, frames) == (32_000, 3200)
+            assert (rate, frames) == (32_000, 1600)
             self.callback = callback
 
         def start(self) -> None:
@@ -142,8 +183,8 @@ def test_lost_microphone_is_an_error_after_the_text(
     samples = pcm(sample, 32_000).astype(np.float32) / 32768
 
     def play(callback: Callable[..., None]) -> None:
-        for at in range(0, len(samples), 3200):
-            callback(samples[at : at + 3200], 3200, None, None)
+        for at in range(0, len(samples), 1600):
+            callback(samples[at : at + 1600], 1600, None, None)
 
     monkeypatch.setitem(sys.modules, "sounddevice", fake_microphone(play))
     monkeypatch.setattr(live_audio, "SILENT_SECONDS", 0.5)

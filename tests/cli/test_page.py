@@ -15,7 +15,7 @@ import soundfile
 import focusasr
 from tests.helpers.http_server import Server
 
-for library in ("starlette", "uvicorn", "python_multipart", "playwright"):
+for library in ("starlette", "uvicorn", "python_multipart", "websockets", "playwright"):
     pytest.importorskip(library, reason=f"the page is tested with {library}")
 
 from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
@@ -108,9 +108,12 @@ def test_microphone_becomes_text(page: Page) -> None:
     page.fill("#key", KEY)
     page.click("#record")
     expect(page.locator("#stop")).to_be_visible()
+    expected = focusasr.load(device="cpu").transcribe(SAMPLE).text.split()
+    page.wait_for_function("document.getElementById('live').textContent.split(' ').length > 3")  # while one speaks
+    assert set(page.locator("#live").inner_text().split()) & set(expected)
     page.wait_for_timeout(6000)
     page.click("#stop")
-    expected = focusasr.load(device="cpu").transcribe(SAMPLE).text.split()
+    expect(page.locator("#live")).to_be_hidden()
     assert set(words_of(page)[-4:]) & set(expected[-4:])
     expect(page.locator("#record")).to_be_visible()
 

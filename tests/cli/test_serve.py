@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import re
@@ -21,10 +20,10 @@ import soundfile
 
 import focusasr
 from focusasr.config import DEFAULT_CHECKPOINT, ServeConfig
-from tests.helpers.http_server import FORM, PATH, Server, form, wait_for
+from tests.helpers.http_server import FORM, PATH, Server, form, half_an_upload, wait_for
 
-REASON = "the server needs the extra serve: starlette, uvicorn and python-multipart"
-for library in ("starlette", "uvicorn", "python_multipart"):
+REASON = "the server needs the extra serve: starlette, uvicorn, websockets and python-multipart"
+for library in ("starlette", "uvicorn", "python_multipart", "websockets"):
     pytest.importorskip(library, reason=REASON)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,15 +34,6 @@ KEY = "a key for tests"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     running = Server(key=KEY)
-    yield running
-    assert running.end() == 0
-
-
-@pytest.fixture(scope="module")
-def strict() -> Iterator[Server]:
-    """Return a server with low limits."""
-    limits = ["--max-upload-mb", 0.5, "--max-audio-seconds", 6, "--upload-seconds", 2]
-    running = Server(*limits, "--max-requests", 2, "--max-client-requests", 1)
     yield running
     assert running.end() == 0
 
@@ -188,6 +178,7 @@ def test_page_is_whole_and_uses_nothing_from_elsewhere(server: Server) -> None:
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
     page = body.decode()
     assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == {"/page.css", "/page.js"}
+    assert server.ask("GET", "/microphone.js")[2]["content-type"].startswith("text/javascript")
     script = server.ask("GET", "/page.js")[1].decode()
     assert set(re.findall(r'element\("(\w+)"\)', script)) <= set(re.findall(r'id="(\w+)"', page))
     assert "http" not in script and "innerHTML" not in script
@@ -216,52 +207,30 @@ def test_texts_do_not_depend_on_other_requests(server: Server, clip: bytes, reco
     assert [answer["text"] for _, answer in answers] == expected and len(set(expected)) > 4
 
 
-def test_upload_that_is_too_large_is_refused(strict: Server) -> None:
-    assert strict.send(bytes(600_000))[0] == 413
-    chunks = iter([form(bytes(2_000_000))[start : start + 65_536] for start in range(0, 2_000_000, 65_536)])
-    assert strict.ask("POST", PATH, chunks, FORM)[0] == 413
-
-
-@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
-def test_recording_that_is_too_long_is_refused(strict: Server, kind: str) -> None:
+@pytest.fixture(scope="module")
+def call() -> bytes:
+    """Return a call as FLAC: the sample in its second channel, and silence in its first."""
+    samples, rate = soundfile.read(SAMPLE, dtype="float32")
     packed = io.BytesIO()
-    soundfile.write(packed, np.zeros(8 * 16_000, np.float32), 16_000, format=kind)
-    status, answer = strict.send(packed.getvalue(), name="long")
-    assert (status, answer["error"]["param"]) == (413, "file")
+    soundfile.write(packed, np.stack([np.zeros_like(samples), samples], 1), rate, format="FLAC")
+    return packed.getvalue()
 
 
-@contextlib.contextmanager
-def half_an_upload(server: Server, clip: bytes, local: str = "127.0.0.1") -> Iterator[socket.socket]:
-    """Hold a request open whose body has not come yet."""
-    body = form(clip)
-    head = f"POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: {FORM['Content-Type']}\r\n"
-    key = f"Authorization: Bearer {server.key}\r\n" if server.key else ""
-    with socket.create_connection(("127.0.0.1", server.port), source_address=(local, 0)) as connection:
-        connection.sendall(f"{head}{key}Content-Length: {len(body)}\r\n\r\n".encode() + body[: len(body) // 2])
-        yield connection
+def test_channel_and_track_can_be_chosen(server: Server, call: bytes, heard: str) -> None:
+    assert server.send(call, channel="0") == (200, {"text": "", "usage": {"type": "duration", "seconds": 4.26}})
+    assert server.send(call, channel="1", audio_track="0")[1]["text"] == heard
+    status, answer = server.send(call, channels="separate", response_format="verbose_json")
+    assert status == 200 and {segment["channel"] for segment in answer["segments"]} == {1}
+    for fields in ({"channel": "2"}, {"channel": "one"}, {"channel": "-1"}, {"audio_track": "3"}, {"channels": "both"}):
+        assert server.send(call, **fields)[0] == 422
+    assert server.send(call, channel="1", channels="separate")[0] == 422
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
-def test_too_many_requests_are_refused_until_there_is_room(strict: Server, clip: bytes) -> None:
-    under_way = "requests_under_way"
-    with half_an_upload(strict, clip):
-        wait_for(lambda: strict.metric(under_way) == 1)
-        status, _, headers = strict.ask("POST", PATH, form(clip), FORM)
-        assert status == 429 and int(headers["retry-after"]) >= 1
-        with half_an_upload(strict, clip, "127.0.0.2"):
-            wait_for(lambda: strict.metric(under_way) == 2)
-            status, _, headers = strict.ask("POST", PATH, form(clip), FORM, local="127.0.0.3")
-            assert status == 503 and int(headers["retry-after"]) >= 1
-    wait_for(lambda: strict.metric(under_way) == 0)
-    assert strict.send(clip)[0] == 200
-
-
-def test_upload_that_is_too_slow_is_refused(strict: Server, clip: bytes) -> None:
-    wait_for(lambda: strict.metric("requests_under_way") == 0)
-    with half_an_upload(strict, clip) as connection:
-        connection.settimeout(30)
-        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
-    wait_for(lambda: strict.metric("requests_under_way") == 0)
+def test_channel_may_be_that_of_all_requests(call: bytes, heard: str) -> None:
+    running = Server("--channel", 1)
+    assert running.send(call)[1]["text"] == heard
+    assert running.send(call, channel="0")[1]["text"] == ""
+    assert running.end() == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")

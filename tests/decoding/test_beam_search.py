@@ -145,12 +145,17 @@ def rules() -> list[LogitFilter]:
 
 
 @torch.inference_mode()
-def found(sounds: list[int], options: Search, most: int = 12) -> list[Hypothesis]:
+def found(
+    sounds: list[int], options: Search, most: int | list[int] = 12, begun: Hypothesis | None = None
+) -> list[Hypothesis]:
     """Return what search finds with the engine."""
     engine, decoder = engine_of(1)
     memory = engine.encode([heard(sound).T for sound in sounds])
     prompt = torch.tensor([[50258, 50259, 50359]]).repeat(len(sounds), 1)
-    return search(decoder, forward(decoder, decoder.start(memory), prompt), StopCriteria(rules(), 50257, most), options)
+    opening = forward(decoder, decoder.start(memory), prompt)
+    if begun:
+        opening = forward(decoder, opening.state, torch.tensor([begun.tokens]))
+    return search(decoder, opening, StopCriteria(rules(), 50257, most), options, begun)
 
 
 @cache
@@ -173,6 +178,21 @@ def test_samples_do_not_depend_on_the_batch_and_the_best_is_taken() -> None:
         return text.log_prob / len(text.tokens)
 
     assert sum(map(score, best)) > sum(map(score, single))
+
+
+@pytest.mark.parametrize("options", [Search(), Search(beam_size=3), Search(temperature=0.6, best_of=3)], ids=str)
+def test_each_utterance_has_its_own_limit(options: Search) -> None:
+    limits = [4, 12, 7]
+    alone = [found([sound], options, limits[sound])[0] for sound in (0, 1, 2)]
+    assert [text.tokens for text in found([0, 1, 2], options, limits)] == [text.tokens for text in alone]
+    assert {len(text.tokens) for text in alone} == set(limits)
+
+
+def test_greedy_text_continues_from_its_beginning() -> None:
+    (whole,) = found([0], Search(), 12)
+    for count in (1, 5, 11):
+        (text,) = found([0], Search(), 12, Hypothesis(whole.tokens[:count], 0.0))
+        assert text.tokens == whole.tokens
 
 
 def test_the_engine_finds_what_the_plain_decoder_finds() -> None:

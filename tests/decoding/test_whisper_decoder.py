@@ -128,3 +128,32 @@ def test_repetition_rules_are_heeded(tmp_path: Path) -> None:
         (text,) = windows.answers(windows.engine.encode([torch.randn(200, 20)]), [windows.prompt()], timestamps=False)
         counts = [text.tokens.count(token) for token in set(text.tokens)]
         assert max(counts) > 1 if size == 0 else max(counts) == most
+
+
+@pytest.mark.parametrize("cut", [0, 1, 6, 20])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_draft_changes_no_text(tmp_path: Path, cut: int, wrong: bool) -> None:
+    """A draft is the beginning of the text, or of another one from some place on."""
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None, repetition_penalty=1.3)
+    windows = reader(tmp_path, search)
+    memory = windows.engine.encode([torch.randn(200, 20, generator=torch.Generator().manual_seed(1))])
+    (plain,) = windows.answers(memory, [windows.prompt()])
+    assert len(plain.tokens) > 20
+    windows.draft = [*plain.tokens[:cut], *([3, 4, 5] if wrong else [])]
+    (drafted,) = windows.answers(memory, [windows.prompt()])
+    assert drafted.tokens == plain.tokens
+    assert drafted.avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-4)
+
+
+def test_draft_saves_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    windows = reader(tmp_path, search)
+    memory = windows.engine.encode([torch.randn(200, 20)])
+    (plain,) = windows.answers(memory, [windows.prompt()])
+    passes, advance = list[int](), windows.engine.advance
+    monkeypatch.setattr(windows.engine, "advance", lambda *given: passes.append(1) or advance(*given))
+    windows.answers(memory, [windows.prompt()])
+    before = len(passes)
+    windows.draft = plain.tokens
+    windows.answers(memory, [windows.prompt()])
+    assert len(passes) - before <= 3 < before

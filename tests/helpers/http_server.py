@@ -8,10 +8,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ class Server:
     """A server in a process of its own."""
 
     def __init__(self, *options: object, key: str | None = None) -> None:
-        found = find_spec("starlette")
-        assert found is not None and found.origin is not None
-        places = [str(ROOT), str(Path(found.origin).parents[1])]
+        places = [str(ROOT)]
+        for library in ("starlette", "websockets"):
+            found = find_spec(library)
+            assert found is not None and found.origin is not None
+            places.append(str(Path(found.origin).parents[1]))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
         if key is not None:
             environment["FOCUSASR_API_KEY"] = key
@@ -94,3 +97,14 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def half_an_upload(server: Server, clip: bytes, local: str = "127.0.0.1") -> Iterator[socket.socket]:
+    """Hold a request open whose body has not come yet."""
+    body = form(clip)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: {FORM['Content-Type']}\r\n"
+    key = f"Authorization: Bearer {server.key}\r\n" if server.key else ""
+    with socket.create_connection(("127.0.0.1", server.port), source_address=(local, 0)) as connection:
+        connection.sendall(f"{head}{key}Content-Length: {len(body)}\r\n\r\n".encode() + body[: len(body) // 2])
+        yield connection

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from focusasr.audio.features import stack
 from focusasr.model.attention import HybridAttention
-from focusasr.model.engine import DecodingState, Engine
+from focusasr.model.engine import DecodingState, Engine, joined
 from focusasr.model.quantization import (
     Int8Linear,
     JoinedInt8Linear,
     Linear,
     choose_compute_type,
+    has_products,
     has_wide_products,
     make_linear,
 )
@@ -264,3 +265,33 @@ def test_integers_are_the_cpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_compute_type("int8", torch.device("cpu"), config)
     assert choose_compute_type("auto", torch.device("cuda"), config) == "float16"
     assert choose_compute_type("auto", torch.device("cpu"), config) == "float32"
+
+
+@pytest.mark.skipif(not has_products(), reason="PyTorch has no 8 bit products for this CPU")
+@torch.inference_mode()
+def test_rows_of_a_batch_have_every_bit_that_they_have_alone() -> None:
+    """With integers, neither the other rows nor the padding of the audio changes a bit, also after some rows end."""
+    model = tiny_model(TOKENIZER, 0, decoder_layers=2, positions="absolute", tail_frames=8, ctc=False)
+    engine = Engine(model, "int8")
+    assert engine.keeps_rows_apart and not Engine(model).keeps_rows_apart
+    assert not Engine(tiny_model(TOKENIZER, 0, decoder_attention="hybrid"), "int8").keeps_rows_apart
+    memories = [engine.encode([torch.randn(frames, 20)]) for frames in (7, 60, 33, 34, 120, 18)]
+    tokens = random_tokens(len(memories), 12)
+
+    def steps(memory: EncoderOutput, rows: list[int]) -> list[Tensor]:
+        state = engine.start(memory)
+        logits = [engine.advance(tokens[rows, :3], state)]
+        for place in range(3, 12):
+            if place == 7 and len(rows) > 1:
+                state.select([0, 2, 3, 5])
+                rows = [rows[row] for row in (0, 2, 3, 5)]
+            logits.append(engine.advance(tokens[rows, place : place + 1], state))
+        return logits
+
+    together = steps(joined(memories), list(range(6)))
+    for row in range(6):
+        alone = steps(memories[row], [row])
+        assert all(torch.equal(one[row], other[0]) for one, other in zip(together[:5], alone[:5], strict=True))
+        if row in (0, 2, 3, 5):
+            place = (0, 2, 3, 5).index(row)
+            assert all(torch.equal(one[place], other[0]) for one, other in zip(together[5:], alone[5:], strict=True))

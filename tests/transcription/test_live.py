@@ -10,7 +10,7 @@ import soundfile
 
 import focusasr
 from focusasr.config import SAMPLE_RATE_HZ
-from focusasr.transcription.live import IDLE_SHARE, LiveText, LiveTranscriber
+from focusasr.transcription.live import COMPUTING_SHARE, LiveText, LiveTranscriber
 from focusasr.transcription.result import Segment, Transcript
 
 
@@ -22,7 +22,7 @@ def loud_is_speech(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(name, lambda threshold: lambda samples: np.abs(samples).reshape(-1, 512).max(axis=1) > 0.05)
 
 
-def lengths(samples: np.ndarray) -> Transcript:
+def lengths(samples: np.ndarray, before: Transcript | None = None, last: bool = False) -> Transcript:
     """Return a transcript that shows how much was transcribed."""
     end = len(samples) / SAMPLE_RATE_HZ
     words = [{"word": "x", "start": 0.0, "end": end, "probability": 1.0}]
@@ -84,17 +84,42 @@ def test_times_are_those_of_the_whole_recording() -> None:
 def test_a_quarter_of_the_time_is_computed_at_most() -> None:
     now, cost, spent = 0.0, 0.4, 0.0
 
-    def slow(samples: np.ndarray) -> Transcript:
+    def slow(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
         nonlocal now, spent
         now, spent = now + cost, spent + cost
         return lengths(samples)
 
-    live, samples, partial = LiveTranscriber(slow, clock=lambda: now), speech(10.0), 0
+    live, samples, partial = LiveTranscriber(slow, clock=lambda: now), speech(20.0), 0
     for at in range(0, len(samples), 1600):
         partial += len(list(live.feed(samples[at : at + 1600])))
         now += 0.1
-    assert 5 <= partial <= now / (cost * (1 + IDLE_SHARE)) + 1
-    assert spent / now <= 1 / (1 + IDLE_SHARE) + 0.05
+    assert partial >= 5
+    assert spent <= COMPUTING_SHARE * now + cost
+
+
+def test_partial_text_costs_only_the_audio_after_the_last_pause() -> None:
+    """Pauses within a segment settle the words before them, so that long segments stay cheap."""
+    spans: list[float] = []
+    drafts: list[bool] = []
+
+    def measured(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
+        spans.append(len(samples) / SAMPLE_RATE_HZ)
+        drafts.append(before is not None)
+        return lengths(samples)
+
+    samples = speech(2.0, 0.3, 2.0, 0.3, 2.0, 0.3, 2.0, 0.3, 2.0, 2.0)
+    found = texts(LiveTranscriber(measured, clock=lambda: 0.0), samples, 1600)
+    *partial, final = found
+    assert final.final and final.end - final.start > 11
+    assert max(spans[:-1]) < 6 and max(text.end - text.start for text in partial) > 10
+    assert sum(drafts) > 0.8 * len(partial)
+    assert len(partial[-1].text.split()) >= 3  # settled texts before that of the rest
+
+
+def test_no_partial_text_is_computed_in_a_pause() -> None:
+    found = texts(LiveTranscriber(lengths, clock=lambda: 0.0), speech(2.0, 0.9, 1.0, 2.0), 1600)
+    ends = np.array([text.end for text in found if not text.final])
+    assert not ((ends > 2.5) & (ends < 2.9)).any() and ((ends > 2.0) & (ends < 2.5)).any()
 
 
 def test_silence_gives_nothing_and_takes_no_memory() -> None:
@@ -110,8 +135,7 @@ def test_final_text_is_what_transcribe_gives_for_the_segment(sample: Path) -> No
     samples, rate = soundfile.read(sample, dtype="float32")
     assert rate == SAMPLE_RATE_HZ
     whole = np.concatenate([samples, np.zeros(2 * rate, np.float32), samples])
-    live = LiveTranscriber(lambda waveform: recognizer.transcribe(waveform).transcript)
-    finals = [text for text in texts(live, whole, 1600) if text.final]
+    finals = [text for text in texts(recognizer.live(), whole, 1600) if text.final]
     assert len(finals) == 2
     for text in finals:
         cut = whole[round(text.start * rate) : round(text.end * rate)]

@@ -119,6 +119,37 @@ function save(format) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
+// Shows text while one speaks; without it, the recording is still transcribed at its end.
+async function showLive(stream) {
+  const line = element("live");
+  const context = new AudioContext();
+  await context.audioWorklet.addModule("/microphone.js");
+  const socket = new WebSocket(`${location.origin.replace(/^[a-z]{4}/, "ws")}/v1/listen`);
+  const settings = { rate: context.sampleRate };
+  if (element("key").value) settings.api_key = element("key").value;
+  if (element("language").value.trim()) settings.language = element("language").value.trim();
+  let finals = "";
+  socket.onmessage = (event) => {
+    const message = JSON.parse(event.data);
+    if (message.type === "error") report(message.message, true);
+    if (message.type === "final") finals += `${message.text} `;
+    if (message.text !== undefined) line.textContent = message.type === "final" ? finals : finals + message.text;
+  };
+  socket.onopen = () => {
+    socket.send(JSON.stringify(settings));
+    const microphone = new AudioWorkletNode(context, "microphone");
+    microphone.port.onmessage = (event) => socket.readyState === WebSocket.OPEN && socket.send(event.data);
+    context.createMediaStreamSource(stream).connect(microphone);
+  };
+  line.textContent = "";
+  line.hidden = false;
+  return () => {
+    socket.close();
+    context.close();
+    line.hidden = true;
+  };
+}
+
 async function record() {
   let stream;
   try {
@@ -129,8 +160,10 @@ async function record() {
   }
   const recorder = new MediaRecorder(stream);
   const parts = [];
+  const live = showLive(stream).catch(() => () => {});
   recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
   recorder.addEventListener("stop", () => {
+    live.then((end) => end());
     stream.getTracks().forEach((track) => track.stop());
     toggleRecording(false);
     transcribe(new File(parts, "recording", { type: recorder.mimeType }));
