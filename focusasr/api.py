@@ -57,7 +57,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from focusasr.audio.integrity import AudioError
+from focusasr.audio.integrity import AudioError as AudioError
 from focusasr.audio.source import MemoryAudio, Source
 from focusasr.runtime.console import collect_warnings
 from focusasr.runtime.errors import InputError, SettingError
