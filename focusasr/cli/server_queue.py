@@ -337,5 +337,7 @@ async def read_form(request: Request, body: Body, config: ServeConfig) -> FormDa
         return await asyncio.wait_for(read(), config.upload_seconds)
     except HTTPException as error:
         raise Refused(422, f"the form cannot be read: {error.detail}") from None
+    except ValueError as error:  # of python-multipart, from some versions of starlette
+        raise Refused(422, f"the form cannot be read: {error}") from None
     except asyncio.TimeoutError:
         raise Refused(408, f"the upload took longer than {config.upload_seconds:g} s. Send a smaller file.") from None
