@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from focusasr.model.engine import DecodingState, Engine
+from focusasr.model.decoding_state import DecodingState
+from focusasr.model.engine import Engine
 from focusasr.model.transformer import EncoderOutput
 from focusasr.text.tokenizer import Tokenizer
 

@@ -19,7 +19,8 @@ from focusasr.decoding.logit_filters import (
     Timestamps,
     apply_rules,
 )
-from focusasr.model.engine import DecodingState, Engine, joined
+from focusasr.model.decoding_state import DecodingState
+from focusasr.model.engine import Engine, joined
 from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.turns import Turns
 from focusasr.text.whisper_tokenizer import WhisperTokenizer

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from focusasr.audio.features import stack
 from focusasr.model.attention import HybridAttention
-from focusasr.model.engine import DecodingState, Engine, joined
+from focusasr.model.decoding_state import DecodingState
+from focusasr.model.engine import Engine, joined
 from focusasr.model.quantization import (
     Int8Linear,
     JoinedInt8Linear,

@@ -17,7 +17,7 @@ from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.speculative import greedy
 from focusasr.evaluation.wer import count_errors
 from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
-from focusasr.model.engine import DecodingState
+from focusasr.model.decoding_state import DecodingState
 from focusasr.training.augment import noise_alone
 from focusasr.transcription.native import Recognizer
 from focusasr.transcription.result import Outcome
