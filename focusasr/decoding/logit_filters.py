@@ -75,7 +75,8 @@ class Timestamps(LogitFilter):
                 logits[row, start:stop] = -torch.inf
         text = logits[:, : self.first].amax(dim=-1)
         timed = logits[:, self.first :].logsumexp(dim=-1) > text  # a sum over all tokens would be on both sides
-        logits[:, : self.first].masked_fill_(timed[:, None], -torch.inf)
+        for row in timed.nonzero()[:, 0].tolist():  # few rows: a mask would pass over all logits
+            logits[row, : self.first] = -torch.inf
         return logits
 
     def _forbidden(self, said: list[int]) -> Iterable[tuple[int, int | None]]:

@@ -83,8 +83,8 @@ class EngineDecoder:
         return self._engine.start(memory)
 
     def advance(self, tokens: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
-        """Read tokens (R, L) and return logits (R, L, V)."""
-        return self._engine.advance(tokens, state), state
+        """Read tokens (R, L) and return logits (R, 1, V)."""
+        return self._engine.advance(tokens, state, last=True), state
 
     def select(self, state: DecodingState, rows: Tensor) -> DecodingState:
         """Keep the rows with these numbers (R,)."""

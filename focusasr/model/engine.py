@@ -305,9 +305,10 @@ class Engine:
         return layer.span_pred(mean).repeat_interleave(group, dim=0)
 
     @torch.inference_mode()
-    def advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
+    def advance(self, tokens: Tensor, state: DecodingState, last: bool = False) -> Tensor:
         """Read tokens (B, L) after those in `state`, which is updated; return logits (B, L, V) of the next tokens.
 
+        `last`: only those after the last token, (B, 1, V).
         The logits of rows that are full at `text_context` are undefined; ValueError if all rows are full.
         """
         length = tokens.shape[1]
@@ -316,9 +317,10 @@ class Engine:
             raise ValueError(f"{end} tokens exceed text_context {self.config.text_context}")
         widest = max(4 * self.config.width, self.config.vocabulary)
         with self._threads(tokens.numel() * self.config.width * widest):
-            return self._advance(tokens, state)
+            return self.head(layer_norm(self._advance(tokens, state)[:, -1 if last else 0 :], self.ln))
 
     def _advance(self, tokens: Tensor, state: DecodingState) -> Tensor:
+        """Read tokens (B, L) and return the last layer's states (B, L, D)."""
         length = tokens.shape[1]
         place = self._place(state.lengths, length)
         x = self._embed(tokens)
@@ -327,7 +329,7 @@ class Engine:
         for index, layer in enumerate(self.layers):
             x = layer(x, index, state, place)
         state.lengths = [before + length for before in state.lengths]
-        return self.head(layer_norm(x, self.ln))
+        return x
 
     def _embed(self, tokens: Tensor) -> Tensor:
         if isinstance(self.embedding, Integers):

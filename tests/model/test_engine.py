@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from focusasr.audio.features import stack
+from focusasr.config import DecodingConfig
 from focusasr.model.attention import HybridAttention
+<<<<<<< HEAD
 from focusasr.model.decoding_state import DecodingState
 from focusasr.model.engine import Engine, joined
+||||||| 5e6dd61
+from focusasr.model.engine import DecodingState, Engine
+=======
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
+from focusasr.model.engine import DecodingState, Engine, prepare
+>>>>>>> light
 from focusasr.model.quantization import (
     Int8Linear,
+    Integers,
     JoinedInt8Linear,
     Linear,
     choose_compute_type,
@@ -68,6 +78,48 @@ def test_in_passes_of_any_length_it_computes_what_the_decoder_computes(settings:
         state = engine.start(memory)
         parts = [engine.advance(part, state) for part in tokens.split(cuts, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_last_logits_alone_are_those_of_all() -> None:
+    _, engine, memory = both()
+    tokens = random_tokens(3, 5)
+    alone, whole = (engine.advance(tokens, engine.start(memory), last=last) for last in (True, False))
+    torch.testing.assert_close(alone, whole[:, -1:])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("compute_type", ["int8", "float32"])
+@pytest.mark.parametrize("settings", SHAPES[:3], ids=str)
+def test_weights_read_layer_by_layer_compute_what_the_loaded_model_computes(
+    stored: torch.dtype, compute_type: str, settings: dict, tmp_path: Path
+) -> None:
+    model = tiny_model(TOKENIZER, decoder_layers=2, **settings)
+    save_checkpoint(tmp_path / "model", Checkpoint(model, TOKENIZER, {}, ""), dtype=stored)
+    opened = open_checkpoint(tmp_path / "model")
+    config = DecodingConfig(compute_type=compute_type)  # type: ignore[arg-type]
+    engine = prepare(opened.model, torch.device("cpu"), config, opened.unread)
+    whole = Engine(load_checkpoint(tmp_path / "model").model, compute_type)  # type: ignore[arg-type]
+    assert {one.device.type for one in opened.model.parameters()} == {"meta"}, "the checkpoint has its weights"
+    if compute_type == "int8":
+        table = engine.embedding
+        assert isinstance(table, Integers) if stored == torch.int8 else table.dtype == stored  # type: ignore[union-attr]
+    memories = [one.encode(SOUNDS) for one in (engine, whole)]
+    tokens = random_tokens(3, 6)
+    ours, wanted = (
+        one.advance(tokens, one.start(memory)) for one, memory in zip((engine, whole), memories, strict=True)
+    )
+    close = 0.01 if compute_type == "int8" and stored == torch.int8 else 0.0  # scales differ in the last bit
+    assert (ours - wanted).norm() <= close * wanted.norm()
+
+
+@torch.inference_mode()
+def test_perceptrons_by_row_blocks_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_model(TOKENIZER), "int8")
+    whole = engine.encode(SOUNDS).states
+    monkeypatch.setattr("focusasr.model.quantization.ROWS_IN_CACHE", 5)
+    assert torch.equal(engine.encode(SOUNDS).states, whole)
 
 
 @torch.inference_mode()
