@@ -72,11 +72,20 @@ def smoothed(scores: Tensor) -> Tensor:
     weights = scores.softmax(dim=-1)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
     weights = ((weights - mean) / deviation).nan_to_num()  # NaN if all tokens have the same weight at a step
-    reach = MEDIAN_STEPS // 2
-    if weights.shape[-1] > reach:
-        padded = F.pad(weights, (reach, reach), mode="reflect")
-        weights = padded.unfold(-1, MEDIAN_STEPS, 1).median(dim=-1).values
+    weights = median_filter(weights, MEDIAN_STEPS)
     return weights.mean(dim=0)
+
+
+def median_filter(values: Tensor, steps: int) -> Tensor:
+    """Return the running median of values (…, S) over an odd number of steps, mirrored at the edges.
+
+    Values too short to be mirrored are returned unchanged.
+    """
+    reach = steps // 2
+    if values.shape[-1] <= reach:
+        return values
+    padded = F.pad(values.reshape(1, -1, values.shape[-1]), (reach, reach), mode="reflect")
+    return padded.unfold(-1, steps, 1).median(dim=-1).values.view(values.shape)
 
 
 def warp(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +123,7 @@ def _path(moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def split_words(tokens: Sequence[int], tokenizer: WhisperTokenizer) -> tuple[list[str], list[list[int]]]:
     """Return words and their tokens, split at spaces and marks, or at each character in languages without spaces."""
-    pieces, groups = _split_characters(tokens, tokenizer)
+    pieces, groups = split_characters(tokens, tokenizer)
     if tokenizer.policy.language in SPACELESS:
         return pieces, groups
     words: list[str] = []
@@ -130,7 +139,7 @@ def split_words(tokens: Sequence[int], tokenizer: WhisperTokenizer) -> tuple[lis
     return words, word_groups
 
 
-def _split_characters(tokens: Sequence[int], tokenizer: WhisperTokenizer) -> tuple[list[str], list[list[int]]]:
+def split_characters(tokens: Sequence[int], tokenizer: WhisperTokenizer) -> tuple[list[str], list[list[int]]]:
     """Return the smallest groups of tokens that decode to whole characters, and their text."""
     whole = tokenizer.decode_with_specials(tokens)
     pieces: list[str] = []

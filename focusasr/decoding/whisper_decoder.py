@@ -95,11 +95,15 @@ class WhisperDecoder:
 
     def languages(self, memory: EncoderOutput) -> list[str]:
         """Return the likeliest language of each window."""
+        return [max(found, key=found.__getitem__) for found in self.language_probabilities(memory)]
+
+    def language_probabilities(self, memory: EncoderOutput) -> list[dict[str, float]]:
+        """Return the probability of each language code, for each window."""
         codes = self.tokenizer.languages
         prompt = torch.full((len(memory.states), 1), self.tokenizer.start, device=memory.states.device)
         logits = forward(self.decoder, self.decoder.start(memory), prompt).logits
-        best = logits[:, list(codes.values())].argmax(dim=-1).tolist()
-        return [list(codes)[index] for index in best]
+        rows = logits[:, list(codes.values())].float().softmax(dim=-1).tolist()
+        return [dict(zip(codes, row, strict=True)) for row in rows]
 
     def prompt(self, previous: Sequence[int] = (), timestamps: bool = True) -> list[int]:
         """Return the prompt: hotwords, previous text, start tokens and prefix.
