@@ -81,7 +81,7 @@ def main() -> int:
     if given.peer:
         name_models(package, models)
     else:
-        put_in_place(SHIMS[package].modules(models))  # type: ignore[attr-defined]
+        put_in_place(SHIMS[package].modules(models))
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.dont_write_bytecode = True
     arguments = [str(clone / "tests"), f"--rootdir={clone}", "-c", os.devnull, "-p", "no:cacheprovider", *LEFT_OUT]

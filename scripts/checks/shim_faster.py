@@ -24,7 +24,7 @@ from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 ABSENT = ("multilingual", "without_timestamps")  # focusasr always behaves as if these were False
-FLOAT32 = {"compute_type": "float32"}
+FLOAT32: dict[str, Any] = {"compute_type": "float32"}
 
 Probabilities = list[tuple[str, float]]
 
@@ -51,7 +51,7 @@ class Model:
 
     def __init__(self, path: Path) -> None:
         self._recognizer = focusasr.load(str(path), "cpu", **FLOAT32)
-        inner = load_recognizer(ModelChoice(str(path), "cpu"), {DecodingConfig: dict(FLOAT32)}).recognizer
+        inner = load_recognizer(ModelChoice(str(path), "cpu"), {DecodingConfig: FLOAT32}).recognizer
         assert isinstance(inner, WhisperRecognizer)
         self._engine, self.hf_tokenizer = inner.engine, inner.tokenizer
 
@@ -104,7 +104,7 @@ class Pipeline:
 
 
 def _segment(segment: focusasr.Segment) -> SimpleNamespace:
-    words = segment.words and [SimpleNamespace(**word) for word in segment.words]
+    words = None if segment.words is None else [SimpleNamespace(**word) for word in segment.words]
     return SimpleNamespace(**vars(replace(segment, words=None)) | {"words": words})
 
 

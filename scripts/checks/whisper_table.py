@@ -32,6 +32,7 @@ from focusasr.evaluation.evaluate import Evaluation, TranscriptCache, evaluate_t
 from focusasr.evaluation.wer import NORMALIZERS
 from focusasr.model.checkpoint import Checkpoint, find_checkpoint, fingerprint_of_model, load_checkpoint
 from focusasr.runtime.errors import InputError
+from focusasr.transcription.options import Given
 from focusasr.transcription.recognizer import ModelChoice, load_recognizer
 from focusasr.transcription.result import Outcome, Transcript
 from focusasr.whisper_config import LongformConfig
@@ -56,16 +57,16 @@ class System(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """What a system wrote for a set: the score, and how many languages it recognized, None if that was not asked."""
+    """What a system wrote for a set: the score, and of how many clips it names the manifest's language."""
 
     evaluation: Evaluation
-    languages: int | None
+    languages: int
 
 
 def read_with(system: System, path: Path, language: str | None) -> Read:
     """Return a function from a source to the outcome by a system; it loads the model."""
     if system.program == "focusasr":
-        given = {DecodingConfig: {"compute_type": system.compute_type}, LongformConfig: {"language": language}}
+        given: Given = {DecodingConfig: {"compute_type": system.compute_type}, LongformConfig: {"language": language}}
         recognizer = load_recognizer(ModelChoice(str(path), "cpu"), given).recognizer
         return lambda source: next(iter(recognizer.transcribe([source])))
     checkpoint = load_checkpoint(path)
@@ -87,7 +88,7 @@ def _faster_whisper(
     model = whisper_peers.faster_whisper(checkpoint, name, compute_type=compute_type, cpu_threads=threads)
 
     def transcribe(wave: object) -> tuple[str, str]:
-        segments, info = model.transcribe(wave, language=language)  # type: ignore[arg-type]
+        segments, info = model.transcribe(wave, language=language)
         return "".join(segment.text for segment in segments), info.language
 
     return transcribe
@@ -104,7 +105,7 @@ def _openai_whisper(
 
         torch.manual_seed(0)  # fallbacks sample
         options = {"beam_size": BEAMS, "best_of": 5, "temperature": TEMPERATURES, "fp16": False, "language": language}
-        result = whisper.transcribe(model, wave, **options)  # type: ignore[arg-type]
+        result = whisper.transcribe(model, wave, **options)
         return str(result["text"]), str(result["language"])
 
     return transcribe
@@ -135,9 +136,8 @@ def transcribed(
         outcomes = list(cache.recognize(recognize, sources))
     texts = [one.transcript.text if one.transcript and one.error is None else None for one in outcomes]
     found = [one.transcript.language if one.transcript else None for one in outcomes]
-    asked = given.language is None and any(one.language for one in utterances)
     right = sum(one.language == language for one, language in zip(utterances, found, strict=True))
-    return Texts(evaluate_texts(utterances, texts, given.normalizer), right if asked else None)
+    return Texts(evaluate_texts(utterances, texts, given.normalizer), right)
 
 
 def _version(program: str) -> str:
@@ -196,7 +196,8 @@ def rows(model: str, manifest: Path, given: argparse.Namespace) -> Iterator[list
     score = ours[1].evaluation.score if ours[1] else None
     size = f"{len(utterances)} ({score.words if score else 0})"
     yield [path.name, name, size, *map(rate, heard.values()), difference(ours[0], ours[1])]
-    if any(texts and texts.languages is not None for texts in heard.values()):
+    whisper = load_checkpoint(path).whisper
+    if given.language is None and whisper is not None and whisper.multilingual and utterances[0].language:
         cells = [f"{texts.languages} right" if texts else "–" for texts in heard.values()]
         yield [path.name, f"{name}, languages", str(len(utterances)), *cells, ""]
 
@@ -206,8 +207,8 @@ def head(given: argparse.Namespace) -> Iterator[str]:
     versions = ", ".join(f"{program} {_version(program)}" for program in ("focusasr", *PEERS))
     language = f"language {given.language}" if given.language else "language detected by multilingual models"
     yield (
-        f"Word error rate in % with its 95 % bootstrap interval; normalizer {given.normalizer}, {BEAMS} beams, {language}; "
-        f"{versions}. The last column is a difference in points with its paired interval."
+        f"Word error rate in % with its 95 % bootstrap interval; normalizer {given.normalizer}, {BEAMS} beams, "
+        f"{language}; {versions}. The last column is a difference in points with its paired interval."
     )
     yield ""
     columns = ["model", "set", "clips (words)", *(" ".join(system) for system in SYSTEMS), "focusasr int8 − float32"]
