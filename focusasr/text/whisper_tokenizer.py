@@ -36,7 +36,7 @@ TIMESTAMPS = [f"<|{step // 50}.{step % 50 * 2:02}|>" for step in range(1501)]  #
 ENGLISH_RANKS = 50_256  # tokens of text; multilingual vocabularies have one more
 MERGES = Path(__file__).parent / "merges"  # see NOTICE.txt there
 MOST_SPLITTING = 20_000_000  # sum of squared token lengths; OpenAI's vocabularies have 3 million
-OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>"}  # as in the first conversions
+OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>", "<|he|>": "<|iw|>"}  # as in the first conversions
 
 Merge = tuple[str, str]
 
@@ -88,19 +88,21 @@ class WhisperTokenizer(Tokenizer):
         self.sot_lm, self.sot_prev = self.token("<|startoflm|>"), self.token("<|startofprev|>")
         self.no_speech, self.no_timestamps = self.token("<|nospeech|>"), self.token("<|notimestamps|>")
         self.timestamp_begin = self.token("<|0.00|>")
-        ids = {code: engine.token_to_id(f"<|{code}|>") for code in LANGUAGES}
+        ids = {code: self._id(f"<|{code}|>") for code in LANGUAGES}
         self.languages = {code: int(index) for code, index in ids.items() if index is not None}
         if policy.language is not None and policy.language not in self.languages:
             raise SettingError("language", policy.language, f"one of {' '.join(self.languages)}")
 
     def token(self, name: str) -> int:
         """Return the id of a special token such as "<|nospeech|>"."""
-        index = self.engine.token_to_id(name)
-        if index is None and name in OTHER_NAMES:
-            index = self.engine.token_to_id(OTHER_NAMES[name])
+        index = self._id(name)
         if index is None:
             raise InputError(f"tokenizer.json lacks the special token {name!r}; use the tokenizer of a Whisper model")
-        return int(index)
+        return index
+
+    def _id(self, name: str) -> int | None:
+        names = (name, OTHER_NAMES.get(name, name))
+        return next((id for id in map(self.engine.token_to_id, names) if id is not None), None)
 
     @property
     def separator(self) -> list[int]:

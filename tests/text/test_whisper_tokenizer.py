@@ -109,6 +109,12 @@ def test_first_conversions_lack_timestamps_and_say_nocaptions() -> None:
     assert old.timestamp_begin == TOKENIZER.timestamp_begin and old.size == TOKENIZER.size
 
 
+def test_first_conversions_call_hebrew_iw() -> None:
+    named = {"<|iw|>" if name == "<|es|>" else name: id for name, id in ADDED.items()}
+    old = WhisperTokenizer.from_document(document_from_parts(PIECES, MERGES, named), KEEP, WhisperConfig())
+    assert old.languages["he"] == ADDED["<|es|>"] and old.speaking("he").policy.language == "he"
+
+
 def test_ranks_and_merges_make_the_same_tokens() -> None:
     """Merges recovered from ranks are those that learned the vocabulary."""
     engine = engine_from_ranks(ranks_text(PIECES), len(PIECES) + len(special_tokens(3)))
