@@ -85,8 +85,8 @@ class LongformConfig:
     initial_prompt: str | None = setting(None, "prompt for the first window, with names, spelling or style")
     carry_initial_prompt: bool = setting(False, "initial_prompt for every window")
     condition_on_previous_text: bool = setting(True, "previous text as prompt for each window")
-    prefix: str | None = setting(None, "text with which every window starts")
-    hotwords: str | None = setting(None, "expected words, as prompt for every window unless --prefix is given")
+    prefix: str | None = setting(None, "text with which the transcript starts")
+    hotwords: str | None = setting(None, "expected words, as prompt for every window that does not start with --prefix")
     clip_timestamps: str = setting("0", "start,end,start,end,... of the clips to transcribe, in seconds")
     hallucination_silence_threshold: float | None = setting(
         None, "silence to skip around words that look hallucinated, with word times, in seconds (none: off)"

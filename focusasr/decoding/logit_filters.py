@@ -95,6 +95,19 @@ class Timestamps(LogitFilter):
 
 
 @dataclass(frozen=True)
+class Continued(LogitFilter):
+    """Apply rules to a text whose first tokens are given in the prompt."""
+
+    opening: tuple[int, ...]
+    rules: tuple[LogitFilter, ...]
+
+    def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return logits (B, V) after the rules, which take the opening for the first tokens."""
+        opening = _index(self.opening, tokens.device).expand(len(tokens), -1)
+        return apply_rules(self.rules, logits, torch.cat((opening, tokens), dim=1))
+
+
+@dataclass(frozen=True)
 class RepetitionPenalty(LogitFilter):
     """Make earlier tokens less likely: positive logits divided, negative ones multiplied (Keskar et al. 2019, 4.1)."""
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from focusasr.decoding.beam_search import Hypothesis, Search, StopCriteria, forward, search
-from focusasr.decoding.logit_filters import LogitFilter, NoRepeatNgram, RepetitionPenalty, Suppress, Timestamps
+from focusasr.decoding.logit_filters import (
+    Continued,
+    LogitFilter,
+    NoRepeatNgram,
+    RepetitionPenalty,
+    Suppress,
+    Timestamps,
+)
 from focusasr.model.engine import DecodingState, Engine
 from focusasr.model.transformer import EncoderOutput
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
@@ -105,38 +112,44 @@ class WhisperDecoder:
         rows = logits[:, list(codes.values())].float().softmax(dim=-1).tolist()
         return [dict(zip(codes, row, strict=True)) for row in rows]
 
-    def prompt(self, previous: Sequence[int] = (), timestamps: bool = True) -> list[int]:
-        """Return the prompt: hotwords, previous text, start tokens and prefix.
+    def opening(self, timestamps: bool = True) -> list[int]:
+        """Return the tokens that the first window's text starts with: the prefix, if any, from the time 0 on.
+
+        As in faster-whisper. openai/whisper has the prefix before the first timestamp, where real models write nothing.
+        """
+        prefix = self._encoded(self.longform.prefix)[: self._most]
+        return [*([self.tokenizer.timestamp_begin] if timestamps else []), *prefix] if prefix else []
+
+    def prompt(self, previous: Sequence[int] = (), timestamps: bool = True, opening: Sequence[int] = ()) -> list[int]:
+        """Return the prompt: hotwords, unless there is an opening, previous text, start tokens and opening.
 
         The format is openai/whisper's, and faster-whisper's for hotwords. The previous text is cut from the left to
-        half the context, or to less with a long prefix, so that a quarter of the context remains for the text.
+        half the context, or to less with a long opening, so that a quarter of the context remains for the text.
         """
         tokenizer = self.tokenizer
         start = [*tokenizer.sot_sequence, *([] if timestamps else [tokenizer.no_timestamps])]
-        prefix, expected = (given[: self._most] for given in (self._prefix(), self._expected()))
-        room = self._room(len(start), len(prefix), len(expected))
+        expected = [] if opening else self._expected()[: self._most]
+        room = self._room(len(start), len(opening), len(expected))
         before = [*expected, *(list(previous)[-room:] if room > 0 else [])]
-        return [*([tokenizer.sot_prev, *before] if before else []), *start, *prefix]
+        return [*([tokenizer.sot_prev, *before] if before else []), *start, *opening]
 
     @property
     def _most(self) -> int:
         return self.context // 2 - 1
 
-    def _room(self, start: int, prefix: int, expected: int) -> int:
+    def _room(self, start: int, opening: int, expected: int) -> int:
         """Return the number of previous tokens that fit into the prompt."""
-        return min(self._most, self.context - self.context // 4 - 1 - start - prefix) - expected
-
-    def _prefix(self) -> list[int]:
-        return self._encoded(self.longform.prefix)
+        return min(self._most, self.context - self.context // 4 - 1 - start - opening) - expected
 
     def _expected(self) -> list[int]:
-        return [] if self.longform.prefix else self._encoded(self.longform.hotwords)
+        return self._encoded(self.longform.hotwords)
 
     def remarks(self) -> list[str]:
         """Return warnings about prompts that are too long."""
-        prefix, expected, initial = self._prefix(), self._expected(), self._encoded(self.longform.initial_prompt)
-        lengths = (min(len(given), self._most) for given in (prefix, expected))
-        room = max(0, self._room(len(self.tokenizer.sot_sequence), *lengths))
+        prefix, expected = self._encoded(self.longform.prefix), self._expected()
+        initial, opening = self._encoded(self.longform.initial_prompt), len(self.opening())
+        room = self._room(len(self.tokenizer.sot_sequence), opening, 0 if opening else min(len(expected), self._most))
+        room = max(0, room)
         parts = (("--prefix", prefix, self._most, "last"), ("--hotwords", expected, self._most, "last"))
         return [
             f"{option}: {len(given)} tokens, more than the maximum of {most}; the {end} {len(given) - most} are cut"
@@ -173,9 +186,13 @@ class WhisperDecoder:
 
     @torch.inference_mode()
     def answers(
-        self, memory: EncoderOutput, prompts: Sequence[Sequence[int]], timestamps: bool = True
+        self,
+        memory: EncoderOutput,
+        prompts: Sequence[Sequence[int]],
+        timestamps: bool = True,
+        opening: Sequence[int] = (),
     ) -> list[DecodingResult]:
-        """Return the text of each window; prompts have one length.
+        """Return the text of each window; prompts have one length, and texts start with the opening that they end with.
 
         Failed windows are decoded again, at a higher temperature.
 
@@ -183,12 +200,13 @@ class WhisperDecoder:
         the last one.
         """
         rules = self.rules(timestamps)
+        rules = [Continued(tuple(opening), tuple(rules))] if opening else rules
         tried: list[list[DecodingResult]] = [[] for _ in prompts]
         waiting = list(range(len(prompts)))
         for temperature in self.config.temperatures:
             prompt = torch.tensor([list(prompts[row]) for row in waiting], device=memory.states.device)
             for row, answer in zip(waiting, self._tried(memory, prompt, rules, temperature), strict=True):
-                tried[row].append(answer)
+                tried[row].append(self._opened(answer, opening) if opening else answer)
             failed = [place for place, row in enumerate(waiting) if has_failed(tried[row][-1], self.config)]
             waiting = [waiting[place] for place in failed]
             if not waiting:
@@ -216,6 +234,11 @@ class WhisperDecoder:
         said = self.text(text.tokens).strip()
         ratio = compression_ratio(said)
         return DecodingResult(text.tokens, said, temperature, text.avg_logprob, ratio, no_speech_prob)
+
+    def _opened(self, answer: DecodingResult, opening: Sequence[int]) -> DecodingResult:
+        tokens = [*opening, *answer.tokens]
+        text = self.text(tokens).strip()
+        return answer._replace(tokens=tokens, text=text, compression_ratio=compression_ratio(text))
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without timestamps."""

@@ -227,11 +227,12 @@ class WhisperRecognizer:
     def _read(self, reader: WhisperDecoder, sound: LogMelStream, window: MelWindow, script: PromptHistory) -> Step:
         """Return a window's text and the frame at which the next one begins."""
         memory = self.engine.encode([sound.window(window.seek, window.frames)])
-        prompt = reader.prompt(script.before(self.longform.carry_initial_prompt))
+        opening = [] if script.segments else reader.opening()
+        prompt = reader.prompt(script.before(self.longform.carry_initial_prompt), opening=opening)
         if self.engine.config.tail_frames is not None:  # a short clip has room for few words, and a loop for many
             most = MOST_TOKENS_AT_LEAST + TOKENS_PER_SECOND * window.seconds
             reader.most_tokens = min(reader.context // 2, int(most))
-        (answer,) = reader.answers(memory, [prompt])
+        (answer,) = reader.answers(memory, [prompt], opening=opening)
         if is_silence(answer, self.search):
             return Step([], window.seek + window.frames)
         stretch = split(window, answer, reader.tokenizer)

@@ -55,18 +55,17 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     ) -> tuple[Transcript, float]:
         read = [0]
         pieces = self._pieces(source, cut_off, read)
-        batch = head = list(islice(pieces, self.batch_size))
+        batch = head = list(islice(pieces, 1 if self.longform.prefix else self.batch_size))
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
         while reader and batch:
-            fresh = [
-                replace(segment, id=len(segments) + index)
-                for index, segment in enumerate(self._found(reader, batch, heard))
-            ]
+            opening = [] if segments else reader.opening()
+            found = self._found(reader, batch, heard, opening)
+            fresh = [replace(segment, id=len(segments) + index) for index, segment in enumerate(found)]
             segments += fresh
             ready(reader.tokenizer.policy.language, fresh)
             progress(sum(len(piece.waveform) for piece in batch) / SAMPLE_RATE_HZ)
-            batch = list(islice(pieces, self.batch_size))
+            batch = list(islice(pieces, self.batch_size if segments or not self.longform.prefix else 1))
         text = "".join(segment.text for segment in segments)
         language = (reader or self).tokenizer.policy.language
         return Transcript(text, segments, language), read[0] / SAMPLE_RATE_HZ
@@ -89,12 +88,19 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         if not found and any(asked):
             raise behind_end(source, self.longform, read[0] / SAMPLE_RATE_HZ)
 
-    def _found(self, reader: WhisperDecoder, batch: list[AudioSegment], heard: SegmentCache) -> list[Segment]:
-        """Return the segments of a batch, by chunk; cached chunks are not decoded again."""
+    def _found(
+        self, reader: WhisperDecoder, batch: list[AudioSegment], heard: SegmentCache, opening: Sequence[int]
+    ) -> list[Segment]:
+        """Return the segments of a batch, by chunk, of which each text starts with the opening.
+
+        Cached chunks are not decoded again.
+        """
         known = [heard.piece(piece) for piece in batch]
         fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
         parts = (
-            run_in_halves(lambda some: self._decoded(reader, some), fresh, self.device, self._halve) if fresh else []
+            run_in_halves(lambda some: self._decoded(reader, some, opening), fresh, self.device, self._halve)
+            if fresh
+            else []
         )
         for piece, segments in zip(fresh, parts, strict=True):
             if segments is None:
@@ -106,10 +112,13 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     def _halve(self, size: int) -> None:
         self.batch_size = min(self.batch_size, size)
 
-    def _decoded(self, reader: WhisperDecoder, pieces: Sequence[AudioSegment]) -> list[list[Segment]]:
-        """Return the segments of each chunk of one batch."""
+    def _decoded(
+        self, reader: WhisperDecoder, pieces: Sequence[AudioSegment], opening: Sequence[int] = ()
+    ) -> list[list[Segment]]:
+        """Return the segments of each chunk of one batch; each text starts with the opening."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
-        answers = reader.answers(memory, [reader.prompt(self._initial(reader))] * len(pieces))
+        prompt = reader.prompt(self._initial(reader), opening=opening)
+        answers = reader.answers(memory, [prompt] * len(pieces), opening=opening)
         result: list[list[Segment]] = []
         left: dict[int, AudioSegment] = {}
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):

@@ -103,16 +103,21 @@ def test_the_prompt_holds_expected_words_the_text_before_and_the_prefix(tmp_path
     cat = tokenizer.encode_exactly(" cat")
     expecting = reader(tmp_path, hotwords="cat")
     assert expecting.prompt([5, 6]) == [tokenizer.sot_prev, *cat, 5, 6, *start]
-    assert reader(tmp_path, hotwords="cat", prefix="cat").prompt([5]) == [tokenizer.sot_prev, 5, *start, *cat]
+    both = reader(tmp_path, hotwords="cat", prefix="cat")
+    assert both.opening() == [tokenizer.timestamp_begin, *cat] and both.opening(timestamps=False) == cat
+    assert both.prompt([5], opening=cat) == [tokenizer.sot_prev, 5, *start, *cat]
+    assert both.prompt([5]) == [tokenizer.sot_prev, *cat, 5, *start] and plain.opening() == []
 
 
 def test_a_long_prefix_leaves_room_to_write(tmp_path: Path) -> None:
     plain = reader(tmp_path)
     windows = reader(tmp_path, prefix="cat " * plain.context)
-    prompt = windows.prompt(list(range(100)))
+    opening = windows.opening()
+    prompt = windows.prompt(list(range(100)), opening=opening)
     assert prompt[0] == plain.tokenizer.sot_prev and prompt[1 : prompt.index(plain.tokenizer.start)][-1] == 99
     assert 0 < plain.context - len(prompt) >= plain.context // 4
-    assert len(windows.answers(windows.engine.encode([torch.randn(200, 20)]), [prompt])) == 1
+    (text,) = windows.answers(windows.engine.encode([torch.randn(200, 20)]), [prompt], opening=opening)
+    assert text.tokens[: len(opening)] == opening and text.text.startswith("cat cat")
 
 
 def test_repetition_rules_are_heeded(tmp_path: Path) -> None:

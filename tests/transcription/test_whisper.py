@@ -81,7 +81,6 @@ def check(mine: dict[str, Any], wanted: dict[str, Any]) -> None:
         {"beam_size": 2, "clip_timestamps": "30"},
         {"condition_on_previous_text": False, "clip_timestamps": "20,69", "language": "en"},
         {"initial_prompt": "Chirps", "carry_initial_prompt": True},
-        {"prefix": "Well"},
         {"clip_timestamps": "5,14.5,40"},
         {"no_speech_threshold": 1e-8, "logprob_threshold": -2.1},
         {"suppress_tokens": "", "language": "de", "task": "translate"},
@@ -139,6 +138,20 @@ def test_clips_behind_the_end_are_told(recording: Source) -> None:
     )
     (outcome,) = reader.transcribe([recording])
     assert str(outcome.error) == "chirps.wav: --clip-timestamps 90,95 are after its end, 70.00 s"
+
+
+def test_the_transcript_starts_with_the_prefix(recording: Source) -> None:
+    """Also its tokens and times; openai/whisper leaves the prefix out, and real models then write nothing."""
+    settings = LongformConfig(prefix="Well then", language="en")
+    reader = WhisperRecognizer(
+        pair(ENGLISH)[1], torch.device("cpu"), DecodingConfig(), SearchConfig(**GREEDY), settings
+    )
+    (outcome,) = reader.transcribe([recording])
+    assert outcome.transcript is not None and len(outcome.transcript.segments) > 3
+    tokenizer, first = reader.tokenizer, outcome.transcript.segments[0]
+    opening = [tokenizer.timestamp_begin, *tokenizer.encode_exactly(" Well then")]
+    assert first.tokens[: len(opening)] == opening and first.text.startswith(" Well then")
+    assert outcome.transcript.text.count(" Well then") == 1
 
 
 def test_an_english_model_is_read_likewise(recording: Source, monkeypatch: pytest.MonkeyPatch) -> None:

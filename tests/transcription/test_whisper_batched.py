@@ -41,10 +41,12 @@ def loudness_is_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def recognize(source: Source, **settings: object) -> Transcript:
+def recognize(source: Source, longform: LongformConfig | None = None, **settings: object) -> Transcript:
     config = DecodingConfig(**settings)  # type: ignore[arg-type]
     search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
-    recognizer = BatchedWhisperRecognizer(checkpoint(), torch.device("cpu"), config, search, LongformConfig())
+    recognizer = BatchedWhisperRecognizer(
+        checkpoint(), torch.device("cpu"), config, search, longform or LongformConfig()
+    )
     (outcome,) = recognizer.transcribe([source])
     assert outcome.error is None and outcome.transcript is not None
     return outcome.transcript
@@ -70,6 +72,14 @@ def test_pieces_keep_their_times_and_their_text_in_any_batch() -> None:
     assert [(s.start, s.end, s.text, s.tokens) for s in alone.segments] == [
         (s.start, s.end, s.text, s.tokens) for s in together.segments
     ]
+
+
+def test_the_first_piece_starts_with_the_prefix() -> None:
+    parts = [part for seed in range(2) for part in (chirps(9.0, seed).numpy(), np.zeros(25 * SAMPLE_RATE_HZ))]
+    soundfile.write("talk.wav", np.concatenate(parts), 16_000)
+    found = recognize(Source("talk.wav"), LongformConfig(prefix="Well then"), batch_size=2)
+    assert found.segments[0].start < 9 and found.segments[-1].start > 30
+    assert found.text.startswith(" Well then") and found.text.count(" Well then") == 1
 
 
 def test_what_follows_the_last_pair_of_times_is_read_again_or_kept() -> None:
