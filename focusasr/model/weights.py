@@ -172,13 +172,7 @@ class UnreadWeights:
         module.load_state_dict(found, strict=False, assign=True)
 
     def table(self, name: str) -> Tensor | Integers:
-<<<<<<< HEAD
-        """Return a matrix in the fewest bytes that keep its values: 8 bits as stored, half precision or float32."""
-||||||| 5e6dd61
-        """Return a matrix in the fewest bytes that keep its values: as stored in 8 bits, in half precision, or float32."""
-=======
         """Return a matrix in the fewest bytes that keep its values: as stored in 8 bits, half precision or float32."""
->>>>>>> light
         weight = self._tensors[name]
         if weight.integers is not None:
             values, scales = weight.integers()

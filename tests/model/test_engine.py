@@ -14,15 +14,9 @@ from torch import Tensor
 from focusasr.audio.features import stack
 from focusasr.config import DecodingConfig
 from focusasr.model.attention import HybridAttention
-<<<<<<< HEAD
-from focusasr.model.decoding_state import DecodingState
-from focusasr.model.engine import Engine, joined
-||||||| 5e6dd61
-from focusasr.model.engine import DecodingState, Engine
-=======
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
-from focusasr.model.engine import DecodingState, Engine, prepare
->>>>>>> light
+from focusasr.model.decoding_state import DecodingState
+from focusasr.model.engine import Engine, joined, prepare
 from focusasr.model.quantization import (
     Int8Linear,
     Integers,
