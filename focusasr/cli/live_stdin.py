@@ -24,6 +24,7 @@ from focusasr.transcription.recognizer import LoadedModel
 
 JUDGED_SECONDS = 1.0  # after which a pipe counts as live
 FASTEST = 2.0  # times real time, at which it still does
+AHEAD_SECONDS = 5.0  # of audio that may have waited in the pipe while the model was loaded
 CLEAR = "\r\x1b[K"
 
 
@@ -79,7 +80,7 @@ def _live_samples(data: queue.SimpleQueue[bytes | None], pcm: PcmStream, raw: bo
         held.append(pcm.feed(part))
         seconds += len(held[-1]) / SAMPLE_RATE_HZ
         passed = time.monotonic() - begin
-        if seconds > FASTEST * passed + JUDGED_SECONDS:
+        if seconds > FASTEST * passed + AHEAD_SECONDS:
             return
         if passed >= JUDGED_SECONDS:
             yield np.concatenate(held)

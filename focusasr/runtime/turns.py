@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 MOST_TOGETHER = 16
-WAIT_SECONDS = 0.005  # longest idle wait for items of other threads
+WAIT_SECONDS = 0.1  # longest wait for items of other threads, while these compute
 
 
 class _Item:
@@ -27,8 +27,8 @@ class _Item:
 class Turns:
     """Lets one thread at a time compute, in order of arrival, and computes similar items of several threads together.
 
-    A thread that shares an item waits while others have their turns, until all of them wait or have left, at most
-    `most` items are together, or a few milliseconds are over: no thread waits while the processor is idle for longer.
+    A thread that shares an item waits while others have their turns, until all of them wait or have left, `most` items
+    are together, or a tenth of a second is over. The processor is never idle meanwhile.
     """
 
     def __init__(self, most: int = MOST_TOGETHER) -> None:

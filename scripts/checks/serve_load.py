@@ -6,8 +6,9 @@
 
 Half of the clients send corrupt recordings, incomplete uploads or slow uploads, or close the connection before the
 answer, unless `--all-good`. Options after `--` are those of `focusasr serve`; `--port` and `--pid` are those of another
-server with OpenAI's interface. Prints JSON: requests, failures of good clients, latencies in seconds, throughput in
-seconds of audio per second, memory in megabytes. Status 1 if a good client failed or if memory grew by more than 10 %.
+server with OpenAI's interface. Prints JSON: requests, failures of good clients, latencies in seconds, seconds of audio
+per second and per second of computing (with --all-good), memory in megabytes. Status 1 if a good client failed or if
+memory grew by more than 10 %.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Other(Server):
 
     def __init__(self, port: int, pid: int) -> None:
         self.port, self.key = port, None
-        self.process = psutil.Process(pid)  # type: ignore[assignment]
+        self.process = psutil.Process(pid)
 
     def end(self) -> int:
         """Leave it running."""
@@ -134,11 +135,13 @@ def main() -> int:
     threads = [threading.Thread(target=kind) for kind in kinds]
     for thread in threads:
         thread.start()
-    time.sleep(WARM_UP_SHARE * given.seconds)
     process = psutil.Process(server.process.pid)
+    computed = -sum(process.cpu_times()[:2])
+    time.sleep(WARM_UP_SHARE * given.seconds)
     before = process.memory_info().rss
     for thread in threads:
         thread.join()
+    computed += sum(process.cpu_times()[:2])
     after, descriptors = process.memory_info().rss, server.descriptors()
     p50, p95, p99 = np.percentile(load.latencies, [50, 95, 99])
     figures = {
@@ -147,6 +150,7 @@ def main() -> int:
         "misbehaving": load.bad,
         "latency_seconds": {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3)},
         "throughput": round(load.audio_seconds / given.seconds, 2),
+        "audio_per_cpu_second": round(load.audio_seconds / computed, 2),
         "memory_mb": [round(before / 1e6, 1), round(after / 1e6, 1)],
         "open_files": descriptors,
         "exit_status": server.end(),
