@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from focusasr.audio.integrity import AudioError, CutOff
 from focusasr.audio.source import MemoryAudio, Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.libraries import library
+
+if TYPE_CHECKING:
+    import soxr
 
 WRITER_SECONDS = 2.0  # time limit for the first byte from a pipe
 
@@ -122,13 +125,22 @@ def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object]
         if sound.rate_hz == rate_hz:
             yield from blocks
             return
-        with library("soxr"):
-            import soxr
+        yield from resampled(blocks, sound.rate_hz, rate_hz)
 
-        resampler = soxr.ResampleStream(sound.rate_hz, rate_hz, 1, dtype="float32", quality="HQ")
-        for block in blocks:
-            yield resampler.resample_chunk(block)
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+def make_resampler(from_hz: int, to_hz: int) -> soxr.ResampleStream:
+    """Return a resampler for the blocks of one recording; LibraryError if soxr does not load."""
+    with library("soxr"):
+        import soxr
+    return soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+
+
+def resampled(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
+    """Yield blocks of samples (n,) at another rate."""
+    resampler = make_resampler(from_hz, to_hz)
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _up_to_cut(blocks: Iterator[np.ndarray], cut_off: Callable[[CutOff], object]) -> Iterator[np.ndarray]:

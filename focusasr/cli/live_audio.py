@@ -7,20 +7,22 @@ import queue
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from io import BufferedReader
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
-import soxr
 
 from focusasr.audio.channels import check_channel
 from focusasr.audio.decoders import check_rate
-from focusasr.audio.load import stream
+from focusasr.audio.load import make_resampler, resampled, stream
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
+
+if TYPE_CHECKING:
+    import soxr
 
 BLOCK_SECONDS = 0.05
 SILENT_SECONDS = 5.0  # without a block until a microphone counts as lost
@@ -110,7 +112,7 @@ class PcmStream:
         if self._rate == SAMPLE_RATE_HZ:
             return samples
         if self._resampler is None:
-            self._resampler = soxr.ResampleStream(self._rate, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+            self._resampler = make_resampler(self._rate, SAMPLE_RATE_HZ)
         return self._resampler.resample_chunk(samples, last=last)
 
 
@@ -159,17 +161,8 @@ def microphone() -> Iterator[np.ndarray]:
         device.start()
     except (sounddevice.PortAudioError, ValueError) as error:
         raise InputError(f"microphone: cannot be opened ({error}). Connect one, or give audio with --from.") from None
-    return _resampled(_recorded(device, blocks), rate)
-
-
-def _resampled(blocks: Iterable[np.ndarray], rate_hz: int) -> Iterator[np.ndarray]:
-    if rate_hz == SAMPLE_RATE_HZ:
-        yield from blocks
-        return
-    resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield resampler.resample_chunk(block)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    recorded = _recorded(device, blocks)
+    return recorded if rate == SAMPLE_RATE_HZ else resampled(recorded, rate, SAMPLE_RATE_HZ)
 
 
 def _recorded(device: _Stream, blocks: queue.SimpleQueue[np.ndarray]) -> Iterator[np.ndarray]:

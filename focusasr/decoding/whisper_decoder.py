@@ -276,7 +276,8 @@ class WhisperDecoder:
         et al. 2023, Fast inference by speculative decoding.
         """
         drafted = torch.tensor([draft], device=prompt.device)
-        logits, state = self.decoder.advance(torch.cat((prompt, drafted), dim=1), self.decoder.start(memory))
+        state = self.engine.start(memory)
+        logits = self.engine.advance(torch.cat((prompt, drafted), dim=1), state)
         start = prompt.shape[1]
         count, log_prob = 0, 0.0
         for count, token in enumerate([*draft, -1]):

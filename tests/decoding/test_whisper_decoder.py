@@ -151,7 +151,9 @@ def test_draft_saves_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     memory = windows.engine.encode([torch.randn(200, 20)])
     (plain,) = windows.answers(memory, [windows.prompt()])
     passes, advance = list[int](), windows.engine.advance
-    monkeypatch.setattr(windows.engine, "advance", lambda *given: passes.append(1) or advance(*given))
+    monkeypatch.setattr(
+        windows.engine, "advance", lambda *given, **options: passes.append(1) or advance(*given, **options)
+    )
     windows.answers(memory, [windows.prompt()])
     before = len(passes)
     windows.draft = plain.tokens

@@ -315,7 +315,7 @@ def test_knobs_where_nothing_can_be_turned(run, song: str, command: str) -> None
     [
         (["--layer", 0], 2, "--layer 0; expected: a whole number, at least 1"),
         (["--layer", 2, "--layer", 4], 2, "--layer 4; expected: 1 to 3"),
-        (["--span-scale", 0], 2, "--span-scale 0; expected: 1e-9 to 1e9"),
+        (["--span-scale", 0], 2, "--span-scale 0; expected: 1e-09 to 1000000000"),
         (["--seconds", 0], 2, "--seconds 0; expected: above 0"),
         (["--seconds", 121], 2, "at most 120"),
         (["--offset", 100], 1, "song.wav"),

@@ -84,7 +84,7 @@ def test_every_library_of_this_installation_loads() -> None:
 
 
 def test_pair_that_does_not_load_names_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "version", lambda name: {"torch": "2.12.1", "torchaudio": "2.11.1"}[name])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"torch": "2.12.1", "torchaudio": "2.11.1"}[name])
     seen = r"^torchaudio 2\.11\.1 does not load with torch 2\.12\.1 \(undef"
     with pytest.raises(libraries.LibraryError, match=seen), libraries.library("torchaudio"):
         raise OSError("undefined symbol: torch_x")

@@ -128,10 +128,10 @@ def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.Monke
     honest = BatchedWhisperRecognizer._decoded
 
     def decoded(
-        self: BatchedWhisperRecognizer, reader: WhisperDecoder, pieces: list[AudioSegment]
+        self: BatchedWhisperRecognizer, reader: WhisperDecoder, pieces: list[AudioSegment], *rest: object
     ) -> list[list[Segment]]:
         lengths.append([len(piece.waveform) / SAMPLE_RATE_HZ for piece in pieces])
-        return honest(self, reader, pieces)
+        return honest(self, reader, pieces, *rest)
 
     monkeypatch.setattr(WhisperDecoder, "answers", answers)
     monkeypatch.setattr(BatchedWhisperRecognizer, "_decoded", decoded)
