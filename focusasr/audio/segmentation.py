@@ -18,6 +18,8 @@ GROUP_FRAMES = 32  # frames per detector call, 1.024 s, at the same positions fo
 PADDING_FRAMES = round(0.4 * FRAMES_PER_SECOND)  # kept on both sides of speech, for soft onsets and ends
 SILENCE_FRAMES = round(1.0 * FRAMES_PER_SECOND)  # shortest silence that ends a segment and is dropped after the padding
 PAUSE_FRAMES = 3  # shortest pause for a cut, about 0.1 s
+EARLY_SECONDS = 5.0  # of a segment after which `EARLY_SILENCE_FRAMES` end it, for live text
+EARLY_SILENCE_FRAMES = round(0.4 * FRAMES_PER_SECOND)
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,14 @@ def merge_segments(pieces: Iterable[AudioSegment], max_seconds: float) -> Iterat
 
 
 class PauseCutter:
-    """Segmentation of a recording that comes in groups of samples; holds the samples of the open segment."""
+    """Segmentation of a recording that comes in groups of samples; holds the samples of the open segment.
 
-    def __init__(self, max_seconds: float, vad_threshold: float) -> None:
+    With `early`, a segment of some length ends at the next short pause.
+    """
+
+    def __init__(self, max_seconds: float, vad_threshold: float, early: bool = False) -> None:
         self._limit = to_samples(max_seconds, SAMPLE_RATE_HZ) // FRAME_SAMPLES
+        self._early = round(EARLY_SECONDS * FRAMES_PER_SECOND) if early else self._limit
         self._detect = detector(vad_threshold)
         self._waveform, self._speech = np.zeros(0, np.float32), np.zeros(0, bool)
         self._origin = 0  # their first sample in the recording
@@ -127,7 +133,7 @@ class PauseCutter:
         return max(0, int(voiced[0]) - PADDING_FRAMES) if len(voiced) else 0, voiced
 
     def _complete(self, ended: bool) -> Iterator[AudioSegment]:
-        while len(self._speech) and (span := _decide(self._speech, self._waveform, self._limit, ended)):
+        while len(self._speech) and (span := _decide(self._speech, self._waveform, self._limit, self._early, ended)):
             if span.stop > span.start:
                 at = span.start * FRAME_SAMPLES
                 piece = self._waveform[at : span.stop * FRAME_SAMPLES].copy()
@@ -149,11 +155,12 @@ class _Span(NamedTuple):
     stop: int
 
 
-def _decide(speech: np.ndarray, waveform: np.ndarray, limit: int, ended: bool) -> _Span | None:
+def _decide(speech: np.ndarray, waveform: np.ndarray, limit: int, early: int, ended: bool) -> _Span | None:
     """Return the first segment of the held frames; None if it needs more frames.
 
     `speech` (n,) marks frames of speech. The segment starts a padding before the first of them and ends a padding
-    after the last one before a long silence, or at the best cut within `limit` frames.
+    after the last one before a long silence (a short one after `early` frames), or at the best cut within `limit`
+    frames.
     """
     voiced = np.flatnonzero(speech)
     if not len(voiced):
@@ -161,9 +168,11 @@ def _decide(speech: np.ndarray, waveform: np.ndarray, limit: int, ended: bool) -
         return _Span(silent, silent) if silent else None
     start = max(0, int(voiced[0]) - PADDING_FRAMES)
     following = np.append(voiced[1:], len(speech) + (SILENCE_FRAMES if ended else 0))
-    last = voiced[following - voiced > SILENCE_FRAMES]  # last frame of each speech run before a long silence or the end
-    if len(last) and last[0] < start + limit:
-        return _Span(start, min(int(last[0]) + 1 + PADDING_FRAMES, start + limit, len(speech)))
+    silence = np.where(voiced < start + early, SILENCE_FRAMES, EARLY_SILENCE_FRAMES)
+    ends = np.flatnonzero(following - voiced > silence)  # speech runs before a long silence or the end
+    if len(ends) and (last := int(voiced[ends[0]])) < start + limit:
+        padding = min(PADDING_FRAMES, int(silence[ends[0]]) // 2)
+        return _Span(start, min(last + 1 + padding, start + limit, len(speech)))
     if len(speech) < start + limit:
         return None
     return _Span(start, start + _best_cut(speech[start : start + limit], waveform[start * FRAME_SAMPLES :]))

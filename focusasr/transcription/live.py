@@ -22,7 +22,8 @@ from focusasr.transcription.result import Segment, Transcript
 GROUP_SAMPLES = 4 * FRAME_SAMPLES  # 128 ms: block size of the voice activity detection
 LEAST_SECONDS = 0.25  # of speech in a partial text
 PARTIAL_SECONDS = 0.1  # least new audio between two partial texts
-COMPUTING_SHARE = 0.25  # of one core for all texts, on average
+COMPUTING_SHARE = 0.24  # of one core for voice activity detection and all texts, on average
+DEBT_SHARE = 0.5  # of the computing time earned that pays for final texts, so that partial texts continue
 BURST_SECONDS = 1.0  # computing time that may be saved up
 SETTLED_SECONDS = 3.0  # of audio after which a partial text keeps its words before a pause
 MOST_SECONDS = 30.0  # of a segment: a window of Whisper models
@@ -64,8 +65,9 @@ class _Open:
 
     @property
     def text(self) -> str:
-        """The whole partial text."""
-        return f"{self.settled} {self.rest.text.strip() if self.rest else ''}".strip()
+        """The whole partial text; a sentence that continues loses the full stop before it."""
+        rest = self.rest.text.strip() if self.rest else ""
+        return f"{self.settled.rstrip('.') if rest[:1].islower() else self.settled} {rest}".strip()
 
 
 class LiveTranscriber:
@@ -73,8 +75,9 @@ class LiveTranscriber:
 
     `transcribe` returns the transcript of samples (N,) at 16 kHz. It also gets the transcript of their beginning, if
     that is known and may save time, and whether the text is final. A final text is exactly its result for the segment.
-    A partial text is computed from the audio after the last pause, as often as the processor share allows. `turn`
-    surrounds other computations.
+    A segment of some seconds ends at the next short pause, so that its final text appears soon. A partial text is
+    computed from the audio after the last pause, as often as the processor share allows. `turn` surrounds other
+    computations.
     """
 
     def __init__(
@@ -86,10 +89,11 @@ class LiveTranscriber:
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._transcribe, self._clock, self._turn = transcribe, clock, turn
-        self._cutter = PauseCutter(max_seconds, vad_threshold)
+        self._cutter = PauseCutter(max_seconds, vad_threshold, early=True)
         self._waiting = np.zeros(0, np.float32)  # less than a group
         self._open = _Open()
         self._allowance, self._counted = 0.0, clock()  # computing time left, in seconds, at a time of the clock
+        self._debt = 0.0  # computing time of final texts that is not yet taken from the allowance
 
     def feed(self, samples: np.ndarray) -> Iterator[LiveText]:
         """Yield the texts that the next samples (n,), float32 at 16 kHz, complete, and at most one partial text."""
@@ -110,7 +114,9 @@ class LiveTranscriber:
     def _finals(self, group: np.ndarray | None) -> Iterator[LiveText]:
         """Yield the texts of the segments that the next group, or the end, completes."""
         with self._turn():
+            begin = self._clock()
             pieces = list(self._cutter.end() if group is None else self._cutter.add(group))
+            self._spend(self._clock() - begin)
         for piece in pieces:
             transcript = self._computed(piece.waveform, None, last=True)
             end = piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ
@@ -147,15 +153,24 @@ class LiveTranscriber:
     def _may_compute(self) -> bool:
         """Return whether the share of computing time allows another text."""
         now = self._clock()
-        saved = self._allowance + COMPUTING_SHARE * (now - self._counted)
-        self._allowance, self._counted = min(saved, BURST_SECONDS), now
+        earned = COMPUTING_SHARE * (now - self._counted)
+        paid = min(self._debt, earned * DEBT_SHARE)
+        self._debt -= paid
+        self._allowance, self._counted = min(self._allowance + earned - paid, BURST_SECONDS), now
         return self._allowance >= 0
 
     def _computed(self, samples: np.ndarray, before: Transcript | None, last: bool = False) -> Transcript:
         begin = self._clock()
         transcript = self._transcribe(samples, before, last)
-        self._allowance -= self._clock() - begin
+        self._spend(self._clock() - begin, last)
         return transcript
+
+    def _spend(self, seconds: float, last: bool = False) -> None:
+        """Take computing time from the allowance; that of a final text little by little."""
+        if last:
+            self._debt += seconds
+        else:
+            self._allowance -= seconds
 
 
 def live_transcriber(

@@ -3,9 +3,9 @@
     python scripts/benchmarks/live.py tests/data/sample.flac [--model NAME] [--repeat 6]
 
 Prints JSON: latency in seconds, median and 95th percentile, of words (from the end of a word to the first text that
-shows it), of stable words (to the first text from which it is shown always) and of final texts (from the end of a
-segment), corrections per word, and the share of one core. Only computing takes time: waiting and other processes do not
-count. Case and punctuation of words are ignored.
+shows it; also the share of words shown within 0.3 s), of stable words (to the first text from which it is shown always)
+and of final texts (from the end of a segment), corrections per word, and the share of one core. Only computing takes
+time: waiting and other processes do not count. Case and punctuation of words are ignored.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def main() -> None:
     figures = {
         "words": len(words),
         "word_latency": [round(float(value), 2) for value in np.percentile(words, [50, 95])],
+        "within_300_ms": round(float(np.mean(np.array(words) <= 0.3)), 2),
         "stable_latency": [round(float(value), 2) for value in np.percentile(stable, [50, 95])],
         "final_latency": [round(float(value), 2) for value in np.percentile(finals, [50, 95])],
         "corrections_per_word": round(sum(map(corrections, segments)) / len(words), 2),

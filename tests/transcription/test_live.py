@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,36 @@ def test_a_quarter_of_the_time_is_computed_at_most() -> None:
         now += 0.1
     assert partial >= 5
     assert spent <= COMPUTING_SHARE * now + cost
+
+
+def test_a_segment_of_some_seconds_ends_at_a_shorter_pause() -> None:
+    samples = speech(2.0, 0.6, 4.0, 0.6, 2.0, 2.0)
+    ends = [text.end for text in texts(LiveTranscriber(lengths), samples, 1600) if text.final]
+    assert ends == pytest.approx([6.8, 9.6], abs=0.07)
+
+
+def test_partial_texts_continue_after_a_costly_final_text() -> None:
+    now = 0.0
+
+    def slow(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
+        nonlocal now
+        now += 1.0 if last else 0.04
+        return lengths(samples)
+
+    live, samples, seen = LiveTranscriber(slow, clock=lambda: now), speech(6.0, 0.6, 4.0), list[tuple[float, bool]]()
+    for at in range(0, len(samples), 1600):
+        now = max(now, (at + 1600) / SAMPLE_RATE_HZ)
+        seen += [(now, text.final) for text in live.feed(samples[at : at + 1600])]
+    (final,) = (when for when, last in seen if last)
+    assert len([when for when, last in seen if not last and final < when < final + 2.0]) >= 4
+
+
+def test_a_sentence_that_continues_after_a_pause_has_no_full_stop_within() -> None:
+    def dotted(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
+        return replace(lengths(samples), text="so it was.")
+
+    found = texts(LiveTranscriber(dotted, clock=lambda: 0.0), speech(2.0, 0.3, 2.0, 2.0), 1600)
+    assert found[-2].text == "so it was so it was."
 
 
 def test_partial_text_costs_only_the_audio_after_the_last_pause() -> None:
