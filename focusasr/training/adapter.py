@@ -218,7 +218,7 @@ class AdaptStep(TrainStep):
     def _losses(self, found: Sequence[Tensor], lesson: Lesson) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return each row's loss (B,), and its parts: the error of states and divergence, and the cross-entropy."""
         embedding = self.teacher.decoder.token_embedding.weight
-        teaching = torch.zeros(len(lesson.tokens), device=lesson.tokens.device)
+        teaching = 0.0 * found[-1].float().sum(dim=(1, 2))  # has a gradient, also if no row has a target
         if lesson.memory is not None:
             with torch.no_grad():
                 wanted = self.teacher.decoder.hidden(lesson.tokens[lesson.rows], lesson.memory)

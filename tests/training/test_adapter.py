@@ -94,6 +94,16 @@ def test_the_teacher_and_the_shared_embedding_stay(folder: Path, tmp_path: Path)
     assert not torch.equal(step.model.encoder.blocks[0].mlp[1].weight, before["encoder.blocks.0.mlp.1.weight"])
 
 
+def test_a_batch_whose_texts_all_fail_changes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "GREEDY", dataclasses.replace(adapter.GREEDY, logprob_threshold=1.0))
+    step = step_of(folder)
+    assert loss_of(step, batch_of(step, write_song_book(tmp_path, SONGS))) == 0.0
+    gradients = [weights.grad for weights in step.model.parameters() if weights.grad is not None]
+    assert gradients and not any(gradient.any() for gradient in gradients)
+
+
 def test_noise_means_no_speech_and_then_the_end(folder: Path, tmp_path: Path) -> None:
     step = step_of(folder, timestamps=1.0)
     batch = batch_of(step, write_song_book(tmp_path, SONGS), silence=1.0)
