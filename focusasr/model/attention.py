@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focusasr.config import AttentionScaling, ModelConfig
+from focusasr.config import LEARNED_TEMPERATURE_RANGE, AttentionScaling, ModelConfig
 from focusasr.model.local_attention import Window, require_steps, windowed_attention
 from focusasr.runtime.errors import SettingError
 
@@ -22,7 +22,6 @@ Rotation = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
-LEARNED_TEMPERATURE_RANGE = 4.0  # largest ratio of a learned temperature to the formula's value, or its inverse
 
 
 class Cache(NamedTuple):

@@ -1,0 +1,346 @@
+"""Inference engine on ONNX Runtime: an adapted or padded Whisper in 8 bit integers, without PyTorch.
+
+It computes what `engine.Engine` computes in int8; activations have one scale per pass instead of one per row.
+Letters: R rows, L tokens, P past tokens, F frames, T encoder steps, D width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from focusasr.config import LEARNED_TEMPERATURE_RANGE, ModelConfig
+from focusasr.model.onnx_graph import Graph, run, session
+from focusasr.runtime.errors import InputError
+
+SCALE = ".scale"  # of int8 weights, after their name
+BLOCK = 32  # values of a row that are rounded with one scale
+WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
+LARGEST = 2**31 - 1  # end of a slice: to the end
+FAINTEST = 1e-35  # weight of a key outside the soft window
+NEVER = -1e9  # score of a key that a query does not see
+SMALLEST = 1e-30
+
+
+class Memory(NamedTuple):
+    """Encoded audio: keys and values (1, H, T, E) of each decoder layer's cross-attention."""
+
+    keys_values: list[np.ndarray]
+
+
+class State(NamedTuple):
+    """The encoded audio, and keys and values (R, H, P, E) of each decoder layer for the tokens so far."""
+
+    memory: Memory
+    past: list[np.ndarray]
+
+
+def supports(config: ModelConfig) -> bool:
+    """Return whether models of this shape can be computed here: Whisper's, with global or hybrid encoder attention."""
+    plain = config.conv_kernel == 0 and config.max_dist is None and config.positions == "absolute"
+    return plain and config.decoder_attention == "global" and not config.ctc
+
+
+class Weights:
+    """The weights of a safetensors file, by name; InputError for missing, surplus or unusable ones."""
+
+    def __init__(self, path: Path, files: ExitStack) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = files.enter_context(safe_open(path, "np"))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a safetensors file ({error}). Copy the checkpoint again.") from None
+        self._left = set(self._file.keys())
+
+    def floats(self, name: str, *shape: int) -> np.ndarray:
+        """Return weights in float32."""
+        values = self._read(name, shape).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise InputError(f"{self.path}: {name} has values that are not finite. Copy the checkpoint again.")
+        return values
+
+    def integers(self, name: str, *shape: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights (N, K) as 8 bit integers, and their scales (N, parts)."""
+        if name + SCALE in self._left:
+            values, scales = self._read(name, shape), self.floats(name + SCALE, shape[0], parts)
+            if values.dtype != np.int8:
+                raise InputError(f"{self.path}: {name} is {values.dtype}; expected int8. Copy the checkpoint again.")
+            return values, scales
+        rows = self.floats(name, *shape).reshape(shape[0], parts, -1)
+        scales = np.maximum(np.abs(rows).max(axis=2), SMALLEST) / 127
+        return np.rint(rows / scales[..., None]).astype(np.int8).reshape(shape), scales.astype(np.float32)
+
+    def end(self) -> None:
+        """Reject weights that nobody has read."""
+        if self._left:
+            raise InputError(f"{self.path}: unknown weights {', '.join(sorted(self._left)[:3])}. Copy it again.")
+
+    def _read(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        if name not in self._left:
+            raise InputError(f"{self.path}: {name} is missing. Copy the checkpoint again.")
+        self._left.discard(name)
+        found = tuple(self._file.get_slice(name).get_shape())
+        if found != tuple(shape):
+            raise InputError(f"{self.path}: {name} has shape {found}; expected {tuple(shape)}. Copy it again.")
+        values: np.ndarray = self._file.get_tensor(name)
+        return values
+
+
+class _Layers(Graph):
+    """A graph of the layers of a Whisper model."""
+
+    def __init__(self, weights: Weights, config: ModelConfig) -> None:
+        super().__init__()
+        self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
+
+    def linear(self, x: str, name: str, outputs: int | None = None, inputs: int | None = None, bias: bool = True) -> str:
+        """Apply a linear layer."""
+        outputs, inputs = outputs or self.width, inputs or self.width
+        values, scales = self.read.integers(f"{name}.weight", outputs, inputs)
+        added = self.weight(self.read.floats(f"{name}.bias", outputs)) if bias else ""
+        return self.product(x, values, scales, added)
+
+    def product(self, x: str, values: np.ndarray, scales: np.ndarray, bias: str = "") -> str:
+        """Multiply x (…, K), in 8 bits for each row and block, by weights (N, K) with scales (N, 1); add the bias."""
+        rows, size = values.shape
+        blocks = (values.view(np.uint8) ^ 128).reshape(rows, -1, BLOCK)  # 128 stands for 0
+        names = self.weight(blocks), self.weight(np.repeat(scales, size // BLOCK, axis=1).ravel())
+        level = WHOLE_NUMBERS if has_exact_products() else FLOATS
+        shape = {"K": size, "N": rows, "bits": 8, "block_size": BLOCK, "accuracy_level": level}
+        product = self.add("MatMulNBits", x, *names, **shape)
+        return self.plus(product, bias) if bias else product
+
+    def norm(self, x: str, name: str) -> str:
+        """Apply a LayerNorm."""
+        weight, bias = (self.weight(self.read.floats(f"{name}.{one}", self.width)) for one in ("weight", "bias"))
+        return self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-5)
+
+    def split(self, x: str) -> str:
+        """Turn (B, T, D) into heads (B, H, T, E)."""
+        shape = self.weight([0, 0, self.heads, self.width // self.heads])
+        return self._turned(self.add("Reshape", x, shape), 0, 2, 1, 3)
+
+    def merge(self, x: str) -> str:
+        """Turn heads (B, H, T, E) into (B, T, D)."""
+        return self.add("Reshape", self._turned(x, 0, 2, 1, 3), self.weight([0, 0, self.width]))
+
+    def attend(self, q: str, k: str, v: str, bias: str | None = None) -> str:
+        """Attend with queries (B, H, L, E) to keys and values, with a bias on the scores; return (B, L, D)."""
+        scale = self.weight(np.array([(self.width // self.heads) ** -0.5], np.float32))
+        scores = self.add("MatMul", self.add("Mul", q, scale), self._turned(k, 0, 1, 3, 2))
+        scores = self.add("Add", scores, bias) if bias else scores
+        return self.merge(self.add("MatMul", self.add("Softmax", scores, axis=-1), v))
+
+    def keys_values(self, x: str, name: str) -> list[str]:
+        """Return keys and values (B, H, T, E)."""
+        return [self.split(self.linear(x, f"{name}.key", bias=False)), self.split(self.linear(x, f"{name}.value"))]
+
+    def perceptron(self, x: str, name: str) -> str:
+        """Add a block's perceptron to x."""
+        inner = self.linear(self.norm(x, f"{name}.0"), f"{name}.1", 4 * self.width)
+        return self.add("Add", x, self.linear(self.add("Gelu", inner), f"{name}.3", inputs=4 * self.width))
+
+    def plus(self, *values: str) -> str:
+        """Add values up."""
+        return functools.reduce(lambda a, b: self.add("Add", a, b), values)
+
+    def _turned(self, x: str, *order: int) -> str:
+        return self.add("Transpose", x, perm=list(order))
+
+
+class _EncoderGraph(_Layers):
+    """mel (1, F, M), positions (1, T, D) → keys and values of every decoder layer.
+
+    The local branch of a hybrid model attends from blocks of C steps to three of them: `ends` (8,) pads steps with zeros
+    to whole blocks, and `outside` (1, 1, T / C, 1, 3 C) is the bias of keys that are no steps.
+    """
+
+    def build(self) -> None:
+        """Add the whole encoder."""
+        config = self.config
+        x = self._turned(self.input("mel", 1, "F", config.mel_bands), 0, 2, 1)
+        for number, (channels, stride) in enumerate(zip((config.mel_bands, self.width), config.strides, strict=True)):
+            name = f"encoder.stem.conv{number + 1}"
+            weight = self.weight(self.read.floats(f"{name}.weight", self.width, channels, 3))
+            bias = self.weight(self.read.floats(f"{name}.bias", self.width))
+            x = self.add("Gelu", self.add("Conv", x, weight, bias, strides=[stride], pads=[1, 1]))
+        x = self.plus(self._turned(x, 0, 2, 1), self.input("positions", 1, "T", self.width))
+        if config.attention == "hybrid":
+            self.ends = self.input("ends", 8, dtype=np.int64)
+            self.steps = self.input("steps", 1, dtype=np.int64)
+            self.outside = self.input("outside", 1, 1, "C", 1, 3 * config.max_span)
+        for number in range(config.encoder_layers):
+            block = f"encoder.blocks.{number}"
+            x = self.plus(x, self._attention(x, f"{block}.attention"))
+            x = self.perceptron(x, f"{block}.mlp")
+        x = self.norm(x, "encoder.ln_post")
+        for number in range(config.decoder_layers):
+            for value, kind in zip(self.keys_values(x, f"decoder.blocks.{number}.cross"), "kv", strict=True):
+                self.output(value, f"{kind}{number}", 1, self.heads, "T", self.width // self.heads)
+
+    def _attention(self, x: str, name: str) -> str:
+        normed = self.norm(x, f"{name}.ln_global")
+        query = self.split(self.linear(normed, f"{name}.attn_global.query"))
+        mixed = self.attend(query, *self.keys_values(normed, f"{name}.attn_global"))
+        globe = self.linear(mixed, f"{name}.attn_global.out")
+        return self._with_local(x, globe, name) if self.config.attention == "hybrid" else globe
+
+    def _with_local(self, x: str, globe: str, name: str) -> str:
+        """Return the projection of the local branch and the global one (`attention.HybridAttention`)."""
+        config, local = self.config, f"{name}.attn_local"
+        mean = self.add("ReduceMean", globe, self.weight([1]), keepdims=1)
+        values, scales = self.read.integers(f"{name}.span_pred.linear.weight", self.heads, self.width)
+        weight = self.weight((values * scales).T)
+        bias = self.weight(self.read.floats(f"{name}.span_pred.linear.bias", self.heads))
+        span = self.add("Sigmoid", self.plus(self.add("MatMul", mean, weight), bias))  # (1, 1, H)
+        span = self.add("Reshape", span, self.weight([1, self.heads, 1, 1]))
+        temperature = (
+            self._line(span, -config.temp_scale, 1.0 + config.temp_scale)
+            if config.sharpen_longer
+            else self._line(span, config.temp_scale, 0.5)
+        )
+        if config.temperature == "learned":
+            sharpness = LEARNED_TEMPERATURE_RANGE ** np.tanh(self.read.floats(f"{local}.sharpness", self.heads))
+            temperature = self.add("Mul", temperature, self.weight(sharpness.reshape(1, -1, 1, 1).astype(np.float32)))
+        normed = self.norm(x, f"{name}.ln_local")
+        query = self.add("Div", self.split(self.linear(normed, f"{local}.query")), temperature)
+        mixed = self._windowed(query, *self.keys_values(normed, local), self._line(span, config.max_span - config.ramp, config.ramp))
+        values, scales = self.read.integers(f"{name}.projection.weight", self.width, 2 * self.width, parts=2)
+        halves = zip((mixed, globe), np.split(values, 2, axis=1), np.split(scales, 2, axis=1), strict=True)
+        bias = self.weight(self.read.floats(f"{name}.projection.bias", self.width))
+        return self.plus(*(self.product(*half) for half in halves), bias)
+
+    def _windowed(self, q: str, k: str, v: str, radius: str) -> str:
+        """Attend inside a soft window of a radius (1, H, 1, 1) per head, in blocks as long as the largest radius."""
+        block, size = self.config.max_span, self.width // self.heads
+        places = np.arange(3 * block, dtype=np.float32)
+        distance = self.weight(np.abs(places[block : 2 * block, None] - places))
+        reach = self.add("Div", self.add("Sub", radius, distance), self._number(self.config.ramp))
+        visible = self.add("Log", self.add("Clip", reach, self._scalar(FAINTEST), self._scalar(1.0)))  # (1, H, C, 3 C)
+        window = self.add("Unsqueeze", visible, self.weight([2]))
+        q, k, v = (self._blocks(one, shifts) for one, shifts in ((q, (1,)), (k, (0, 1, 2)), (v, (0, 1, 2))))
+        scale = self.weight(np.array([size**-0.5], np.float32))
+        scores = self.add("MatMul", self.add("Mul", q, scale), self._turned(k, 0, 1, 2, 4, 3))
+        mixed = self.add("MatMul", self.add("Softmax", self.plus(scores, window, self.outside), axis=-1), v)
+        joined = self.add("Reshape", mixed, self.weight([0, self.heads, -1, size]))
+        return self.merge(self.add("Slice", joined, self.weight([0]), self.steps, self.weight([2])))
+
+    def _blocks(self, x: str, shifts: Sequence[int]) -> str:
+        """Cut (1, H, T, E) into blocks (1, H, T / C, C, E), with one block of zeros at each end; join the shifted ones."""
+        block, size = self.config.max_span, self.width // self.heads
+        blocks = self.add("Reshape", self.add("Pad", x, self.ends), self.weight([0, self.heads, -1, block, size]))
+        shifted = [
+            self.add("Slice", blocks, self.weight([shift]), self.weight([shift - 2 or LARGEST]), self.weight([2]))
+            for shift in shifts
+        ]
+        return self.add("Concat", *shifted, axis=3) if len(shifted) > 1 else shifted[0]
+
+    def _line(self, x: str, slope: float, start: float) -> str:
+        return self.plus(self.add("Mul", x, self._number(slope)), self._number(start))
+
+    def _number(self, value: float) -> str:
+        return self.weight(np.array([value], np.float32))
+
+    def _scalar(self, value: float) -> str:
+        return self.weight(np.array(value, np.float32))
+
+
+class _DecoderGraph(_Layers):
+    """x (R, L, D), bias (L, P + L), keep (1,), past and memory → logits (R, keep, V) of the last tokens, and the past."""
+
+    def build(self, head: tuple[np.ndarray, np.ndarray]) -> None:
+        """Add the whole decoder; `head` are the integers and scales of the token embedding."""
+        size = self.width // self.heads
+        x, bias = self.input("x", "R", "L", self.width), self.input("bias", "L", "N")
+        keep = self.input("keep", 1, dtype=np.int64)
+        for number in range(self.config.decoder_layers):
+            past = [self.input(f"past_{kind}{number}", "R", self.heads, "P", size) for kind in "kv"]
+            memory = [self.input(f"{kind}{number}", 1, self.heads, "T", size) for kind in "kv"]
+            name = f"decoder.blocks.{number}"
+            normed, globe = self.norm(x, f"{name}.attention.ln_global"), f"{name}.attention.attn_global"
+            query = self.split(self.linear(normed, f"{globe}.query"))
+            fresh = self.keys_values(normed, globe)
+            now = [self.add("Concat", *pair, axis=2) for pair in zip(past, fresh, strict=True)]
+            for value, kind in zip(now, "kv", strict=True):
+                self.output(value, f"now_{kind}{number}", "R", self.heads, "N", size)
+            x = self.plus(x, self.linear(self.attend(query, *now, bias), f"{globe}.out"))
+            asked = self.linear(self.norm(x, f"{name}.ln_cross"), f"{name}.cross.query")
+            x = self.plus(x, self.linear(self.attend(self.split(asked), *memory), f"{name}.cross.out"))
+            x = self.perceptron(x, f"{name}.mlp")
+        last = self.add("Slice", self.norm(x, "decoder.ln"), keep, self.weight([LARGEST]), self.weight([1]))
+        self.output(self.product(last, *head), "logits", "R", "K", self.config.vocabulary)
+
+
+
+class OnnxEngine:
+    """A model in ONNX Runtime: `encode` audio, `start` a text, `advance` it by tokens to the logits of the next."""
+
+    def __init__(self, path: Path, config: ModelConfig, threads: int = 0) -> None:
+        self.config = config
+        with ExitStack() as files:
+            weights = Weights(path, files)
+            self.embedding = weights.integers("decoder.token_embedding.weight", config.vocabulary, config.width)
+            self.text_positions = weights.floats("decoder.positional_embedding", config.text_context, config.width)
+            self.positions = weights.floats("encoder.positions", config.audio_context, config.width)
+            encoder, decoder = _EncoderGraph(weights, config), _DecoderGraph(weights, config)
+            encoder.build()
+            decoder.build(self.embedding)
+            weights.end()
+        self.encoder, self.decoder = session(encoder, threads), session(decoder, threads)
+
+    def encode(self, mel: np.ndarray) -> Memory:
+        """Encode a spectrogram (F, M)."""
+        steps = len(mel) // (self.config.strides[0] * self.config.strides[1])
+        given = {"mel": mel[None], "positions": self.positions[None, :steps]}
+        if self.config.attention == "hybrid":
+            given |= self._windows(steps)
+        return Memory(run(self.encoder, given))
+
+    def _windows(self, steps: int) -> dict[str, np.ndarray]:
+        """Return how steps are cut into blocks, and which places are no steps."""
+        block = self.config.max_span
+        count = -(-steps // block)
+        ends = np.array([0, 0, block, 0, 0, 0, (count + 1) * block - steps, 0])
+        places = block * np.arange(count)[:, None] + np.arange(-block, 2 * block)
+        outside = np.where((places < 0) | (places >= steps), NEVER, 0.0).astype(np.float32)
+        return {"ends": ends, "steps": np.array([steps]), "outside": outside[None, None, :, None]}
+
+    def start(self, memory: Memory, rows: int = 1) -> State:
+        """Return the state before the first token, with the same audio for all rows."""
+        empty = np.zeros((rows, self.config.heads, 0, self.config.width // self.config.heads), np.float32)
+        return State(memory, [empty] * len(memory.keys_values))
+
+    def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
+        """Read tokens (R, L) and return logits (R, keep, V) after the last of them, and the state."""
+        past, length = state.past[0].shape[2], tokens.shape[1]
+        values, scales = self.embedding
+        x = values[tokens] * scales[tokens] + self.text_positions[past : past + length]
+        ahead = np.triu(np.full((length, past + length), NEVER, np.float32), past + 1)
+        given = {"x": x.astype(np.float32), "bias": ahead, "keep": np.array([-keep])}
+        kinds = [f"{kind}{number}" for number in range(self.config.decoder_layers) for kind in "kv"]
+        given |= {f"past_{kind}": one for kind, one in zip(kinds, state.past, strict=True)}
+        given |= dict(zip(kinds, state.memory.keys_values, strict=True))
+        *now, logits = run(self.decoder, given)
+        return logits, State(state.memory, now)
+
+    def select(self, state: State, rows: Sequence[int]) -> State:
+        """Return the state of these rows, in any order; rows may be missing or repeated."""
+        return State(state.memory, [one[list(rows)] for one in state.past])
+
+
+@functools.cache
+def has_exact_products() -> bool:
+    """Return whether products of whole numbers are exact on this CPU, by a trial: sums in 16 bits would saturate."""
+    graph = Graph()
+    x, weight = graph.input("x", 1, BLOCK), graph.weight(np.full((1, 1, BLOCK), 255, np.uint8))
+    shape = {"K": BLOCK, "N": 1, "bits": 8, "block_size": BLOCK, "accuracy_level": WHOLE_NUMBERS}
+    graph.output(graph.add("MatMulNBits", x, weight, graph.weight(np.ones(1, np.float32)), **shape), "y", 1, 1)
+    (found,) = run(session(graph, 1), {"x": np.ones((1, BLOCK), np.float32)})
+    return bool(abs(float(found[0, 0]) - BLOCK * 127) < 1)
