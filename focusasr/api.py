@@ -110,7 +110,7 @@ def load_model(
 
 def available_models() -> list[str]:
     """Return the names that `load` accepts: default (the bundled model), and OpenAI's, which are downloaded once."""
-    from focusasr.model.checkpoint import WHISPER_NAMES
+    from focusasr.model.checkpoint_folder import WHISPER_NAMES
 
     return ["default", *WHISPER_NAMES]
 

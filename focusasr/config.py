@@ -12,6 +12,7 @@ SAMPLE_RATE_HZ = 16_000
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # of recordings: beyond these, resampling needs unbounded memory
 LARGEST = 1_000_000  # of any size of a model: products of sizes stay within PyTorch's integers
 LEARNED_TEMPERATURE_RANGE = 4.0  # largest ratio of a learned temperature to the formula's value, or its inverse
+WIDE_ENOUGH = 320  # width from which 8 bit integers are faster on a CPU
 LARGEST_TEXT = 4096  # tokens of one text: a decoder allocates memory for all of them at its start
 DEFAULT_CHECKPOINT = "focusasr-en"
 BUNDLED_CHECKPOINTS = {"default": DEFAULT_CHECKPOINT, "alnum": "focusasr-alnum-en"}  # folders by the names for --model

@@ -92,7 +92,8 @@ def heard(sample: Path) -> str:
 
     from focusasr.audio.source import Source
     from focusasr.config import DecodingConfig
-    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.model.checkpoint import load_checkpoint
+    from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.transcription.native import Recognizer
 
     recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())

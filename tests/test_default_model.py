@@ -12,7 +12,8 @@ import soundfile
 
 from focusasr.config import DEFAULT_CHECKPOINT
 from focusasr.evaluation.wer import score
-from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "tests" / "data" / "jfk.flac"

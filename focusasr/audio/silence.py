@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, LOWEST_DB
 from focusasr.audio.load import rechunk
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND, HOP_SAMPLES, LOWEST_DB
 from focusasr.audio.vad import FRAME_SAMPLES, detector, whole_frames
 
 GROUP_SAMPLES = 32 * FRAME_SAMPLES  # per detector call

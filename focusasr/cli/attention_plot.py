@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focusasr.audio.features import FRAMES_PER_SECOND
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.evaluation.attention_stats import Inspection, LayerFigures, LayerView
 from focusasr.runtime.files import unwritable, written_aside

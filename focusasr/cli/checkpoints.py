@@ -46,7 +46,8 @@ def inspect(
     from focusasr.audio.source import AUDIO_SUFFIXES
     from focusasr.cli.tables import print_attention
     from focusasr.evaluation import attention_stats as room
-    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.model.checkpoint import load_checkpoint
+    from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.runtime.devices import choose_device
 
     config = read_options(InspectionConfig, given[InspectionConfig])
@@ -84,7 +85,8 @@ def info(
     """Show a checkpoint's card, the device and the reason for it, and package versions."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.model.checkpoint import load_checkpoint
+    from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.runtime.devices import choose_device
     from focusasr.runtime.settings import to_settings
 
@@ -124,7 +126,8 @@ def convert(
     import torch
     from safetensors import SafetensorError
 
-    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+    from focusasr.model.checkpoint import load_checkpoint, save_checkpoint
+    from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.model.export import check_plain_whisper, save_ctranslate2, save_hugging_face
     from focusasr.runtime.files import ensure_writable, unwritable, written_aside
 

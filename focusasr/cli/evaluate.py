@@ -183,7 +183,7 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
     """Return the cached transcripts of an interrupted run with the same output, checkpoint and options."""
     from focusasr import __version__
     from focusasr.evaluation.evaluate import TranscriptCache
-    from focusasr.model.checkpoint import find_checkpoint, fingerprint_of_model
+    from focusasr.model.checkpoint_folder import find_checkpoint, fingerprint_of_model
 
     if output is None or is_stream(output):
         return None

@@ -217,7 +217,7 @@ def printed_lines(transcript: Transcript) -> list[str]:
 
 def known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], folder: Path) -> OutputCache:
     """Return the record of a folder's outputs by this model with these settings, if they change a transcript."""
-    from focusasr.model.checkpoint import fingerprint_of_model
+    from focusasr.model.checkpoint_folder import fingerprint_of_model
     from focusasr.transcription.resume import OutputCache
 
     settings = Options.read(given).decided()

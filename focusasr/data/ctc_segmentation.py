@@ -25,7 +25,8 @@ from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.data.corpus import CorpusUtterance, Reject
 from focusasr.data.whisper_segmentation import Part, WhisperAligner
 from focusasr.decoding.ctc_alignment import Span, align
-from focusasr.model.checkpoint import Checkpoint, fingerprint_of_model, load_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.checkpoint_folder import fingerprint_of_model
 from focusasr.runtime.cache import file_state
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import append_line, read_lines

@@ -100,7 +100,7 @@ def _preprocess(inputs: list[str | Path], folder: Path, config: PreprocessConfig
     prepared.check(inputs if any(output.is_file() for output in journal.outputs()) else None, config)
     if config.split_seconds is not None:
         from focusasr.data.ctc_segmentation import Splitter
-        from focusasr.model.checkpoint import find_checkpoint
+        from focusasr.model.checkpoint_folder import find_checkpoint
 
         readings = list(Splitter(folder, find_checkpoint(config.align_with), config).split(readings))
     foreign = [one for one in readings if one.audio is None or Path(real_path(one.audio)) not in journal]

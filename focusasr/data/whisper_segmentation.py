@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from focusasr.audio.features import WINDOW_SAMPLES, input_mel
+from focusasr.audio.features import input_mel
 from focusasr.audio.load import rechunk
+from focusasr.audio.mel_stream import WINDOW_SAMPLES
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.decoding.whisper_decoder import WhisperDecoder

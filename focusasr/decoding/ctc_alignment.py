@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from focusasr.audio.features import FRAMES_PER_SECOND
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.runtime.libraries import library
 from focusasr.text.tokenizer import Tokenizer
 

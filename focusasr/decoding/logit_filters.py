@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from focusasr.decoding.whisper_prompts import forbidden_after
+
 
 class LogitFilter(ABC):
     """A rule on logits (B, V), given the tokens (B, L) since the prompt."""
@@ -71,28 +73,13 @@ class Timestamps(LogitFilter):
         """Return logits (B, V) with -inf for tokens that would break the order of times."""
         logits[:, self.no_timestamps] = -torch.inf
         for row, said in enumerate(tokens.tolist()):
-            for start, stop in self._forbidden(said):
+            for start, stop in forbidden_after(said, self.first, self.end, self.max_initial):
                 logits[row, start:stop] = -torch.inf
         text = logits[:, : self.first].amax(dim=-1)
         timed = logits[:, self.first :].logsumexp(dim=-1) > text  # a sum over all tokens would be on both sides
         for row in timed.nonzero()[:, 0].tolist():  # few rows: a mask would pass over all logits
             logits[row, : self.first] = -torch.inf
         return logits
-
-    def _forbidden(self, said: list[int]) -> Iterable[tuple[int, int | None]]:
-        """Yield ranges of tokens that must not follow one row's tokens."""
-        if not said:
-            yield 0, self.first
-            if self.max_initial is not None:
-                yield self.first + self.max_initial + 1, None
-            return
-        last = said[-1] >= self.first
-        before = len(said) < 2 or said[-2] >= self.first
-        if last:
-            yield (self.first, None) if before else (0, self.end)
-        latest = next((token for token in reversed(said) if token >= self.first), None)
-        if latest is not None:  # the end of a segment may be the start of the next one
-            yield self.first, latest + (0 if last and not before else 1)
 
 
 @dataclass(frozen=True)

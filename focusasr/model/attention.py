@@ -23,7 +23,6 @@ KeysValues = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-
 class Cache(NamedTuple):
     """Keys and values of the text so far (B, H, S, E), immutable; `local` only in hybrid attention."""
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from focusasr.audio.features import FFT_SAMPLES, HOP_SAMPLES
+from focusasr.audio.mel_stream import FFT_SAMPLES, HOP_SAMPLES
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.ctranslate2 import SPEC, TABLES, TYPES, modules, words

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from focusasr.config import LEARNED_TEMPERATURE_RANGE, ModelConfig
+from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
 from focusasr.model.onnx_graph import Graph, run, session
 from focusasr.runtime.errors import InputError
 
@@ -43,7 +43,8 @@ class State(NamedTuple):
 def supports(config: ModelConfig) -> bool:
     """Return whether models of this shape can be computed here: Whisper's, with global or hybrid encoder attention."""
     plain = config.conv_kernel == 0 and config.max_dist is None and config.positions == "absolute"
-    return plain and config.decoder_attention == "global" and not config.ctc
+    whole = config.width % BLOCK == 0 and config.decoder_attention == "global" and not config.ctc
+    return plain and whole and config.width >= WIDE_ENOUGH
 
 
 class Weights:
@@ -100,7 +101,9 @@ class _Layers(Graph):
         super().__init__()
         self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
 
-    def linear(self, x: str, name: str, outputs: int | None = None, inputs: int | None = None, bias: bool = True) -> str:
+    def linear(
+        self, x: str, name: str, outputs: int | None = None, inputs: int | None = None, bias: bool = True
+    ) -> str:
         """Apply a linear layer."""
         outputs, inputs = outputs or self.width, inputs or self.width
         values, scales = self.read.integers(f"{name}.weight", outputs, inputs)
@@ -158,7 +161,7 @@ class _Layers(Graph):
 class _EncoderGraph(_Layers):
     """mel (1, F, M), positions (1, T, D) → keys and values of every decoder layer.
 
-    The local branch of a hybrid model attends from blocks of C steps to three of them: `ends` (8,) pads steps with zeros
+    The local branch of a hybrid model attends from each block of C steps to three of them: `ends` (8,) pads the steps
     to whole blocks, and `outside` (1, 1, T / C, 1, 3 C) is the bias of keys that are no steps.
     """
 
@@ -196,8 +199,8 @@ class _EncoderGraph(_Layers):
         """Return the projection of the local branch and the global one (`attention.HybridAttention`)."""
         config, local = self.config, f"{name}.attn_local"
         mean = self.add("ReduceMean", globe, self.weight([1]), keepdims=1)
-        values, scales = self.read.integers(f"{name}.span_pred.linear.weight", self.heads, self.width)
-        weight = self.weight((values * scales).T)
+        integers, scales = self.read.integers(f"{name}.span_pred.linear.weight", self.heads, self.width)
+        weight = self.weight((integers * scales).T)
         bias = self.weight(self.read.floats(f"{name}.span_pred.linear.bias", self.heads))
         span = self.add("Sigmoid", self.plus(self.add("MatMul", mean, weight), bias))  # (1, 1, H)
         span = self.add("Reshape", span, self.weight([1, self.heads, 1, 1]))
@@ -211,9 +214,11 @@ class _EncoderGraph(_Layers):
             temperature = self.add("Mul", temperature, self.weight(sharpness.reshape(1, -1, 1, 1).astype(np.float32)))
         normed = self.norm(x, f"{name}.ln_local")
         query = self.add("Div", self.split(self.linear(normed, f"{local}.query")), temperature)
-        mixed = self._windowed(query, *self.keys_values(normed, local), self._line(span, config.max_span - config.ramp, config.ramp))
-        values, scales = self.read.integers(f"{name}.projection.weight", self.width, 2 * self.width, parts=2)
-        halves = zip((mixed, globe), np.split(values, 2, axis=1), np.split(scales, 2, axis=1), strict=True)
+        radius = self._line(span, config.max_span - config.ramp, config.ramp)
+        keys, values = self.keys_values(normed, local)
+        mixed = self._windowed(query, keys, values, radius)
+        weights, scales = self.read.integers(f"{name}.projection.weight", self.width, 2 * self.width, parts=2)
+        halves = zip((mixed, globe), np.split(weights, 2, axis=1), np.split(scales, 2, axis=1), strict=True)
         bias = self.weight(self.read.floats(f"{name}.projection.bias", self.width))
         return self.plus(*(self.product(*half) for half in halves), bias)
 
@@ -233,7 +238,7 @@ class _EncoderGraph(_Layers):
         return self.merge(self.add("Slice", joined, self.weight([0]), self.steps, self.weight([2])))
 
     def _blocks(self, x: str, shifts: Sequence[int]) -> str:
-        """Cut (1, H, T, E) into blocks (1, H, T / C, C, E), with one block of zeros at each end; join the shifted ones."""
+        """Cut (1, H, T, E) into blocks (1, H, T / C, C, E), zeros at both ends; join the shifted ones."""
         block, size = self.config.max_span, self.width // self.heads
         blocks = self.add("Reshape", self.add("Pad", x, self.ends), self.weight([0, self.heads, -1, block, size]))
         shifted = [
@@ -253,7 +258,7 @@ class _EncoderGraph(_Layers):
 
 
 class _DecoderGraph(_Layers):
-    """x (R, L, D), bias (L, P + L), keep (1,), past and memory → logits (R, keep, V) of the last tokens, and the past."""
+    """x (R, L, D), bias (L, P + L), keep (1,), past, memory → the past, and logits (R, keep, V) of the last tokens."""
 
     def build(self, head: tuple[np.ndarray, np.ndarray]) -> None:
         """Add the whole decoder; `head` are the integers and scales of the token embedding."""
@@ -262,21 +267,23 @@ class _DecoderGraph(_Layers):
         keep = self.input("keep", 1, dtype=np.int64)
         for number in range(self.config.decoder_layers):
             past = [self.input(f"past_{kind}{number}", "R", self.heads, "P", size) for kind in "kv"]
-            memory = [self.input(f"{kind}{number}", 1, self.heads, "T", size) for kind in "kv"]
+            memory = (
+                self.input(f"k{number}", 1, self.heads, "T", size),
+                self.input(f"v{number}", 1, self.heads, "T", size),
+            )
             name = f"decoder.blocks.{number}"
             normed, globe = self.norm(x, f"{name}.attention.ln_global"), f"{name}.attention.attn_global"
             query = self.split(self.linear(normed, f"{globe}.query"))
             fresh = self.keys_values(normed, globe)
-            now = [self.add("Concat", *pair, axis=2) for pair in zip(past, fresh, strict=True)]
-            for value, kind in zip(now, "kv", strict=True):
+            keys, values = (self.add("Concat", *pair, axis=2) for pair in zip(past, fresh, strict=True))
+            for value, kind in ((keys, "k"), (values, "v")):
                 self.output(value, f"now_{kind}{number}", "R", self.heads, "N", size)
-            x = self.plus(x, self.linear(self.attend(query, *now, bias), f"{globe}.out"))
+            x = self.plus(x, self.linear(self.attend(query, keys, values, bias), f"{globe}.out"))
             asked = self.linear(self.norm(x, f"{name}.ln_cross"), f"{name}.cross.query")
             x = self.plus(x, self.linear(self.attend(self.split(asked), *memory), f"{name}.cross.out"))
             x = self.perceptron(x, f"{name}.mlp")
         last = self.add("Slice", self.norm(x, "decoder.ln"), keep, self.weight([LARGEST]), self.weight([1]))
         self.output(self.product(last, *head), "logits", "R", "K", self.config.vocabulary)
-
 
 
 class OnnxEngine:
@@ -333,6 +340,10 @@ class OnnxEngine:
     def select(self, state: State, rows: Sequence[int]) -> State:
         """Return the state of these rows, in any order; rows may be missing or repeated."""
         return State(state.memory, [one[list(rows)] for one in state.past])
+
+    def cut(self, state: State, length: int) -> State:
+        """Return the state after the first `length` tokens."""
+        return State(state.memory, [one[:, :, :length] for one in state.past])
 
 
 @functools.cache

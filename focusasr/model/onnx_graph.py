@@ -45,7 +45,9 @@ def _message(*fields: tuple[int, Any]) -> bytes:
 def _attribute(name: str, value: Any) -> bytes:
     if isinstance(value, float):
         return _message((1, name), (2, value), (20, 1))
-    return _message((1, name), (3, value), (20, 2)) if isinstance(value, int) else _message((1, name), (8, value), (20, 7))
+    return (
+        _message((1, name), (3, value), (20, 2)) if isinstance(value, int) else _message((1, name), (8, value), (20, 7))
+    )
 
 
 def _tensor_type(dtype: type[np.generic], shape: Sequence[int | str]) -> bytes:
@@ -95,7 +97,9 @@ class Graph:
         weights = []
         for name, array in self.weights.items():
             inside = array.nbytes <= MOST_INSIDE
-            place = [(9, array.tobytes())] if inside else [(13, _message((1, "location"), (2, "memory"))), (14, EXTERNAL)]
+            place = (
+                [(9, array.tobytes())] if inside else [(13, _message((1, "location"), (2, "memory"))), (14, EXTERNAL)]
+            )
             weights.append(_message((1, list(array.shape)), (2, DATA_TYPES[array.dtype]), (8, name), *place))
         graph = _message((1, self._nodes), (2, "graph"), (5, weights), (11, self._inputs), (12, self._outputs))
         sets = [_message((1, domain), (2, version)) for domain, version in OPERATOR_SETS.items()]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from focusasr.config import ModelConfig
+from focusasr.config import WIDE_ENOUGH, ModelConfig
 from focusasr.model.attention import HybridAttention
 from focusasr.runtime.errors import SettingError
 
@@ -22,7 +22,6 @@ NARROW_STEPS = 63  # or to -63 ... 63 on CPUs that add two products in 16 bits, 
 SMALLEST = 1e-20  # peak for rows of zeros
 ROWS_AT_ONCE = 4096  # of a matrix that is quantized, so that no whole copy in float32 is made
 ROWS_IN_CACHE = 384  # of activations that are quantized and multiplied at once
-WIDE_ENOUGH = 320  # width from which 8 bit integers are faster on a CPU; scripts/benchmarks/speed.py measures it
 
 
 class Integers(NamedTuple):

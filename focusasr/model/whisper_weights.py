@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from focusasr.audio.features import FFT_SAMPLES, HOP_SAMPLES
+from focusasr.audio.mel_stream import FFT_SAMPLES, HOP_SAMPLES
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.model.weights import Weight, check_layers
 from focusasr.runtime.errors import InputError, quote

@@ -49,6 +49,11 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     return device, "as asked"
 
 
+def may_have_gpu() -> bool:
+    """Return whether PyTorch might find a GPU here, without importing it."""
+    return sys.platform != "linux" or os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/kfd")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error of any library reports full memory."""
     signs = any(sign in str(error).lower() for sign in FULL_MEMORY)
@@ -161,9 +166,14 @@ class Processes:
                 yield parts[index % self.count][index // self.count]
 
 
+def in_a_job() -> bool:
+    """Return whether this process is one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def join_processes(device: Any) -> tuple[Processes, Any]:
     """Return this process among those of the job, and its own device; without other processes, `device`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not in_a_job():
         return Processes(), device
     from accelerate import PartialState
 

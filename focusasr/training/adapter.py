@@ -25,7 +25,8 @@ from focusasr.audio.load import load, probe_seconds
 from focusasr.audio.source import find_sources
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.data.manifest import Utterance, read_utterances
-from focusasr.decoding.whisper_decoder import WhisperDecoder, has_failed
+from focusasr.decoding.whisper_decoder import WhisperDecoder
+from focusasr.decoding.whisper_prompts import has_failed
 from focusasr.evaluation.wer import Score
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine

@@ -12,7 +12,8 @@ from torch import nn
 
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig, TextConfig
 from focusasr.model.attention import GlobalAttention, HybridAttention
-from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.transformer import Model
 from focusasr.runtime.errors import SettingError, quote
 from focusasr.runtime.settings import require, to_settings

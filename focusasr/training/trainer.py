@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.evaluation.wer import Score
-from focusasr.model.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.checkpoint_folder import WEIGHTS
 from focusasr.model.transformer import Model
 from focusasr.model.weights import read_torch
 from focusasr.runtime.devices import flat

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from focusasr.audio.features import FRAMES_PER_SECOND, log_mel
+from focusasr.audio.features import log_mel
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig

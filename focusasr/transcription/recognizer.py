@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import math
 from collections import deque
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from focusasr.audio.source import Source
-from focusasr.config import DecodingConfig
+from focusasr.config import DecodingConfig, ModelConfig, WhisperConfig
 from focusasr.runtime.console import warn
-from focusasr.runtime.devices import Processes, join_processes
+from focusasr.runtime.devices import Processes, in_a_job, join_processes, may_have_gpu
 from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.process import loading
 from focusasr.runtime.turns import Turns
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from focusasr.model.checkpoint import Checkpoint
     from focusasr.model.engine import Engine
+    from focusasr.model.onnx_engine import OnnxEngine
+    from focusasr.text.whisper_tokenizer import WhisperTokenizer
     from focusasr.transcription.result import Segment
     from focusasr.transcription.resume import SegmentCacheOf
 
@@ -179,8 +182,7 @@ def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) 
     """
     options = Options.read(given)
     with loading():
-        model = LoadedModel(choice, *join_processes(_device(choice)))
-        return model.recognizer(options, subtitles)
+        return LoadedModel(choice, several=True).recognizer(options, subtitles)
 
 
 def _device(choice: ModelChoice) -> torch.device:
@@ -196,34 +198,59 @@ def _device(choice: ModelChoice) -> torch.device:
 class LoadedModel:
     """A checkpoint on a device; recognizers with the same numerical settings share its prepared weights.
 
-    Only the prepared weights stay in memory. The checkpoint is read again for another compute type, and once for the
-    word times of Whisper models, which need the decoder's original weights. InputError if the checkpoint or the device
-    is not found.
+    On a CPU an adapted Whisper is computed by ONNX Runtime, without PyTorch, if the options allow it: that starts
+    faster and needs less memory. Otherwise PyTorch computes. Only prepared weights stay in memory. The checkpoint is
+    read again for another compute type, and once for the word times of Whisper models, which need the decoder's
+    original weights. InputError if the checkpoint or the device is not found. With `several`, the process may be one
+    of a job's.
     """
 
-    def __init__(
-        self, choice: ModelChoice, processes: Processes | None = None, device: torch.device | None = None
-    ) -> None:
-        from focusasr.model.checkpoint import find_checkpoint, open_checkpoint
+    def __init__(self, choice: ModelChoice, several: bool = False) -> None:
+        from focusasr.model.checkpoint_folder import find_checkpoint
 
-        self.processes = processes or Processes()
-        self.device = device or _device(choice)
+        self.choice, self.processes = choice, Processes()
+        self._own_device: torch.device | None = None
+        if several and in_a_job():
+            self.processes, self._own_device = join_processes(_device(choice))
         self.path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
-        self._checkpoint = open_checkpoint(self.path, self.device)
+        self._plain = self._own_device is None and _plain_model(self.path, choice)
+        self._opened: Checkpoint | None = None
+        if self._plain:
+            config, tokenizer = self._plain
+            whisper: WhisperConfig | None = tokenizer.whisper
+        else:
+            config, whisper = self._checkpoint.model.config, self._checkpoint.whisper
         self._aligns = False  # whether its decoder has its weights, for word times, which may be requested again
-        self.is_whisper = self._checkpoint.whisper is not None
+        self.is_whisper = whisper is not None
         # Models for audio of variable length are ours: they print texts, and decode greedily without --beam-size.
-        self.as_whisper = self.is_whisper and self._checkpoint.model.config.tail_frames is None
+        self.as_whisper = self.is_whisper and config.tail_frames is None
         self._engine: tuple[object, Engine] | None = None  # the last engine, and its settings
+        self._onnx_engine: OnnxEngine | None = None
         self.turns: Turns | None = None  # of several threads that transcribe
-        self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu"), processes))
+        self._on_cpu = functools.cache(lambda: LoadedModel(replace(choice, device="cpu")))
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """The device of PyTorch's computations."""
+        return self._own_device or _device(self.choice)
+
+    @property
+    def _checkpoint(self) -> Checkpoint:
+        from focusasr.model.checkpoint import open_checkpoint
+
+        if self._opened is None:
+            self._opened = open_checkpoint(self.path, self.device)
+        return self._opened
 
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
         """Return a recognizer with these options; InputError if the model does not support them."""
-        engine = self._prepared(options.decoding, self.is_whisper and options.decoding.word_timestamps)
-        recognizer, remarks = (
-            self._whisper(options, engine) if self.is_whisper else self._native(options, subtitles, engine)
-        )
+        recognizer: AnyRecognizer
+        if self._plain and can_do(options):
+            recognizer, remarks = self._onnx(options, *self._plain)
+        else:
+            engine = self._prepared(options.decoding, self.is_whisper and options.decoding.word_timestamps)
+            kind = self._whisper if self.is_whisper else functools.partial(self._native, subtitles)
+            recognizer, remarks = kind(options, engine)
         elsewhere = self._on_cpu  # so that the closure holds no weights of this device
 
         def on_cpu() -> AnyRecognizer:
@@ -233,7 +260,7 @@ class LoadedModel:
         kinds = self.is_whisper, self.as_whisper
         return LoadedRecognizer(recognizer, self, self.path, *kinds, remarks, self.processes, on_cpu, separate)
 
-    def _native(self, options: Options, subtitles: bool, engine: Engine) -> tuple[AnyRecognizer, list[str]]:
+    def _native(self, subtitles: bool, options: Options, engine: Engine) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.native import Recognizer
 
         config = options.decoding
@@ -244,13 +271,30 @@ class LoadedModel:
         from focusasr.transcription.whisper import WhisperRecognizer
         from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
 
+        assert self._checkpoint.whisper is not None
         idle = without_effect(options.decoding, options.longform)
-        longform, remarks = heard_as(self._checkpoint, options.longform)
+        longform, remarks = heard_as(self._checkpoint.whisper, options.longform)
         kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
         search = options.search
         if not self.as_whisper and "beam_size" not in options.names:
             search = replace(search, beam_size=None)
         recognizer = kind(self._checkpoint, self.device, options.decoding, search, longform, engine)
+        recognizer.turns = self.turns
+        return recognizer, remarks + idle + recognizer.remarks()
+
+    def _onnx(
+        self, options: Options, config: ModelConfig, tokenizer: WhisperTokenizer
+    ) -> tuple[AnyRecognizer, list[str]]:
+        from focusasr.model.checkpoint_folder import WEIGHTS
+        from focusasr.model.onnx_engine import OnnxEngine
+        from focusasr.transcription.onnx import OnnxRecognizer
+
+        idle = without_effect(options.decoding, options.longform)
+        longform, remarks = heard_as(tokenizer.whisper, options.longform)
+        if self._onnx_engine is None:
+            self._onnx_engine = OnnxEngine(self.path / WEIGHTS, config, self.choice.threads)
+        search = replace(options.search, beam_size=None)
+        recognizer = OnnxRecognizer(self._onnx_engine, tokenizer, options.decoding, search, longform)
         recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
@@ -273,8 +317,35 @@ class LoadedModel:
             self._aligns = True
         if opened.unread is not None:
             opened.unread.close()
-        self._checkpoint = replace(self._checkpoint, unread=None)
+        self._opened = replace(self._checkpoint, unread=None)
         return self._engine[1]
+
+
+def _plain_model(path: Path, choice: ModelChoice) -> tuple[ModelConfig, WhisperTokenizer] | None:
+    """Return shape and tokenizer of a model that can do without PyTorch: an adapted Whisper on a CPU; else None."""
+    from focusasr.model.checkpoint_folder import read_description
+    from focusasr.model.formats import format_of
+    from focusasr.text.whisper_tokenizer import WhisperTokenizer
+
+    cpu = choice.device == "cpu" or (choice.device == "auto" and not may_have_gpu())
+    if not cpu or format_of(path) != "focusasr" or not importlib.util.find_spec("onnxruntime"):
+        return None
+    from focusasr.model.onnx_engine import supports
+
+    config, tokenizer = read_description(path)
+    if not isinstance(tokenizer, WhisperTokenizer) or config.tail_frames is None or not supports(config):
+        return None
+    return config, tokenizer
+
+
+def can_do(options: Options) -> bool:
+    """Return whether an adapted Whisper can be computed with these options without PyTorch."""
+    from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
+
+    config = options.decoding
+    usual = config.span_scale == config.temperature_scale == 1.0 and config.compute_type in ("auto", "int8")
+    whole = not config.word_timestamps and not options.longform.batched
+    return usual and whole and OnnxWhisperDecoder.supports(options.search, "beam_size" in options.names)
 
 
 def native_remarks(
@@ -333,13 +404,12 @@ def without_effect(config: DecodingConfig, longform: LongformConfig) -> list[str
     ]
 
 
-def heard_as(checkpoint: Checkpoint, longform: LongformConfig) -> tuple[LongformConfig, list[str]]:
+def heard_as(whisper: WhisperConfig, longform: LongformConfig) -> tuple[LongformConfig, list[str]]:
     """Return the settings with the language code that the model supports, and warnings."""
     from focusasr.text.whisper_tokenizer import language_code
 
     code = None if longform.language is None else language_code(longform.language)
-    assert checkpoint.whisper is not None
-    if checkpoint.whisper.multilingual:
+    if whisper.multilingual:
         return replace(longform, language=code), []
     remarks = []
     if code not in (None, "en"):

@@ -8,22 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, WINDOW_SAMPLES, LogMelStream
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND, HOP_SAMPLES, WINDOW_SAMPLES, MelStream
 from focusasr.audio.segmentation import merge_segments, split_at_pauses
 from focusasr.audio.silence import Silence, find_silence, first_speech
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
-from focusasr.decoding.dtw_alignment import align_words
-from focusasr.decoding.whisper_decoder import WhisperDecoder, has_failed, is_silence
-from focusasr.model.checkpoint import Checkpoint
-from focusasr.model.engine import Engine, prepare
-from focusasr.model.transformer import EncoderOutput
+from focusasr.decoding.whisper_prompts import has_failed, is_silence
 from focusasr.runtime.devices import is_out_of_memory
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.libraries import LibraryError
@@ -53,6 +49,18 @@ from focusasr.transcription.word_timestamps import (
 )
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
+if TYPE_CHECKING:
+    import torch
+
+    from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
+    from focusasr.decoding.whisper_decoder import WhisperDecoder
+    from focusasr.model.checkpoint import Checkpoint
+    from focusasr.model.engine import Engine
+    from focusasr.model.onnx_engine import OnnxEngine
+
+    AnyDecoder = WhisperDecoder | OnnxWhisperDecoder
+
+Memory = Any  # encoded audio, of the engine
 RESET_TEMPERATURE = 0.5  # a text with a higher temperature is not a prompt for the next window
 MOST_TOKENS_AT_LEAST, TOKENS_PER_SECOND = 12, 12  # more than the fastest speech has, timestamps included
 
@@ -69,13 +77,26 @@ class WhisperRecognizer:
         longform: LongformConfig,
         engine: Engine | None = None,
     ) -> None:
+        from focusasr.model.engine import prepare
+
         assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
-        search.fit(checkpoint.model.config.vocabulary)
         self.aligner = checkpoint.model.decoder if config.word_timestamps else None
-        self.engine = engine or prepare(checkpoint.model, device, config)
-        self.window_frames = (self.engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
-        self.tokenizer = checkpoint.tokenizer.speaking(longform.language, longform.task)
-        self.device, self.config, self.search, self.longform = device, config, search, longform
+        self.device = device
+        self._set(engine or prepare(checkpoint.model, device, config), checkpoint.tokenizer, config, search, longform)
+
+    def _set(
+        self,
+        engine: Engine | OnnxEngine,
+        tokenizer: WhisperTokenizer,
+        config: DecodingConfig,
+        search: SearchConfig,
+        longform: LongformConfig,
+    ) -> None:
+        search.fit(engine.config.vocabulary)
+        self.engine: Any = engine
+        self.window_frames = (engine.config.window_samples or WINDOW_SAMPLES) // HOP_SAMPLES
+        self.tokenizer = tokenizer.speaking(longform.language, longform.task)
+        self.config, self.search, self.longform = config, search, longform
         self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
         self.turns: Turns | None = None  # of several threads that use the engine
         self.draft: Sequence[int] = ()  # probable first tokens of the next text
@@ -87,7 +108,23 @@ class WhisperRecognizer:
 
     def remarks(self) -> list[str]:
         """Return warnings about prompts that are too long."""
-        return WhisperDecoder(self.engine, self.tokenizer, self.search, self.longform).remarks()
+        return self._decoder().remarks()
+
+    def _decoder(self) -> AnyDecoder:
+        from focusasr.decoding.whisper_decoder import WhisperDecoder
+
+        return WhisperDecoder(self.engine, self.tokenizer, self.search, self.longform)
+
+    def _mel_stream(self, source: Source, cut_off: Callable[[CutOff], object]) -> MelStream:
+        from focusasr.audio.features import LogMelStream
+
+        pause = self.turns.pass_on if self.turns else lambda: None
+        return LogMelStream(source, self.engine.config, self.device, cut_off, pause)
+
+    def _encoded(self, mel: np.ndarray) -> Memory:
+        import torch
+
+        return self.engine.encode([torch.from_numpy(mel).to(self.device)])
 
     def transcribe(
         self,
@@ -127,8 +164,7 @@ class WhisperRecognizer:
         ready: Callable[[str | None, Sequence[Segment]], object],
     ) -> tuple[Transcript, float]:
         """Return the transcript of a recording, and its length in seconds; `ready` gets decoded segments."""
-        pause = self.turns.pass_on if self.turns else lambda: None
-        sound = LogMelStream(source, self.engine.config, self.device, cut_off, pause)
+        sound = self._mel_stream(source, cut_off)
         blocks = lambda: stream(source, cut_off=cut_off)  # noqa: E731
         silence = find_silence(sound.levels, blocks)
         stretches = self._clips(blocks(), sound.frames)
@@ -153,8 +189,8 @@ class WhisperRecognizer:
         return transcript, sound.samples / SAMPLE_RATE_HZ
 
     def _opening(
-        self, sound: LogMelStream, silence: Silence, stretches: Sequence[tuple[int, int]], blocks: Iterator[np.ndarray]
-    ) -> EncoderOutput | None:
+        self, sound: MelStream, silence: Silence, stretches: Sequence[tuple[int, int]], blocks: Iterator[np.ndarray]
+    ) -> Memory | None:
         """Return the window in which the language is detected: the first one, or a later one with the first speech.
 
         None if the recording is silent.
@@ -168,7 +204,7 @@ class WhisperRecognizer:
             speech = first_speech(blocks, self.config.vad_threshold)
             if speech is not None and begin + self.window_frames <= speech < end:
                 begin = speech
-        return self.engine.encode([sound.window(begin, min(self.window_frames, end - begin))])
+        return self._encoded(sound.window(begin, min(self.window_frames, end - begin)))
 
     def _clips(self, blocks: Iterator[np.ndarray], frames: int) -> list[tuple[int, int]]:
         """Return the spans to transcribe, as frames (from, to): the given clips, or detected speech."""
@@ -180,14 +216,13 @@ class WhisperRecognizer:
         spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
         return clips([second for span in spans for second in span], frames) if spans else []
 
-    def _initial(self, reader: WhisperDecoder) -> list[int]:
+    def _initial(self, reader: AnyDecoder) -> list[int]:
         prompt = self.longform.initial_prompt
         return reader.tokenizer.encode_exactly(" " + prompt.strip()) if prompt is not None else []
 
-    def _reader(self, first: Callable[[], EncoderOutput | None]) -> WhisperDecoder:
+    def _reader(self, first: Callable[[], Memory | None]) -> AnyDecoder:
         """Return a decoder for the given language, or else for the language detected in the first window, if any."""
-        tokenizer = self.tokenizer
-        reader = WhisperDecoder(self.engine, tokenizer, self.search, self.longform)
+        tokenizer, reader = self.tokenizer, self._decoder()
         reader.turns, reader.draft = self.turns, self.draft
         if tokenizer.policy.language is None and (opening := first()) is not None:
             (language,) = reader.languages(opening)
@@ -196,8 +231,8 @@ class WhisperRecognizer:
 
     def _step(
         self,
-        reader: WhisperDecoder,
-        sound: LogMelStream,
+        reader: AnyDecoder,
+        sound: MelStream,
         window: MelWindow,
         script: PromptHistory,
         noted: tuple[SegmentCache, str],
@@ -229,9 +264,9 @@ class WhisperRecognizer:
             script.forget()
         return added
 
-    def _read(self, reader: WhisperDecoder, sound: LogMelStream, window: MelWindow, script: PromptHistory) -> Step:
+    def _read(self, reader: AnyDecoder, sound: MelStream, window: MelWindow, script: PromptHistory) -> Step:
         """Return a window's text and the frame at which the next one begins."""
-        memory = self.engine.encode([sound.window(window.seek, window.frames)])
+        memory = self._encoded(sound.window(window.seek, window.frames))
         opening = [] if script.segments else reader.opening()
         prompt = reader.prompt(script.before(self.longform.carry_initial_prompt), opening=opening)
         if self.engine.config.tail_frames is not None:  # a short clip has room for few words, and a loop for many
@@ -252,7 +287,7 @@ class WhisperRecognizer:
         return Step(segments, next_seek, forget)
 
     def _with_words(
-        self, reader: WhisperDecoder, memory: EncoderOutput, bounds: Bounds, stretch: Stretch, script: PromptHistory
+        self, reader: AnyDecoder, memory: Memory, bounds: Bounds, stretch: Stretch, script: PromptHistory
     ) -> Kept:
         """Return a window's segments with their words, without hallucinations if their threshold is set."""
         segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
@@ -264,9 +299,11 @@ class WhisperRecognizer:
         return kept if threshold is None else drop_hallucinations(segments, bounds, kept, script.last_speech, threshold)
 
     def _timed(
-        self, reader: WhisperDecoder, memory: EncoderOutput, frames: int, segments: list[Segment], last_speech: float
+        self, reader: AnyDecoder, memory: Memory, frames: int, segments: list[Segment], last_speech: float
     ) -> list[Segment]:
         """Return the segments of one window with word times."""
+        from focusasr.decoding.dtw_alignment import align_words
+
         tokenizer = reader.tokenizer
         texts = [[token for token in segment.tokens if token < tokenizer.end] for segment in segments]
         assert self.aligner is not None

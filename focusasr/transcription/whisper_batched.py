@@ -8,23 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from focusasr.audio.features import FRAMES_PER_SECOND, HOP_SAMPLES, levels_db, log_mel
+from focusasr.audio.features import log_mel
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream, to_samples
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND, HOP_SAMPLES, levels_db
 from focusasr.audio.segmentation import AudioSegment, merge_segments, split_at_pauses
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
-from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder, is_silence
+from focusasr.decoding.whisper_prompts import DecodingResult, is_silence
 from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import SegmentCache
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.transcription.whisper_window import SECONDS_PER_TIMESTAMP, MelWindow, behind_end, split
 from focusasr.transcription.word_edges import with_edges
+
+if TYPE_CHECKING:
+    from focusasr.transcription.whisper import AnyDecoder
 
 
 def _between(blocks: Iterator[np.ndarray], start: int, end: int | None, read: list[int]) -> Iterator[np.ndarray]:
@@ -89,7 +94,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
             raise behind_end(source, self.longform, read[0] / SAMPLE_RATE_HZ)
 
     def _found(
-        self, reader: WhisperDecoder, batch: list[AudioSegment], heard: SegmentCache, opening: Sequence[int]
+        self, reader: AnyDecoder, batch: list[AudioSegment], heard: SegmentCache, opening: Sequence[int]
     ) -> list[Segment]:
         """Return the segments of a batch, by chunk, of which each text starts with the opening.
 
@@ -113,7 +118,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         self.batch_size = min(self.batch_size, size)
 
     def _decoded(
-        self, reader: WhisperDecoder, pieces: Sequence[AudioSegment], opening: Sequence[int] = ()
+        self, reader: AnyDecoder, pieces: Sequence[AudioSegment], opening: Sequence[int] = ()
     ) -> list[list[Segment]]:
         """Return the segments of each chunk of one batch; each text starts with the opening."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
@@ -143,7 +148,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         return torch.nn.functional.pad(mel, (0, 0, 0, self.engine.config.input_frames(len(mel)) - len(mel)))
 
     def _segments(
-        self, reader: WhisperDecoder, piece: AudioSegment, answer: DecodingResult
+        self, reader: AnyDecoder, piece: AudioSegment, answer: DecodingResult
     ) -> tuple[list[Segment], AudioSegment | None]:
         """Return a chunk's segments, and the rest after its last pair of timestamps, which is to be decoded again.
 

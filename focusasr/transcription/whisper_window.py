@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-from focusasr.audio.features import FRAMES_PER_SECOND
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.audio.silence import Silence
 from focusasr.audio.source import Source
-from focusasr.decoding.whisper_decoder import DecodingResult
+from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.runtime.errors import InputError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.transcription.result import Segment, as_segments

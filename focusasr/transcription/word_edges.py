@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from focusasr.audio.features import FRAMES_PER_SECOND
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.transcription.result import Segment
 
 LOUD = 0.2  # share of the decibels between the quietest and the loudest frame near a segment: louder frames are speech

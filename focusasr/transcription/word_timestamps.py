@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from focusasr.audio.features import FRAMES_PER_SECOND
-from focusasr.decoding.dtw_alignment import TimedWord
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.transcription.result import Segment
 from focusasr.whisper_config import LongformConfig
+
+if TYPE_CHECKING:
+    from focusasr.decoding.dtw_alignment import TimedWord
 
 SENTENCE_ENDS = ".。!！?？"
 LONGEST_MEDIAN_SECONDS = 0.7

@@ -151,7 +151,8 @@ def soak(folder: Path, minutes: float) -> tuple[str, bool]:
 
     from focusasr.audio.source import Source
     from focusasr.config import DecodingConfig
-    from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+    from focusasr.model.checkpoint import load_checkpoint
+    from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.transcription.native import Recognizer
 
     sample = soundfile.read(SAMPLE, dtype="float32")[0]

@@ -30,7 +30,8 @@ from focusasr.data.manifest import Utterance, read_manifest
 from focusasr.evaluation.bootstrap import compare
 from focusasr.evaluation.evaluate import Evaluation, TranscriptCache, evaluate_texts
 from focusasr.evaluation.wer import NORMALIZERS
-from focusasr.model.checkpoint import Checkpoint, find_checkpoint, fingerprint_of_model, load_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint, fingerprint_of_model
 from focusasr.runtime.errors import InputError
 from focusasr.transcription.options import Given
 from focusasr.transcription.recognizer import ModelChoice, load_recognizer

@@ -22,7 +22,8 @@ from focusasr.audio.load import load
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.data.manifest import Utterance, read_manifest, write_manifest
 from focusasr.decoding.ctc_alignment import word_times
-from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 
 MARGIN_SECONDS = 0.04  # kept on either side of a word
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.25, 1.5

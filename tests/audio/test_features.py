@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focusasr.audio.features import FRAMES_PER_SECOND, frame_count, log_mel, log_mels, stack
+from focusasr.audio.features import frame_count, log_mel, log_mels, stack
+from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 
 RATE_HZ = 16_000
 TOLERANCE = 1e-5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from focusasr.audio.features import LOWEST_DB, levels_db
 from focusasr.audio.load import load, rechunk
+from focusasr.audio.mel_stream import LOWEST_DB, levels_db
 from focusasr.audio.silence import find_silence, first_speech
 from focusasr.config import SAMPLE_RATE_HZ
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from focusasr.model import checkpoint, hub
+from focusasr.model import checkpoint_folder, hub
 from focusasr.runtime.errors import InputError
 from focusasr.text.languages import OWN_NAMES
 from focusasr.text.whisper_tokenizer import LANGUAGES, language_code
@@ -228,18 +228,18 @@ def test_switches_take_a_word_or_none(run, sample: Path, heard: str) -> None:
 
 def test_names_of_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[object] = []
-    for module in (hub, checkpoint):
+    for module in (hub, checkpoint_folder):
         monkeypatch.setattr(module, "download", lambda *arguments: asked.append(arguments) or tmp_path)
     for name in ("tiny.en", "large", "turbo", "large-v1", "distil-whisper/distil-small.en"):
-        checkpoint.find_checkpoint(name, True, tmp_path)
+        checkpoint_folder.find_checkpoint(name, True, tmp_path)
     openai = [f"openai/whisper-{size}" for size in ("tiny.en", "large-v3", "large-v3-turbo", "large")]
     assert asked == [(name, True, tmp_path) for name in (*openai, "distil-whisper/distil-small.en")]
     (tmp_path / "tiny.en.pt").touch()
-    assert checkpoint.find_checkpoint("tiny.en", False, tmp_path) == tmp_path / "tiny.en.pt"
+    assert checkpoint_folder.find_checkpoint("tiny.en", False, tmp_path) == tmp_path / "tiny.en.pt"
     (tmp_path / "large-v3-turbo.pt").touch()  # as whisper keeps it
-    assert checkpoint.find_checkpoint("turbo", False, tmp_path) == tmp_path / "large-v3-turbo.pt"
+    assert checkpoint_folder.find_checkpoint("turbo", False, tmp_path) == tmp_path / "large-v3-turbo.pt"
     Path("base").mkdir()
-    assert checkpoint.find_checkpoint("base") == Path("base")  # what lies here wins
+    assert checkpoint_folder.find_checkpoint("base") == Path("base")  # what lies here wins
 
 
 @pytest.mark.parametrize(("name", "near"), [("runs/min", "runs/mine"), ("./smal", "small"), ("base.pt", "base")])
@@ -249,7 +249,7 @@ def test_the_nearest_name_is_told(name: str, near: str) -> None:
     for folder in ("runs/mine/best", "small"):
         Path(folder, "config.json").touch()
     with pytest.raises(InputError, match=rf"\(did you mean {near}\?\)"):
-        checkpoint.find_checkpoint(name, True)
+        checkpoint_folder.find_checkpoint(name, True)
 
 
 def test_names_of_languages() -> None:

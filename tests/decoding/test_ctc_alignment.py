@@ -21,7 +21,8 @@ from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, TextConfig
 from focusasr.data.manifest import read_manifest
 from focusasr.decoding.ctc_alignment import Word, align, loudness_db, word_times
 from focusasr.decoding.ctc_attention import Hypothesis, decode
-from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.runtime.errors import InputError
 from focusasr.text.tokenizer import Tokenizer, train_tokenizer

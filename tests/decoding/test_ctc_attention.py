@@ -22,7 +22,8 @@ from focusasr.config import DecodingConfig
 from focusasr.data.manifest import read_manifest
 from focusasr.decoding.ctc_attention import Hypothesis, ctc_greedy, ctc_score, decode
 from focusasr.decoding.speculative import DecoderResult, greedy
-from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import EncoderOutput, Model
 from focusasr.text.tokenizer import Tokenizer

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from focusasr.decoding.whisper_decoder import (
-    DecodingResult,
-    WhisperDecoder,
-    best_of_tries,
-    compression_ratio,
-    has_failed,
-    is_silence,
-)
+from focusasr.decoding.whisper_decoder import WhisperDecoder
+from focusasr.decoding.whisper_prompts import DecodingResult, best_of_tries, compression_ratio, has_failed, is_silence
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.whisper_config import LongformConfig, SearchConfig

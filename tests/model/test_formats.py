@@ -16,7 +16,8 @@ import torch
 
 from focusasr.config import ModelConfig
 from focusasr.model import hub
-from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.formats import format_of
 from focusasr.model.ggml import K_TYPES, OWN_TYPES, dequantize
 from focusasr.model.whisper_tokens import default_alignment_heads

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from focusasr.audio.features import log_mel
 from focusasr.config import DecodingConfig
 from focusasr.decoding.ctc_attention import decode
-from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.runtime.errors import InputError
 from focusasr.transcription.native import Recognizer

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from focusasr.model import hub
-from focusasr.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.weights import Weight, as_int8, from_int8
 from focusasr.runtime.errors import InputError
 from tests.helpers.bad_checkpoints import KINDS, SECONDS, all_bad

@@ -14,7 +14,8 @@ import torch
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.ctc_attention import decode
-from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.runtime.devices import device_fails, is_out_of_memory, run_in_halves
 from focusasr.transcription import native, whisper_batched
 from focusasr.transcription.native import Recognizer

@@ -16,7 +16,8 @@ from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.speculative import greedy
 from focusasr.evaluation.wer import count_errors
-from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.decoding_state import DecodingState
 from focusasr.training.augment import noise_alone
 from focusasr.transcription.native import Recognizer
@@ -181,7 +182,8 @@ def test_progress_counts_all_sound(recognizer: Recognizer, sample: Path) -> None
 PEAKS = """
 import sys, torch
 from focusasr.audio.source import Source
-from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
+from focusasr.model.checkpoint import load_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.config import DecodingConfig
 from focusasr.transcription.native import Recognizer
 recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())

@@ -15,7 +15,7 @@ import torch
 
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig
-from focusasr.model.checkpoint import fingerprint_of_model
+from focusasr.model.checkpoint_folder import fingerprint_of_model
 from focusasr.transcription.native import Recognizer
 from focusasr.transcription.resume import JOURNAL, OutputCache, SegmentCache
 from focusasr.transcription.whisper import WhisperRecognizer

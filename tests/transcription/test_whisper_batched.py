@@ -15,7 +15,8 @@ import torch
 from focusasr.audio.segmentation import AudioSegment, merge_segments
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
-from focusasr.decoding.whisper_decoder import DecodingResult, WhisperDecoder
+from focusasr.decoding.whisper_decoder import WhisperDecoder
+from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.transformer import EncoderOutput
 from focusasr.runtime.errors import InputError
