@@ -123,24 +123,30 @@ class OnnxWhisperDecoder(WhisperPrompts):
         done: list[_Text] = []
         while going:
             kept, longer = [], []
-            for row, text in enumerate(going):
-                log_probs = _log_softmax(self._ruled(logits[row], [*opening, *text.tokens]))
-                noise = chance.gumbel(size=len(log_probs)) if temperature else 0.0  # the maximum is then a sample
-                token = int((log_probs / (temperature or 1.0) + noise).argmax())
-                score = text.log_prob + float(log_probs[token])
+            for text, row in zip(going, logits, strict=True):
+                self._ruled(row, [*opening, *text.tokens])
+            for row, (text, token) in enumerate(zip(going, self.choices(logits, temperature, chance), strict=True)):
+                score = text.log_prob + float(logits[row, token]) - _log_sum(logits[row])
                 if token == self.tokenizer.end:
                     done.append(_Text(text.tokens, score))
                 elif len(text.tokens) + 1 >= room:
-                    done.append(_Text([*text.tokens, token], score))
+                    done.append(_Text([*text.tokens, int(token)], score))
                 else:
                     kept.append(row)
-                    longer.append(_Text([*text.tokens, token], score))
+                    longer.append(_Text([*text.tokens, int(token)], score))
             going = longer
             if going:
                 state = state if len(kept) == len(logits) else self.engine.select(state, kept)
                 found, state = self.engine.advance(np.array([[text.tokens[-1]] for text in going]), state)
                 logits = found[:, -1]
         return max(done, key=self._score)
+
+    @staticmethod
+    def choices(logits: np.ndarray, temperature: float, chance: np.random.Generator) -> np.ndarray:
+        """Return the likeliest token of each row (R, V) at temperature 0, else a sample (Gumbel 1954, the maximum)."""
+        if temperature == 0:
+            return logits.argmax(axis=1)
+        return (logits / temperature + chance.gumbel(size=logits.shape)).argmax(axis=1)
 
     def _score(self, text: _Text) -> float:
         length, penalty = max(1, len(text.tokens)), self.config.length_penalty

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from focusasr.runtime.libraries import library
+
 IR_VERSION = 8
 OPERATOR_SETS = {"": 18, "com.microsoft": 1}
 CONTRIBUTED = {"Gelu", "MatMulNBits"}  # operators of ONNX Runtime
@@ -108,7 +110,8 @@ class Graph:
 
 def session(graph: Graph, threads: int) -> Any:
     """Return an ONNX Runtime session of a graph on the CPU, with its own number of threads (0: all cores)."""
-    import onnxruntime
+    with library("onnxruntime"):
+        import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -121,6 +124,11 @@ def session(graph: Graph, threads: int) -> Any:
 
 
 def run(session: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return all outputs of a session."""
-    found: list[np.ndarray] = session.run(None, dict(inputs))
+    """Return all outputs of a session; MemoryError if the memory is full."""
+    try:
+        found: list[np.ndarray] = session.run(None, dict(inputs))
+    except Exception as error:  # those of ONNX Runtime have no other common class
+        if "alloc" in str(error).lower():
+            raise MemoryError(str(error)) from error
+        raise
     return found

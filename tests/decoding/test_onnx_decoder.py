@@ -1,0 +1,120 @@
+"""Decoding in numpy gives what decoding in PyTorch gives, from the same logits."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
+from focusasr.decoding.whisper_decoder import WhisperDecoder
+from focusasr.decoding.whisper_prompts import DecodingResult
+from focusasr.model.decoding_state import DecodingState
+from focusasr.model.engine import Engine
+from focusasr.model.onnx_engine import Memory, State
+from focusasr.text.whisper_tokenizer import WhisperTokenizer
+from focusasr.whisper_config import LongformConfig, SearchConfig
+from tests.helpers.tiny_whisper import as_whisper
+from tests.helpers.whisper_pairs import chirps, ours, peer_model
+
+GREEDY = {"beam_size": None, "temperature_increment_on_fallback": None}
+
+
+class TorchEngine:
+    """PyTorch's engine with the interface of an OnnxEngine; a state holds all tokens, which are read again."""
+
+    def __init__(self, engine: Engine, memory: Any) -> None:
+        self.engine, self.config, self.memory = engine, engine.config, memory
+
+    def start(self, memory: Memory) -> State:
+        return State(memory, [np.zeros((1, 1, 0, 1))])
+
+    def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
+        past = np.concatenate([state.past[0], tokens[:, None, :, None]], axis=2)
+        rows = torch.from_numpy(past[:, 0, :, 0]).long()
+        fresh: DecodingState = self.engine.start(self.memory, len(rows))
+        return self.engine.advance(rows, fresh).float().numpy()[:, -keep:], State(state.memory, [past])
+
+    def select(self, state: State, rows: list[int]) -> State:
+        return State(state.memory, [state.past[0][rows]])
+
+    def cut(self, state: State, length: int) -> State:
+        return State(state.memory, [state.past[0][:, :, :length]])
+
+
+@cache
+def parts(seed: int) -> tuple[WhisperTokenizer, Engine, Any]:
+    checkpoint = ours(peer_model(seed, 51864))
+    engine = Engine(checkpoint.model)
+    from focusasr.audio.features import input_mel
+
+    memory = engine.encode([input_mel(chirps(9.0, seed), engine.config)])
+    return as_whisper(checkpoint.tokenizer).speaking("en"), engine, memory
+
+
+def both(seed: int, previous: list[int], draft: list[int], **options: Any) -> list[DecodingResult]:
+    """Return the results of both decoders."""
+    tokenizer, engine, memory = parts(seed)
+    names = SearchConfig.__dataclass_fields__
+    search = SearchConfig(**{**GREEDY, **{key: value for key, value in options.items() if key in names}})
+    longform = LongformConfig(**{key: value for key, value in options.items() if key not in names})
+    found = []
+    for decoder in (
+        WhisperDecoder(engine, tokenizer, search, longform),
+        OnnxWhisperDecoder(TorchEngine(engine, memory), tokenizer, search, longform),  # type: ignore[arg-type]
+    ):
+        decoder.draft, decoder.most_tokens = draft, 40
+        opening = decoder.opening()
+        prompt = decoder.prompt(previous, opening=opening)
+        here: Any = memory if isinstance(decoder, WhisperDecoder) else Memory([])
+        found += decoder.answers(here, [prompt], opening=opening)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"suppress_tokens": ""}, {"suppress_tokens": "-1,400"}, {"prefix": "the cat"}, {"hotwords": "Hat Cat"}],
+    ids=str,
+)
+@pytest.mark.parametrize("previous", [[], [400, 500, 600]], ids=["first", "later"])
+def test_greedy_texts_are_those_of_pytorch(seed: int, options: dict[str, Any], previous: list[int]) -> None:
+    expected, found = both(seed, previous, [], **options)
+    assert found.tokens == expected.tokens and found.text == expected.text
+    assert found.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-4)
+    assert found.no_speech_prob == pytest.approx(expected.no_speech_prob, rel=1e-3)
+    assert found.compression_ratio == expected.compression_ratio
+
+
+@pytest.mark.parametrize("right", [0, 1, 7, 100])
+@pytest.mark.parametrize("previous", [[], [400, 500, 600]], ids=["first", "later"])
+def test_a_draft_changes_nothing(right: int, previous: list[int]) -> None:
+    _, plain = both(1, previous, [])
+    for draft in (plain.tokens[:right], [*plain.tokens[:right], 300, 301]):
+        for found in both(1, previous, draft):
+            assert found.tokens == plain.tokens
+            assert found.avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-4)
+
+
+def test_a_failed_text_is_sampled_at_higher_temperatures() -> None:
+    never = {"logprob_threshold": 1.0, "no_speech_threshold": None, "temperature_increment_on_fallback": 0.5}
+    expected, found = both(2, [], [], best_of=3, compression_ratio_threshold=None, **never)
+    assert found.avg_logprob >= both(2, [], [], **GREEDY)[1].avg_logprob - 1e-4  # the likeliest of all tries
+    assert found.temperature in (0.0, 0.5, 1.0) and expected.temperature in (0.0, 0.5, 1.0)
+    assert both(2, [], [], best_of=3, compression_ratio_threshold=None, **never)[1] == found
+
+
+def test_samples_follow_the_distribution() -> None:
+    tokenizer, engine, memory = parts(0)
+    decoder = OnnxWhisperDecoder(
+        TorchEngine(engine, memory),  # type: ignore[arg-type]
+        tokenizer, SearchConfig(best_of=400), LongformConfig(),
+    )  # fmt: skip
+    logits = np.full(51864, -50.0, np.float32)
+    logits[[tokenizer.timestamp_begin, tokenizer.timestamp_begin + 1]] = np.log([0.25, 0.75])
+    assert decoder.config.best_of == 400
+    chosen = decoder.choices(logits[None].repeat(400, axis=0), 1.0, np.random.default_rng(0))
+    assert np.mean(chosen == tokenizer.timestamp_begin + 1) == pytest.approx(0.75, abs=0.06)

@@ -1,0 +1,132 @@
+"""The engine on ONNX Runtime computes what the model computes, and each row and chunk as it would alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from focusasr.audio.features import input_mel
+from focusasr.audio.load import load
+from focusasr.config import DecodingConfig, ModelConfig
+from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from focusasr.model.checkpoint_folder import find_checkpoint
+from focusasr.model.engine import prepare
+from focusasr.model.onnx_engine import OnnxEngine, supports
+from focusasr.model.transformer import Model
+from focusasr.runtime.errors import InputError
+from tests.conftest import ROOT
+from tests.helpers.tiny_whisper import as_whisper, write_whisper
+
+WIDE = {"d_model": 64, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "decoder_layers": 2}
+HYBRIDS: list[dict[str, Any]] = [
+    {"attention": "global"},
+    {"attention": "hybrid", "max_span": 8, "ramp": 3, "win_size": 8},
+    {"attention": "hybrid", "max_span": 5, "ramp": 2, "win_size": 8, "sharpen_longer": False, "temperature": "formula"},
+]
+CPU = torch.device("cpu")
+TOKENS = [5, 9, 30, 7, 7, 12]
+
+
+def adapted(folder: Path, dtype: torch.dtype = torch.float32, **shape: Any) -> Checkpoint:
+    """Write a small model with random weights for audio of its own length, and return it as it is read."""
+    source = load_checkpoint(write_whisper(folder / "source", **WIDE))
+    torch.manual_seed(1)
+    model = Model(dataclasses.replace(source.model.config, tail_frames=4, **shape))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, 0.1 if weight.dim() == 1 else 0.0, weight.shape[-1] ** -0.5)
+    save_checkpoint(folder / "model", dataclasses.replace(source, model=model), dtype=dtype)
+    return load_checkpoint(folder / "model")
+
+
+def onnx_engine(checkpoint: Checkpoint) -> OnnxEngine:
+    assert checkpoint.folder
+    return OnnxEngine(checkpoint.folder / "model.safetensors", checkpoint.model.config, threads=1)
+
+
+@pytest.mark.parametrize("shape", HYBRIDS, ids=str)
+@pytest.mark.parametrize("frames", [2, 16, 70, 96])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_results_are_those_of_the_model(tmp_path: Path, shape: dict[str, Any], frames: int, dtype: torch.dtype) -> None:
+    checkpoint = adapted(tmp_path, dtype, **shape)
+    assert as_whisper(checkpoint.tokenizer)
+    mel = torch.randn(frames, 20, generator=torch.Generator().manual_seed(frames))
+    whole = prepare(checkpoint.model, CPU, DecodingConfig(compute_type="float32"))
+    expected = whole.advance(torch.tensor([TOKENS]), whole.start(whole.encode([mel])))[0]
+    engine = onnx_engine(checkpoint)
+    logits, _ = engine.advance(np.array([TOKENS]), engine.start(engine.encode(mel.numpy())), keep=len(TOKENS))
+    error = np.abs(logits[0] - expected.numpy())
+    assert error.mean() < 0.03 * float(expected.std())
+
+
+def test_a_row_and_a_chunk_get_the_bits_that_they_get_alone(tmp_path: Path) -> None:
+    engine = onnx_engine(adapted(tmp_path, **HYBRIDS[1]))
+    memory = engine.encode(np.random.default_rng(0).normal(size=(60, 20)).astype(np.float32))
+    whole, end = engine.advance(np.array([TOKENS]), engine.start(memory), keep=3)
+    rows = np.array([TOKENS, TOKENS[::-1]])
+    logits, state = engine.advance(rows[:, :3], engine.start(memory, rows=2))
+    state = engine.select(state, [1, 0, 0])
+    logits, state = engine.advance(rows[[1, 0, 0], 3:], state, keep=3)
+    assert np.array_equal(logits[1], whole[0]) and np.array_equal(logits[2], whole[0])
+    assert not np.array_equal(logits[0], whole[0])
+    again, _ = engine.advance(np.array([TOKENS[4:]]), engine.cut(end, 4), keep=2)
+    assert np.array_equal(again[0], whole[0, 1:])
+
+
+def test_the_default_model_is_as_near_to_float32_as_in_pytorch() -> None:
+    folder = find_checkpoint("default")
+    checkpoint = load_checkpoint(folder)
+    mel = input_mel(torch.from_numpy(load(ROOT / "tests" / "data" / "sample.flac")), checkpoint.model.config)
+    tokens = [50257, 50363, 311, 317]
+
+    def log_probs(compute_type: Any) -> torch.Tensor:
+        engine = prepare(checkpoint.model, CPU, DecodingConfig(compute_type=compute_type))
+        return engine.advance(torch.tensor([tokens]), engine.start(engine.encode([mel])))[0].log_softmax(-1)
+
+    engine = onnx_engine(checkpoint)
+    logits, _ = engine.advance(np.array([tokens]), engine.start(engine.encode(mel.numpy())), keep=4)
+    found, exact = torch.from_numpy(logits[0]).log_softmax(-1), log_probs("float32")
+    assert float((found - exact).abs().mean()) < 0.1
+    assert float((found - exact).abs().mean()) < 1.5 * float((log_probs("int8") - exact).abs().mean())
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda weights: weights.pop("decoder.ln.bias"), "decoder.ln.bias is missing"),
+        (lambda weights: weights.update(surplus=torch.zeros(2)), "surplus"),
+        (lambda weights: weights.update({"decoder.ln.bias": torch.zeros(3)}), r"decoder.ln.bias has shape \(3,\)"),
+        (lambda weights: weights["encoder.ln_post.bias"].fill_(torch.nan), "encoder.ln_post.bias"),
+        (lambda weights: weights["encoder.blocks.0.mlp.1.weight.scale"].fill_(torch.inf), "mlp.1.weight.scale"),
+        (lambda weights: weights["encoder.positions"].fill_(torch.inf), "encoder.positions"),
+    ],
+)
+def test_bad_weights_are_rejected_in_one_line(tmp_path: Path, change: Any, part: str) -> None:
+    checkpoint = adapted(tmp_path, torch.int8)
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    with pytest.raises(InputError, match=part) as caught:
+        onnx_engine(checkpoint)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_safetensors_is_rejected(tmp_path: Path) -> None:
+    checkpoint = adapted(tmp_path)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        onnx_engine(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 48}, {"decoder_attention": "hybrid"}, {"positions": "rotary"}, {"ctc": True}, {"max_dist": 9}]
+)
+def test_other_shapes_are_left_to_pytorch(change: dict[str, Any]) -> None:
+    usual = ModelConfig(width=384, heads=6, positions="absolute", conv_kernel=0, ctc=False)
+    assert supports(usual) and not supports(dataclasses.replace(usual, **change))
