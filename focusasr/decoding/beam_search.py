@@ -7,12 +7,13 @@ of openai/whisper's. Finished rows leave the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from focusasr.decoding.beams import Beams, BeamStep, Hypothesis, score
 from focusasr.decoding.logit_filters import LogitFilter, apply_rules
 from focusasr.model.transformer import EncoderOutput
 
@@ -33,18 +34,6 @@ class StepDecoder(Protocol[State]):
 
     def select(self, state: State, rows: Tensor) -> State:
         """Return the state of the rows with these numbers (R',), in any order; rows may be missing or repeated."""
-
-
-class Hypothesis(NamedTuple):
-    """Token ids without the end token, and their log probability with it."""
-
-    tokens: list[int]
-    log_prob: float
-
-    @property
-    def avg_logprob(self) -> float:
-        """Return the mean log probability per token; the end counts as one token."""
-        return self.log_prob / (len(self.tokens) + 1)
 
 
 @dataclass(frozen=True)
@@ -105,12 +94,7 @@ def search(
         if beams is None
         else _beams(decoder, opening, goal, beams, options.patience)
     )
-    return [max(texts, key=lambda text: _score(text, options.length_penalty)) for texts in found]
-
-
-def _score(text: Hypothesis, length_penalty: float | None) -> float:
-    length = max(1, len(text.tokens))
-    return text.log_prob / (length if length_penalty is None else ((5 + length) / 6) ** length_penalty)
+    return [max(texts, key=lambda text: score(text, options.length_penalty)) for texts in found]
 
 
 def _sampled(
@@ -169,58 +153,13 @@ def _choose(logits: Tensor, owners: Tensor, chances: list[torch.Generator], temp
     return torch.cat(draws)
 
 
-class _Step(NamedTuple):
-    """One more token for a beam: its source row, counted within the utterance, the token and the new score."""
-
-    row: int
-    token: int
-    score: float
-
-
-@dataclass
-class _Beams:
-    """The beams of one utterance: its unfinished rows and its complete texts, at most `wanted`."""
-
-    size: int
-    wanted: int
-    limit: int  # tokens of a text
-    rows: int = 1
-    complete: list[Hypothesis] = field(default_factory=list)
-
-    def extend(self, scores: Tensor, tokens: Tensor, said: list[list[int]], end: int) -> list[_Step]:
-        """Return the next rows, best first, from scores and tokens (rows, size + 1) of the candidates.
-
-        Candidates that end are complete texts if they rank above the last of the next rows.
-        """
-        steps = [
-            _Step(row, token, score)
-            for row, (row_scores, row_tokens) in enumerate(zip(scores.tolist(), tokens.tolist(), strict=True))
-            for score, token in zip(row_scores, row_tokens, strict=True)
-        ]
-        going: list[_Step] = []
-        for step in sorted(steps, key=lambda step: step.score, reverse=True):
-            if step.token != end:
-                going.append(step)
-            elif len(self.complete) < self.wanted:
-                self.complete.append(Hypothesis(said[step.row], step.score))
-            if len(going) == self.size:
-                break
-        self.rows = len(going)
-        return going
-
-    def close(self, going: list[_Step], said: list[list[int]]) -> None:
-        """Add the best unfinished rows to the complete texts if there are fewer texts than beams."""
-        lacking = max(0, self.size - len(self.complete))
-        self.complete += [Hypothesis([*said[step.row], step.token], step.score) for step in going[:lacking]]
-
-
 def _beams(
     decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, size: int, patience: float | None
 ) -> list[list[Hypothesis]]:
     """Return the complete texts that a beam search finds for each utterance."""
     state, logits = opening
     device = logits.device
-    every = [_Beams(size, round(size * (patience or 1.0)), limit) for limit in goal.limits(len(logits))]
+    every = [Beams(size, round(size * (patience or 1.0)), limit) for limit in goal.limits(len(logits))]
     going = every
     said = torch.zeros(len(logits), 0, dtype=torch.long, device=device)
     scores = torch.zeros(len(logits), device=device)
@@ -229,14 +168,14 @@ def _beams(
         best, tokens = logits.topk(size + 1)
         best = best - logits.logsumexp(dim=-1, keepdim=True)
         totals = scores[:, None] + best
-        chosen: list[_Step] = []
-        left: list[_Beams] = []
+        chosen: list[BeamStep] = []
+        left: list[Beams] = []
         first = 0
         for beams in going:
             here = slice(first, first + beams.rows)
             first = here.stop
             before = said[here].tolist()
-            steps = beams.extend(totals[here], tokens[here], before, goal.end)
+            steps = beams.extend(totals[here].tolist(), tokens[here].tolist(), before, goal.end)
             if len(beams.complete) >= beams.wanted or step + 1 == beams.limit:
                 beams.close(steps, before)
             else:

@@ -1,4 +1,4 @@
-"""Greedy decoding and sampling of Whisper windows in numpy: the twin of `whisper_decoder` for an `OnnxEngine`."""
+"""Decoding of Whisper windows in numpy: the twin of `whisper_decoder` and `beam_search` for an `OnnxEngine`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from focusasr.decoding.beams import Beams, Hypothesis, score
 from focusasr.decoding.whisper_prompts import (
     DecodingResult,
     WhisperPrompts,
@@ -21,27 +22,16 @@ from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 
-class _Text(NamedTuple):
-    """The tokens of a text without the end token, and their log probability with it."""
-
-    tokens: list[int]
-    log_prob: float
-
-    @property
-    def avg_logprob(self) -> float:
-        return self.log_prob / (len(self.tokens) + 1)
-
-
 class _Start(NamedTuple):
     """The decoder after the prompt, and the beginning of a text: its tokens, their log probability, the next logits."""
 
     state: State
     logits: np.ndarray  # (V,)
-    begun: _Text
+    begun: Hypothesis
 
 
 class OnnxWhisperDecoder(WhisperPrompts):
-    """A Whisper model with one language and task that decodes windows one by one, without beams."""
+    """A Whisper model with one language, task and search that decodes windows one by one."""
 
     def __init__(
         self, engine: OnnxEngine, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig
@@ -55,13 +45,9 @@ class OnnxWhisperDecoder(WhisperPrompts):
         self._never = [*(self.suppressed() if config.suppress_tokens else ()), tokenizer.no_timestamps]
 
     @staticmethod
-    def supports(config: SearchConfig, beams: bool = True) -> bool:
-        """Return whether these search options are possible here; without `beams`, their number does not count."""
-        return (
-            (config.beam_size is None or not beams)
-            and config.repetition_penalty == 1.0
-            and not config.no_repeat_ngram_size
-        )
+    def supports(config: SearchConfig) -> bool:
+        """Return whether these search options are possible here."""
+        return config.repetition_penalty == 1.0 and not config.no_repeat_ngram_size
 
     def languages(self, memory: Memory) -> list[str]:
         """Return the likeliest language of the window."""
@@ -85,7 +71,10 @@ class OnnxWhisperDecoder(WhisperPrompts):
         plain, begun = self._starts(state, logits[0, -1], list(prompt[place:]), room, opening)
         tries: list[DecodingResult] = []
         for temperature in self.config.temperatures:
-            text = self._text(plain if temperature else begun, temperature, room, opening)
+            if temperature or self.config.beam_size is None:
+                text = self._sampled(plain if temperature else begun, temperature, room, opening)
+            else:
+                text = self._beam(plain, self.config.beam_size, room, opening)
             answer = self.result(text.tokens, text.avg_logprob, temperature, silence)
             tries.append(self.opened(answer, opening) if opening else answer)
             if not has_failed(tries[-1], self.config):
@@ -98,7 +87,7 @@ class OnnxWhisperDecoder(WhisperPrompts):
         """Read the rest of the prompt and the draft; return the decoder after the prompt, and after the draft's
         longest beginning that greedy decoding would give.
         """
-        draft = list(self.draft[: room - 1])
+        draft = list(self.draft[: room - 1]) if self.config.beam_size is None else []
         rows = [logits]
         if rest or draft:
             found, state = self.engine.advance(np.array([[*rest, *draft]]), state, keep=len(draft) + bool(rest))
@@ -110,36 +99,58 @@ class OnnxWhisperDecoder(WhisperPrompts):
                 break
             log_prob += float(log_probs[token])
         length = state.past[0].shape[2] - len(draft)
-        plain = _Start(self.engine.cut(state, length), rows[0], _Text([], 0.0))
-        return plain, _Start(self.engine.cut(state, length + count), rows[count], _Text(draft[:count], log_prob))
+        plain = _Start(self.engine.cut(state, length), rows[0], Hypothesis([], 0.0))
+        return plain, _Start(self.engine.cut(state, length + count), rows[count], Hypothesis(draft[:count], log_prob))
 
-    def _text(self, start: _Start, temperature: float, room: int, opening: Sequence[int]) -> _Text:
+    def _sampled(self, start: _Start, temperature: float, room: int, opening: Sequence[int]) -> Hypothesis:
         """Return the greedy text at temperature 0, else the best of several samples."""
         count = (self.config.best_of or 1) if temperature > 0 else 1
         chance = np.random.default_rng(0)
         going = [start.begun] * count
         state = self.engine.select(start.state, [0] * count)
         logits = np.repeat(start.logits[None], count, axis=0)
-        done: list[_Text] = []
+        done: list[Hypothesis] = []
         while going:
             kept, longer = [], []
             for text, row in zip(going, logits, strict=True):
                 self._ruled(row, [*opening, *text.tokens])
             for row, (text, token) in enumerate(zip(going, self.choices(logits, temperature, chance), strict=True)):
-                score = text.log_prob + float(logits[row, token]) - _log_sum(logits[row])
+                total = text.log_prob + float(logits[row, token]) - _log_sum(logits[row])
                 if token == self.tokenizer.end:
-                    done.append(_Text(text.tokens, score))
+                    done.append(Hypothesis(text.tokens, total))
                 elif len(text.tokens) + 1 >= room:
-                    done.append(_Text([*text.tokens, int(token)], score))
+                    done.append(Hypothesis([*text.tokens, int(token)], total))
                 else:
                     kept.append(row)
-                    longer.append(_Text([*text.tokens, int(token)], score))
+                    longer.append(Hypothesis([*text.tokens, int(token)], total))
             going = longer
             if going:
                 state = state if len(kept) == len(logits) else self.engine.select(state, kept)
                 found, state = self.engine.advance(np.array([[text.tokens[-1]] for text in going]), state)
                 logits = found[:, -1]
-        return max(done, key=self._score)
+        return max(done, key=lambda text: score(text, self.config.length_penalty))
+
+    def _beam(self, start: _Start, size: int, room: int, opening: Sequence[int]) -> Hypothesis:
+        """Return the best complete text that a beam search finds."""
+        beams = Beams(size, round(size * (self.config.patience or 1.0)), room)
+        state, logits, said, scores = start.state, start.logits[None].copy(), list[list[int]]([[]]), [0.0]
+        for step in range(room):
+            for row, tokens in zip(logits, said, strict=True):
+                self._ruled(row, [*opening, *tokens])
+            best = np.argpartition(-logits, size, axis=1)[:, : size + 1]
+            sums = np.array([total - _log_sum(row) for row, total in zip(logits, scores, strict=True)])
+            totals = np.take_along_axis(logits, best, axis=1) + sums[:, None]
+            steps = beams.extend(totals.tolist(), best.tolist(), said, self.tokenizer.end)
+            if len(beams.complete) >= beams.wanted or step + 1 == room:
+                beams.close(steps, said)
+                break
+            rows, scores = [one.row for one in steps], [one.score for one in steps]
+            said = [[*said[one.row], one.token] for one in steps]
+            if rows != list(range(len(logits))):
+                state = self.engine.select(state, rows)
+            found, state = self.engine.advance(np.array([[one.token] for one in steps]), state)
+            logits = found[:, -1]
+        return max(beams.complete, key=lambda text: score(text, self.config.length_penalty))
 
     @staticmethod
     def choices(logits: np.ndarray, temperature: float, chance: np.random.Generator) -> np.ndarray:
@@ -147,10 +158,6 @@ class OnnxWhisperDecoder(WhisperPrompts):
         if temperature == 0:
             return logits.argmax(axis=1)
         return (logits / temperature + chance.gumbel(size=logits.shape)).argmax(axis=1)
-
-    def _score(self, text: _Text) -> float:
-        length, penalty = max(1, len(text.tokens)), self.config.length_penalty
-        return text.log_prob / (length if penalty is None else ((5 + length) / 6) ** penalty)
 
     def _ruled(self, logits: np.ndarray, said: Sequence[int]) -> np.ndarray:
         """Set the logits (V,) of tokens that must not follow to -inf, in place (`logit_filters`)."""

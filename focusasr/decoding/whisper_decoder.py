@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focusasr.decoding.beam_search import DecoderOutput, Hypothesis, Search, StopCriteria, forward, search
+from focusasr.decoding.beam_search import DecoderOutput, Search, StopCriteria, forward, search
+from focusasr.decoding.beams import Hypothesis
 from focusasr.decoding.logit_filters import (
     Continued,
     LogitFilter,

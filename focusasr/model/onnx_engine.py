@@ -7,7 +7,7 @@ Letters: R rows, L tokens, P past tokens, F frames, T encoder steps, D width, H 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +28,9 @@ SMALLEST = 1e-30
 
 
 class Memory(NamedTuple):
-    """Encoded audio: keys and values (1, H, T, E) of each decoder layer's cross-attention."""
+    """Encoded audio: the states (1, T, D), and keys and values (1, H, T, E) of each decoder layer's cross-attention."""
 
+    states: np.ndarray
     keys_values: list[np.ndarray]
 
 
@@ -48,23 +49,31 @@ def supports(config: ModelConfig) -> bool:
 
 
 class Weights:
-    """The weights of a safetensors file, by name; InputError for missing, surplus or unusable ones."""
+    """Weights by name, read one by one; InputError for missing, surplus or unusable ones.
 
-    def __init__(self, path: Path, files: ExitStack) -> None:
+    `shapes` are those of all weights in the file or folder `place`, `read` returns one of them.
+    """
+
+    def __init__(self, place: Path, shapes: Mapping[str, Sequence[int]], read: Callable[[str], np.ndarray]) -> None:
+        self._place, self._shapes, self._read_one = place, shapes, read
+        self._left = set(shapes)
+
+    @classmethod
+    def of_file(cls, path: Path, files: ExitStack) -> Weights:
+        """Return the weights of a safetensors file, which stays open with `files`."""
         from safetensors import SafetensorError, safe_open
 
-        self.path = path
         try:
-            self._file = files.enter_context(safe_open(path, "np"))
+            file = files.enter_context(safe_open(path, "np"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a safetensors file ({error}). Copy the checkpoint again.") from None
-        self._left = set(self._file.keys())
+        return cls(path, {name: file.get_slice(name).get_shape() for name in file.keys()}, file.get_tensor)  # noqa: SIM118
 
     def floats(self, name: str, *shape: int) -> np.ndarray:
         """Return weights in float32."""
         values = self._read(name, shape).astype(np.float32)
         if not np.isfinite(values).all():
-            raise InputError(f"{self.path}: {name} has values that are not finite. Copy the checkpoint again.")
+            raise InputError(f"{self._place}: {name} has values that are not finite. Copy the checkpoint again.")
         return values
 
     def integers(self, name: str, *shape: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +81,7 @@ class Weights:
         if name + SCALE in self._left:
             values, scales = self._read(name, shape), self.floats(name + SCALE, shape[0], parts)
             if values.dtype != np.int8:
-                raise InputError(f"{self.path}: {name} is {values.dtype}; expected int8. Copy the checkpoint again.")
+                raise InputError(f"{self._place}: {name} is {values.dtype}; expected int8. Copy the checkpoint again.")
             return values, scales
         rows = self.floats(name, *shape).reshape(shape[0], parts, -1)
         scales = np.maximum(np.abs(rows).max(axis=2), SMALLEST) / 127
@@ -81,17 +90,16 @@ class Weights:
     def end(self) -> None:
         """Reject weights that nobody has read."""
         if self._left:
-            raise InputError(f"{self.path}: unknown weights {', '.join(sorted(self._left)[:3])}. Copy it again.")
+            raise InputError(f"{self._place}: unknown weights {', '.join(sorted(self._left)[:3])}. Copy it again.")
 
     def _read(self, name: str, shape: Sequence[int]) -> np.ndarray:
         if name not in self._left:
-            raise InputError(f"{self.path}: {name} is missing. Copy the checkpoint again.")
+            raise InputError(f"{self._place}: {name} is missing. Copy the checkpoint again.")
         self._left.discard(name)
-        found = tuple(self._file.get_slice(name).get_shape())
+        found = tuple(self._shapes[name])
         if found != tuple(shape):
-            raise InputError(f"{self.path}: {name} has shape {found}; expected {tuple(shape)}. Copy it again.")
-        values: np.ndarray = self._file.get_tensor(name)
-        return values
+            raise InputError(f"{self._place}: {name} has shape {found}; expected {tuple(shape)}. Copy it again.")
+        return self._read_one(name)
 
 
 class _Layers(Graph):
@@ -184,6 +192,7 @@ class _EncoderGraph(_Layers):
             x = self.plus(x, self._attention(x, f"{block}.attention"))
             x = self.perceptron(x, f"{block}.mlp")
         x = self.norm(x, "encoder.ln_post")
+        self.output(x, "states", 1, "T", self.width)
         for number in range(config.decoder_layers):
             for value, kind in zip(self.keys_values(x, f"decoder.blocks.{number}.cross"), "kv", strict=True):
                 self.output(value, f"{kind}{number}", 1, self.heads, "T", self.width // self.heads)
@@ -289,17 +298,15 @@ class _DecoderGraph(_Layers):
 class OnnxEngine:
     """A model in ONNX Runtime: `encode` audio, `start` a text, `advance` it by tokens to the logits of the next."""
 
-    def __init__(self, path: Path, config: ModelConfig, threads: int = 0) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, threads: int = 0) -> None:
         self.config = config
-        with ExitStack() as files:
-            weights = Weights(path, files)
-            self.embedding = weights.integers("decoder.token_embedding.weight", config.vocabulary, config.width)
-            self.text_positions = weights.floats("decoder.positional_embedding", config.text_context, config.width)
-            self.positions = weights.floats("encoder.positions", config.audio_context, config.width)
-            encoder, decoder = _EncoderGraph(weights, config), _DecoderGraph(weights, config)
-            encoder.build()
-            decoder.build(self.embedding)
-            weights.end()
+        self.embedding = weights.integers("decoder.token_embedding.weight", config.vocabulary, config.width)
+        self.text_positions = weights.floats("decoder.positional_embedding", config.text_context, config.width)
+        self.positions = weights.floats("encoder.positions", config.audio_context, config.width)
+        encoder, decoder = _EncoderGraph(weights, config), _DecoderGraph(weights, config)
+        encoder.build()
+        decoder.build(self.embedding)
+        weights.end()
         self.encoder, self.decoder = session(encoder, threads), session(decoder, threads)
 
     def encode(self, mel: np.ndarray) -> Memory:
@@ -308,7 +315,8 @@ class OnnxEngine:
         given = {"mel": mel[None], "positions": self.positions[None, :steps]}
         if self.config.attention == "hybrid":
             given |= self._windows(steps)
-        return Memory(run(self.encoder, given))
+        states, *keys_values = run(self.encoder, given)
+        return Memory(states, keys_values)
 
     def _windows(self, steps: int) -> dict[str, np.ndarray]:
         """Return how steps are cut into blocks, and which places are no steps."""

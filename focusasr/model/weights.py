@@ -154,6 +154,14 @@ class UnreadWeights:
         self._tensors, self._place, self._files = tensors, place, files
         self.device = device
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight, by name."""
+        return {name: weight.shape for name, weight in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return one weight in float32."""
+        return self._tensors[name].read().float()
+
     def close(self) -> None:
         """Close the files."""
         self._files.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,13 @@ from focusasr.config import DecodingConfig
 from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
 from focusasr.model.onnx_engine import Memory, OnnxEngine
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
+from focusasr.transcription.result import Segment
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from focusasr.model.transformer import Decoder
+    from focusasr.transcription.whisper import AnyDecoder
 
 
 class Device(NamedTuple):
@@ -25,7 +30,7 @@ class Device(NamedTuple):
 
 
 class OnnxRecognizer(WhisperRecognizer):
-    """A Whisper model that transcribes recordings window by window, greedily, in 8 bit integers."""
+    """A Whisper model that transcribes recordings window by window, in 8 bit integers."""
 
     engine: OnnxEngine
 
@@ -36,9 +41,10 @@ class OnnxRecognizer(WhisperRecognizer):
         config: DecodingConfig,
         search: SearchConfig,
         longform: LongformConfig,
+        aligner: Decoder | None = None,
     ) -> None:
         self.device: Any = Device()
-        self.aligner = None
+        self.aligner = aligner  # in PyTorch, for word times
         self._set(engine, tokenizer, config, search, longform)
 
     def _decoder(self) -> OnnxWhisperDecoder:
@@ -51,3 +57,13 @@ class OnnxRecognizer(WhisperRecognizer):
 
     def _encoded(self, mel: np.ndarray) -> Memory:
         return self.engine.encode(mel)
+
+    def _timed(
+        self, reader: AnyDecoder, memory: Memory, frames: int, segments: list[Segment], last_speech: float
+    ) -> list[Segment]:
+        import torch
+
+        from focusasr.model.transformer import EncoderOutput
+
+        states = EncoderOutput(torch.from_numpy(memory.states), None, [])
+        return super()._timed(reader, states, frames, segments, last_speech)

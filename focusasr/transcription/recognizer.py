@@ -8,7 +8,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from focusasr.model.checkpoint import Checkpoint
     from focusasr.model.engine import Engine
     from focusasr.model.onnx_engine import OnnxEngine
+    from focusasr.model.transformer import Decoder
+    from focusasr.model.weights import UnreadWeights
     from focusasr.text.whisper_tokenizer import WhisperTokenizer
     from focusasr.transcription.result import Segment
     from focusasr.transcription.resume import SegmentCacheOf
@@ -198,11 +200,11 @@ def _device(choice: ModelChoice) -> torch.device:
 class LoadedModel:
     """A checkpoint on a device; recognizers with the same numerical settings share its prepared weights.
 
-    On a CPU an adapted Whisper is computed by ONNX Runtime, without PyTorch, if the options allow it: that starts
-    faster and needs less memory. Otherwise PyTorch computes. Only prepared weights stay in memory. The checkpoint is
-    read again for another compute type, and once for the word times of Whisper models, which need the decoder's
-    original weights. InputError if the checkpoint or the device is not found. With `several`, the process may be one
-    of a job's.
+    On a CPU a Whisper model is computed by ONNX Runtime if the options allow it; in our format it is loaded without
+    PyTorch, which starts faster and needs less memory. Otherwise PyTorch computes. Only prepared weights stay in
+    memory. The checkpoint is read again for another compute type, and once for the word times of Whisper models, which
+    need the decoder's original weights. InputError if the checkpoint or the device is not found. With `several`, the
+    process may be one of a job's.
     """
 
     def __init__(self, choice: ModelChoice, several: bool = False) -> None:
@@ -222,6 +224,7 @@ class LoadedModel:
             config, whisper = self._checkpoint.model.config, self._checkpoint.whisper
         self._aligns = False  # whether its decoder has its weights, for word times, which may be requested again
         self.is_whisper = whisper is not None
+        self._in_onnx = bool(self._plain) or (self.is_whisper and self._may_use_onnx(config))
         # Models for audio of variable length are ours: they print texts, and decode greedily without --beam-size.
         self.as_whisper = self.is_whisper and config.tail_frames is None
         self._engine: tuple[object, Engine] | None = None  # the last engine, and its settings
@@ -234,6 +237,12 @@ class LoadedModel:
         """The device of PyTorch's computations."""
         return self._own_device or _device(self.choice)
 
+    def _may_use_onnx(self, config: ModelConfig) -> bool:
+        """Return whether ONNX Runtime can compute a Whisper model that PyTorch has opened."""
+        from focusasr.model.onnx_engine import supports
+
+        return self._own_device is None and self.device.type == "cpu" and has_onnx() and supports(config)
+
     @property
     def _checkpoint(self) -> Checkpoint:
         from focusasr.model.checkpoint import open_checkpoint
@@ -245,8 +254,8 @@ class LoadedModel:
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
         """Return a recognizer with these options; InputError if the model does not support them."""
         recognizer: AnyRecognizer
-        if self._plain and can_do(options):
-            recognizer, remarks = self._onnx(options, *self._plain)
+        if self._in_onnx and can_do(options):
+            recognizer, remarks = self._onnx(options)
         else:
             engine = self._prepared(options.decoding, self.is_whisper and options.decoding.word_timestamps)
             kind = self._whisper if self.is_whisper else functools.partial(self._native, subtitles)
@@ -275,77 +284,106 @@ class LoadedModel:
         idle = without_effect(options.decoding, options.longform)
         longform, remarks = heard_as(self._checkpoint.whisper, options.longform)
         kind = BatchedWhisperRecognizer if longform.batched else WhisperRecognizer
-        search = options.search
-        if not self.as_whisper and "beam_size" not in options.names:
-            search = replace(search, beam_size=None)
+        search = self._search(options)
         recognizer = kind(self._checkpoint, self.device, options.decoding, search, longform, engine)
         recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
-    def _onnx(
-        self, options: Options, config: ModelConfig, tokenizer: WhisperTokenizer
-    ) -> tuple[AnyRecognizer, list[str]]:
-        from focusasr.model.checkpoint_folder import WEIGHTS
-        from focusasr.model.onnx_engine import OnnxEngine
+    def _onnx(self, options: Options) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.onnx import OnnxRecognizer
 
         idle = without_effect(options.decoding, options.longform)
+        tokenizer = self._plain[1] if self._plain else cast("WhisperTokenizer", self._checkpoint.tokenizer)
         longform, remarks = heard_as(tokenizer.whisper, options.longform)
-        if self._onnx_engine is None:
-            self._onnx_engine = OnnxEngine(self.path / WEIGHTS, config, self.choice.threads)
-        search = replace(options.search, beam_size=None)
-        recognizer = OnnxRecognizer(self._onnx_engine, tokenizer, options.decoding, search, longform)
+        self._onnx_engine = self._onnx_engine or self._new_onnx_engine()
+        search, aligner = self._search(options), self._aligner() if options.decoding.word_timestamps else None
+        recognizer = OnnxRecognizer(self._onnx_engine, tokenizer, options.decoding, search, longform, aligner)
         recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
+    def _new_onnx_engine(self) -> OnnxEngine:
+        from focusasr.model.checkpoint_folder import WEIGHTS
+        from focusasr.model.onnx_engine import OnnxEngine, Weights
+
+        threads = self.choice.threads
+        with ExitStack() as files:
+            if self._plain:
+                return OnnxEngine(Weights.of_file(self.path / WEIGHTS, files), self._plain[0], threads)
+            opened = self._with_weights()
+            unread = cast("UnreadWeights", opened.unread)
+            files.callback(self._close)
+            weights = Weights(self.path, unread.shapes(), lambda name: unread.read(name).numpy())
+            return OnnxEngine(weights, opened.model.config, threads)
+
+    def _with_weights(self) -> Checkpoint:
+        """Return the checkpoint with its weights unread; its files are open until `_close`."""
+        from focusasr.model.checkpoint import open_checkpoint
+
+        if self._checkpoint.unread is None:
+            model = self._checkpoint.model  # may have the decoder's weights
+            self._opened = replace(open_checkpoint(self.path, self.device), model=model)
+        return self._checkpoint
+
+    def _close(self) -> None:
+        if self._checkpoint.unread is not None:
+            self._checkpoint.unread.close()
+        self._opened = replace(self._checkpoint, unread=None)
+
+    def _aligner(self) -> Decoder:
+        """Return the decoder with its weights, for word times."""
+        if not self._aligns:
+            opened = self._with_weights()
+            cast("UnreadWeights", opened.unread).fill(opened.model.decoder, "decoder")
+            self._aligns = True
+            self._close()
+        return self._checkpoint.model.decoder
+
+    def _search(self, options: Options) -> SearchConfig:
+        greedy = not self.as_whisper and "beam_size" not in options.names
+        return replace(options.search, beam_size=None) if greedy else options.search
+
     def _prepared(self, config: DecodingConfig, words: bool) -> Engine:
         """Return the engine of a configuration; if `words`, the checkpoint's decoder has its weights."""
-        from focusasr.model.checkpoint import open_checkpoint
         from focusasr.model.engine import prepare
 
         key = (config.compute_type, config.span_scale, config.temperature_scale)
-        known = self._engine is not None and self._engine[0] == key
-        opened = self._checkpoint
-        if opened.unread is None and not (known and (self._aligns or not words)):
-            opened = open_checkpoint(self.path, self.device)
-        if self._engine is None or not known:
+        if self._engine is None or self._engine[0] != key:
             self._engine = None  # so that memory never holds two
+            opened = self._with_weights()
             self._engine = key, prepare(opened.model, self.device, config, opened.unread)
-        if words and not self._aligns:
-            assert opened.unread is not None
-            opened.unread.fill(self._checkpoint.model.decoder, "decoder")
-            self._aligns = True
-        if opened.unread is not None:
-            opened.unread.close()
-        self._opened = replace(self._checkpoint, unread=None)
+            self._close()
+        if words:
+            self._aligner()
         return self._engine[1]
 
 
 def _plain_model(path: Path, choice: ModelChoice) -> tuple[ModelConfig, WhisperTokenizer] | None:
-    """Return shape and tokenizer of a model that can do without PyTorch: an adapted Whisper on a CPU; else None."""
+    """Return shape and tokenizer of a Whisper in our format that a CPU can compute without PyTorch, else None."""
     from focusasr.model.checkpoint_folder import read_description
     from focusasr.model.formats import format_of
     from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
     cpu = choice.device == "cpu" or (choice.device == "auto" and not may_have_gpu())
-    if not cpu or format_of(path) != "focusasr" or not importlib.util.find_spec("onnxruntime"):
+    if not cpu or format_of(path) != "focusasr" or not has_onnx():
         return None
     from focusasr.model.onnx_engine import supports
 
     config, tokenizer = read_description(path)
-    if not isinstance(tokenizer, WhisperTokenizer) or config.tail_frames is None or not supports(config):
-        return None
-    return config, tokenizer
+    return (config, tokenizer) if isinstance(tokenizer, WhisperTokenizer) and supports(config) else None
+
+
+def has_onnx() -> bool:
+    """Return whether ONNX Runtime is installed."""
+    return importlib.util.find_spec("onnxruntime") is not None
 
 
 def can_do(options: Options) -> bool:
-    """Return whether an adapted Whisper can be computed with these options without PyTorch."""
+    """Return whether ONNX Runtime can compute a Whisper with these options."""
     from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
 
     config = options.decoding
     usual = config.span_scale == config.temperature_scale == 1.0 and config.compute_type in ("auto", "int8")
-    whole = not config.word_timestamps and not options.longform.batched
-    return usual and whole and OnnxWhisperDecoder.supports(options.search, "beam_size" in options.names)
+    return usual and not options.longform.batched and OnnxWhisperDecoder.supports(options.search)
 
 
 def native_remarks(

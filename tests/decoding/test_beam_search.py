@@ -12,7 +12,8 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 from whisper.decoding import DecodingOptions, DecodingTask
 
-from focusasr.decoding.beam_search import Hypothesis, Search, StopCriteria, forward, search
+from focusasr.decoding.beam_search import Search, StopCriteria, forward, search
+from focusasr.decoding.beams import Hypothesis
 from focusasr.decoding.logit_filters import LogitFilter, Suppress, Timestamps
 from focusasr.decoding.whisper_decoder import EngineDecoder
 from focusasr.model.engine import Engine

@@ -69,7 +69,7 @@ def both(seed: int, previous: list[int], draft: list[int], **options: Any) -> li
         decoder.draft, decoder.most_tokens = draft, 40
         opening = decoder.opening()
         prompt = decoder.prompt(previous, opening=opening)
-        here: Any = memory if isinstance(decoder, WhisperDecoder) else Memory([])
+        here: Any = memory if isinstance(decoder, WhisperDecoder) else Memory(np.zeros(0), [])
         found += decoder.answers(here, [prompt], opening=opening)
     return found
 
@@ -97,6 +97,14 @@ def test_a_draft_changes_nothing(right: int, previous: list[int]) -> None:
         for found in both(1, previous, draft):
             assert found.tokens == plain.tokens
             assert found.avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("options", [{}, {"patience": 2.0}, {"length_penalty": 0.6}], ids=str)
+def test_beams_find_what_they_find_in_pytorch(seed: int, options: dict[str, Any]) -> None:
+    expected, found = both(seed, [400, 500], [], beam_size=5, **options)
+    assert found.tokens == expected.tokens
+    assert found.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-4)
 
 
 def test_a_failed_text_is_sampled_at_higher_temperatures() -> None:
