@@ -66,7 +66,7 @@ class Splitter:
             except (InputError, OSError) as error:
                 if failure := explain(error):
                     raise failure from error
-                yield Reject("unreadable", str(error), reading.audio, reading.utterance.text)
+                yield reading.reject("unreadable", str(error))
                 continue
             yield from self._as_readings(reading, parts)
 

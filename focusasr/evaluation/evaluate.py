@@ -20,7 +20,7 @@ from focusasr.evaluation.bootstrap import resampling_unit
 from focusasr.evaluation.wer import Errors, Score, count_character_errors, count_errors, normalize, summarize
 from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import append_line, read_lines, unwritable, written_aside
+from focusasr.runtime.files import append_line, read_lines, unwritable, write_lines
 
 if TYPE_CHECKING:
     from focusasr.transcription.result import Outcome
@@ -198,13 +198,7 @@ def write_rows(evaluation: Evaluation, path: Path) -> None:
     """
     folder = path.parent.absolute()
     try:
-        # A lone surrogate cannot be encoded as UTF-8, so it is written as its JSON escape.
-        with (
-            written_aside(path) as aside,
-            aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out,
-        ):
-            for row in evaluation.rows:
-                out.write(json.dumps(_row_to_json(row, folder), ensure_ascii=False) + "\n")
+        write_lines(path, (_row_to_json(row, folder) for row in evaluation.rows))
     except OSError as error:
         raise unwritable(path, error, "choose another place with --output") from None
 

@@ -12,8 +12,9 @@ import re
 import shutil
 import sys
 import time
+import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -232,6 +233,34 @@ def read_lines(path: Path) -> Iterator[Any]:
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write JSON Lines in UTF-8, atomically; a lone surrogate becomes its JSON escape."""
+    with written_aside(path) as aside, aside.open("wb") as out:
+        for value in values:
+            out.write(json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON in UTF-8; a lone surrogate becomes its JSON escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Return the name, or name-2, name-3 ...; names must differ even if case and composition are ignored."""
+    free, count = name, 1
+    while folded(free) in taken:
+        count += 1
+        free = f"{name}-{count}"
+    taken.add(folded(free))
+    return free
+
+
+def folded(name: str) -> str:
+    """Return the form that file systems compare if they ignore case and composition."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def printable(name: str) -> str:

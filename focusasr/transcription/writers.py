@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.runtime.errors import InputError, SettingError
-from focusasr.runtime.files import unwritable, written_aside
+from focusasr.runtime.files import folded, free_name, unwritable, written_aside
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.subtitles import LINE_WIDTH, Clock, Cue, cues, split_for_reading
 from focusasr.whisper_config import OutputConfig
@@ -135,7 +134,7 @@ def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
     while True:
         sharing = defaultdict(list)
         for index, (names, step) in enumerate(zip(ladders, steps, strict=True)):
-            sharing[_folded(names[step])].append(index)
+            sharing[folded(names[step])].append(index)
         clashes = [group for group in sharing.values() if len({ladders[index][-1] for index in group}) > 1]
         rising = [index for group in clashes for index in group if steps[index] + 1 < len(ladders[index])]
         if not rising:
@@ -164,21 +163,13 @@ def _cut(name: str) -> str:
 
 def _numbered(names: list[str]) -> list[str]:
     """Append -2, -3 ... to repeated names."""
-    taken = {_folded(name) for name in names}
+    taken = {folded(name) for name in names}
     used: set[str] = set()
     result = []
     for name in names:
-        fresh, number = name, 2
-        while _folded(fresh) in used or (fresh != name and _folded(fresh) in taken):
-            fresh, number = f"{name}-{number}", number + 1
-        used.add(_folded(fresh))
-        result.append(fresh)
+        result.append(free_name(name, taken) if folded(name) in used else name)
+        used.add(folded(name))
     return result
-
-
-def _folded(name: str) -> str:
-    """Return the form that file systems compare if they ignore case and composition."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _line(segment: Segment) -> str:
