@@ -271,16 +271,7 @@ def compare_tokenizers(folder: Path) -> Iterator[Row]:
         yield Row(f"{len(openai.special_tokens)} special ids, {vocabulary} tokens", "transformers", specials, 0)
 
 
-def compare_habits(folder: Path) -> Iterator[Row]:
-    """Compare texts, long recordings, word times and output files: none may differ."""
-    from parity_habits import compare_habits as lines
-
-    yield from (Row(what, against, differing, 0) for what, against, differing in lines(folder))
-
-
-COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [
-    compare_features, compare_tokenizers, compare_models, compare_habits,
-]  # fmt: skip
+COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [compare_features, compare_tokenizers, compare_models]
 
 
 def main() -> None:
