@@ -41,6 +41,11 @@ class CorpusUtterance:
         meant = self.utterance.source
         return meant if channel is None else replace(meant, channel=channel)
 
+    def of_split(self, split: str) -> CorpusUtterance:
+        """Return the utterance with a split, unless that is empty or it has its own."""
+        extra = {"split": split, **self.utterance.extra} if split else self.utterance.extra
+        return replace(self, utterance=replace(self.utterance, extra=extra))
+
     def reject(self, kind: str, reason: str) -> Reject:
         return Reject(kind, reason, self.audio, self.utterance.text)
 

@@ -98,9 +98,7 @@ def _read_input(path: Path, layout: str, columns: Columns, scratch: Path | None)
 
 
 def _of_archive(found: CorpusUtterance, archive: Path, split: str) -> CorpusUtterance:
-    extra = {"split": split, **found.utterance.extra} if split else found.utterance.extra
-    name = f"{archive.name.partition('.')[0]}/{found.name}"
-    return replace(found, utterance=replace(found.utterance, extra=extra), name=name)
+    return replace(found.of_split(split), name=f"{archive.name.partition('.')[0]}/{found.name}")
 
 
 def _without_conflict(one: CorpusUtterance, texts: dict[Source, list[str]]) -> CorpusUtterance:
