@@ -126,7 +126,7 @@ def convert(
 
     from focusasr.model.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
     from focusasr.model.export import check_plain_whisper, save_ctranslate2, save_hugging_face
-    from focusasr.runtime.files import ensure_writable, unwritable, written_aside
+    from focusasr.runtime.files import ensure_writable, write_errors, written_aside
 
     if to != "focusasr" and dtype == "int8":
         raise UsageError(f"--dtype int8 cannot be used with --to {to}. Use --dtype float16.")
@@ -141,13 +141,10 @@ def convert(
         raise InputError(f"{source}: has a weight of {largest:.3g}, too large for {dtype}; use --dtype float32")
     checkpoint = replace(checkpoint, card=checkpoint.card.replace("weights (float32)", f"weights ({dtype})"))
     stored = getattr(torch, dtype)
-    try:
-        with written_aside(folder) as aside:
-            if to == "focusasr":
-                save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=stored)
-            else:
-                aside.mkdir(parents=True, exist_ok=True)
-                (save_hugging_face if to == "huggingface" else save_ctranslate2)(aside, checkpoint, stored)
-    except (OSError, SafetensorError) as error:
-        raise unwritable(folder, error, "choose another folder") from None
+    with write_errors(folder, "choose another folder", SafetensorError), written_aside(folder) as aside:
+        if to == "focusasr":
+            save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=stored)
+        else:
+            aside.mkdir(parents=True, exist_ok=True)
+            (save_hugging_face if to == "huggingface" else save_ctranslate2)(aside, checkpoint, stored)
     print(folder)

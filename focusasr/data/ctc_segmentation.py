@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from focusasr.decoding.ctc_alignment import Span, align
 from focusasr.model.checkpoint import Checkpoint, fingerprint_of_model, load_checkpoint
 from focusasr.runtime.cache import file_state
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import append_line, read_lines
+from focusasr.runtime.files import append_line, read_keyed
 from focusasr.runtime.libraries import explain
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
@@ -50,10 +49,7 @@ class Splitter:
             raise InputError(f"{checkpoint_folder}: has no CTC head to align with. Use another --align-with.")
         self._whisper = WhisperAligner(self._checkpoint) if is_whisper else None
         self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit}"
-        self._known: dict[str, list[dict[str, Any]]] = {}
-        for entry in read_lines(folder / JOURNAL):
-            with contextlib.suppress(KeyError, TypeError):
-                self._known[entry["key"]] = entry["parts"]
+        self._known = read_keyed(folder / JOURNAL, names=("parts",))
 
     def split(self, readings: Iterable[CorpusUtterance | Reject]) -> Iterator[CorpusUtterance | Reject]:
         """Yield the items in order, long utterances as segments; segments that fit their words badly become rejects."""
@@ -87,9 +83,8 @@ class Splitter:
         whole = f"{self._decided_by} {channel} {state} {one.offset} {one.duration} {one.text}{spoken}"
         key = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
         if key in self._known:
-            return [Part(**part) for part in self._known[key]]
+            return [Part(**part) for part in self._known[key]["parts"]]
         parts = self._align(reading)
-        self._folder.mkdir(parents=True, exist_ok=True)
         append_line(self._folder / JOURNAL, {"key": key, "parts": [vars(part) for part in parts]})
         return parts
 

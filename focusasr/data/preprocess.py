@@ -28,7 +28,7 @@ from focusasr.data.quality import PreparedUtterance
 from focusasr.data.splits import SplitHistory, check_keys
 from focusasr.runtime.cache import JsonLinesCache, file_state
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import fitting, folded, free_name, real_path, sweep, unwritable, written_aside
+from focusasr.runtime.files import fitting, folded, free_name, real_path, sweep, write_errors, written_aside
 from focusasr.text.normalize import apply_policy
 
 IN_FLIGHT_PER_WORKER = 4
@@ -75,15 +75,13 @@ def _preprocess(inputs: list[str | Path], folder: Path, config: PreprocessConfig
     _keep_inputs(inputs, prepared, history, journal, config)
     if not items:
         raise InputError(f"{', '.join(map(str, inputs))}: no utterances found; expected: audio with text")
-    try:
+    with write_errors(folder, "choose another folder with --output-dir", soundfile.SoundFileError):
         history.begin(inputs, config, {one.output: one.source for one in prepared})
         run = _Run(items, journal, config)
         run.settle_at_once()
         run.convert(progress)
         history.left(journal.outputs())
         return write_results(history, run.items, run.reused, inputs, config)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise unwritable(folder, error, "choose another folder with --output-dir") from None
 
 
 def _normalized(found: CorpusUtterance, config: PreprocessConfig) -> CorpusUtterance:
@@ -133,7 +131,6 @@ def _names_before(folder: Path, config: PreprocessConfig, journal: JsonLinesCach
 
 
 def _origin(made_from: dict[str, Any]) -> str:
-    """Return the identity of one part of one recording."""
     return str([made_from.get(key) for key in ("path", "offset", "duration", "channel")])
 
 

@@ -20,7 +20,7 @@ from focusasr.evaluation.bootstrap import resampling_unit
 from focusasr.evaluation.wer import Errors, Score, count_character_errors, count_errors, normalize, summarize
 from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import append_line, read_lines, unwritable, write_lines
+from focusasr.runtime.files import append_line, read_keyed, write_errors, write_lines
 
 if TYPE_CHECKING:
     from focusasr.transcription.result import Outcome
@@ -197,10 +197,8 @@ def write_rows(evaluation: Evaluation, path: Path) -> None:
     of the audio is relative to the folder of `path` if it is inside, as in manifests.
     """
     folder = path.parent.absolute()
-    try:
+    with write_errors(path, "choose another place with --output"):
         write_lines(path, (_row_to_json(row, folder) for row in evaluation.rows))
-    except OSError as error:
-        raise unwritable(path, error, "choose another place with --output") from None
 
 
 def _row_to_json(row: Row, folder: Path) -> dict[str, Any]:
@@ -226,10 +224,7 @@ class TranscriptCache:
     def __init__(self, path: Path, decided_by: dict[str, Any]) -> None:
         self.path = path
         self._decided_by = json.dumps(decided_by, sort_keys=True)
-        self._known: dict[str, dict[str, Any]] = {}
-        for entry in read_lines(path):
-            with contextlib.suppress(KeyError, TypeError):
-                self._known[entry["key"]] = {name: entry[name] for name in ("text", "language", "audio_seconds")}
+        self._known = read_keyed(path, names=("text", "language", "audio_seconds"))
 
     def recognize(
         self, recognize: Callable[[Iterable[Source]], Iterator[Outcome]], sources: Sequence[Source]
@@ -249,9 +244,7 @@ class TranscriptCache:
     def _kept(self, key: str, outcome: Outcome) -> Outcome:
         if outcome.transcript is not None and outcome.error is None and key:
             entry = {"text": outcome.transcript.text, "language": outcome.transcript.language}
-            line = {"key": key, **entry, "audio_seconds": outcome.audio_seconds}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(self.path, line)
+            append_line(self.path, {"key": key, **entry, "audio_seconds": outcome.audio_seconds})
         return outcome
 
     def _key(self, source: Source) -> str:
