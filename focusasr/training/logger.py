@@ -281,7 +281,6 @@ def draw_curves(metrics: Path, picture: Path) -> None:
 
 
 def _panel(kind: str, name: str) -> int | None:
-    """Return the index of the panel of a figure."""
     if kind == "train":
         return 0 if name in ("total", "ctc", "attention") else None
     if kind == "dev":

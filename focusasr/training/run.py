@@ -184,7 +184,6 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _said(value: Any) -> str:
-    """Return a value in the form of an option."""
     return "none" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
