@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from focusasr.audio.features import log_mel, stack
-from focusasr.audio.load import load, probe_seconds, rechunk, stream
+from focusasr.audio.load import known_seconds, load, rechunk, stream
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.data.corpus import CorpusUtterance, Reject
@@ -68,9 +68,7 @@ class Splitter:
 
     def _is_long(self, reading: CorpusUtterance) -> bool:
         source = reading.source(self._config.channel)
-        seconds = source.duration
-        if seconds is None and (whole := probe_seconds(source.path)) is not None:
-            seconds = whole - source.offset
+        seconds = known_seconds(source)
         if seconds is None:  # not in the header
             with contextlib.suppress(InputError):  # an unreadable file becomes a reject later
                 seconds = sum(map(len, stream(source))) / SAMPLE_RATE_HZ

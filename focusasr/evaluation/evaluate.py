@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.audio.load import probe_seconds
+from focusasr.audio.load import known_seconds
 from focusasr.audio.source import Source
 from focusasr.data.manifest import Utterance
 from focusasr.evaluation.bootstrap import resampling_unit
@@ -119,21 +119,13 @@ def evaluate_texts(
     heard = normalize((text or "" for text in hypotheses), normalizer)
     rows = []
     for utterance, reference, text, compared in zip(utterances, references, hypotheses, heard, strict=True):
-        seconds = _seconds(utterance)
+        seconds = known_seconds(utterance.source) or 0.0
         if text is None:
             rows.append(Row(utterance, reference, audio_seconds=seconds, error="no hypothesis for it"))
         else:
             errors = count_errors(reference, compared), count_character_errors(reference, compared)
             rows.append(Row(utterance, reference, text.strip(), compared, *errors, seconds))
     return _scored(rows, normalizer, unit, None)
-
-
-def _seconds(utterance: Utterance) -> float:
-    """Return the length of an utterance if it is known without decoding, else 0."""
-    if utterance.duration is not None:
-        return utterance.duration
-    whole = probe_seconds(utterance.audio) if utterance.audio.is_file() else None
-    return max(0.0, (whole or 0.0) - utterance.offset)
 
 
 def _references(utterances: Sequence[Utterance], normalizer: str) -> list[str]:

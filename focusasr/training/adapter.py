@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from focusasr.audio.features import log_mels
-from focusasr.audio.load import load, probe_seconds
+from focusasr.audio.load import length_seconds
 from focusasr.audio.source import find_sources
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.data.manifest import Utterance, read_utterances
@@ -339,7 +339,4 @@ def _length(utterance: Utterance) -> float:
         if not utterance.audio.is_file():
             raise InputError(f"{utterance.audio}: no such file")
         return utterance.duration
-    seconds = probe_seconds(utterance.audio)
-    if seconds is None:
-        seconds = len(load(utterance.audio)) / SAMPLE_RATE_HZ
-    return max(0.0, seconds - utterance.offset)
+    return max(0.0, length_seconds(utterance.audio) - utterance.offset)
