@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from focusasr.config import InspectionConfig
 from focusasr.runtime.console import note
 from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import ensure_file_writable
+from focusasr.runtime.libraries import versions
 from focusasr.runtime.settings import read_options
 
 
@@ -82,8 +82,6 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
 ) -> None:
     """Show a checkpoint's card, the device and the reason for it, and package versions."""
-    from importlib.metadata import PackageNotFoundError, version
-
     from focusasr.model.checkpoint import find_checkpoint, load_checkpoint
     from focusasr.runtime.devices import choose_device
     from focusasr.runtime.settings import to_settings
@@ -92,19 +90,17 @@ def info(
         raise UsageError(f"two checkpoints, {checkpoint} and --model {model}; give one")
     chosen, reason = choose_device(device)
     loaded = load_checkpoint(find_checkpoint(checkpoint or model, local_files_only))
-    versions = {"focusasr": __version__, "python": sys.version.split()[0]}
-    for name in ("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer"):
-        with suppress(PackageNotFoundError):  # the last two are for training and evaluation
-            versions[name] = version(name)
+    installed = versions("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer")
+    installed = {"focusasr": __version__, "python": sys.version.split()[0], **installed}
     if as_json:
         facts = {"checkpoint": str(loaded.folder), "weights": loaded.model.parameter_count()}
         settings = {"model": to_settings(loaded.model.config), "metrics": loaded.metrics}
-        print(json.dumps({**facts, "device": chosen.type, "reason": reason, "versions": versions, **settings}))
+        print(json.dumps({**facts, "device": chosen.type, "reason": reason, "versions": installed, **settings}))
         return
     print(loaded.card.strip() + "\n")
     print(f"checkpoint  {loaded.folder}, {loaded.model.parameter_count():,} weights")
     print(f"device      {chosen} ({reason})")
-    print("versions    " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    print("versions    " + ", ".join(f"{name} {number}" for name, number in installed.items()))
 
 
 def convert(

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from focusasr.cli.tables import beside, figures, percent, with_bounds
+from focusasr.cli.tables import beside, figures, with_bounds
 from focusasr.data.quality import Finding, PreparedUtterance
 from focusasr.evaluation.analysis import Analysis, slices
 from focusasr.evaluation.evaluate import Evaluation, Row
 from focusasr.evaluation.wer import align_words
+from focusasr.runtime.console import percent
 from focusasr.runtime.files import write_errors, written_aside
 
 if TYPE_CHECKING:

@@ -164,6 +164,11 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[[float, float, Seq
         yield show
 
 
+def percent(ratio: float, places: int = 1) -> str:
+    """Return a ratio as text in percent."""
+    return f"{100 * ratio:.{places}f} %"
+
+
 def pluralize(number: int, thing: str) -> str:
     """Return a number and its noun, in the plural unless it is 1."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
