@@ -75,6 +75,12 @@ def probe_seconds(path: Source | str | Path) -> float | None:
         return None
 
 
+def length_seconds(path: Source | str | Path) -> float:
+    """Return a recording's duration, decoded if the header has none, in seconds; InputError if it cannot be read."""
+    known = probe_seconds(path)
+    return len(load(path)) / SAMPLE_RATE_HZ if known is None else known
+
+
 def channel_count(source: Source) -> int:
     """Return the number of channels of a recording; AudioError if it cannot be read."""
     with _opened(source) as sound:
@@ -85,14 +91,16 @@ def total_seconds(sources: Iterable[Source]) -> float | None:
     """Return the total duration by headers and given durations, in seconds; None if one is unknown."""
     total = 0.0
     for source in sources:
-        seconds = source.duration
-        if seconds is None:
-            whole = probe_seconds(source)
-            if whole is None:
-                return None
-            seconds = max(0.0, whole - source.offset)
+        if (seconds := known_seconds(source)) is None:
+            return None
         total += seconds
     return total
+
+
+def known_seconds(source: Source) -> float | None:
+    """Return the duration of a source, by its header if it has no end, in seconds; None if that is unknown."""
+    whole = probe_seconds(source) if source.duration is None else None
+    return source.duration if whole is None else max(0.0, whole - source.offset)
 
 
 def to_samples(seconds: float, sample_rate_hz: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.evaluation.attention_stats import Inspection, LayerFigures, LayerView
-from focusasr.runtime.files import unwritable, written_aside
+from focusasr.runtime.files import write_errors, written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,12 +55,10 @@ def draw(inspection: Inspection, path: Path) -> None:
     draw_spans(axes, inspection)
     for part, (number, view) in zip(parts[1:], sorted(inspection.views.items()), strict=True):
         draw_layer(part, inspection, inspection.layers[number - 1], view)
-    try:
-        with written_aside(path) as aside, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # no font has the script of the name
-            figure.savefig(aside, format="png")
-    except OSError as error:
-        raise unwritable(path, error, "choose another place with --output") from None
+    instead = "choose another place with --output"
+    with write_errors(path, instead), written_aside(path) as aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # no font has the script of the name
+        figure.savefig(aside, format="png")
 
 
 def draw_sound(axes: Axes, inspection: Inspection) -> None:

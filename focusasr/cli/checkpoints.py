@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from focusasr.config import InspectionConfig
 from focusasr.runtime.console import note
 from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import ensure_file_writable
+from focusasr.runtime.libraries import versions
 from focusasr.runtime.settings import read_options
 
 
@@ -83,8 +83,6 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")] = False,
 ) -> None:
     """Show a checkpoint's card, the device and the reason for it, and package versions."""
-    from importlib.metadata import PackageNotFoundError, version
-
     from focusasr.model.checkpoint import load_checkpoint
     from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.runtime.devices import choose_device
@@ -94,19 +92,17 @@ def info(
         raise UsageError(f"two checkpoints, {checkpoint} and --model {model}; give one")
     chosen, reason = choose_device(device)
     loaded = load_checkpoint(find_checkpoint(checkpoint or model, local_files_only))
-    versions = {"focusasr": __version__, "python": sys.version.split()[0]}
-    for name in ("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer"):
-        with suppress(PackageNotFoundError):  # the last two are for training and evaluation
-            versions[name] = version(name)
+    installed = versions("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer")
+    installed = {"focusasr": __version__, "python": sys.version.split()[0], **installed}
     if as_json:
         facts = {"checkpoint": str(loaded.folder), "weights": loaded.model.parameter_count()}
         settings = {"model": to_settings(loaded.model.config), "metrics": loaded.metrics}
-        print(json.dumps({**facts, "device": chosen.type, "reason": reason, "versions": versions, **settings}))
+        print(json.dumps({**facts, "device": chosen.type, "reason": reason, "versions": installed, **settings}))
         return
     print(loaded.card.strip() + "\n")
     print(f"checkpoint  {loaded.folder}, {loaded.model.parameter_count():,} weights")
     print(f"device      {chosen} ({reason})")
-    print("versions    " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    print("versions    " + ", ".join(f"{name} {number}" for name, number in installed.items()))
 
 
 def convert(
@@ -129,7 +125,7 @@ def convert(
     from focusasr.model.checkpoint import load_checkpoint, save_checkpoint
     from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.model.export import check_plain_whisper, save_ctranslate2, save_hugging_face
-    from focusasr.runtime.files import ensure_writable, unwritable, written_aside
+    from focusasr.runtime.files import ensure_writable, write_errors, written_aside
 
     if to != "focusasr" and dtype == "int8":
         raise UsageError(f"--dtype int8 cannot be used with --to {to}. Use --dtype float16.")
@@ -144,13 +140,10 @@ def convert(
         raise InputError(f"{source}: has a weight of {largest:.3g}, too large for {dtype}; use --dtype float32")
     checkpoint = replace(checkpoint, card=checkpoint.card.replace("weights (float32)", f"weights ({dtype})"))
     stored = getattr(torch, dtype)
-    try:
-        with written_aside(folder) as aside:
-            if to == "focusasr":
-                save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=stored)
-            else:
-                aside.mkdir(parents=True, exist_ok=True)
-                (save_hugging_face if to == "huggingface" else save_ctranslate2)(aside, checkpoint, stored)
-    except (OSError, SafetensorError) as error:
-        raise unwritable(folder, error, "choose another folder") from None
+    with write_errors(folder, "choose another folder", SafetensorError), written_aside(folder) as aside:
+        if to == "focusasr":
+            save_checkpoint(aside, checkpoint, {"converted_from": source}, dtype=stored)
+        else:
+            aside.mkdir(parents=True, exist_ok=True)
+            (save_hugging_face if to == "huggingface" else save_ctranslate2)(aside, checkpoint, stored)
     print(folder)

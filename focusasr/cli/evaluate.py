@@ -15,7 +15,7 @@ from focusasr.cli.outcomes import shared_work, tell_remarks, told
 from focusasr.config import DecodingConfig, EvaluationConfig
 from focusasr.runtime.console import note, progress_bar, warn
 from focusasr.runtime.errors import UsageError, as_option
-from focusasr.runtime.files import ensure_file_writable, is_stream, unwritable
+from focusasr.runtime.files import ensure_file_writable, is_stream, write_errors
 from focusasr.runtime.process import on_interrupt_message
 from focusasr.runtime.settings import read_options
 from focusasr.transcription.recognizer import LoadedRecognizer, ModelChoice, load_recognizer
@@ -171,7 +171,7 @@ def _recognize(
 
     def recognize(sources: Iterable[Source]) -> Iterator[Outcome]:
         with progress_bar(len(everything), "evaluating", lambda: total_seconds(everything)) as tell:
-            yield from told(loaded.shared(sources, tell), tell, loaded.processes)
+            yield from told(loaded.shared(sources, tell), tell, loaded, doubts=False)
 
     found = room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
     if loaded.processes.count == 1 or found.pace is None:
@@ -189,17 +189,12 @@ def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str
         return None
     options = {kind.__name__: values for kind, values in given.items() if kind is not EvaluationConfig}
     digest = fingerprint_of_model(find_checkpoint(choice.model, choice.local_files_only))
-    try:
-        return TranscriptCache(
-            output.with_name(f".{output.name}.heard"),
-            {"focusasr": __version__, "model": digest, "options": options},
-        )
-    except OSError as error:
-        raise unwritable(output, error, "choose another place with --output") from None
+    decided = {"focusasr": __version__, "model": digest, "options": options}
+    with write_errors(output, "choose another place with --output"):
+        return TranscriptCache(output.with_name(f".{output.name}.heard"), decided)
 
 
 def _kept(recall: TranscriptCache | None, output: Path | None, processes: int) -> str:
-    """Return what is printed after an interruption about transcripts kept so far."""
     if recall:
         return "transcripts so far are kept; the same command resumes"
     if output is None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from focusasr.cli.tables import beside, figures, percent, with_bounds
+from focusasr.cli.tables import beside, figures, with_bounds
 from focusasr.data.quality import Finding, PreparedUtterance
 from focusasr.evaluation.analysis import Analysis, slices
 from focusasr.evaluation.evaluate import Evaluation, Row
 from focusasr.evaluation.wer import align_words
-from focusasr.runtime.files import unwritable, written_aside
+from focusasr.runtime.console import percent
+from focusasr.runtime.files import write_errors, written_aside
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,11 +49,8 @@ def templates() -> Environment:
 def write_page(path: Path, name: str, **content: Any) -> None:
     """Write one self-contained page, whole or not at all; InputError if it cannot be written."""
     page = templates().get_template(name).render(content)
-    try:
-        with written_aside(path) as aside:
-            aside.write_text(page, encoding="utf-8", errors="xmlcharrefreplace", newline="\n")
-    except OSError as error:
-        raise unwritable(path, error, "choose another place for it") from None
+    with write_errors(path, "choose another place for it"), written_aside(path) as aside:
+        aside.write_text(page, encoding="utf-8", errors="xmlcharrefreplace", newline="\n")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ from focusasr.cli.options import RATE, with_settings
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, RecordingConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, UsageError
-from focusasr.runtime.files import ensure_writable, unwritable
+from focusasr.runtime.files import ensure_writable, write_errors
 from focusasr.runtime.process import restore_interrupts
 from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
@@ -222,14 +222,10 @@ class Keeping:
             self._sound = soundfile.SoundFile(f"{self._stem}.flac", "w", SAMPLE_RATE_HZ, 1, "PCM_16")
         stack.callback(self._sound.close)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self) -> AbstractContextManager[None]:
         import soundfile
 
-        try:
-            yield
-        except (OSError, soundfile.LibsndfileError) as error:
-            raise unwritable(Path(f"{self._stem}.flac"), error, INSTEAD) from None
+        return write_errors(Path(f"{self._stem}.flac"), INSTEAD, soundfile.LibsndfileError)
 
     def audio(self, samples: np.ndarray) -> None:
         """Append samples (n,) to the file."""

@@ -231,7 +231,6 @@ def _may_be_none(kind: type, name: str) -> bool:
 
 
 def _with_options(help: str) -> str:
-    """Return a help text with setting names replaced by option names."""
     return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda found: as_option(found[0]), help)
 
 

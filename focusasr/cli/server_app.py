@@ -143,7 +143,8 @@ def verbose(result: Result, task: Task, kind: str) -> dict[str, Any]:
     language = names.get(result.language or "", result.language or "unknown")
     answer = {"task": kind, "language": language, "duration": result.duration, "text": result.text.strip()}
     if "segment" in task.granularities:
-        answer["segments"] = [_without_words(segment) for segment in result.to_dict()["segments"]]
+        segments = result.to_dict()["segments"]
+        answer["segments"] = [{name: one[name] for name in one if name != "words"} for one in segments]
     if task.words:
         answer["words"] = [_word(word) for word in result.words]
     if result.warnings:
@@ -153,10 +154,6 @@ def verbose(result: Result, task: Task, kind: str) -> dict[str, Any]:
 
 def _usage(result: Result) -> dict[str, Any]:
     return {"type": "duration", "seconds": result.duration}
-
-
-def _without_words(segment: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in segment.items() if name != "words"}
 
 
 def _word(word: dict[str, Any]) -> dict[str, Any]:

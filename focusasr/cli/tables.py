@@ -13,7 +13,7 @@ from focusasr.evaluation.analysis import Analysis, Slice, percentile
 from focusasr.evaluation.bootstrap import Comparison, Interval
 from focusasr.evaluation.evaluate import Evaluation, Row
 from focusasr.evaluation.wer import Errors, Score, align_columns
-from focusasr.runtime.console import pluralize
+from focusasr.runtime.console import percent, pluralize
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -159,11 +159,6 @@ def _print_slices(parts: list[Slice], console: Console) -> None:
             console.print(f"{len(own) - MOST_SLICES} more with lower rates; --json and --html show all")
 
 
-def percent(ratio: float) -> str:
-    """Return a ratio as text in percent."""
-    return f"{100 * ratio:.1f} %"
-
-
 def with_bounds(rate: Interval) -> str:
     """Return a rate and its interval as text."""
     return percent(rate.value) + rate.bounds(percent)
@@ -210,7 +205,7 @@ def print_attention(inspection: Inspection, console: Console) -> None:
             looks = [
                 cell
                 for bits, even, share in (local, globe)
-                for cell in (f"{bits:.2f}", f"{even:.2f}", _whole_percent(share))
+                for cell in (f"{bits:.2f}", f"{even:.2f}", percent(share, 0))
             ]
             first = [str(layer.layer) if index == 0 else "", str(index + 1)]
             table.add_row(
@@ -219,7 +214,3 @@ def print_attention(inspection: Inspection, console: Console) -> None:
         table.add_row("", "all", *[""] * (len(ATTENTION_COLUMNS) - 3), f"{layer.local_over_global:.2f}", style="dim")
     print_trimmed(table, console)
     console.print(ATTENTION_LEGEND, style="dim", highlight=False)
-
-
-def _whole_percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,23 +18,11 @@ from focusasr.training.run import TrainingRun
 from focusasr.training_config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from focusasr.model.checkpoint import Checkpoint
-
-Find = Literal["batch", "lr"] | None
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """A run: whether it resumes, its source checkpoint, and the value to search for instead of training.
-
-    `teacher` is the model whose texts are targets, if there are recordings to keep.
-    """
-
-    run: TrainingRun
-    resume: bool
-    source: Checkpoint | None
-    find: Find
-    teacher: Checkpoint | None = None
+    from focusasr.training.logger import TrainingLog
+    from focusasr.training.trainer import Trainer
 
 
 @with_settings(TrainConfig, ModelConfig, TextConfig)
@@ -87,48 +75,41 @@ def train(
     source = find_source(tables, request.folder, last, local_files_only)
     if threads:
         torch.set_num_threads(threads)
-    find = sought(find_batch, find_lr)
+    work = work_of(find_batch, find_lr)
     chosen, reason = choose_device(device)
     elsewhere = "allow writing there, or resume a copy of it" if resume else "choose another folder with --output-dir"
     ensure_writable(output_dir, elsewhere)
     with request.errors_as_given() as typed:
         run = request.read(settings_for(source, settings_from(source, tables)) if source else tables, typed)
         origin = find_source(tables, request.folder, None, local_files_only) if resume and run.keep else source
-        carry_out(TrainJob(run, resume, source, find, teacher_of(run, origin)), chosen, reason)
+        carry_through(lambda: trainer_of(run, chosen, resume, source, origin), [f"on {chosen.type}: {reason}"], work)
 
 
-def sought(batch: bool, rate: bool) -> Find:
-    """Return the value to search for instead of training; UsageError for two of them."""
-    if batch and rate:
+def work_of(find_batch: bool, find_lr: bool) -> Callable[[Trainer, TrainingLog], Path | float]:
+    """Return the training, or the search for a value instead; UsageError for two of them."""
+    if find_batch and find_lr:
         raise UsageError("--find-batch and --find-lr cannot be combined. Use one of them.")
-    return "batch" if batch else "lr" if rate else None
+    from focusasr.training import tuner
+
+    return tuner.find_batch if find_batch else tuner.find_learning_rate if find_lr else fit
 
 
-def teacher_of(run: TrainingRun, origin: Checkpoint | None) -> Checkpoint | None:
-    """Return the model whose texts are targets, or None without recordings to keep; UsageError if it is no Whisper."""
+def trainer_of(
+    run: TrainingRun, device: torch.device, resume: bool, source: Checkpoint | None, origin: Checkpoint | None
+) -> Trainer:
+    """Return the trainer; `origin` is the model whose texts are targets if there are recordings to keep.
+
+    UsageError if that is no Whisper model.
+    """
+    from focusasr.training.keep import Keeper
+    from focusasr.training.trainer import Trainer
+
+    if not (resume or source):  # which have their tokens
+        require_use(run.text, "vocabulary_size", "tokens", "bpe")
     if not run.keep:
-        return None
+        return Trainer(run, device, resume, source)
     if origin is None or origin.whisper is None:
         found = "the run starts from no model" if origin is None else f"{run.settings.init_from} is no Whisper model"
         remedy = "Name one with --init-from, or leave --keep out and add manifests of other speech."
         raise UsageError(f"--keep {run.keep[0]}: {found}. {remedy}")
-    return origin
-
-
-def carry_out(job: TrainJob, device: Any, reason: str) -> None:
-    """Train, or find a batch size or a learning rate; print the result to stdout."""
-    from focusasr.training import tuner
-    from focusasr.training.keep import Keeper
-    from focusasr.training.trainer import Trainer
-
-    run = job.run
-    if not (job.resume or job.source):  # which have their tokens
-        require_use(run.text, "vocabulary_size", "tokens", "bpe")
-
-    def make() -> Trainer:
-        if job.teacher:
-            return Keeper(job.teacher, run, device, job.resume, job.source)
-        return Trainer(run, device, job.resume, job.source)
-
-    searches = {"batch": tuner.find_batch, "lr": tuner.find_learning_rate}
-    carry_through(make, [f"on {device.type}: {reason}"], searches[job.find] if job.find else fit)
+    return Keeper(origin, run, device, resume, source)

@@ -6,9 +6,10 @@ import functools
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from focusasr.audio.source import AUDIO_SUFFIXES, Source, find_sources
 from focusasr.data.manifest import Utterance
@@ -40,9 +41,17 @@ class CorpusUtterance:
         meant = self.utterance.source
         return meant if channel is None else replace(meant, channel=channel)
 
+    def of_split(self, split: str) -> CorpusUtterance:
+        """Return the utterance with a split, unless that is empty or it has its own."""
+        extra = {"split": split, **self.utterance.extra} if split else self.utterance.extra
+        return replace(self, utterance=replace(self.utterance, extra=extra))
 
-@dataclass(frozen=True)
-class Reject:
+    def reject(self, kind: str, reason: str) -> Reject:
+        return Reject(kind, reason, self.audio, self.utterance.text)
+
+
+@dataclass(eq=False)
+class Reject(Exception):
     """An item that cannot become an utterance: its kind (one of few, for counting) and the reason in one line."""
 
     kind: str
@@ -52,6 +61,17 @@ class Reject:
 
 
 CorpusItems = Iterator[CorpusUtterance | Reject]
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def each(items: Iterable[T | Reject], step: Callable[[T], U]) -> Iterator[U | Reject]:
+    """Yield the result of a step for each item; a reject that the step raises takes the item's place."""
+    for item in items:
+        try:
+            yield item if isinstance(item, Reject) else step(item)
+        except Reject as reject:
+            yield reject
 
 
 def locate(folder: Path, name: str) -> Path:
@@ -97,17 +117,16 @@ def existing(given: str | Path) -> Path:
     return path
 
 
-def checked(found: CorpusUtterance, seen: dict[tuple[Source, str], str]) -> CorpusUtterance | Reject:
+def checked(found: CorpusUtterance, seen: dict[tuple[Source, str], str]) -> CorpusUtterance:
     utterance = replace(found.utterance, text=" ".join(found.utterance.text.split()))
     told = utterance.duration if found.told_seconds is None else found.told_seconds
+    found = replace(found, utterance=utterance, told_seconds=told)
     if not utterance.text:
-        return Reject("empty text", f"{found.where}: the text is empty", utterance.audio)
-    key = (found.source(None), utterance.text)
-    if key in seen:
-        reason = f"{found.where}: the same audio with the same text as {seen[key]}"
-        return Reject("duplicate", reason, utterance.audio, utterance.text)
-    seen[key] = found.where
-    return replace(found, utterance=utterance, told_seconds=told)
+        raise found.reject("empty text", f"{found.where}: the text is empty")
+    first = seen.setdefault((found.source(None), utterance.text), found.where)
+    if first is not found.where:
+        raise found.reject("duplicate", f"{found.where}: the same audio with the same text as {first}")
+    return found
 
 
 def audio_files(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from focusasr.data.corpus import (
     Reject,
     audio_files,
     checked,
+    each,
     existing,
     locate,
     name_in_corpus,
@@ -67,7 +69,12 @@ def read_corpora(
     seen: dict[tuple[Source, str], str] = {}
     recordings_below.cache_clear()
     found = (one for given in inputs for one in _read_input(existing(given), layout, columns, scratch))
-    yield from _without_conflicts([one if isinstance(one, Reject) else checked(one, seen) for one in found])
+    items = list(each(found, lambda one: checked(one, seen)))
+    texts: dict[Source, list[str]] = {}  # of whole recordings, which only times could separate
+    for one in items:
+        if isinstance(one, CorpusUtterance) and _is_whole(one):
+            texts.setdefault(one.source(None), []).append(one.where)
+    yield from each(items, lambda one: _without_conflict(one, texts))
 
 
 def _read_input(path: Path, layout: str, columns: Columns, scratch: Path | None) -> CorpusItems:
@@ -86,31 +93,20 @@ def _read_input(path: Path, layout: str, columns: Columns, scratch: Path | None)
     for archive in packed:
         folder = unpack(archive, scratch, columns)
         kind = detect_layout(folder, columns) if layout == "auto" else layout
-        for found in READERS[kind](folder, columns):
-            yield _of_archive(found, archive, splits[archive] if len(set(splits.values())) > 1 else "")
+        split = splits[archive] if len(set(splits.values())) > 1 else ""
+        yield from each(READERS[kind](folder, columns), functools.partial(_of_archive, archive=archive, split=split))
 
 
-def _of_archive(found: CorpusUtterance | Reject, archive: Path, split: str) -> CorpusUtterance | Reject:
-    if isinstance(found, Reject):
-        return found
-    extra = {"split": split, **found.utterance.extra} if split else found.utterance.extra
-    name = f"{archive.name.partition('.')[0]}/{found.name}"
-    return replace(found, utterance=replace(found.utterance, extra=extra), name=name)
+def _of_archive(found: CorpusUtterance, archive: Path, split: str) -> CorpusUtterance:
+    return replace(found.of_split(split), name=f"{archive.name.partition('.')[0]}/{found.name}")
 
 
-def _without_conflicts(items: list[CorpusUtterance | Reject]) -> CorpusItems:
-    """Yield the items, with rejects for whole recordings with several texts, which only times could separate."""
-    texts: dict[Source, list[str]] = {}
-    for one in items:
-        if isinstance(one, CorpusUtterance) and _is_whole(one):
-            texts.setdefault(one.source(None), []).append(one.where)
-    for one in items:
-        if isinstance(one, CorpusUtterance) and _is_whole(one) and len(texts[one.source(None)]) > 1:
-            other = next(where for where in texts[one.source(None)] if where != one.where)
-            reason = f"{one.where}: {one.audio.name} has another text in {other}. Add start and end of each."
-            yield Reject("several texts", reason, one.audio, one.utterance.text)
-        else:
-            yield one
+def _without_conflict(one: CorpusUtterance, texts: dict[Source, list[str]]) -> CorpusUtterance:
+    other = next((where for where in texts.get(one.source(None), ()) if where != one.where), None)
+    if _is_whole(one) and other:
+        reason = f"{one.where}: {one.audio.name} has another text in {other}. Add start and end of each."
+        raise one.reject("several texts", reason)
+    return one
 
 
 def _is_whole(one: CorpusUtterance) -> bool:

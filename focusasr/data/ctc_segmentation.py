@@ -13,13 +13,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from focusasr.audio.features import log_mel, stack
-from focusasr.audio.load import load, probe_seconds, rechunk, stream
+from focusasr.audio.load import known_seconds, load, rechunk, stream
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.data.corpus import CorpusUtterance, Reject
@@ -29,7 +28,7 @@ from focusasr.model.checkpoint import Checkpoint, load_checkpoint
 from focusasr.model.checkpoint_folder import fingerprint_of_model
 from focusasr.runtime.cache import file_state
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import append_line, read_lines
+from focusasr.runtime.files import append_line, read_keyed
 from focusasr.runtime.libraries import explain
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
@@ -51,10 +50,7 @@ class Splitter:
             raise InputError(f"{checkpoint_folder}: has no CTC head to align with. Use another --align-with.")
         self._whisper = WhisperAligner(self._checkpoint) if is_whisper else None
         self._decided_by = f"{fingerprint_of_model(checkpoint_folder)} {self._limit}"
-        self._known: dict[str, list[dict[str, Any]]] = {}
-        for entry in read_lines(folder / JOURNAL):
-            with contextlib.suppress(KeyError, TypeError):
-                self._known[entry["key"]] = entry["parts"]
+        self._known = read_keyed(folder / JOURNAL, names=("parts",))
 
     def split(self, readings: Iterable[CorpusUtterance | Reject]) -> Iterator[CorpusUtterance | Reject]:
         """Yield the items in order, long utterances as segments; segments that fit their words badly become rejects."""
@@ -67,15 +63,13 @@ class Splitter:
             except (InputError, OSError) as error:
                 if failure := explain(error):
                     raise failure from error
-                yield Reject("unreadable", str(error), reading.audio, reading.utterance.text)
+                yield reading.reject("unreadable", str(error))
                 continue
             yield from self._as_readings(reading, parts)
 
     def _is_long(self, reading: CorpusUtterance) -> bool:
         source = reading.source(self._config.channel)
-        seconds = source.duration
-        if seconds is None and (whole := probe_seconds(source.path)) is not None:
-            seconds = whole - source.offset
+        seconds = known_seconds(source)
         if seconds is None:  # not in the header
             with contextlib.suppress(InputError):  # an unreadable file becomes a reject later
                 seconds = sum(map(len, stream(source))) / SAMPLE_RATE_HZ
@@ -88,9 +82,8 @@ class Splitter:
         whole = f"{self._decided_by} {channel} {state} {one.offset} {one.duration} {one.text}{spoken}"
         key = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
         if key in self._known:
-            return [Part(**part) for part in self._known[key]]
+            return [Part(**part) for part in self._known[key]["parts"]]
         parts = self._align(reading)
-        self._folder.mkdir(parents=True, exist_ok=True)
         append_line(self._folder / JOURNAL, {"key": key, "parts": [vars(part) for part in parts]})
         return parts
 

@@ -46,7 +46,6 @@ def read_kaldi(folder: Path) -> CorpusItems:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, value, position) for each line that is not blank."""
     for number, line in enumerate(read_lines(path), start=1):
         parts = line.split(maxsplit=1)
         if parts:

@@ -6,12 +6,11 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from focusasr.data.columns import to_seconds
-from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus
+from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, each, locate, name_in_corpus
 from focusasr.data.manifest import OWN_KEYS, Utterance
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import parse_json
@@ -66,23 +65,20 @@ def read_lhotse(path: Path) -> CorpusItems:
     manifests = cuts or supervisions
     several = len({_split_name(manifest) for manifest in manifests}) > 1
     for manifest in manifests:
-        readings = _cuts(manifest, folder) if cuts else _supervisions(manifest, folder, known)
-        yield from _of_split(readings, _split_name(manifest) if several else "")
+        split = _split_name(manifest) if several else ""
+        for where, one in _objects(manifest):
+            items = _cut(one, folder, where) if cuts else iter([_supervision(one, folder, where, known)])
+            yield from each(items, lambda found, split=split: found.of_split(split))  # type: ignore[misc]
 
 
-def _cuts(manifest: Path, folder: Path) -> CorpusItems:
-    for where, cut in _objects(manifest):
-        yield from _cut(cut, folder, where)
-
-
-def _supervisions(manifest: Path, folder: Path, recordings: dict[str, dict[str, Any]]) -> CorpusItems:
-    for where, supervision in _objects(manifest):
-        recording = recordings.get(str(supervision.get("recording_id")))
-        if recording is None:
-            reason = f"{where}: recording {supervision.get('recording_id')!r} is in no recordings file of the folder"
-            yield Reject("broken row", reason, text=str(supervision.get("text") or ""))
-        else:
-            yield _found(supervision, recording, (0.0, None), (folder, where))
+def _supervision(
+    supervision: dict[str, Any], folder: Path, where: str, recordings: dict[str, dict[str, Any]]
+) -> CorpusUtterance | Reject:
+    recording = recordings.get(str(supervision.get("recording_id")))
+    if recording is None:
+        reason = f"{where}: recording {supervision.get('recording_id')!r} is in no recordings file of the folder"
+        return Reject("broken row", reason, text=str(supervision.get("text") or ""))
+    return _found(supervision, recording, (0.0, None), (folder, where))
 
 
 def _split_name(manifest: Path) -> str:
@@ -90,15 +86,6 @@ def _split_name(manifest: Path) -> str:
     stem = re.sub(r"[._-]\d{4,}$|\.\d+$", "", manifest.name.partition(".jsonl")[0])
     parts = [part for part in re.split("[_.-]?(?:cuts|supervisions)[_.-]?", stem) if part]
     return parts[-1] if parts and SPLIT.search(parts[-1]) else ""
-
-
-def _of_split(readings: CorpusItems, split: str) -> CorpusItems:
-    """Yield the items with `split`, unless it is empty or the utterance has its own."""
-    for reading in readings:
-        if split and isinstance(reading, CorpusUtterance):
-            extra = {"split": split, **reading.utterance.extra}
-            reading = replace(reading, utterance=replace(reading.utterance, extra=extra))
-        yield reading
 
 
 def _cut(cut: dict[str, Any], folder: Path, where: str) -> CorpusItems:

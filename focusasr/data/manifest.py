@@ -12,7 +12,7 @@ from typing import Any
 
 from focusasr.audio.source import Source
 from focusasr.runtime.errors import InputError, UsageError, quote
-from focusasr.runtime.files import written_aside
+from focusasr.runtime.files import write_lines
 from focusasr.runtime.settings import LONGEST_SECONDS, parse_json
 
 KEYS = ("audio_filepath", "text")
@@ -165,9 +165,4 @@ def _seconds(value: Any, key: str, where: str) -> float | None:
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write utterances as JSON Lines, UTF-8, atomically."""
     folder = path.parent.absolute()
-    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as out:
-        for utterance in utterances:
-            line = json.dumps(utterance.to_json(folder), ensure_ascii=False)
-            if not is_unicode(line):  # escape a file name that is not UTF-8
-                line = json.dumps(utterance.to_json(folder))
-            out.write(line + "\n")
+    write_lines(path, (utterance.to_json(folder) for utterance in utterances))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from focusasr import __version__
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
-from focusasr.data.corpus import Reject
+from focusasr.data.corpus import Reject, each
 from focusasr.data.manifest import Utterance, write_manifest
 from focusasr.data.quality import KINDS, Finding, PreparedUtterance, check, counts
 from focusasr.data.splits import NAMES, SplitHistory, divide, parse_shares
 from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import SettingError
-from focusasr.runtime.files import written_aside
+from focusasr.runtime.files import write_json, write_lines, written_aside
 from focusasr.runtime.settings import to_settings
 
 FAILURES = frozenset(
@@ -50,11 +49,6 @@ class Report:
         """The number of unreadable utterances or files; too short, too long, empty or repeated ones are no failure."""
         return sum(count for kind, count in self.rejects.items() if kind in FAILURES)
 
-    @property
-    def failed(self) -> bool:
-        """Whether an utterance or file could not be read."""
-        return self.failures > 0
-
     def summary(self) -> str:
         """Return printable lines: kept utterances, and rejects and findings with counts by kind."""
         before = f", {self.reused} of them from earlier runs" if self.reused else ""
@@ -75,15 +69,6 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Results:
-    """The results of a run, in the order of its sources."""
-
-    kept: list[PreparedUtterance]
-    rejects: list[Reject]
-    reused: int
-
-
 def check_choices(config: PreprocessConfig) -> None:
     """Reject invalid settings before any work: SettingError."""
     if config.split is not None:
@@ -94,72 +79,81 @@ def check_choices(config: PreprocessConfig) -> None:
 
 
 def write_results(
-    prepared: SplitHistory, results: Results, inputs: Sequence[object], config: PreprocessConfig
+    history: SplitHistory,
+    items: list[PreparedUtterance | Reject],
+    reused: int,
+    inputs: Sequence[object],
+    config: PreprocessConfig,
 ) -> Report:
     """Assign splits, run the checks, and write all results into the folder; the manifest is written last."""
-    folder = prepared.folder
-    kept, slow = _by_rate(results.kept, config)
-    kept, between = _divided(kept, config, prepared)
+    folder = history.folder
+    items = _divided(list(each(items, lambda one: _at_rate(one, config))), config, history)
+    kept = [item for item in items if isinstance(item, PreparedUtterance)]
     findings = check(kept)
-    kept, dropped, findings = _without(kept, findings, config)
-    rejects = [*results.rejects, *slow, *between, *dropped]
+    dropped: dict[int, Reject] = {}
+    for finding in findings:
+        if finding.kind in (config.drop or []):
+            one = kept[finding.index]
+            dropped.setdefault(finding.index, Reject(finding.kind, finding.reason, one.output, one.utterance.text))
+    rejects = [*(item for item in items if isinstance(item, Reject)), *dropped.values()]
+    findings = [one for one in findings if one.index not in dropped]
+    found = [
+        {"kind": one.kind, "reason": one.reason, "audio_filepath": str(kept[one.index].output)} for one in findings
+    ]
+    kept = [one for index, one in enumerate(kept) if index not in dropped]
     splits = split_members(one.utterance for one in kept)
-    prepared.remarks += _lacking(splits, config) if kept else []
-    prepared.record(splits, [*RESULTS, *(f"{name}.jsonl" for name in splits)])
+    history.remarks += _lacking(splits, config) if kept else []
+    history.record(splits, [*RESULTS, *(f"{name}.jsonl" for name in splits)])
     report = Report(
         manifest=folder / "manifest.jsonl",
         rejects_file=folder / "rejects.jsonl",
         kept=len(kept),
-        reused=results.reused,
+        reused=reused,
         seconds=sum(one.measured.seconds for one in kept),
         rejects=dict(Counter(reject.kind for reject in rejects).most_common()),
         examples={reject.kind: reject.reason for reject in reversed(rejects)}
         | {f"found {finding.kind}": finding.reason for finding in reversed(findings)},
         splits={name: len(utterances) for name, utterances in splits.items()},
         findings=counts(findings),
-        remarks=prepared.remarks,
+        remarks=history.remarks,
     )
     facts = _facts(report, inputs, config)
     for name, utterances in splits.items():
         write_manifest(folder / f"{name}.jsonl", utterances)
-    _write_rejects(folder / "rejects.jsonl", rejects)
-    _write_json(folder / "report.json", {**facts, "found": [_to_json(kept, finding) for finding in findings]})
-    _write_json(folder / "manifest.meta.json", facts)
+    write_lines(report.rejects_file, _rejects_as_json(rejects))
+    for name, value in (("report.json", {**facts, "found": found}), ("manifest.meta.json", facts)):
+        with written_aside(folder / name) as aside:
+            write_json(aside, value)
     write_manifest(report.manifest, (one.utterance for one in kept))
     return replace(report, facts=facts, utterances=kept, found=findings)
 
 
-def _by_rate(kept: list[PreparedUtterance], config: PreprocessConfig) -> tuple[list[PreparedUtterance], list[Reject]]:
-    """Return the utterances within the range of characters per second, and rejects for the others."""
+def _at_rate(one: PreparedUtterance, config: PreprocessConfig) -> PreparedUtterance:
     low, high = config.min_rate or 0.0, config.max_rate or float("inf")
-    rejects = []
-    for one in kept:
-        if not low <= one.rate <= high:
-            reason = f"{one.utterance.audio.name}: {one.rate:.1f} characters per second, not {low:g} to {high:g}"
-            rejects.append(Reject("speaking rate", reason, one.utterance.audio, one.utterance.text))
-    return [one for one in kept if low <= one.rate <= high], rejects
+    if not low <= one.rate <= high:
+        raise one.reject("speaking rate", f"{one.rate:.1f} characters per second, not {low:g} to {high:g}")
+    return one
 
 
 def _divided(
-    kept: list[PreparedUtterance], config: PreprocessConfig, prepared: SplitHistory
-) -> tuple[list[PreparedUtterance], list[Reject]]:
-    """Return the utterances with their splits, and rejects for new ones that would link two splits of earlier runs."""
-    if config.split is None or not kept:
-        return kept, []
-    utterances = [one.utterance for one in kept]
+    items: list[PreparedUtterance | Reject], config: PreprocessConfig, history: SplitHistory
+) -> list[PreparedUtterance | Reject]:
+    """Assign the splits; new utterances that would link two splits of earlier runs become rejects."""
+    utterances = [one.utterance for one in items if isinstance(one, PreparedUtterance)]
+    if config.split is None or not utterances:
+        return items
     keys = config.by or []
-    parts = [prepared.part(utterance) for utterance in utterances]
-    divided, rejects = [], []
-    for one, name in zip(
-        kept, divide(utterances, parse_shares(config.split), keys, parts, prepared.homes), strict=True
-    ):
-        utterance = replace(one.utterance, extra={**one.utterance.extra, "split": name})
-        if name:
-            divided.append(replace(one, utterance=utterance))
-        else:
-            reason = f"{utterance.audio.name}: shares its {' or '.join(keys)} with utterances of two splits"
-            rejects.append(Reject("between splits", reason, utterance.audio, utterance.text))
-    return divided, rejects
+    parts = [history.part(utterance) for utterance in utterances]
+    names = iter(divide(utterances, parse_shares(config.split), keys, parts, history.homes))
+
+    def with_split(one: PreparedUtterance) -> PreparedUtterance:
+        name = next(names)
+        if not name:
+            raise one.reject("between splits", f"shares its {' or '.join(keys)} with utterances of two splits")
+        one.utterance.extra["split"] = name
+        return one
+
+    return list(each(items, with_split))
 
 
 def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str]:
@@ -170,19 +164,6 @@ def _lacking(splits: Mapping[str, object], config: PreprocessConfig) -> list[str
         return []
     few = f"too few different values of {', '.join(config.by)}" if config.by else "too few utterances"
     return [f"nothing for {', '.join(lacking)}: {few}. Add more, or change --split or --by."]
-
-
-def _without(
-    kept: list[PreparedUtterance], findings: list[Finding], config: PreprocessConfig
-) -> tuple[list[PreparedUtterance], list[Reject], list[Finding]]:
-    """Remove utterances with findings that `drop` names; return the others, the rejects and the other findings."""
-    reasons = {finding.index: finding for finding in reversed(findings) if finding.kind in (config.drop or [])}
-    if not reasons:
-        return kept, [], findings
-    utterances = {index: kept[index].utterance for index in sorted(reasons)}
-    rejects = [Reject(reasons[i].kind, reasons[i].reason, one.audio, one.text) for i, one in utterances.items()]
-    stays = [one for index, one in enumerate(kept) if index not in reasons]
-    return stays, rejects, [finding for finding in check(stays) if finding.kind not in (config.drop or [])]
 
 
 def split_members(utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:
@@ -227,22 +208,7 @@ def steps(config: PreprocessConfig) -> list[str]:
     return done
 
 
-def _to_json(kept: Sequence[PreparedUtterance], finding: Finding) -> dict[str, Any]:
-    return {"kind": finding.kind, "reason": finding.reason, "audio_filepath": str(kept[finding.index].utterance.audio)}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with written_aside(path) as aside:
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
-    with (
-        written_aside(path) as aside,
-        aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out,
-    ):
-        for reject in rejects:
-            audio = {"audio_filepath": str(reject.audio)} if reject.audio else {}
-            row = {**audio, "text": reject.text, "kind": reject.kind, "reason": reject.reason}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _rejects_as_json(rejects: Iterable[Reject]) -> Iterator[dict[str, Any]]:
+    for reject in rejects:
+        audio = {"audio_filepath": str(reject.audio)} if reject.audio else {}
+        yield {**audio, "text": reject.text, "kind": reject.kind, "reason": reject.reason}

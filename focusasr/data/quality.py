@@ -6,9 +6,12 @@ import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
+from focusasr.audio.source import Source
+from focusasr.data.corpus import CorpusUtterance, Reject
 from focusasr.data.loudness import LevelStats
 from focusasr.data.manifest import Utterance
 from focusasr.data.splits import key_of
@@ -35,13 +38,26 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreparedUtterance:
-    """An utterance with its levels, and its length according to the corpus, if any."""
+    """An utterance on its way: found in a corpus, then with an output, then with its levels and manifest entry."""
 
-    utterance: Utterance
-    measured: LevelStats
-    told_seconds: float | None = None
+    found: CorpusUtterance
+    source: Source
+    output: Path
+    alone: bool = True  # whether no other utterance is in the same file
+    measured: LevelStats = field(init=False)
+    utterance: Utterance = field(init=False)
+
+    def finish(self, measured: LevelStats) -> None:
+        """Add the levels of the output, and the entry of the manifest."""
+        extra = {("source_channel" if key == "channel" else key): v for key, v in self.found.utterance.extra.items()}
+        self.measured = measured
+        self.utterance = Utterance(self.output, self.found.utterance.text, 0.0, measured.seconds, extra)
+
+    def reject(self, kind: str, reason: str) -> Reject:
+        """Return the reject of a finished output."""
+        return Reject(kind, f"{self.output.name}: {reason}", self.output, self.utterance.text)
 
     @property
     def rate(self) -> float:
@@ -73,7 +89,7 @@ def _of_one(index: int, one: PreparedUtterance) -> Iterator[Finding]:
         yield Finding(index, "clipped", f"{name}: {100 * sound.clipped:.2f} % of its samples are at full scale")
     if abs(sound.offset) > OFFSET:
         yield Finding(index, "dc offset", f"{name}: its mean is {sound.offset:+.3f} of full scale, not 0")
-    told = one.told_seconds
+    told = one.found.told_seconds
     if told is not None and abs(told - sound.source_seconds) > max(DURATION_SECONDS, DURATION_SHARE * told):
         reason = f"{name}: {sound.source_seconds:.2f} s long, but {told:.2f} s in the corpus"
         yield Finding(index, "mismatched duration", reason)

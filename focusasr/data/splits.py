@@ -221,7 +221,6 @@ class SplitHistory:
         self._gone = {path: _Gone.of(parts) for path, parts in gone.items()}
         told = [_relative(Path(given).resolve(), self.folder) for given in inputs]
         if (told, _division(config)) != (self._inputs, self._division):
-            self.folder.mkdir(parents=True, exist_ok=True)
             append_line(self.folder / RECORD, {"inputs": told, "division": _division(config)})
 
     def part(self, utterance: Utterance) -> Part:
@@ -287,7 +286,6 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _division(config: PreprocessConfig) -> dict[str, Any]:
-    """Return the settings that determine the parts and their splits."""
     return {"split": config.split, "by": sorted(config.by or []), "split_seconds": config.split_seconds}
 
 

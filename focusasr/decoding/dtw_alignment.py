@@ -44,9 +44,8 @@ def align_words(
     opening = tokenizer.sot_sequence
     memory = memory._replace(states=memory.states.to(decoder.token_embedding.weight.dtype))
     tokens = [*opening, tokenizer.no_timestamps, *text, tokenizer.end]
-    logits, scores = decoder.cross_attention_scores(
-        torch.tensor([tokens], device=memory.states.device), decoder.start(memory)
-    )
+    scores: list[Tensor] = []
+    logits = decoder.logits(decoder.hidden(torch.tensor([tokens], device=memory.states.device), memory, scores))
     spoken = logits[0, len(opening) : len(opening) + len(text), : tokenizer.end].float().softmax(dim=-1)
     probabilities = spoken.gather(1, torch.tensor(text, device=spoken.device)[:, None])[:, 0].tolist()
     heads = torch.stack([scores[layer][0, head] for layer, head in tokenizer.whisper.alignment_heads])  # (H, L, S)

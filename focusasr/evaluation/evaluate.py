@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.audio.load import probe_seconds
+from focusasr.audio.load import known_seconds
 from focusasr.audio.source import Source
 from focusasr.data.manifest import Utterance
 from focusasr.evaluation.bootstrap import resampling_unit
 from focusasr.evaluation.wer import Errors, Score, count_character_errors, count_errors, normalize, summarize
 from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import append_line, read_lines, unwritable, written_aside
+from focusasr.runtime.files import append_line, read_keyed, write_errors, write_lines
 
 if TYPE_CHECKING:
     from focusasr.transcription.result import Outcome
@@ -119,21 +119,13 @@ def evaluate_texts(
     heard = normalize((text or "" for text in hypotheses), normalizer)
     rows = []
     for utterance, reference, text, compared in zip(utterances, references, hypotheses, heard, strict=True):
-        seconds = _seconds(utterance)
+        seconds = known_seconds(utterance.source) or 0.0
         if text is None:
             rows.append(Row(utterance, reference, audio_seconds=seconds, error="no hypothesis for it"))
         else:
             errors = count_errors(reference, compared), count_character_errors(reference, compared)
             rows.append(Row(utterance, reference, text.strip(), compared, *errors, seconds))
     return _scored(rows, normalizer, unit, None)
-
-
-def _seconds(utterance: Utterance) -> float:
-    """Return the length of an utterance if it is known without decoding, else 0."""
-    if utterance.duration is not None:
-        return utterance.duration
-    whole = probe_seconds(utterance.audio) if utterance.audio.is_file() else None
-    return max(0.0, (whole or 0.0) - utterance.offset)
 
 
 def _references(utterances: Sequence[Utterance], normalizer: str) -> list[str]:
@@ -197,16 +189,8 @@ def write_rows(evaluation: Evaluation, path: Path) -> None:
     of the audio is relative to the folder of `path` if it is inside, as in manifests.
     """
     folder = path.parent.absolute()
-    try:
-        # A lone surrogate cannot be encoded as UTF-8, so it is written as its JSON escape.
-        with (
-            written_aside(path) as aside,
-            aside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out,
-        ):
-            for row in evaluation.rows:
-                out.write(json.dumps(_row_to_json(row, folder), ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise unwritable(path, error, "choose another place with --output") from None
+    with write_errors(path, "choose another place with --output"):
+        write_lines(path, (_row_to_json(row, folder) for row in evaluation.rows))
 
 
 def _row_to_json(row: Row, folder: Path) -> dict[str, Any]:
@@ -232,10 +216,7 @@ class TranscriptCache:
     def __init__(self, path: Path, decided_by: dict[str, Any]) -> None:
         self.path = path
         self._decided_by = json.dumps(decided_by, sort_keys=True)
-        self._known: dict[str, dict[str, Any]] = {}
-        for entry in read_lines(path):
-            with contextlib.suppress(KeyError, TypeError):
-                self._known[entry["key"]] = {name: entry[name] for name in ("text", "language", "audio_seconds")}
+        self._known = read_keyed(path, names=("text", "language", "audio_seconds"))
 
     def recognize(
         self, recognize: Callable[[Iterable[Source]], Iterator[Outcome]], sources: Sequence[Source]
@@ -255,9 +236,7 @@ class TranscriptCache:
     def _kept(self, key: str, outcome: Outcome) -> Outcome:
         if outcome.transcript is not None and outcome.error is None and key:
             entry = {"text": outcome.transcript.text, "language": outcome.transcript.language}
-            line = {"key": key, **entry, "audio_seconds": outcome.audio_seconds}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(self.path, line)
+            append_line(self.path, {"key": key, **entry, "audio_seconds": outcome.audio_seconds})
         return outcome
 
     def _key(self, source: Source) -> str:

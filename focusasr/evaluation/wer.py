@@ -195,7 +195,6 @@ _RATES = {  # a rate is the first column divided by the second
 
 
 def _counts(words: Errors, characters: Errors) -> tuple[int, ...]:
-    """Return the columns of one utterance."""
     kinds = (words.substitutions, words.deletions, words.insertions)
     return (*kinds, words.count, words.words, int(words.count > 0), 1, characters.count, characters.words)
 

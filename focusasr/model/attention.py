@@ -23,18 +23,10 @@ KeysValues = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Cache(NamedTuple):
-    """Keys and values of the text so far (B, H, S, E), immutable; `local` only in hybrid attention."""
-
-    globe: KeysValues
-    local: KeysValues | None = None
-
-
 class Attended(NamedTuple):
-    """Output of attention: (B, T, D), the cache, and the span per utterance and head (B, H) of hybrid attention."""
+    """Output of attention: (B, T, D), and the span per utterance and head (B, H) of hybrid attention."""
 
     out: Tensor
-    cache: Cache | None = None
     span_scale: Tensor | None = None
 
 
@@ -60,12 +52,6 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 def _merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, D)
-
-
-def _extend(k: Tensor, v: Tensor, past: KeysValues | None) -> KeysValues:
-    if past is None:
-        return k, v
-    return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
 
 
 class MultiheadAttention(nn.Module):
@@ -98,29 +84,23 @@ class MultiheadAttention(nn.Module):
         scale = q.shape[-1] ** -0.25  # on both factors, as in Whisper
         return (q * scale) @ (k * scale).transpose(-1, -2)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, past: KeysValues | None = None, rotation: Rotation | None = None
-    ) -> tuple[Tensor, KeysValues]:
-        """Attend from x (B, T, D) to itself and to the past; `mask` (B, S) covers past and present.
-
-        Returns (B, T, D) and the keys and values of past and present; ValueError if T is 0.
-        """
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+        """Attend from x (B, T, D) to itself, with mask (B, T) → (B, T, D); ValueError if T is 0."""
         require_steps(x)
         q = rotate(_split(self.query(x), self.heads), rotation)
         k, v = self.keys_values(x)
-        k, v = _extend(rotate(k, rotation), v, past)
+        k = rotate(k, rotation)
         if self.max_dist is not None:
             radius = torch.full((1, 1), self.max_dist + 1.0, device=x.device)
             mixed = windowed_attention(q, k, v, Window(radius, 1, self.causal, self.block), mask)
         else:
             mixed = self._everywhere(q, k, v, mask)
-        return self.out(_merge(mixed)), (k, v)
+        return self.out(_merge(mixed))
 
     def _everywhere(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        steps, keys = q.shape[2], k.shape[2]
         seen = None if mask is None else mask[:, None, None, :]
-        if self.causal and steps > 1:
-            before = torch.ones(steps, keys, dtype=torch.bool, device=q.device).tril(keys - steps)
+        if self.causal:
+            before = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
             seen = before if seen is None else before & seen
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
@@ -177,21 +157,15 @@ class AdaptiveSpanAttention(nn.Module):
         return self.temperature_knob * formula
 
     def forward(
-        self,
-        x: Tensor,
-        span_scale: Tensor,
-        mask: Tensor | None = None,
-        past: KeysValues | None = None,
-        rotation: Rotation | None = None,
-    ) -> tuple[Tensor, KeysValues]:
-        """Attend from x (B, T, D) inside the span to itself and the past; returns (B, T, D), keys and values."""
-        q = rotate(_split(self.query(x), self.heads), rotation)
-        k = rotate(_split(self.key(x), self.heads), rotation)
-        k, v = _extend(k, _split(self.value(x), self.heads), past)
+        self, x: Tensor, span_scale: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None
+    ) -> Tensor:
+        """Attend from x (B, T, D) to itself inside the span, with mask (B, T) → (B, T, D)."""
+        q, k = (rotate(_split(project(x), self.heads), rotation) for project in (self.query, self.key))
+        v = _split(self.value(x), self.heads)
         precise = torch.promote_types(span_scale.dtype, torch.float32)  # half precision would round radii to steps
         window = Window(self.radius(span_scale.to(precise)), self.config.ramp, self.causal, self.config.win_size)
         mixed = windowed_attention(q, k, v, window, mask, self.temperature(span_scale))
-        return _merge(mixed), (k, v)
+        return _merge(mixed)
 
 
 class GlobalAttention(nn.Module):
@@ -203,16 +177,10 @@ class GlobalAttention(nn.Module):
         self.attn_global = MultiheadAttention(config, causal)
 
     def forward(
-        self,
-        x: Tensor,
-        xa: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        rotation: Rotation | None = None,
+        self, x: Tensor, xa: Tensor | None = None, mask: Tensor | None = None, rotation: Rotation | None = None
     ) -> Attended:
         """Attend from x (B, T, D); `xa` has no effect here, only in `HybridAttention`."""
-        out, global_kv = self.attn_global(self.ln_global(x), mask, cache.globe if cache else None, rotation)
-        return Attended(out, Cache(global_kv))
+        return Attended(self.attn_global(self.ln_global(x), mask, rotation))
 
 
 class HybridAttention(nn.Module):
@@ -234,25 +202,18 @@ class HybridAttention(nn.Module):
         self.projection = nn.Linear(2 * config.width, config.width)
 
     def forward(
-        self,
-        x: Tensor,
-        xa: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: Cache | None = None,
-        rotation: Rotation | None = None,
+        self, x: Tensor, xa: Tensor | None = None, mask: Tensor | None = None, rotation: Rotation | None = None
     ) -> Attended:
-        """Attend from x (B, T, D); mask (B, S) covers the cache and x.
+        """Attend from x (B, T, D) with its mask (B, T).
 
         `xa` (B, 1, D), the mean of the audio, gives the span if causal; ValueError without it.
         """
         if self.causal and xa is None:
             raise ValueError("causal hybrid attention needs xa, the audio's mean (B, 1, D), for its span")
-        global_out, globe_kv = self.attn_global(self.ln_global(x), mask, cache.globe if cache else None, rotation)
+        global_out = self.attn_global(self.ln_global(x), mask, rotation)
         span_scale = self.span_pred(global_out, mask) if xa is None else self.span_pred(xa)
-        past = cache.local if cache else None
-        local, local_kv = self.attn_local(self.ln_local(x), span_scale, mask, past, rotation)
-        out = self.projection(torch.cat((local, global_out), dim=-1))
-        return Attended(out, Cache(globe_kv, local_kv), span_scale)
+        local = self.attn_local(self.ln_local(x), span_scale, mask, rotation)
+        return Attended(self.projection(torch.cat((local, global_out), dim=-1)), span_scale)
 
 
 def with_attention_scaling(model: Module, knobs: AttentionScaling) -> Module:

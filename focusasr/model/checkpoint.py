@@ -7,7 +7,6 @@ configuration before any weight is loaded. Whisper checkpoints of other programs
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from focusasr.model.weights import (
     from_int8,
     safetensors_in,
 )
-from focusasr.runtime.files import link_or_copy, read_json, read_text
+from focusasr.runtime.files import link_or_copy, read_json, read_text, write_json
 from focusasr.runtime.settings import to_settings
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
@@ -80,8 +79,8 @@ def save_checkpoint(
         **({"run": run} if run else {}),
         **({"made_with": made_with} if made_with else {}),
     }
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "metrics.json", checkpoint.metrics)
+    write_json(folder / "config.json", config)
+    write_json(folder / "metrics.json", checkpoint.metrics)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(checkpoint.card, encoding="utf-8", errors="backslashreplace")
     if weights:
@@ -92,11 +91,6 @@ def save_checkpoint(
     tensors = as_int8(state) if integers else {name: value.to(dtype).contiguous() for name, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
-
-
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # undecodable bytes of file names
 
 
 Reader = Callable[[Path, str, contextlib.ExitStack], ImportedCheckpoint]

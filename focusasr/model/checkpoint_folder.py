@@ -56,7 +56,6 @@ def find_checkpoint(name: str | None, local_files_only: bool = False, model_dir:
 
 
 def _bundled(name: str) -> Path:
-    """Return the folder of a bundled checkpoint, in the wheel or in a clone."""
     inside, clone = (Path(__file__).parents[up] / "checkpoints" / name for up in (1, 2))
     folder = inside if inside.is_dir() else clone
     if not folder.is_dir():

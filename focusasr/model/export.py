@@ -19,6 +19,7 @@ from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.ctranslate2 import SPEC, TABLES, TYPES, modules, words
 from focusasr.model.whisper_weights import HUGGING_FACE_PARTS, HUGGING_FACE_REST
 from focusasr.runtime.errors import InputError
+from focusasr.runtime.files import write_json
 from focusasr.text.whisper_tokenizer import TASKS, WhisperTokenizer
 
 GELU = 3  # CTranslate2's number for this activation
@@ -61,7 +62,7 @@ def save_hugging_face(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) 
         "config": _hugging_face_config(config, tokenizer, dtype), "generation_config": _generation(tokenizer, config),
         "vocab": pieces, "added_tokens": added, "tokenizer_config": _tokenizer_config(config),
     }.items():  # fmt: skip
-        _write_json(folder / f"{name}.json", value)
+        write_json(folder / f"{name}.json", value)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
 
@@ -74,7 +75,7 @@ def save_ctranslate2(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -
         "alignment_heads": whisper.alignment_heads, "lang_ids": sorted(tokenizer.languages.values()),
         "suppress_ids": whisper.suppress_tokens, "suppress_ids_begin": whisper.begin_suppress_tokens,
     }  # fmt: skip
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     _write_shared(folder, checkpoint, tokenizer)
     listed = [str(tokenizer.engine.id_to_token(id)) for id in range(tokenizer.size)]
     (folder / "vocabulary.txt").write_text("\n".join(listed) + "\n", encoding="utf-8")
@@ -93,10 +94,6 @@ def _weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, 
         yield name, value.detach().to("cpu", dtype).contiguous()
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _write_shared(folder: Path, checkpoint: Checkpoint, tokenizer: WhisperTokenizer) -> None:
     """Write the files that both kinds of folders share."""
     config = checkpoint.model.config
@@ -108,7 +105,7 @@ def _write_shared(folder: Path, checkpoint: Checkpoint, tokenizer: WhisperTokeni
         "n_samples": config.longest_samples, "nb_max_frames": config.longest_samples // HOP_SAMPLES,
         "padding_side": "right", "padding_value": 0.0, "return_attention_mask": False,
     }  # fmt: skip
-    _write_json(folder / "preprocessor_config.json", front)
+    write_json(folder / "preprocessor_config.json", front)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(checkpoint.card, encoding="utf-8", errors="backslashreplace")
 

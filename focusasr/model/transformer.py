@@ -7,22 +7,14 @@ attention, strides (1, 2), no CTC head.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusasr.config import ModelConfig
-from focusasr.model.attention import (
-    Cache,
-    GlobalAttention,
-    HybridAttention,
-    KeysValues,
-    MultiheadAttention,
-    Rotation,
-    rotary,
-)
+from focusasr.model.attention import GlobalAttention, HybridAttention, MultiheadAttention, Rotation, rotary
 
 
 class EncoderOutput(NamedTuple):
@@ -61,16 +53,6 @@ class ForwardOutput(NamedTuple):
     logits: Tensor
     ctc: Tensor | None
     middle: Tensor | None = None
-
-
-class DecoderState(NamedTuple):
-    """Decoder state between tokens: cross-attention keys and values, and a cache per layer."""
-
-    memory: list[KeysValues]
-    mask: Tensor | None
-    mean: Tensor
-    caches: list[Cache | None]
-    length: int  # tokens read so far
 
 
 def _self_attention(config: ModelConfig, kind: str, causal: bool) -> nn.Module:
@@ -214,22 +196,14 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, state: DecoderState, layer: int, rotation: Rotation | None
-    ) -> tuple[Tensor, Cache | None]:
-        """Return x (B, L, D) after this block, and this layer's cache."""
-        x, cache = self.self_attend(x, state, layer, rotation)
-        return self.cross_attend(x, state, layer), cache
-
-    def self_attend(
-        self, x: Tensor, state: DecoderState, layer: int, rotation: Rotation | None
-    ) -> tuple[Tensor, Cache | None]:
-        """Return x (B, L, D) after self-attention, and this layer's cache."""
-        attended = self.attention(x, xa=state.mean, cache=state.caches[layer], rotation=rotation)
-        return x + self.dropout(attended.out), attended.cache
-
-    def cross_attend(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
-        """Return x (B, L, D) after cross-attention and perceptron."""
-        x = x + self.dropout(self.cross.cross(self.ln_cross(x), state.memory[layer], state.mask))
+        self, x: Tensor, memory: EncoderOutput, mean: Tensor, rotation: Rotation | None, scores: list[Tensor] | None
+    ) -> Tensor:
+        """Return x (B, L, D) after this block; `scores` gets those of the cross-attention (B, H, L, S)."""
+        x = x + self.dropout(self.attention(x, xa=mean, rotation=rotation).out)
+        queries, audio = self.ln_cross(x), self.cross.keys_values(memory.states)
+        if scores is not None:
+            scores.append(self.cross.cross_scores(queries, audio))
+        x = x + self.dropout(self.cross.cross(queries, audio, memory.mask))
         return x + self.dropout(self.mlp(x))
 
 
@@ -250,66 +224,32 @@ class Decoder(nn.Module):
             places = torch.empty(config.text_context, config.width)
             self.positional_embedding = nn.Parameter(places if places.is_meta else torch.randn_like(places) * 0.01)
 
-    def start(self, memory: EncoderOutput) -> DecoderState:
-        """Return the state before the first token, with the cross-attention keys and values."""
-        crossings = [cast(DecoderBlock, block).cross for block in self.blocks]
-        projected = [cross.keys_values(memory.states) for cross in crossings]
-        return DecoderState(projected, memory.mask, memory.mean(), [None] * len(self.blocks), 0)
+    def forward(self, tokens: Tensor, memory: EncoderOutput) -> Tensor:
+        """Read whole texts (B, L) and return logits (B, L, V); ValueError if they exceed `text_context`."""
+        return self.logits(self.hidden(tokens, memory))
 
-    def forward(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Read tokens (B, L) after those in `state`; return logits (B, L, V) and the next state.
-
-        ValueError if the text exceeds `text_context`.
-        """
-        x, rotation = self._embed(tokens, state)
-        caches: list[Cache | None] = []
-        for layer, block in enumerate(self.blocks):
-            x, cache = block(x, state, layer, rotation)
-            caches.append(cache)
-        return self._logits(x), state._replace(caches=caches, length=state.length + tokens.shape[1])
-
-    def hidden(self, tokens: Tensor, memory: EncoderOutput) -> list[Tensor]:
+    def hidden(self, tokens: Tensor, memory: EncoderOutput, scores: list[Tensor] | None = None) -> list[Tensor]:
         """Read whole texts (B, L); return the states (B, L, D) after each block and after the last LayerNorm.
 
-        The product of the last ones and the embedding gives the logits.
+        `scores` gets the cross-attention scores (B, H, L, S) of each layer, before mask and softmax.
         """
-        state = self.start(memory)
-        x, rotation = self._embed(tokens, state)
-        states = []
-        for layer, block in enumerate(self.blocks):
-            x, _ = block(x, state, layer, rotation)
-            states.append(x)
-        return [*states, self.ln(x)]
-
-    def cross_attention_scores(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, list[Tensor]]:
-        """Read tokens (B, L); return logits (B, L, V) and the cross-attention scores (B, H, L, S) of each layer.
-
-        Scores are before mask and softmax; the state is unchanged.
-        """
-        x, rotation = self._embed(tokens, state)
-        scores = []
-        for layer, block in enumerate(cast(list[DecoderBlock], self.blocks)):
-            x, _ = block.self_attend(x, state, layer, rotation)
-            scores.append(block.cross.cross_scores(block.ln_cross(x), state.memory[layer]))
-            x = block.cross_attend(x, state, layer)
-        return self._logits(x), scores
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.ln(x) @ self.token_embedding.weight.T
-
-    def _embed(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, Rotation | None]:
-        """Return the input of the first block: x (B, L, D), and the rotation."""
-        end = state.length + tokens.shape[1]
-        if end > self.config.text_context:
-            raise ValueError(f"{end} tokens exceed text_context {self.config.text_context}")
-        x = self.token_embedding(tokens)
-        rotation = None
+        length = tokens.shape[1]
+        if length > self.config.text_context:
+            raise ValueError(f"{length} tokens exceed text_context {self.config.text_context}")
+        x, rotation, mean = self.token_embedding(tokens), None, memory.mean()
         if self.config.positions == "rotary":
-            steps = torch.arange(state.length, end, device=tokens.device)
+            steps = torch.arange(length, device=tokens.device)
             rotation = rotary(steps, self.config.width // self.config.heads, self.config.base)
         else:
-            x = x + self.positional_embedding[state.length : end]
-        return self.dropout(x), rotation
+            x = x + self.positional_embedding[:length]
+        states = [self.dropout(x)]
+        for block in self.blocks:
+            states.append(block(states[-1], memory, mean, rotation, scores))
+        return [*states[1:], self.ln(states[-1])]
+
+    def logits(self, states: list[Tensor]) -> Tensor:
+        """Return the logits (B, L, V) of the states that `hidden` returned."""
+        return states[-1] @ self.token_embedding.weight.T
 
 
 class Model(nn.Module):
@@ -340,7 +280,7 @@ class Model(nn.Module):
         `middle` requests CTC in the middle of the encoder too (intermediate CTC).
         """
         memory = self.encode(mel, lengths)
-        logits, _ = self.decoder(tokens, self.decoder.start(memory))
+        logits = self.decoder(tokens, memory)
         if self.ctc_head is None:
             return ForwardOutput(memory, logits, None)
         below = None

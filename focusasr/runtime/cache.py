@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from focusasr.runtime.files import append_line, read_lines
+from focusasr.runtime.files import append_line, read_keyed
 
 BLOCK_BYTES = 1 << 20
 
@@ -24,10 +24,7 @@ class JsonLinesCache:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.path = folder / name
-        self._entries: dict[str, dict[str, Any]] = {}
-        for entry in read_lines(self.path):
-            with contextlib.suppress(KeyError, TypeError):  # entries of another version
-                self._entries[entry["output"]] = {key: entry[key] for key in ("bytes", "made_from", "result")}
+        self._entries = read_keyed(self.path, "output", ("bytes", "made_from", "result"))
 
     def __contains__(self, output: Path) -> bool:
         """Return whether the cache has an entry for the file."""

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -95,44 +95,24 @@ def progress_bar(
     A terminal shows a bar, anything else a line per minute. `seconds` returns the total duration, or None if it is
     unknown, and is called only if progress is shown. With it, the bar shows the time left, else it counts files.
     """
-    if not shows():
-        yield _lines(files, what, seconds)
-        return
-    whole = seconds()
     began, heard, done = time.perf_counter(), 0.0, 0
-    with _bar(what, whole or files) as show:
-
-        def tell(more_files: int, more_seconds: float) -> None:
-            nonlocal heard, done
-            heard, done = heard + more_seconds, done + more_files
-            count, fast = f"{done}/{files}", _speed(heard, began)
-            fuller = (
-                f"{count} files, {_sound(heard, whole)}, {fast}",
-                f"{count} files, {fast}",
-                f"{count} files",
-                count,
-            )
-            show(heard if whole else done, whole or files, fuller)
-
-        tell(0, 0.0)
-        yield tell
-
-
-def _lines(files: int, what: str, seconds: Callable[[], float | None]) -> Callable[[int, float], None]:
-    """Return a function that prints progress as a line per minute, for logs; short runs print nothing."""
-    began = last = time.perf_counter()
-    heard, done = 0.0, 0
-    whole = functools.cache(seconds)
+    last, whole = began, functools.cache(seconds)
 
     def tell(more_files: int, more_seconds: float) -> None:
         nonlocal heard, done, last
         heard, done = heard + more_seconds, done + more_files
-        now = time.perf_counter()
-        if now - last >= LINE_SECONDS and done < files and is_main():
+        count, fast, now = f"{done}/{files}", _speed(heard, began), time.perf_counter()
+        if show:
+            most = f"{count} files, {_sound(heard, whole())}, {fast}"
+            fuller = (most, f"{count} files, {fast}", f"{count} files", count)
+            show(heard if whole() else done, whole() or files, fuller)
+        elif now - last >= LINE_SECONDS and done < files and is_main():
             last = now
-            warn(f"focusasr: {what}: {done}/{files} files, {_sound(heard, whole())}, {_speed(heard, began)}")
+            warn(f"focusasr: {what}: {count} files, {_sound(heard, whole())}, {fast}")
 
-    return tell
+    with _bar(what, whole() or files) if shows() else nullcontext() as show:
+        tell(0, 0.0)
+        yield tell
 
 
 def _sound(heard: float, whole: float | None) -> str:
@@ -182,6 +162,11 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[[float, float, Seq
             )
 
         yield show
+
+
+def percent(ratio: float, places: int = 1) -> str:
+    """Return a ratio as text in percent."""
+    return f"{100 * ratio:.{places}f} %"
 
 
 def pluralize(number: int, thing: str) -> str:

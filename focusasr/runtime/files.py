@@ -12,8 +12,9 @@ import re
 import shutil
 import sys
 import time
+import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +51,16 @@ def unwritable(path: Path, error: Exception, instead: str) -> InputError | Libra
     return InputError(f"{path}: cannot be written ({reason}); {'make room there, or ' * full}{instead}")
 
 
+@contextmanager
+def write_errors(path: Path, instead: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Raise the error of `unwritable` for an OSError in the block, or for one of other `kinds`."""
+    reported: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except reported as error:
+        raise unwritable(path, error, instead) from None
+
+
 def _is_full(path: Path, error: Exception) -> bool:
     """Return whether a write failed because the disk is full; libraries report that in many ways or not at all."""
     if isinstance(error, OSError):
@@ -80,11 +91,8 @@ def ensure_writable(folder: Path, instead: str) -> None:
     """Raise the error of `unwritable` if a folder for results is not writable, before any work."""
     import tempfile
 
-    try:
-        with tempfile.TemporaryFile(dir=_there(folder)[0]):  # removed at once
-            pass
-    except OSError as error:
-        raise unwritable(folder, error, instead) from None
+    with write_errors(folder, instead), tempfile.TemporaryFile(dir=_there(folder)[0]):  # removed at once
+        pass
 
 
 def _there(path: Path) -> list[Path]:
@@ -223,6 +231,7 @@ def append_line(path: Path, value: Any) -> None:
 
     It starts with a line break, since the line before may be truncated.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as lines:
         lines.write(b"\n" + json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace"))
 
@@ -232,6 +241,40 @@ def read_lines(path: Path) -> Iterator[Any]:
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+def read_keyed(path: Path, key: str = "key", names: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the last line of each key that `append_line` wrote; lines without these names are of another version."""
+    entries = (entry for entry in read_lines(path) if isinstance(entry, dict))
+    return {entry[key]: entry for entry in entries if isinstance(entry.get(key), str) and entry.keys() >= {*names}}
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write JSON Lines in UTF-8, atomically; a lone surrogate becomes its JSON escape."""
+    with written_aside(path) as aside, aside.open("wb") as out:
+        for value in values:
+            out.write(json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON in UTF-8; a lone surrogate becomes its JSON escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Return the name, or name-2, name-3 ...; names must differ even if case and composition are ignored."""
+    free, count = name, 1
+    while folded(free) in taken:
+        count += 1
+        free = f"{name}-{count}"
+    taken.add(folded(free))
+    return free
+
+
+def folded(name: str) -> str:
+    """Return the form that file systems compare if they ignore case and composition."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def printable(name: str) -> str:

@@ -9,7 +9,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 INSTALL = "pip install -c scripts/constraints.txt '.[train]', in the clone, installs versions that were tested together"
 PARTNERS = {"torchaudio": "torch"}  # libraries whose binaries require some version of another one
@@ -67,13 +67,19 @@ def _failure(name: str, error: Exception) -> LibraryError:
     return LibraryError(message, name=name)
 
 
-def _version(name: str | None) -> str:
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return version(name or "")
-    except (PackageNotFoundError, ValueError):
-        return "of unknown version"
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError, ValueError):
+            found[name] = version(name)
+    return found
+
+
+def _version(name: str) -> str:
+    return versions(name).get(name, "of unknown version")
 
 
 def _memory_limited() -> bool:

@@ -60,7 +60,6 @@ class Settings:
 
 
 def _range(bounds: dict[str, float], may_be_none: bool) -> str:
-    """Return a range in words."""
     named = {name: f"{bound:.15g}" if isinstance(bound, float) else str(bound) for name, bound in bounds.items()}
     both = " and ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in named.items())
     both = "{ge} to {le}".format(**named) if named.keys() == {"ge", "le"} else both

@@ -19,27 +19,11 @@ from tokenizers import Tokenizer as Engine
 
 from focusasr.config import TextConfig, WhisperConfig
 from focusasr.runtime.errors import InputError, SettingError, nearest
-from focusasr.text.languages import OWN_NAMES, without_region
+from focusasr.text.languages import OWN_NAMES, table, without_region
 from focusasr.text.normalize import apply_policy
 from focusasr.text.tokenizer import Tokenizer, check_ids
 
-# In the order of their tokens; large-v3 added the last one.
-LANGUAGES = (
-    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
-    "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
-    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
-).split()
-Task = Literal["translate", "transcribe"]
-TASKS = get_args(Task)
-TIMESTAMPS = [f"<|{step // 50}.{step % 50 * 2:02}|>" for step in range(1501)]  # 0.00 to 30.00, 20 ms apart
-ENGLISH_RANKS = 50_256  # tokens of text; multilingual vocabularies have one more
-MERGES = Path(__file__).parent / "merges"  # see NOTICE.txt there
-MOST_SPLITTING = 20_000_000  # sum of squared token lengths; OpenAI's vocabularies have 3 million
-OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>", "<|he|>": "<|iw|>"}  # as in the first conversions
-
-Merge = tuple[str, str]
-
-LANGUAGE_NAMES = (
+LANGUAGE_NAMES = table(  # in the order of their tokens; large-v3 added the last one
     "english en, chinese zh, german de, spanish es, russian ru, korean ko, french fr, japanese ja, portuguese pt, "
     "turkish tr, polish pl, catalan ca, dutch nl, arabic ar, swedish sv, italian it, indonesian id, hindi hi, finnish "
     "fi, vietnamese vi, hebrew he, ukrainian uk, greek el, malay ms, czech cs, romanian ro, danish da, hungarian hu, "
@@ -53,10 +37,20 @@ LANGUAGE_NAMES = (
     "mg, assamese as, tatar tt, hawaiian haw, lingala ln, hausa ha, bashkir ba, javanese jw, sundanese su, cantonese "
     "yue"
 )
-OTHER_LANGUAGE_NAMES = (
+LANGUAGE_CODES = LANGUAGE_NAMES | table(
     "burmese my, valencian ca, flemish nl, haitian ht, letzeburgesch lb, pushto ps, panjabi pa, moldavian ro, "
     "moldovan ro, sinhalese si, castilian es, mandarin zh"
 )
+LANGUAGES = list(LANGUAGE_NAMES.values())
+Task = Literal["translate", "transcribe"]
+TASKS = get_args(Task)
+TIMESTAMPS = [f"<|{step // 50}.{step % 50 * 2:02}|>" for step in range(1501)]  # 0.00 to 30.00, 20 ms apart
+ENGLISH_RANKS = 50_256  # tokens of text; multilingual vocabularies have one more
+MERGES = Path(__file__).parent / "merges"  # see NOTICE.txt there
+MOST_SPLITTING = 20_000_000  # sum of squared token lengths; OpenAI's vocabularies have 3 million
+OTHER_NAMES = {"<|nospeech|>": "<|nocaptions|>", "<|he|>": "<|iw|>"}  # as in the first conversions
+
+Merge = tuple[str, str]
 
 
 def special_tokens(languages: int) -> list[str]:
@@ -340,18 +334,9 @@ def document_from_parts(pieces: Mapping[str, int], merges: Sequence[Merge], adde
     return json.dumps({"model": model, "added_tokens": [{"content": name, "id": id} for name, id in added.items()]})
 
 
-def _table(text: str) -> dict[str, str]:
-    pairs = [entry.rpartition(" ") for entry in text.split(", ")]
-    return {name: code for name, _, code in pairs}
-
-
-LANGUAGE_CODES = _table(LANGUAGE_NAMES) | _table(OTHER_LANGUAGE_NAMES)  # name → code
-
-
 def language_name(code: str) -> str:
     """Return the English name of a Whisper language, such as German for de."""
-    names = {code: name.title() for name, code in _table(LANGUAGE_NAMES).items()}
-    return names.get(code, code)
+    return next((name.title() for name, own in LANGUAGE_NAMES.items() if own == code), code)
 
 
 def language_code(given: str) -> str:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from focusasr.audio.features import log_mels
-from focusasr.audio.load import load, probe_seconds
+from focusasr.audio.load import length_seconds
 from focusasr.audio.source import find_sources
 from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
 from focusasr.data.manifest import Utterance, read_utterances
@@ -40,7 +40,7 @@ from focusasr.training.run import TrainingRun
 from focusasr.training.step import TrainStep
 from focusasr.training.trainer import Trainer
 from focusasr.training.validation import Measured, overall_wer
-from focusasr.training_config import AdaptConfig
+from focusasr.training_config import AdaptConfig, TrainConfig
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 SHORTEST_CUT_SECONDS = 0.3
@@ -86,29 +86,36 @@ class Lesson(NamedTuple):
     rows: Tensor  # (R,), those rows
 
 
-class AdaptStep(TrainStep):
-    """One exact optimizer step of an adaptation."""
+class TaughtStep(TrainStep):
+    """One exact optimizer step with a teacher; `chosen` are the numbers of the corpora that are treated differently."""
 
     def __init__(
         self,
         accelerator: Accelerator,
         model: Model,
-        settings: AdaptConfig,
+        settings: TrainConfig,
         tokenizer: WhisperTokenizer,
         teacher: Model,
-        labelled: frozenset[int],
+        chosen: frozenset[int],
     ) -> None:
         super().__init__(accelerator, model, settings, tokenizer.blank)
-        self.adapt = settings
         self.tokenizer = tokenizer
         self.teacher = teacher.to(accelerator.device).requires_grad_(False).eval()
         self.engine = Engine(self.teacher)
-        self.labelled = labelled  # numbers of the corpora with transcripts
+        self.chosen = chosen
+
+
+class AdaptStep(TaughtStep):
+    """One exact optimizer step of an adaptation; the chosen corpora have transcripts."""
+
+    def __init__(self, accelerator: Accelerator, model: Model, settings: AdaptConfig, *others: Any) -> None:
+        super().__init__(accelerator, model, settings, *others)
+        self.adapt = settings
         model.decoder.token_embedding.requires_grad_(False)  # shared by both, so that outputs are comparable
 
     def _backward(self, piece: Batch, whole: Size) -> tuple[list[float], list[tuple[float, PlannedExample]]]:
         there, config = piece.to(self.accelerator.device), self.model.config
-        labelled = torch.tensor([item.parts[0][0] in self.labelled for item in piece.items])
+        labelled = torch.tensor([item.parts[0][0] in self.chosen for item in piece.items])
         free = ~labelled & ~piece.speechless
         samples = self._cut(piece.samples, free)
         waveforms = there.waveforms * (torch.arange(there.waveforms.shape[1]) < samples[:, None]).to(there.waveforms)
@@ -333,7 +340,4 @@ def _length(utterance: Utterance) -> float:
         if not utterance.audio.is_file():
             raise InputError(f"{utterance.audio}: no such file")
         return utterance.duration
-    seconds = probe_seconds(utterance.audio)
-    if seconds is None:
-        seconds = len(load(utterance.audio)) / SAMPLE_RATE_HZ
-    return max(0.0, seconds - utterance.offset)
+    return max(0.0, length_seconds(utterance.audio) - utterance.offset)

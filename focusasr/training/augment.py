@@ -13,7 +13,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from focusasr.audio.load import load, probe_seconds
+from focusasr.audio.load import length_seconds, load
 from focusasr.audio.source import Source, find_sources
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.errors import InputError, SettingError
@@ -41,13 +41,7 @@ def _recordings(name: str, folder: str | None) -> tuple[Recording, ...]:
         return ()
     if not Path(folder).exists():
         raise SettingError(name, folder, "a folder of recordings that is there, or none")
-    found = []
-    for source in find_sources([folder]):
-        seconds = probe_seconds(source)
-        if seconds is None:
-            seconds = len(load(source)) / SAMPLE_RATE_HZ
-        if seconds > 0:
-            found.append((source.path, seconds))
+    found = [(source.path, seconds) for source in find_sources([folder]) if (seconds := length_seconds(source)) > 0]
     if not found:
         raise InputError(f"{folder}: holds no recordings to augment with; give another folder, or none")
     return tuple(sorted(found))

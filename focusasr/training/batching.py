@@ -125,15 +125,21 @@ class BatchSampler(Sampler[list[PlannedExample]]):
 
     def _fill(self, groups: list[Group]) -> list[list[Group]]:
         """Cut a sequence of items into batches of at most `batch_seconds`, padding included."""
-        batches: list[list[Group]] = [[]]
-        longest = 0.0
-        for group in groups:
-            longest = max(longest, group[1], self.shortest_seconds)
-            if batches[-1] and (len(batches[-1]) + 1) * longest > self.config.batch_seconds:
-                batches.append([])
-                longest = max(group[1], self.shortest_seconds)
-            batches[-1].append(group)
-        return batches
+        sizes = [max(seconds, self.shortest_seconds) for _, seconds in groups]
+        return [[groups[index] for index in batch] for batch in filled(sizes, self.config.batch_seconds)]
+
+
+def filled(sizes: Sequence[float], most: float) -> list[list[int]]:
+    """Cut a sequence of items into batches of at most a size, padding included; return their numbers."""
+    batches: list[list[int]] = [[]]
+    longest = 0.0
+    for index, size in enumerate(sizes):
+        longest = max(longest, size)
+        if batches[-1] and (len(batches[-1]) + 1) * longest > most:
+            batches.append([])
+            longest = size
+        batches[-1].append(index)
+    return batches
 
 
 def _choices(corpus: Corpus, draw: np.random.Generator) -> list[int]:

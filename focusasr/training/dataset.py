@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from focusasr.audio.load import load, probe_seconds
+from focusasr.audio.load import length_seconds
 from focusasr.config import SAMPLE_RATE_HZ, SHORTEST_SAMPLES, ModelConfig
 from focusasr.data.manifest import Utterance, read_utterances
 from focusasr.runtime.errors import InputError, UsageError
-from focusasr.runtime.files import real_path, written_aside
+from focusasr.runtime.files import real_path, write_lines
 from focusasr.text.tokenizer import Tokenizer
 
 BAD_LINE = "bad line in the manifest"
@@ -47,9 +46,7 @@ class Findings:
     """Utterances excluded from training, or suspicious, by reason."""
 
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    suspect: dict[str, list[str]] = field(
-        default_factory=lambda: defaultdict(list)
-    )  # suspicious, but used for training
+    suspect: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # but used for training
 
     def exclude(self, reason: str, utterance: Utterance) -> None:
         """Count one excluded utterance under its reason."""
@@ -76,11 +73,10 @@ class Findings:
 
     def write(self, path: Path) -> None:
         """Write one JSON line per excluded or suspicious utterance, whole or not at all."""
-        with written_aside(path) as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as out:
-            for used, kind in ((False, self.left_out), (True, self.suspect)):
-                for reason, places in kind.items():
-                    for place in places:
-                        out.write(json.dumps({"utterance": place, "reason": reason, "used": used}) + "\n")
+        kinds = ((False, self.left_out), (True, self.suspect))
+        every = ((used, reason, place) for used, kind in kinds for reason in kind for place in kind[reason])
+        rows = ({"utterance": place, "reason": reason, "used": used} for used, reason, place in every)
+        write_lines(path, rows)
 
 
 def utterance_name(utterance: Utterance) -> str:
@@ -167,10 +163,7 @@ def _with_duration(utterance: Utterance) -> Utterance:
     """Return the utterance with its length, decoded if the header has none; InputError if that fails."""
     if utterance.duration is not None or not utterance.audio.is_file():
         return utterance
-    seconds = probe_seconds(utterance.audio)
-    if seconds is None:
-        seconds = len(load(utterance.audio)) / SAMPLE_RATE_HZ
-    return dataclasses.replace(utterance, duration=max(0.0, seconds - utterance.offset))
+    return dataclasses.replace(utterance, duration=max(0.0, length_seconds(utterance.audio) - utterance.offset))
 
 
 def _refusal(utterance: Utterance, ids: list[int], model: ModelConfig, max_seconds: float) -> str | None:

@@ -11,45 +11,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from focusasr.audio.features import input_mels
 from focusasr.model.checkpoint import Checkpoint
-from focusasr.model.engine import Engine
 from focusasr.model.losses import IGNORED
 from focusasr.model.transformer import Model
 from focusasr.runtime.console import pluralize
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
-from focusasr.training.adapter import greedy_texts, read_recordings
+from focusasr.training.adapter import TaughtStep, greedy_texts, read_recordings
 from focusasr.training.batching import Batch
 from focusasr.training.dataset import Corpus
 from focusasr.training.run import TrainingRun
 from focusasr.training.step import StepResult, TrainStep
 from focusasr.training.trainer import Trainer
-from focusasr.training_config import TrainConfig
 
 TIMED = 0.5  # share of batches whose kept texts have timestamps, which fine-tuning forgets too
 
 
-class KeepStep(TrainStep):
-    """One exact optimizer step, in which the source model writes the texts of recordings without transcripts."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: Model,
-        settings: TrainConfig,
-        tokenizer: WhisperTokenizer,
-        teacher: Model,
-        kept: frozenset[int],
-    ) -> None:
-        super().__init__(accelerator, model, settings, tokenizer.blank)
-        self.tokenizer = tokenizer
-        self.teacher = teacher.to(accelerator.device).requires_grad_(False).eval()
-        self.engine = Engine(self.teacher)
-        self.kept = kept  # numbers of the corpora without transcripts
+class KeepStep(TaughtStep):
+    """One exact optimizer step, in which the source model writes the texts of the chosen corpora."""
 
     def measure(self, batches: Sequence[Batch], first: int) -> StepResult:
         """Compute the gradient of a step's batches, after the teacher has written its texts."""
@@ -62,7 +44,7 @@ class KeepStep(TrainStep):
 
         `number` is that of the batch among those of all processes, which decides whether texts have timestamps.
         """
-        without = torch.tensor([item.parts[0][0] in self.kept for item in batch.items])
+        without = torch.tensor([item.parts[0][0] in self.chosen for item in batch.items])
         rows = (without & ~batch.speechless).nonzero().flatten()
         if not len(rows):
             return batch

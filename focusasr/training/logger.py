@@ -18,6 +18,7 @@ from rich.text import Text
 
 from focusasr.evaluation.bootstrap import Interval
 from focusasr.evaluation.wer import Score, align
+from focusasr.runtime.console import percent
 from focusasr.runtime.devices import memory_gigabytes
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import ensure_writable, written_aside
@@ -142,8 +143,8 @@ class TrainingLog:
         skipped = f"  {position.skipped_steps} skipped" if position.skipped_steps else ""
         return [
             f"epoch {position.epoch}  {parts}  rate {rate:.1e}{skipped}",
-            f"{self.dev_wer}  {position.speed:.0f} h/h  {_percent(position.padding)} padding  "
-            f"{_percent(position.waiting)} waiting  {memory_gigabytes():.1f} GB",
+            f"{self.dev_wer}  {position.speed:.0f} h/h  {percent(position.padding, 0)} padding  "
+            f"{percent(position.waiting, 0)} waiting  {memory_gigabytes():.1f} GB",
         ]
 
     def evaluation(self, position: Any, scores: dict[str, Score], overall: float | None, better: bool) -> None:
@@ -161,8 +162,8 @@ class TrainingLog:
         wer = ", ".join(parts) or "no dev set"
         self.say(f"step {position.step}, epoch {position.epoch}, {heard}: WER % {wer}{' *' if better else ''}")
         self.say(
-            f"  {position.speed:.0f} h/h, {_percent(position.padding)} padding, "
-            f"{_percent(position.waiting)} waiting for data, {memory_gigabytes():.1f} GB"
+            f"  {position.speed:.0f} h/h, {percent(position.padding, 0)} padding, "
+            f"{percent(position.waiting, 0)} waiting for data, {memory_gigabytes():.1f} GB"
         )
 
     def focus(self, step: int, layers: Sequence[dict[str, float]]) -> None:
@@ -218,10 +219,6 @@ def _board(folder: Path, first: int | None = None) -> Any:
 
     ensure_writable(folder, "allow writing there, or give another --output-dir")
     return SummaryWriter(str(folder), purge_step=first)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _interval(scores: list[Score], overall: float) -> str:
@@ -281,7 +278,6 @@ def draw_curves(metrics: Path, picture: Path) -> None:
 
 
 def _panel(kind: str, name: str) -> int | None:
-    """Return the index of the panel of a figure."""
     if kind == "train":
         return 0 if name in ("total", "ctc", "attention") else None
     if kind == "dev":

@@ -18,6 +18,7 @@ from focusasr.runtime.cache import fingerprint
 from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import InputError, as_option, quote
 from focusasr.runtime.files import real_path, restore
+from focusasr.runtime.libraries import versions
 from focusasr.runtime.settings import hints_of, read_settings, to_settings
 from focusasr.training_config import DataConfig, TrainConfig
 
@@ -184,7 +185,6 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _said(value: Any) -> str:
-    """Return a value in the form of an option."""
     return "none" if value in (None, []) else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -228,7 +228,7 @@ def provenance(corpora: Sequence[Corpus], dev: Sequence[str]) -> dict[str, Any]:
     ]
     measured = [parse_manifest_option(option)[0] for option in dev]
     return {
-        "versions": {"focusasr": __version__, "python": platform.python_version(), **_versions()},
+        "versions": {"focusasr": __version__, "python": platform.python_version(), **versions(*PACKAGES)},
         "commit": commit(Path(__file__).parents[1]),
         "data": data,
         "dev": [{"manifest": str(path), "sha256": fingerprint(path)} for path in measured],
@@ -257,15 +257,3 @@ def commit(folder: Path) -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

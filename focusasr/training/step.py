@@ -190,7 +190,6 @@ class TrainStep:
         return size._replace(tokens=max(1.0, size.tokens))
 
     def _sum(self, values: list[float]) -> list[float]:
-        """Add up figures over all processes."""
         if self.processes.count == 1:
             return values
         single = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)

@@ -296,7 +296,6 @@ class Trainer:
         return " + ".join(utterance_name(self.corpora[corpus].utterances[index]) for corpus, index in item.parts)
 
     def _measures(self, model: Model) -> dict[str, Measured]:
-        """Return the result of each dev set, by name."""
         normalizer = self.run.settings.dev_normalizer
         return {
             dev.name: measure(model, self.tokenizer, dev, self.stepper.processes, normalizer) for dev in self.dev_sets

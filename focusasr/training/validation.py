@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,10 @@ from focusasr.model.engine import Engine
 from focusasr.model.transformer import Model
 from focusasr.runtime.devices import Processes, flat
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import printable
+from focusasr.runtime.files import free_name, printable
 from focusasr.text.normalize import apply_policy
 from focusasr.text.tokenizer import Tokenizer
+from focusasr.training.batching import filled
 from focusasr.training.dataset import parse_manifest_option
 
 FRAMES_PER_BATCH = 12_000
@@ -55,7 +56,7 @@ class Measured:
 def read_dev_sets(options: Iterable[str]) -> list[DevSet]:
     """Read dev manifests, named by folder and file, numbered if names repeat; InputError if one has no lines."""
     sets: list[DevSet] = []
-    names = Counter[str]()
+    taken: set[str] = set()
     for option in options:
         path, _ = parse_manifest_option(option)
         utterances = read_manifest(path)
@@ -65,8 +66,7 @@ def read_dev_sets(options: Iterable[str]) -> list[DevSet]:
             first = utterances[0].audio
             raise InputError(f"{path}: none of its recordings is there, such as {first}; correct the paths")
         name = printable(f"{path.absolute().parent.name}/{path.stem}")
-        names[name] += 1
-        sets.append(DevSet(name if names[name] == 1 else f"{name}-{names[name]}", utterances))
+        sets.append(DevSet(free_name(name, taken), utterances))
     return sets
 
 
@@ -147,12 +147,8 @@ def few_mels(dev: DevSet, model: ModelConfig) -> list[torch.Tensor]:
 
 def _batches(lengths: Mapping[int, int]) -> list[list[int]]:
     """Group rows of similar length with at most FRAMES_PER_BATCH frames per group, padding included."""
-    groups: list[list[int]] = []
-    for row in sorted(lengths, key=lengths.__getitem__):
-        if not groups or (len(groups[-1]) + 1) * lengths[row] > FRAMES_PER_BATCH:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
+    rows = sorted(lengths, key=lengths.__getitem__)
+    return [[rows[index] for index in group] for group in filled(sorted(lengths.values()), FRAMES_PER_BATCH)]
 
 
 @torch.inference_mode()

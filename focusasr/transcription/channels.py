@@ -10,7 +10,7 @@ from focusasr.audio.integrity import AudioError
 from focusasr.audio.load import channel_count
 from focusasr.audio.source import Source
 from focusasr.runtime.libraries import LibraryError
-from focusasr.transcription.result import Outcome, Transcript
+from focusasr.transcription.result import Outcome, Transcript, numbered
 
 
 def channels_of(source: Source) -> list[Source]:
@@ -55,8 +55,6 @@ def _by_time(transcripts: Iterable[Transcript]) -> Transcript:
     for channel, transcript in enumerate(transcripts):
         languages += [transcript.language] if transcript.segments else []
         segments += [replace(segment, channel=channel) for segment in transcript.segments]
-    segments = [segment for segment in segments if segment.text.strip()]
-    segments.sort(key=lambda segment: (segment.start, segment.end))
+    segments = numbered(segment for segment in segments if segment.text.strip())
     text = " ".join(segment.text.strip() for segment in segments)
-    numbered = [replace(segment, id=index) for index, segment in enumerate(segments)]
-    return Transcript(text, numbered, next(iter(languages), None))
+    return Transcript(text, segments, next(iter(languages), None))

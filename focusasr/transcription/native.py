@@ -26,7 +26,7 @@ from focusasr.model.engine import Engine, prepare
 from focusasr.runtime.devices import run_in_halves
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
-from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore
+from focusasr.transcription.result import Outcome, Segment, SegmentsFound, Transcript, ignore, numbered
 from focusasr.transcription.resume import SegmentCache, SegmentCacheOf
 
 BATCHES_AHEAD = 4  # batches of segments that are held, so that segments of similar length share a batch
@@ -51,10 +51,8 @@ class _Job:
 
     def fresh(self) -> list[Segment]:
         """Return the segments since the last call, numbered as in the transcript; earlier segments must be decoded."""
-        ordered = sorted(self.segments[self.delivered :], key=lambda segment: segment.start)
-        numbered = [replace(segment, id=self.delivered + index) for index, segment in enumerate(ordered)]
-        self.delivered = len(self.segments)
-        return numbered
+        first, self.delivered = self.delivered, len(self.segments)
+        return numbered(self.segments[first:], first)
 
 
 class Recognizer:
@@ -210,10 +208,9 @@ class Recognizer:
         )
 
     def _outcome(self, job: _Job) -> Outcome:
-        ordered = sorted(job.segments, key=lambda segment: segment.start)
-        numbered = [replace(segment, id=index) for index, segment in enumerate(ordered)]
-        text = " ".join(segment.text for segment in numbered)
-        transcript = Transcript(text, numbered, self.tokenizer.policy.language)
+        segments = numbered(job.segments)
+        text = " ".join(segment.text for segment in segments)
+        transcript = Transcript(text, segments, self.tokenizer.policy.language)
         seconds = job.samples / SAMPLE_RATE_HZ
         outcome = Outcome(job.source, transcript, None, seconds, job.tokens, job.passes)
         error = job.error or self._timing_error

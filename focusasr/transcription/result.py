@@ -96,9 +96,14 @@ class Outcome:
         return replace(self, transcript=kept, error=str(error), trace=trace, kind=type(error))
 
 
+def numbered(segments: Iterable[Segment], first: int = 0) -> list[Segment]:
+    """Return segments in the order of their times, numbered from `first`."""
+    ordered = sorted(segments, key=lambda segment: (segment.start, segment.end))
+    return [replace(segment, id=number) for number, segment in enumerate(ordered, start=first)]
+
+
 def as_segments(known: Iterable[dict[str, Any]]) -> list[Segment]:
     """Return segments from the result of `dataclasses.asdict`."""
-
     return [Segment(**segment) for segment in known]
 
 

@@ -104,7 +104,6 @@ class SegmentCache:
     def note(self, place: str, answer: Any) -> None:
         """Store the result for a position; OSError if it cannot be written."""
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             append_line(self._path, [place, answer])
 
     def piece(self, piece: AudioSegment) -> list[Segment] | None:

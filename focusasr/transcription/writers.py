@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusasr.runtime.errors import InputError, SettingError
-from focusasr.runtime.files import unwritable, written_aside
+from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.files import ensure_writable, folded, free_name, real_path, write_errors, written_aside
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.subtitles import LINE_WIDTH, Clock, Cue, cues, split_for_reading
 from focusasr.whisper_config import OutputConfig
 
 if TYPE_CHECKING:
     from focusasr.audio.source import Source
+    from focusasr.transcription.result import Outcome
+    from focusasr.transcription.resume import OutputCache
 
 
 LONGEST_NAME = 240  # bytes of a file's name without suffix
@@ -110,12 +111,50 @@ def write(
     contents = [render(transcript, suffix, config).encode("utf-8") for suffix in formats]
     paths = output_paths(path_without_suffix, formats)
     for path, content in zip(paths, contents, strict=True):
-        try:
-            with written_aside(path) as aside:
-                aside.write_bytes(content)
-        except OSError as error:
-            raise unwritable(path, error, ANOTHER) from None
+        with write_errors(path, ANOTHER), written_aside(path) as aside:
+            aside.write_bytes(content)
     return paths
+
+
+class OutputPlan:
+    """The sources to transcribe and the outputs of each: those that the cache has, unchanged, are skipped.
+
+    InputError or UsageError, before any work, if the folder is a file or an output would replace a recording.
+    """
+
+    def __init__(self, sources: Sequence[Source], folder: Path, formats: list[str], cache: OutputCache | None) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; give --output-dir a folder")
+        self.folder, self._cache = folder, cache
+        self._formats = list(FORMATS) if "all" in formats else formats
+        self._stems = dict(zip(sources, output_stems(sources, folder), strict=True))
+        given = {real_path(source.path) for source in sources}
+        for path in (path for source in sources for path in self._outputs(source)):
+            if real_path(path) in given:
+                raise UsageError(f"{path}: is one of the recordings, which a text would replace; choose another -o")
+        self.sources = [one for one in sources if not (cache and cache.finished(one, self._outputs(one)))]
+        self.written = 0  # files
+
+    def _outputs(self, source: Source) -> list[Path]:
+        return output_paths(self._stems[source], self._formats)
+
+    def check_folder(self) -> None:
+        """Raise InputError if something is left to write and the folder is not writable."""
+        if self.sources:
+            ensure_writable(self.folder, ANOTHER)
+
+    def rewritten(self) -> list[Path]:
+        """Return the outputs in the cache, with other inputs, that will be replaced."""
+        there = (path for source in self.sources for path in self._outputs(source))
+        return [path for path in there if self._cache and self._cache.wrote(path)]
+
+    def write(self, outcome: Outcome, config: OutputConfig) -> None:
+        """Write the files of a transcript."""
+        assert outcome.transcript is not None
+        paths = write(outcome.transcript, self._stems[outcome.source], self._formats, config)
+        self.written += len(paths)
+        if self._cache and outcome.error is None:
+            self._cache.add(outcome.source, paths)
 
 
 def output_paths(path_without_suffix: Path, formats: Iterable[str]) -> list[Path]:
@@ -135,7 +174,7 @@ def output_stems(sources: Sequence[Source], output_dir: Path) -> list[Path]:
     while True:
         sharing = defaultdict(list)
         for index, (names, step) in enumerate(zip(ladders, steps, strict=True)):
-            sharing[_folded(names[step])].append(index)
+            sharing[folded(names[step])].append(index)
         clashes = [group for group in sharing.values() if len({ladders[index][-1] for index in group}) > 1]
         rising = [index for group in clashes for index in group if steps[index] + 1 < len(ladders[index])]
         if not rising:
@@ -164,21 +203,13 @@ def _cut(name: str) -> str:
 
 def _numbered(names: list[str]) -> list[str]:
     """Append -2, -3 ... to repeated names."""
-    taken = {_folded(name) for name in names}
+    taken = {folded(name) for name in names}
     used: set[str] = set()
     result = []
     for name in names:
-        fresh, number = name, 2
-        while _folded(fresh) in used or (fresh != name and _folded(fresh) in taken):
-            fresh, number = f"{name}-{number}", number + 1
-        used.add(_folded(fresh))
-        result.append(fresh)
+        result.append(free_name(name, taken) if folded(name) in used else name)
+        used.add(folded(name))
     return result
-
-
-def _folded(name: str) -> str:
-    """Return the form that file systems compare if they ignore case and composition."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _line(segment: Segment) -> str:

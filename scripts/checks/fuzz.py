@@ -26,13 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # for its tests, whose small files are the seeds
 
 LONGEST_BYTES = 8192  # of an input
-LIMITS = [
-    "-timeout=10",
-    "-rss_limit_mb=2048",
-    f"-max_len={LONGEST_BYTES}",
-    "-print_final_stats=1",
-    "-report_slow_units=60",
-]
+LIMITS = f"-timeout=10 -rss_limit_mb=2048 -max_len={LONGEST_BYTES} -print_final_stats=1 -report_slow_units=60".split()
 Reader = Callable[[bytes], None]
 
 
@@ -50,11 +44,8 @@ def audio(folder: Path) -> tuple[Reader, list[bytes]]:
         hear(path)
 
     path = folder / "a.sound"
-    return lambda data: _told(path, data, read), [
-        *whole(0.1).values(),
-        packed(tone(0.1), "WAVEX"),
-        packed(tone(0.1), "AIFF"),
-    ]
+    seeds = [*whole(0.1).values(), packed(tone(0.1), "WAVEX"), packed(tone(0.1), "AIFF")]
+    return lambda data: _told(path, data, read), seeds
 
 
 def manifest(folder: Path) -> tuple[Reader, list[bytes]]:
@@ -65,12 +56,8 @@ def manifest(folder: Path) -> tuple[Reader, list[bytes]]:
         read_manifest(Path(path))
 
     row = {"audio_filepath": "a.wav", "text": "ä b", "offset": 1.5, "duration": 2, "speaker": "x", "more": [1, None]}
-    seeds = [
-        json.dumps(row).encode(),
-        json.dumps({**row, "offset": 10**400}).encode(),
-        b"[" * 3000,
-        b'{"text": "\\ud800"}',
-    ]
+    rows = [json.dumps(one).encode() for one in (row, {**row, "offset": 10**400})]
+    seeds = [*rows, b"[" * 3000, b'{"text": "\\ud800"}']
     return lambda data: _told(folder / "m.jsonl", data, read), [*seeds, b"1" * 5000, b"\xef\xbb\xbf{}\r\n[]", b"\xff"]
 
 

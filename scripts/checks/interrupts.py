@@ -201,27 +201,13 @@ PIECES = ("model.safetensors", "tokenizer.json")
 TRAIN = ["train", "songs.jsonl", "--dev", "songs.jsonl", "-o", "out", "--config", "run.toml", "--device", "cpu"]
 MODEL = ["--model", "model", "--device", "cpu"]
 TRANSCRIBE = ["transcribe", "in", "-o", "out", "--batch-size", "2", *MODEL]
+EVALUATE = "evaluate songs.jsonl --output out/rows.jsonl --html out/page.html --batch-size 2".split()
 JOBS = (
     Job("preprocess", ["preprocess", "in", "-o", "out", "--workers", "2"], files_left, files_broken),
     Job("train", TRAIN, training_left, training_broken, alone=True),
     Job("transcribe", [*TRANSCRIBE, "-f", "all"], files_left, files_broken),
     Job("transcribe-srt", [*TRANSCRIBE, "-f", "srt", "--skip-existing"], files_left, files_broken),  # continues
-    Job(
-        "evaluate",
-        [
-            "evaluate",
-            "songs.jsonl",
-            "--output",
-            "out/rows.jsonl",
-            "--html",
-            "out/page.html",
-            "--batch-size",
-            "2",
-            *MODEL,
-        ],
-        files_left,
-        files_broken,
-    ),
+    Job("evaluate", [*EVALUATE, *MODEL], files_left, files_broken),
 )
 
 

@@ -68,11 +68,10 @@ class Sound(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Encoder output, and logits of all tokens together, one by one, and one by one by the engine."""
+    """Encoder output, logits of all tokens, and those of the engine, token by token (of peers: of all tokens)."""
 
     states: Tensor
     logits: Tensor
-    cached: Tensor
     engine: Tensor
 
 
@@ -158,15 +157,10 @@ def our_answers(checkpoint: Checkpoint, sound: Sound) -> Answers:
     """Return the model's results, and the engine's logits token by token, which users get."""
     model = checkpoint.model
     memory = model.encode(sound.mel, torch.tensor([sound.mel.shape[1]]))
-    whole, _ = model.decoder(sound.tokens, model.decoder.start(memory))
-    state, single = model.decoder.start(memory), []
-    for token in sound.tokens.T:
-        logits, state = model.decoder(token[:, None], state)
-        single.append(logits)
     engine = Engine(model)
     under_way = engine.start(memory)
     fused = [engine.advance(token[:, None], under_way) for token in sound.tokens.T]
-    return Answers(memory.states, whole, torch.cat(single, dim=1), torch.cat(fused, dim=1))
+    return Answers(memory.states, model.decoder(sound.tokens, memory), torch.cat(fused, dim=1))
 
 
 @torch.inference_mode()
@@ -174,26 +168,14 @@ def openai_answers(model: Any, sound: Sound) -> Answers:
     """Return the results of openai-whisper's model."""
     states = model.encoder(sound.mel.transpose(1, 2))
     whole = model.decoder(sound.tokens, states)
-    cache, hooks = model.install_kv_cache_hooks()
-    single = [model.decoder(token[:, None], states, kv_cache=cache) for token in sound.tokens.T]
-    for hook in hooks:
-        hook.remove()
-    cached = torch.cat(single, dim=1)
-    return Answers(states, whole, cached, cached)
+    return Answers(states, whole, whole)
 
 
 @torch.inference_mode()
 def hugging_face_answers(model: Any, sound: Sound) -> Answers:
     """Return the results of transformers' model."""
     whole = model(sound.mel.transpose(1, 2), decoder_input_ids=sound.tokens)
-    states = whole.encoder_last_hidden_state
-    past, single = None, []
-    for token in sound.tokens.T:
-        step = model(encoder_outputs=(states,), decoder_input_ids=token[:, None], past_key_values=past, use_cache=True)
-        past = step.past_key_values
-        single.append(step.logits)
-    cached = torch.cat(single, dim=1)
-    return Answers(states, whole.logits, cached, cached)
+    return Answers(whole.encoder_last_hidden_state, whole.logits, whole.logits)
 
 
 def compare_models(folder: Path) -> Iterator[Row]:
@@ -205,7 +187,7 @@ def compare_models(folder: Path) -> Iterator[Row]:
 def compare_shape(shape: str, folder: Path) -> Iterator[Row]:
     """Compare one shape: OpenAI's file with openai-whisper, a folder in shards with transformers."""
     sound, name = something_heard(shape), shape.replace(" ", "-").replace(",", "")
-    names = ("encoder output", "decoder logits", "logits token by token", "the engine's logits")
+    names = ("encoder output", "decoder logits", "the engine's logits")
     openai = openai_model(shape)
     checkpoint = load_checkpoint(write_openai(openai, folder / f"{name}.pt"))
     answers = zip(names, our_answers(checkpoint, sound), openai_answers(openai, sound), strict=True)
@@ -271,16 +253,7 @@ def compare_tokenizers(folder: Path) -> Iterator[Row]:
         yield Row(f"{len(openai.special_tokens)} special ids, {vocabulary} tokens", "transformers", specials, 0)
 
 
-def compare_habits(folder: Path) -> Iterator[Row]:
-    """Compare texts, long recordings, word times and output files: none may differ."""
-    from parity_habits import compare_habits as lines
-
-    yield from (Row(what, against, differing, 0) for what, against, differing in lines(folder))
-
-
-COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [
-    compare_features, compare_tokenizers, compare_models, compare_habits,
-]  # fmt: skip
+COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [compare_features, compare_tokenizers, compare_models]
 
 
 def main() -> None:

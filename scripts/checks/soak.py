@@ -193,14 +193,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the audio (default: a temporary one)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.output) as place:
-        parts = {
-            "files": (many_files, given.files),
-            "hours": (long_recording, given.hours),
-            "minutes": (soak, given.minutes),
-        }
         good = True
-        for name, (part, amount) in parts.items():
-            if amount:
+        for name, part in (("files", many_files), ("hours", long_recording), ("minutes", soak)):
+            if amount := getattr(given, name):
                 (Path(place).absolute() / name).mkdir()
                 words, fine = part(Path(place).absolute() / name, amount)
                 print(("" if fine else "NOT GOOD: ") + words, flush=True)

@@ -131,13 +131,9 @@ def year(draw: random.Random) -> str:
 
 def date(draw: random.Random) -> list[str]:
     month, day = draw.choice(MONTHS), draw.randint(1, 31)
+    ordinal = ORDINALS[day - 1]
     said = draw.choice(
-        (
-            f"{month} {below_hundred(day)}",
-            f"{month} {ORDINALS[day - 1]}",
-            f"{month} the {ORDINALS[day - 1]}",
-            f"the {ORDINALS[day - 1]} of {month}",
-        )
+        (f"{month} {below_hundred(day)}", f"{month} {ordinal}", f"{month} the {ordinal}", f"the {ordinal} of {month}")
     )
     front = [draw.choice(WEEKDAYS)] if draw.random() < 0.15 else []
     return [*front, said, *([year(draw)] if draw.random() < 0.6 else [])]
@@ -189,19 +185,9 @@ LONE_WORDS += ["view glass", "smart mirror"]
 
 
 TEMPLATES = {
-    spelled_name: 0.22,
-    spelled_letters: 0.10,
-    digit_string: 0.14,
-    phone_number: 0.06,
-    number: 0.05,
-    loose_number: 0.06,
-    serial: 0.12,
-    code: 0.06,
-    date: 0.06,
-    time_of_day: 0.02,
-    command: 0.06,
-    phrase: 0.05,
-}
+    spelled_name: 0.22, spelled_letters: 0.10, digit_string: 0.14, phone_number: 0.06, number: 0.05, loose_number: 0.06,
+    serial: 0.12, code: 0.06, date: 0.06, time_of_day: 0.02, command: 0.06, phrase: 0.05,
+}  # fmt: skip
 
 
 def draw_text(draw: random.Random) -> list[str]:

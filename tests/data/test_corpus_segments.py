@@ -368,4 +368,4 @@ def test_a_segment_that_begins_behind_its_recording_is_a_failure(tmp_path):
     folder = segment_behind_the_end(tmp_path / "in", "kaldi")
     (folder / "segments").write_text("u r 17 23")
     report = preprocess([folder], tmp_path / "out")
-    assert report.rejects == {"unreadable": 1} and report.failed
+    assert report.rejects == {"unreadable": 1} and report.failures

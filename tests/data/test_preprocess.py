@@ -56,7 +56,7 @@ def peak_hz(path: Path) -> float:
 def test_a_folder_becomes_files_and_a_manifest_in_source_order(tmp_path):
     steps = []
     report = preprocess([corpus(tmp_path / "in")], tmp_path / "out", progress=lambda *step: steps.append(step))
-    assert (report.kept, report.reused, report.rejects, report.failed) == (3, 0, {}, False)
+    assert (report.kept, report.reused, report.rejects, report.failures) == (3, 0, {}, 0)
     assert report.seconds == pytest.approx(1.5)
     manifest = rows(tmp_path / "out" / "manifest.jsonl")
     assert [(row["audio_filepath"], row["text"], row["duration"]) for row in manifest] == [
@@ -140,7 +140,7 @@ def test_one_bad_file_stops_no_other(tmp_path):
         (folder / f"{name}.txt").write_text(f"the text of {name}")
     tone(folder / "lonely.wav")
     report = preprocess([folder], tmp_path / "out", PreprocessConfig(max_seconds=2.0))
-    assert report.kept == 2 and report.failed
+    assert report.kept == 2 and report.failures
     expected = {"unreadable": 2, "too short": 1, "too long": 1, "empty text": 1, "no text": 1}
     assert report.rejects == expected
     rejects = {Path(row["audio_filepath"]).stem: row for row in rows(report.rejects_file)}
@@ -158,10 +158,10 @@ def test_one_bad_file_stops_no_other(tmp_path):
 def test_missing_files_fail_and_wrong_lengths_do_not(tmp_path):
     tone(tmp_path / "a.wav", seconds=0.05)
     (tmp_path / "t.csv").write_text("path,text\na.wav,one\n")
-    assert not preprocess([tmp_path / "t.csv"], tmp_path / "out").failed
+    assert not preprocess([tmp_path / "t.csv"], tmp_path / "out").failures
     (tmp_path / "t.csv").write_text("path,text\na.wav,one\nmissing.wav,two\n")
     report = preprocess([tmp_path / "t.csv"], tmp_path / "out")
-    assert report.failed and report.rejects == {"too short": 1, "missing": 1}
+    assert report.failures and report.rejects == {"too short": 1, "missing": 1}
     missing = next(row for row in rows(report.rejects_file) if row["kind"] == "missing")
     assert "missing.wav" in missing["reason"] and "t.csv, line 3" in missing["reason"]
 
@@ -169,7 +169,7 @@ def test_missing_files_fail_and_wrong_lengths_do_not(tmp_path):
 def test_names_that_no_file_can_have_are_missing(tmp_path):
     (tmp_path / "t.csv").write_text(f"path,text\n{'x' * 5000},one\n{'y/' * 3000}.wav,two\n.,three\n")
     report = preprocess([tmp_path / "t.csv"], tmp_path / "out")
-    assert report.kept == 0 and report.failed and report.rejects == {"missing": 2, "unreadable": 1}
+    assert report.kept == 0 and report.failures and report.rejects == {"missing": 2, "unreadable": 1}
 
 
 def test_long_names_are_shortened_and_told_apart(tmp_path):

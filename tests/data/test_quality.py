@@ -16,6 +16,7 @@ from focusasr.audio.load import load
 from focusasr.audio.source import Source
 from focusasr.cli.html import write_preparation_page
 from focusasr.config import PreprocessConfig
+from focusasr.data.corpus import CorpusUtterance
 from focusasr.data.loudness import LevelMeter, LevelStats, gain_for, integrated_loudness, to_int16, trimmed
 from focusasr.data.manifest import Utterance
 from focusasr.data.preprocess import preprocess
@@ -164,7 +165,7 @@ def test_every_fault_of_sound_and_text_is_found(tmp_path):
         *(("quiet", "silent"), ("loud", "clipped"), ("shifted", "dc offset"), ("foreign", "foreign text")),
         *(("lost", "foreign text"), ("twin", "same sound")),
     }
-    assert "1 clipped, as loud.flac" in report.summary() and not report.failed and report.kept == 7
+    assert "1 clipped, as loud.flac" in report.summary() and not report.failures and report.kept == 7
     write_preparation_page(tmp_path / "report.html", report.facts, report.utterances, report.found)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 6 and "cyrillic" in page
@@ -188,7 +189,10 @@ def test_told_lengths_are_compared_with_the_sound(tmp_path):
 def kept(text: str, seconds: float = 1.0, name: str = "x.wav", **extra: str) -> PreparedUtterance:
     samples = round(seconds * RATE_HZ)
     sound = LevelStats(samples, -6.0, -20.0, 0.0, 0.0, f"{name} {text} {extra}", seconds)
-    return PreparedUtterance(Utterance(Path(name), text, 0.0, seconds, dict(extra)), sound)
+    found = CorpusUtterance(Utterance(Path(name), text, extra=dict(extra)), name, name)
+    one = PreparedUtterance(found, Source(name), Path(name))
+    one.finish(sound)
+    return one
 
 
 def test_speaking_rates_far_from_the_others_are_found():

@@ -184,7 +184,7 @@ def test_what_is_left_out_between_splits_is_told() -> None:
     there = homes("out2")
     one, other = "a", next(name for name in "bcdef" if there[name] != there["a"])
     report = preprocess([corpus("in2", {**lines, "n": {"speaker": one, "text": f"text {other}"}})], "out2", config)
-    assert report.rejects == {"between splits": 1} and not report.failed and homes("out2") == there
+    assert report.rejects == {"between splits": 1} and not report.failures and homes("out2") == there
     assert "n.flac: shares its speaker or text with utterances of two splits" in report.summary()
 
 

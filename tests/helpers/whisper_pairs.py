@@ -13,9 +13,8 @@ import whisper.timing
 from torch import Tensor
 from whisper.model import ModelDimensions
 
-from focusasr.model.attention import Cache, KeysValues
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint
-from focusasr.model.transformer import Decoder, DecoderState, EncoderOutput
+from focusasr.model.transformer import Decoder, EncoderOutput
 
 for loop in ("dtw_cpu", "backtrace"):  # compiling these takes longer than running them as they stand
     compiled = getattr(whisper.timing, loop)
@@ -111,27 +110,23 @@ def hugging_face_model(peer: whisper.model.Whisper) -> transformers.WhisperForCo
 
 
 class PlainDecoder:
-    """The model's own decoder as search knows decoders: the slow twin of the engine's."""
+    """The model's own decoder, which reads whole texts, as search knows decoders: the slow twin of the engine's."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def start(self, memory: EncoderOutput) -> DecoderState:
-        return self._decoder.start(memory)
+    def start(self, memory: EncoderOutput) -> tuple[EncoderOutput, Tensor]:
+        return memory, torch.empty(len(memory.states), 0, dtype=torch.long)
 
-    def advance(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        return self._decoder(tokens, state)
+    def advance(
+        self, tokens: Tensor, state: tuple[EncoderOutput, Tensor]
+    ) -> tuple[Tensor, tuple[EncoderOutput, Tensor]]:
+        memory, before = state
+        whole = torch.cat((before, tokens), dim=1)
+        return self._decoder(whole, memory)[:, before.shape[1] :], (memory, whole)
 
-    def select(self, state: DecoderState, rows: Tensor) -> DecoderState:
-        def pick(pair: KeysValues) -> KeysValues:
-            return pair[0][rows], pair[1][rows]
-
-        caches = [
-            cache and Cache(pick(cache.globe), None if cache.local is None else pick(cache.local))
-            for cache in state.caches
-        ]
-        mask = None if state.mask is None else state.mask[rows]
-        return DecoderState([pick(pair) for pair in state.memory], mask, state.mean[rows], caches, state.length)
+    def select(self, state: tuple[EncoderOutput, Tensor], rows: Tensor) -> tuple[EncoderOutput, Tensor]:
+        return state[0].select(rows), state[1][rows]
 
 
 def chirps(seconds: float, seed: int = 0) -> Tensor:

@@ -328,7 +328,7 @@ def test_plain_decoding_goes_on_after_the_prompt(folder: Path) -> None:
         memory = model.encode(mel[None], torch.tensor([len(mel)]))
         tokens = list(tokenizer.prompt)
         while len(tokens) < model.config.text_context - 1:
-            logits, _ = model.decoder(torch.tensor([tokens]), model.decoder.start(memory))
+            logits = model.decoder(torch.tensor([tokens]), memory)
             tokens.append(int(logits[0, -1].argmax()))
             if tokens[-1] == tokenizer.end:
                 break

@@ -110,30 +110,6 @@ def test_wrong_sound_is_refused_with_numbers() -> None:
 # Decoder
 
 
-@pytest.mark.parametrize("chunks", [[1] * 12, [4, 1, 5, 2], [12]], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_token_by_token_equals_the_whole_pass(kind: str, chunks: list[int]) -> None:
-    network = model(**KINDS[kind])
-    memory = network.encode(*sound(40, 17))
-    tokens = torch.randint(3, VOCABULARY, (2, 12))
-    whole, _ = network.decoder(tokens, network.decoder.start(memory))
-    state, logits = network.decoder.start(memory), []
-    for piece in tokens.split(chunks, dim=1):
-        piece_logits, state = network.decoder(piece, state)
-        logits.append(piece_logits)
-    torch.testing.assert_close(torch.cat(logits, dim=1), whole, rtol=0, atol=1e-5)
-    assert state.length == 12
-
-
-def test_decoder_state_is_a_value_that_can_be_gone_back_to() -> None:
-    network = model(decoder_attention="hybrid")
-    _, state = network.decoder(torch.tensor([[1, 3]]), network.decoder.start(network.encode(*sound(30))))
-    first, _ = network.decoder(torch.tensor([[4]]), state)
-    network.decoder(torch.tensor([[5, 6]]), state)
-    again, _ = network.decoder(torch.tensor([[4]]), state)
-    assert torch.equal(first, again)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_depend_on_the_tokens_so_far_and_on_the_sound(kind: str) -> None:
     network, (mel, lengths) = model(**KINDS[kind]), sound(30)

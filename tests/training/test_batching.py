@@ -146,7 +146,7 @@ def test_a_manifest_without_any_text_is_named_with_a_line(tmp_path: Path, conten
 
 def test_lengths_that_no_header_knows_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_song_book(tmp_path, ["abc"])
-    monkeypatch.setattr("focusasr.training.dataset.probe_seconds", lambda _: None)
+    monkeypatch.setattr("focusasr.audio.load.probe_seconds", lambda _: None)
     used = read_corpus(str(manifest), TOKENIZER, MODEL, 20.0, Findings())
     assert used.seconds == pytest.approx(0.48)
 
