@@ -1,0 +1,86 @@
+"""Which models and options ONNX Runtime computes, and that PyTorch stays out of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import focusasr
+from focusasr.transcription.onnx import OnnxRecognizer
+from focusasr.transcription.options import Options, sort_options
+from focusasr.transcription.recognizer import LoadedModel, ModelChoice, can_do
+from tests.conftest import ROOT
+from tests.helpers.tiny_whisper import write_whisper
+
+SAMPLE = ROOT / "tests" / "data" / "sample.flac"
+ALONE = """
+import sys
+import focusasr
+recognizer = focusasr.load("default", device="cpu")
+print(recognizer.transcribe(sys.argv[1]).text.strip())
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return LoadedModel(ModelChoice("default", "cpu"))
+
+
+def recognizer_of(model: LoadedModel, **options: Any) -> Any:
+    return model.recognizer(Options.read(sort_options(options))).recognizer
+
+
+def test_the_default_model_is_computed_without_pytorch() -> None:
+    command = [sys.executable, "-c", ALONE, str(SAMPLE)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("S A R A H four one two")
+
+
+@pytest.mark.parametrize(
+    ("options", "onnx"),
+    [
+        ({}, True),
+        ({"beam_size": 5}, True),
+        ({"word_timestamps": True}, True),
+        ({"compute_type": "int8"}, True),
+        ({"prefix": "S", "hotwords": "Sarah", "initial_prompt": "Names."}, True),
+        ({"compute_type": "float32"}, False),
+        ({"batched": True}, False),
+        ({"repetition_penalty": 1.1}, False),
+        ({"no_repeat_ngram_size": 3}, False),
+        ({"span_scale": 0.5}, False),
+    ],
+    ids=str,
+)
+def test_options_decide_who_computes(options: dict[str, Any], onnx: bool) -> None:
+    assert can_do(Options.read(sort_options(options))) == onnx
+
+
+def test_word_times_and_their_order_leave_the_text_alone(model: LoadedModel) -> None:
+    recognizer = focusasr.load("default", device="cpu")
+    assert isinstance(recognizer_of(model), OnnxRecognizer)
+    plain = recognizer.transcribe(SAMPLE)
+    timed = recognizer.transcribe(SAMPLE, word_timestamps=True)
+    again = recognizer.transcribe(SAMPLE, word_timestamps=True, compute_type="float32")
+    assert timed.text == plain.text and recognizer.transcribe(SAMPLE).text == plain.text
+    assert [word["word"] for word in timed.words] == [word["word"] for word in again.words]
+    for mine, exact in zip(timed.words, again.words, strict=True):
+        assert mine["start"] == pytest.approx(exact["start"], abs=0.1)
+
+
+def test_small_models_are_left_to_pytorch(tmp_path: Path) -> None:
+    model = LoadedModel(ModelChoice(str(write_whisper(tmp_path / "tiny")), "cpu"))
+    assert not isinstance(recognizer_of(model), OnnxRecognizer)
+
+
+@pytest.mark.real
+def test_whisper_weights_of_any_form_are_computed_by_onnx(whisper_weights: Path) -> None:
+    model = LoadedModel(ModelChoice(str(whisper_weights / "tiny.en"), "cpu"))
+    for options in ({}, {"word_timestamps": True}):
+        assert isinstance(recognizer_of(model, **options), OnnxRecognizer)
