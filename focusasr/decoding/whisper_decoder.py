@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -104,6 +105,12 @@ class WhisperDecoder:
         self.most_tokens = self.context // 2  # of one window's text
         self.turns: Turns | None = None  # of several threads, whose windows are decoded together
         self.draft: Sequence[int] = ()  # probable first tokens of a greedy text
+
+    def speaking(self, language: str) -> WhisperDecoder:
+        """Return the same decoder for another language."""
+        other = copy.copy(self)
+        other.tokenizer = self.tokenizer.speaking(language)
+        return other
 
     def languages(self, memory: EncoderOutput) -> list[str]:
         """Return the likeliest language of each window."""
