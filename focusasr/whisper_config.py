@@ -75,7 +75,9 @@ class LongformConfig(Settings):
 
     task: Literal["transcribe", "translate"] = setting("transcribe", "transcription, or translation into English")
     language: str | None = setting(None, "spoken language, such as en or English (none: detected)")
-    multilingual: bool = setting(False, "language detected for each window, for recordings in several languages")
+    multilingual: bool = setting(
+        False, "language detected for each window, whose prompt then lacks the previous text: it would be translated"
+    )
     initial_prompt: str | None = setting(None, "prompt for the first window, with names, spelling or style")
     carry_initial_prompt: bool = setting(False, "initial_prompt for every window")
     condition_on_previous_text: bool = setting(True, "previous text as prompt for each window")
@@ -101,6 +103,11 @@ class LongformConfig(Settings):
         require(clips is not None, "clip_timestamps", given, "seconds, with commas between")
         rising = all(start < end for start, end in zip((clips or [])[::2], (clips or [])[1::2], strict=False))
         require(rising, "clip_timestamps", given, "pairs of a start and a later end")
+
+    @property
+    def uses_previous_text(self) -> bool:
+        """Return whether the previous text is the prompt; after one in another language, models translate."""
+        return self.condition_on_previous_text and not self.multilingual
 
     @property
     def clips(self) -> list[float] | None:

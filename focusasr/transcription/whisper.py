@@ -257,7 +257,7 @@ class WhisperRecognizer:
                 return Step([], kept.next_seek)
             segments, next_seek = kept.segments, kept.next_seek
         warmth = self.search.temperatures[-1] if has_failed(answer, self.search) else answer.temperature
-        forget = not self.longform.condition_on_previous_text or warmth > RESET_TEMPERATURE
+        forget = not self.longform.uses_previous_text or warmth > RESET_TEMPERATURE
         return Step(segments, next_seek, forget)
 
     def _with_words(
