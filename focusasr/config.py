@@ -17,6 +17,7 @@ LARGEST_TEXT = 4096  # tokens of one text: a decoder allocates memory for all of
 DEFAULT_CHECKPOINT = "focusasr-en"
 BUNDLED_CHECKPOINTS = {"default": DEFAULT_CHECKPOINT, "alnum": "focusasr-alnum-en"}  # folders by the names for --model
 LONGEST = 1e9  # of a limit of the server, in seconds or megabytes
+NATIVE_SEGMENT_SECONDS = 20.0  # longest segment of native models
 SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a tightly trimmed word lasts 0.15 s: too few steps for CTC
 
 
@@ -294,8 +295,36 @@ class RecordingConfig(Settings):
 
 
 @dataclass(frozen=True)
-class DecodingConfig(AttentionScaling):
+class VadConfig(Settings):
+    """Speech and pauses in long recordings, with the names and meaning of faster-whisper's `vad_parameters`.
+
+    Native models split recordings at pauses; Whisper models do so with `vad_filter` or `batched`.
+    """
+
+    title = "Voice activity detection"  # of its options
+
+    vad_threshold: float = setting(
+        0.5, "speech probability above which voice activity detection reports speech", gt=0, lt=1
+    )
+    vad_min_speech_duration_ms: int = setting(0, "shortest speech that is kept, in ms", ge=0, le=LARGEST)
+    vad_min_silence_duration_ms: int = setting(
+        1000, "shortest silence that ends a segment and is left out, in ms", ge=0, le=LARGEST
+    )
+    vad_speech_pad_ms: int = setting(
+        400, "silence kept on each side of speech, up to half of vad_min_silence_duration_ms, in ms", ge=0, le=LARGEST
+    )
+    max_segment_seconds: float | None = setting(
+        None,
+        "longest segment of recordings that are split at pauses, in seconds (none: 20, in Whisper models 30)",
+        ge=1,
+    )
+
+
+@dataclass(frozen=True)
+class DecodingConfig(AttentionScaling, VadConfig):
     """Decoding of audio into text. The result does not depend on `batch_size`."""
+
+    title = "Decoding"  # of its options
 
     word_timestamps: bool = setting(False, "start and end times of each word, for JSON and subtitles")
     batch_size: int = setting(16, "number of segments decoded together", ge=1, le=LARGEST)
@@ -305,12 +334,6 @@ class DecodingConfig(AttentionScaling):
     ctc_weight: float = research(0.3, "weight of CTC scores in the joint search of native models", ge=0, le=1)
     joint_beam_size: int = research(
         2, "beam size of the joint CTC/attention search of native models (1: greedy)", ge=1, le=1000
-    )
-    max_segment_seconds: float = setting(
-        20.0, "longest segment of native models, in seconds: longer recordings are split at pauses", ge=1
-    )
-    vad_threshold: float = setting(
-        0.5, "speech probability above which voice activity detection reports speech", gt=0, lt=1
     )
 
 

@@ -75,11 +75,15 @@ class LongformConfig(Settings):
 
     task: Literal["transcribe", "translate"] = setting("transcribe", "transcription, or translation into English")
     language: str | None = setting(None, "spoken language, such as en or English (none: detected)")
+    multilingual: bool = setting(
+        False, "language detected for each window, whose prompt then lacks the previous text: it would be translated"
+    )
     initial_prompt: str | None = setting(None, "prompt for the first window, with names, spelling or style")
     carry_initial_prompt: bool = setting(False, "initial_prompt for every window")
     condition_on_previous_text: bool = setting(True, "previous text as prompt for each window")
     prefix: str | None = setting(None, "text with which the transcript starts")
     hotwords: str | None = setting(None, "expected words, as prompt for every window that does not start with --prefix")
+    without_timestamps: bool = setting(False, "text without timestamp tokens: one segment for each window")
     clip_timestamps: str = setting("0", "start,end,start,end,... of the clips to transcribe, in seconds")
     hallucination_silence_threshold: float | None = setting(
         None, "silence to skip around words that look hallucinated, with word times, in seconds (none: off)", ge=0
@@ -93,10 +97,17 @@ class LongformConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        free = self.language is None or not self.multilingual
+        require(free, "multilingual", True, "off with {language}", language=self.language)
         clips, given = self.clips, self.clip_timestamps
         require(clips is not None, "clip_timestamps", given, "seconds, with commas between")
         rising = all(start < end for start, end in zip((clips or [])[::2], (clips or [])[1::2], strict=False))
         require(rising, "clip_timestamps", given, "pairs of a start and a later end")
+
+    @property
+    def uses_previous_text(self) -> bool:
+        """Return whether the previous text is the prompt; after one in another language, models translate."""
+        return self.condition_on_previous_text and not self.multilingual
 
     @property
     def clips(self) -> list[float] | None:

@@ -11,12 +11,10 @@ import numpy as np
 
 from focusasr.audio.load import rechunk, to_samples
 from focusasr.audio.vad import FRAME_SAMPLES, FRAMES_PER_SECOND, detector, whole_frames
-from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.config import SAMPLE_RATE_HZ, VadConfig
 
 GROUP_FRAMES = 32  # frames per detector call, 1.024 s, at the same positions for any block sizes
 
-PADDING_FRAMES = round(0.4 * FRAMES_PER_SECOND)  # kept on both sides of speech, for soft onsets and ends
-SILENCE_FRAMES = round(1.0 * FRAMES_PER_SECOND)  # shortest silence that ends a segment and is dropped after the padding
 PAUSE_FRAMES = 3  # shortest pause for a cut, about 0.1 s
 EARLY_SECONDS = 5.0  # of a segment after which `EARLY_SILENCE_FRAMES` end it, for live text
 EARLY_SILENCE_FRAMES = round(0.4 * FRAMES_PER_SECOND)
@@ -31,14 +29,14 @@ class AudioSegment:
 
 
 def split_at_pauses(
-    blocks: Iterable[np.ndarray], max_seconds: float = 20.0, vad_threshold: float = 0.5, whole: bool = True
+    blocks: Iterable[np.ndarray], max_seconds: float = 20.0, vad: VadConfig = VadConfig(), whole: bool = True
 ) -> Iterator[AudioSegment]:
     """Yield the segments of a recording that comes as blocks (n,) float32 at 16 kHz; lazily, in bounded memory.
 
     A recording of at most `max_seconds` (1 or more) is one segment if `whole`; one of 0 samples has none. A longer one
-    is cut in the middle of pauses, or at the quietest point if speech has no pause. Silence of a second or more is
-    dropped except for 0.4 s next to speech. Segments are in order, never overlap, and depend on the samples alone, not
-    on the block sizes. Memory holds about `max_seconds` and one block.
+    is cut in the middle of pauses, or at the quietest point if speech has no pause. Long silence is dropped except for
+    a padding next to speech, and so is speech that is shorter than the minimum of `vad`. Segments are in order, never
+    overlap, and depend on the samples alone, not on the block sizes. Memory holds about `max_seconds` and one block.
     """
     limit_samples = to_samples(max_seconds, SAMPLE_RATE_HZ)
     if limit_samples < SAMPLE_RATE_HZ:
@@ -49,7 +47,7 @@ def split_at_pauses(
         head.append(block)
         samples += len(block)
     if samples > limit_samples or (samples and not whole):
-        yield from _cut_long(itertools.chain(head, blocks), PauseCutter(max_seconds, vad_threshold))
+        yield from _cut_long(itertools.chain(head, blocks), PauseCutter(max_seconds, vad))
     elif samples:
         yield AudioSegment(0.0, np.concatenate(head))
 
@@ -77,10 +75,9 @@ class PauseCutter:
     With `early`, a segment of some length ends at the next short pause.
     """
 
-    def __init__(self, max_seconds: float, vad_threshold: float, early: bool = False) -> None:
-        self._limit = to_samples(max_seconds, SAMPLE_RATE_HZ) // FRAME_SAMPLES
-        self._early = round(EARLY_SECONDS * FRAMES_PER_SECOND) if early else self._limit
-        self._detect = detector(vad_threshold)
+    def __init__(self, max_seconds: float, vad: VadConfig, early: bool = False) -> None:
+        self._lengths = _Lengths.of(max_seconds, vad, early)
+        self._detect = detector(vad.vad_threshold)
         self._waveform, self._speech = np.zeros(0, np.float32), np.zeros(0, bool)
         self._origin = 0  # their first sample in the recording
 
@@ -130,10 +127,10 @@ class PauseCutter:
     def _bounds(self) -> tuple[int, np.ndarray]:
         """Return the first frame of the open segment, with its padding, and the frames of its speech."""
         voiced = np.flatnonzero(self._speech)
-        return max(0, int(voiced[0]) - PADDING_FRAMES) if len(voiced) else 0, voiced
+        return max(0, int(voiced[0]) - self._lengths.padding) if len(voiced) else 0, voiced
 
     def _complete(self, ended: bool) -> Iterator[AudioSegment]:
-        while len(self._speech) and (span := _decide(self._speech, self._waveform, self._limit, self._early, ended)):
+        while len(self._speech) and (span := _decide(self._speech, self._waveform, self._lengths, ended)):
             if span.stop > span.start:
                 at = span.start * FRAME_SAMPLES
                 piece = self._waveform[at : span.stop * FRAME_SAMPLES].copy()
@@ -148,6 +145,25 @@ def _cut_long(blocks: Iterable[np.ndarray], cutter: PauseCutter) -> Iterator[Aud
     yield from cutter.end()
 
 
+class _Lengths(NamedTuple):
+    """Lengths that decide where segments end, in frames."""
+
+    limit: int  # of a segment
+    early: int  # of a segment after which a short silence ends it
+    padding: int  # kept on both sides of speech, for soft onsets and ends
+    silence: int  # that ends a segment
+    speech: int  # shortest that is kept
+
+    @classmethod
+    def of(cls, max_seconds: float, vad: VadConfig, early: bool) -> _Lengths:
+        """Return the lengths for settings."""
+        limit = to_samples(max_seconds, SAMPLE_RATE_HZ) // FRAME_SAMPLES
+        each = vad.vad_speech_pad_ms, vad.vad_min_silence_duration_ms, vad.vad_min_speech_duration_ms
+        padding, silence, speech = (round(ms / 1000 * FRAMES_PER_SECOND) for ms in each)
+        soon = round(EARLY_SECONDS * FRAMES_PER_SECOND) if early else limit
+        return cls(limit, soon, min(padding, silence // 2, limit // 2), silence, speech)
+
+
 class _Span(NamedTuple):
     """The next segment, in frames; empty if there is only silence to drop."""
 
@@ -155,23 +171,26 @@ class _Span(NamedTuple):
     stop: int
 
 
-def _decide(speech: np.ndarray, waveform: np.ndarray, limit: int, early: int, ended: bool) -> _Span | None:
+def _decide(speech: np.ndarray, waveform: np.ndarray, lengths: _Lengths, ended: bool) -> _Span | None:
     """Return the first segment of the held frames; None if it needs more frames.
 
     `speech` (n,) marks frames of speech. The segment starts a padding before the first of them and ends a padding
     after the last one before a long silence (a short one after `early` frames), or at the best cut within `limit`
-    frames.
+    frames. Speech that is too short is dropped with its end.
     """
+    limit, early, most_padding, least_silence, least_speech = lengths
     voiced = np.flatnonzero(speech)
     if not len(voiced):
-        silent = len(speech) if ended else max(0, len(speech) - PADDING_FRAMES)
+        silent = len(speech) if ended else max(0, len(speech) - most_padding)
         return _Span(silent, silent) if silent else None
-    start = max(0, int(voiced[0]) - PADDING_FRAMES)
-    following = np.append(voiced[1:], len(speech) + (SILENCE_FRAMES if ended else 0))
-    silence = np.where(voiced < start + early, SILENCE_FRAMES, EARLY_SILENCE_FRAMES)
+    start = max(0, int(voiced[0]) - most_padding)
+    following = np.append(voiced[1:], len(speech) + (least_silence if ended else 0))
+    silence = np.where(voiced < start + early, least_silence, min(least_silence, EARLY_SILENCE_FRAMES))
     ends = np.flatnonzero(following - voiced > silence)  # speech runs before a long silence or the end
     if len(ends) and (last := int(voiced[ends[0]])) < start + limit:
-        padding = min(PADDING_FRAMES, int(silence[ends[0]]) // 2)
+        if last + 1 - voiced[0] < least_speech:
+            return _Span(last + 1, last + 1)
+        padding = min(most_padding, int(silence[ends[0]]) // 2)
         return _Span(start, min(last + 1 + padding, start + limit, len(speech)))
     if len(speech) < start + limit:
         return None

@@ -214,7 +214,8 @@ def _option(kind: type, field: dataclasses.Field[Any]) -> inspect.Parameter:
         help += f": {', '.join(choices)}"
     of_numbers = next((one for one in (int, float) if hint in (one, one | None)), None)
     may_be_none = _may_be_none(kind, name)
-    panel = getattr(kind, "title", kind.__name__.removesuffix("Config") + " settings")
+    home = next(one for one in kind.__mro__ if name in inspect.get_annotations(one))
+    panel = getattr(home, "title", kind.__name__.removesuffix("Config") + " settings")
     option = typer.Option(
         help=f"{help} (default {_shown(field.default)})",
         rich_help_panel=RESEARCH if field.metadata["research"] else panel,

@@ -42,7 +42,8 @@ class OnnxWhisperDecoder(WhisperPrompts):
         latest = tokenizer.whisper.max_initial_timestamp_index
         self._times = tokenizer.timestamp_begin, tokenizer.end, latest
         self._at_start = [*tokenizer.encode_exactly(" "), tokenizer.end]
-        self._never = [*(self.suppressed() if config.suppress_tokens else ()), tokenizer.no_timestamps]
+        self._never = self.suppressed() if config.suppress_tokens else []
+        self._timed = True  # whether texts have timestamps
 
     @staticmethod
     def supports(config: SearchConfig) -> bool:
@@ -58,11 +59,11 @@ class OnnxWhisperDecoder(WhisperPrompts):
     def answers(
         self, memory: Memory, prompts: Sequence[Sequence[int]], timestamps: bool = True, opening: Sequence[int] = ()
     ) -> list[DecodingResult]:
-        """Return the text of a window, with timestamps; it starts with the opening that its prompt ends with.
+        """Return the text of a window, which starts with the opening that its prompt ends with.
 
         If it fails, it is decoded again at a higher temperature.
         """
-        assert timestamps, "texts without times are decoded by PyTorch"
+        self._timed = timestamps
         (prompt,) = prompts
         place = list(prompt).index(self.tokenizer.start) + 1
         logits, state = self.engine.advance(np.array([prompt[:place]]), self.engine.start(memory))
@@ -165,6 +166,9 @@ class OnnxWhisperDecoder(WhisperPrompts):
         logits[self._never] = -np.inf
         if not said:
             logits[self._at_start] = -np.inf
+        if not self._timed:
+            return logits
+        logits[self.tokenizer.no_timestamps] = -np.inf
         for begin, stop in forbidden_after(said, *self._times):
             logits[begin:stop] = -np.inf
         if _log_sum(logits[first:]) > logits[:first].max():  # times together are likelier than any token of text

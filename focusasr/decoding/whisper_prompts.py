@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class DecodingResult(NamedTuple):
@@ -85,6 +89,12 @@ class WhisperPrompts:
         self.tokenizer, self.config, self.longform, self.context = tokenizer, config, longform, context
         self.most_tokens = context // 2  # of one window's text
         self.draft: Sequence[int] = ()  # probable first tokens of a greedy text
+
+    def speaking(self, language: str) -> Self:
+        """Return the same decoder for another language."""
+        other = copy.copy(self)
+        other.tokenizer = self.tokenizer.speaking(language)
+        return other
 
     def opening(self, timestamps: bool = True) -> list[int]:
         """Return the tokens that the first window's text starts with: the prefix, if any, from the time 0 on.

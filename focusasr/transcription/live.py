@@ -13,7 +13,7 @@ import numpy as np
 from focusasr.audio.segmentation import PauseCutter
 from focusasr.audio.source import MemoryAudio, Source
 from focusasr.audio.vad import FRAME_SAMPLES
-from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.config import NATIVE_SEGMENT_SECONDS, SAMPLE_RATE_HZ, VadConfig
 from focusasr.runtime.console import collect_warnings
 from focusasr.transcription.options import Options
 from focusasr.transcription.recognizer import LoadedModel
@@ -84,12 +84,12 @@ class LiveTranscriber:
         self,
         transcribe: Transcribe,
         max_seconds: float = 20.0,
-        vad_threshold: float = 0.5,
+        vad: VadConfig = VadConfig(),
         clock: Callable[[], float] = time.perf_counter,
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._transcribe, self._clock, self._turn = transcribe, clock, turn
-        self._cutter = PauseCutter(max_seconds, vad_threshold, early=True)
+        self._cutter = PauseCutter(max_seconds, vad, early=True)
         self._waiting = np.zeros(0, np.float32)  # less than a group
         self._open = _Open()
         self._allowance, self._counted = 0.0, clock()  # computing time left, in seconds, at a time of the clock
@@ -191,7 +191,8 @@ def live_transcriber(
         return outcome.transcript
 
     config = options.decoding
-    return LiveTranscriber(transcribe, min(config.max_segment_seconds, MOST_SECONDS), config.vad_threshold, turn=turn)
+    longest = min(config.max_segment_seconds or NATIVE_SEGMENT_SECONDS, MOST_SECONDS)
+    return LiveTranscriber(transcribe, longest, config, turn=turn)
 
 
 def draft_of(transcript: Transcript | None) -> list[int]:

@@ -18,7 +18,7 @@ from focusasr.audio.load import stream
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.audio.source import Source
-from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
+from focusasr.config import NATIVE_SEGMENT_SECONDS, SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.ctc_alignment import Word, load_aligner
 from focusasr.decoding.ctc_attention import Hypothesis, decode
 from focusasr.model.checkpoint import Checkpoint
@@ -88,7 +88,8 @@ class Recognizer:
         window = checkpoint.model.config.longest_samples
         self.draft: Sequence[int] = ()  # unused: the CTC head drafts each text
         self.batch_size = config.batch_size  # smaller after a batch did not fit into memory
-        self.segment_seconds = min(config.max_segment_seconds, window / SAMPLE_RATE_HZ if window else math.inf)
+        longest = config.max_segment_seconds or NATIVE_SEGMENT_SECONDS
+        self.segment_seconds = min(longest, window / SAMPLE_RATE_HZ if window else math.inf)
 
     def transcribe(
         self,
@@ -152,7 +153,7 @@ class Recognizer:
         for job in coming:
             jobs.append(job)
             try:
-                for piece in split_at_pauses(_counted(job), self.segment_seconds, self.config.vad_threshold):
+                for piece in split_at_pauses(_counted(job), self.segment_seconds, self.config):
                     known = job.heard.piece(piece)
                     if known is None:
                         job.waiting += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from focusasr.audio.source import Source
-from focusasr.config import DecodingConfig, ModelConfig, WhisperConfig
+from focusasr.config import NATIVE_SEGMENT_SECONDS, DecodingConfig, ModelConfig, VadConfig, WhisperConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.devices import Processes, in_a_job, join_processes, may_have_gpu
 from focusasr.runtime.errors import InputError, SettingError
@@ -407,8 +407,9 @@ def native_remarks(
     checkpoint: Checkpoint, config: DecodingConfig, search: SearchConfig, longform: LongformConfig
 ) -> list[str]:
     """Return warnings about ineffective settings; SettingError if the text would not be the requested one."""
-    if longform.task == "translate":
-        raise SettingError("task", "translate", "a multilingual Whisper model by {model}: others cannot", model=None)
+    for name, value in (("task", "translate"), ("multilingual", True)):
+        if getattr(longform, name) == value:
+            raise SettingError(name, value, "a multilingual Whisper model by {model}: others cannot", model=None)
     idle = [
         f"--{field.name.replace('_', '-')}"
         for settings in (search, longform)
@@ -419,7 +420,7 @@ def native_remarks(
     if idle:
         remarks.append(f"{', '.join(idle)}: ignored, because only Whisper models have them")
     asked = config.max_segment_seconds
-    if asked > DecodingConfig.max_segment_seconds and asked > (longest := _trained_seconds(checkpoint)):
+    if asked and asked > NATIVE_SEGMENT_SECONDS and asked > (longest := _trained_seconds(checkpoint)):
         told = f"this model was trained on at most {longest:g} s, and may lose words in longer segments"
         remarks.append(f"--max-segment-seconds {asked:g}: {told}")
     own = checkpoint.tokenizer.policy.language
@@ -446,8 +447,8 @@ def without_effect(config: DecodingConfig, longform: LongformConfig) -> list[str
     """Return warnings about settings without effect in a Whisper model, or without another option."""
     finds_speech = longform.batched or longform.vad_filter
     wanted = {
-        **dict.fromkeys(("ctc_weight", "joint_beam_size", "max_segment_seconds"), "a native model"),
-        "vad_threshold": None if finds_speech else "--vad-filter or --batched",
+        **dict.fromkeys(("ctc_weight", "joint_beam_size"), "a native model"),
+        **dict.fromkeys(asdict(VadConfig()), None if finds_speech else "--vad-filter or --batched"),
         "hallucination_silence_threshold": None if config.word_timestamps else "--word-timestamps",
     }
     given = {**asdict(config), **asdict(longform)}
@@ -471,7 +472,9 @@ def heard_as(whisper: WhisperConfig, longform: LongformConfig) -> tuple[Longform
         remarks.append(f"--language {longform.language}: ignored, because this model knows only English")
     if longform.task == "translate":
         remarks.append("--task translate: ignored, because this model knows only English")
-    return replace(longform, language="en", task="transcribe"), remarks
+    if longform.multilingual:
+        remarks.append("--multilingual: ignored, because this model knows only English")
+    return replace(longform, language="en", task="transcribe", multilingual=False), remarks
 
 
 def has_speech(source: Source) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND, HOP_SAMPLES, WINDOW_SAMPLES, MelStream
-from focusasr.audio.segmentation import merge_segments, split_at_pauses
+from focusasr.audio.segmentation import AudioSegment, merge_segments, split_at_pauses
 from focusasr.audio.silence import Silence, find_silence, first_speech
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
@@ -211,10 +211,15 @@ class WhisperRecognizer:
         asked = self.longform.clips or []
         if any(asked) or not self.longform.vad_filter:  # clips take precedence over detected speech
             return clips(asked, frames)
-        longest = self.window_frames / FRAMES_PER_SECOND
-        pieces = merge_segments(split_at_pauses(blocks, longest, self.config.vad_threshold, whole=False), longest)
+        pieces = self._speech(blocks)
         spans = [(piece.start_seconds, piece.start_seconds + len(piece.waveform) / SAMPLE_RATE_HZ) for piece in pieces]
         return clips([second for span in spans for second in span], frames) if spans else []
+
+    def _speech(self, blocks: Iterator[np.ndarray]) -> Iterator[AudioSegment]:
+        """Yield the speech of a recording, in segments as long as they may be."""
+        window = self.window_frames / FRAMES_PER_SECOND
+        longest = min(window, self.config.max_segment_seconds or window)
+        return merge_segments(split_at_pauses(blocks, longest, self.config, whole=False), longest)
 
     def _initial(self, reader: AnyDecoder) -> list[int]:
         prompt = self.longform.initial_prompt
@@ -267,12 +272,16 @@ class WhisperRecognizer:
     def _read(self, reader: AnyDecoder, sound: MelStream, window: MelWindow, script: PromptHistory) -> Step:
         """Return a window's text and the frame at which the next one begins."""
         memory = self._encoded(sound.window(window.seek, window.frames))
-        opening = [] if script.segments else reader.opening()
-        prompt = reader.prompt(script.before(self.longform.carry_initial_prompt), opening=opening)
+        if self.longform.multilingual:
+            (language,) = reader.languages(memory)
+            reader = reader.speaking(language)
+        timed = not self.longform.without_timestamps
+        opening = [] if script.segments else reader.opening(timed)
+        prompt = reader.prompt(script.before(self.longform.carry_initial_prompt), timed, opening)
         if self.engine.config.tail_frames is not None:  # a short clip has room for few words, and a loop for many
             most = MOST_TOKENS_AT_LEAST + TOKENS_PER_SECOND * window.seconds
             reader.most_tokens = min(reader.context // 2, int(most))
-        (answer,) = reader.answers(memory, [prompt], opening=opening)
+        (answer,) = reader.answers(memory, [prompt], timed, opening)
         if is_silence(answer, self.search):
             return Step([], window.seek + window.frames)
         stretch = split(window, answer, reader.tokenizer)
@@ -283,7 +292,7 @@ class WhisperRecognizer:
                 return Step([], kept.next_seek)
             segments, next_seek = kept.segments, kept.next_seek
         warmth = self.search.temperatures[-1] if has_failed(answer, self.search) else answer.temperature
-        forget = not self.longform.condition_on_previous_text or warmth > RESET_TEMPERATURE
+        forget = not self.longform.uses_previous_text or warmth > RESET_TEMPERATURE
         return Step(segments, next_seek, forget)
 
     def _with_words(

@@ -17,7 +17,7 @@ from focusasr.audio.features import log_mel
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream, to_samples
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND, HOP_SAMPLES, levels_db
-from focusasr.audio.segmentation import AudioSegment, merge_segments, split_at_pauses
+from focusasr.audio.segmentation import AudioSegment
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.decoding.whisper_prompts import DecodingResult, is_silence
@@ -64,7 +64,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
         while reader and batch:
-            opening = [] if segments else reader.opening()
+            opening = [] if segments else reader.opening(not self.longform.without_timestamps)
             found = self._found(reader, batch, heard, opening)
             fresh = [replace(segment, id=len(segments) + index) for index, segment in enumerate(found)]
             segments += fresh
@@ -80,14 +80,11 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
 
         InputError if all clips are after the end of the recording.
         """
-        longest = self.window_frames / FRAMES_PER_SECOND
         asked = [to_samples(second, SAMPLE_RATE_HZ) for second in self.longform.clips or []] or [0]
         found = False
         for start, end in zip_longest(asked[::2], asked[1::2]):
             blocks = _between(stream(source, cut_off=cut_off), start, end, read)
-            for piece in merge_segments(
-                split_at_pauses(blocks, longest, self.config.vad_threshold, whole=False), longest
-            ):
+            for piece in self._speech(blocks):
                 yield replace(piece, start_seconds=piece.start_seconds + start / SAMPLE_RATE_HZ)
             found = found or read[0] > start
         if not found and any(asked):
@@ -122,21 +119,24 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
     ) -> list[list[Segment]]:
         """Return the segments of each chunk of one batch; each text starts with the opening."""
         memory = self.engine.encode([self._mel(piece) for piece in pieces])
-        prompt = reader.prompt(self._initial(reader), opening=opening)
-        answers = reader.answers(memory, [prompt] * len(pieces), opening=opening)
+        timed, readers = not self.longform.without_timestamps, [reader] * len(pieces)
+        if self.longform.multilingual:
+            readers = [reader.speaking(language) for language in reader.languages(memory)]
+        prompts = [one.prompt(self._initial(one), timed, opening) for one in readers]
+        answers = reader.answers(memory, prompts, timed, opening=opening)
         result: list[list[Segment]] = []
         left: dict[int, AudioSegment] = {}
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
             if is_silence(answer, self.search):
                 result.append([])
                 continue
-            segments, again = self._segments(reader, piece, answer)
+            segments, again = self._segments(readers[row], piece, answer)
             if again:
                 left[row] = again
             if self.config.word_timestamps:
                 alone = memory.select(torch.tensor([row], device=self.device))
                 frames = len(piece.waveform) // HOP_SAMPLES
-                segments = self._timed(reader, alone, frames, segments, piece.start_seconds)
+                segments = self._timed(readers[row], alone, frames, segments, piece.start_seconds)
                 segments = with_edges(segments, levels_db(piece.waveform), piece.start_seconds)
             result.append(segments)
         for row, segments in zip(left, self._decoded(reader, list(left.values())) if left else (), strict=True):

@@ -23,7 +23,7 @@ from focusasr.transcription.recognizer import ModelChoice, load_recognizer
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
-ABSENT = ("multilingual", "without_timestamps")  # focusasr always behaves as if these were False
+LONGEST = {"max_speech_duration_s": "max_segment_seconds"}  # the only name in `vad_parameters` that differs
 FLOAT32: dict[str, Any] = {"compute_type": "float32"}
 
 Probabilities = list[tuple[str, float]]
@@ -66,7 +66,9 @@ class Model:
 
     def read(self, audio: Any, options: dict[str, Any]) -> tuple[Iterator[SimpleNamespace], SimpleNamespace]:
         """Return the segments of a recording, and what is known about it."""
-        given = {name: value for name, value in options.items() if value or name not in ABSENT}
+        given, vad = dict(options), options.get("vad_parameters") or {}
+        given |= {LONGEST.get(name, f"vad_{name}"): value for name, value in vad.items()}
+        given.pop("vad_parameters", None)
         if "clip_timestamps" in given:
             clips = [[clip["start"], clip["end"]] for clip in given["clip_timestamps"]]
             given["clip_timestamps"] = ",".join(str(second) for clip in clips for second in clip)
@@ -76,6 +78,7 @@ class Model:
         info = SimpleNamespace(
             language=language, language_probability=dict(found)[language], all_language_probs=found,
             duration=result.duration, transcription_options=SimpleNamespace(**options),
+            vad_options=SimpleNamespace(**vad),
         )  # fmt: skip
         return iter([_segment(segment) for segment in result.segments]), info
 
@@ -99,8 +102,9 @@ class Pipeline:
     def transcribe(
         self, audio: Any, batch_size: int = 8, **options: Any
     ) -> tuple[Iterator[SimpleNamespace], SimpleNamespace]:
-        """Return the segments of a recording, and what is known about it."""
-        return self._model.read(audio, {**options, "batched": True, "batch_size": batch_size})
+        """Return the segments of a recording, and what is known about it; by default without timestamps, as there."""
+        given = {"without_timestamps": True, **options, "batched": True, "batch_size": batch_size}
+        return self._model.read(audio, given)
 
 
 def _segment(segment: focusasr.Segment) -> SimpleNamespace:

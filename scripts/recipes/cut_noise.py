@@ -15,12 +15,12 @@ import numpy as np
 import soundfile
 
 from focusasr.audio.load import load
-from focusasr.audio.segmentation import PADDING_FRAMES
-from focusasr.audio.vad import FRAME_SAMPLES, speech_frames
+from focusasr.audio.vad import FRAME_SAMPLES, FRAMES_PER_SECOND, speech_frames
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.data.manifest import read_manifest
 
 SHORTEST_SECONDS = 0.2
+PADDING_FRAMES = round(0.4 * FRAMES_PER_SECOND)  # left out on both sides of speech
 THRESHOLD = 0.3  # of the pause finder: what may be speech is none of ours
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from focusasr.audio import segmentation
 from focusasr.audio.load import load, stream
 from focusasr.audio.segmentation import AudioSegment, split_at_pauses
 from focusasr.audio.vad import FRAME_SAMPLES, SileroDetector
+from focusasr.config import VadConfig
 from tests.helpers.energy_detector import EnergyDetector
 
 RATE_HZ = 16_000
@@ -146,6 +147,26 @@ def test_long_silence_is_left_out_up_to_the_padding(by_energy: None) -> None:
     assert len(pieces) == 2 and all(2 < len(piece.waveform) / RATE_HZ < 2.9 for piece in pieces)
 
 
+def test_lengths_of_speech_and_silence_decide_what_is_kept(by_energy: None) -> None:
+    """Bursts of 2 s, 0.3 s and 2 s with 0.8 s of silence between."""
+    silence = np.zeros(round(0.8 * RATE_HZ), np.float32)
+    waveform = np.concatenate([silence, noise(2), silence, noise(0.3), silence, noise(2), silence])
+
+    def seconds(**lengths: int) -> list[tuple[float, float]]:
+        vad = VadConfig(**{f"vad_{name}_ms": value for name, value in lengths.items()})
+        found = spans(list(split_at_pauses([waveform], vad=vad, whole=False)))
+        return [(start / RATE_HZ, stop / RATE_HZ) for start, stop in found]
+
+    near = 2.5 * FRAME_SAMPLES / RATE_HZ
+    for lengths, wanted in (
+        ({}, [(0.4, 7.1)]),
+        ({"min_silence_duration": 500}, [(0.55, 3.05), (3.35, 4.15), (4.45, 6.95)]),
+        ({"min_silence_duration": 500, "speech_pad": 100}, [(0.7, 2.9), (3.5, 4.0), (4.6, 6.8)]),
+        ({"min_silence_duration": 500, "speech_pad": 100, "min_speech_duration": 700}, [(0.7, 2.9), (4.6, 6.8)]),
+    ):
+        np.testing.assert_allclose(seconds(**lengths), wanted, atol=near)
+
+
 @pytest.mark.parametrize("level", [0.0, 0.05])
 def test_nothing_but_silence_or_noise_is_no_piece(level: float) -> None:
     pytest.importorskip("silero_vad")
@@ -157,9 +178,11 @@ def test_nothing_but_silence_or_noise_is_no_piece(level: float) -> None:
     runs=st.lists(st.tuples(st.booleans(), st.integers(1, 90)), min_size=1, max_size=30),
     rest=st.integers(0, FRAME_SAMPLES - 1),
     block=st.integers(1, 40_000),
+    lengths=st.tuples(st.integers(0, 3000), st.integers(0, 3000)),
 )
+@example([(True, 90), (False, 40), (True, 90)], 0, 40_000, (1000, 400))
 def test_any_pattern_of_speech_is_kept_in_order_within_the_limit(
-    runs: list[tuple[bool, int]], rest: int, block: int
+    runs: list[tuple[bool, int]], rest: int, block: int, lengths: tuple[int, int]
 ) -> None:
     """Frames that are to be heard as speech hold 1, the others 0; every sample of them must be in a piece."""
     frames = np.repeat([float(spoken) for spoken, _ in runs], [length for _, length in runs])
@@ -170,7 +193,8 @@ def test_any_pattern_of_speech_is_kept_in_order_within_the_limit(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation, "detector", lambda threshold: heard)
-        pieces = list(split_at_pauses(in_pieces_of(waveform, block), 2.0))
+        vad = VadConfig(vad_min_silence_duration_ms=lengths[0], vad_speech_pad_ms=lengths[1])
+        pieces = list(split_at_pauses(in_pieces_of(waveform, block), 2.0, vad))
     kept = check(pieces, waveform, 2.0)
     assert kept[waveform > 0].all()
     if len(waveform) > 2 * RATE_HZ:

@@ -198,7 +198,7 @@ def test_settings_for_research_are_the_last_group_of_a_help(run, command: str) -
         ("transcribe", "diarize", None),
         ("transcribe", "translate", None),
         ("transcribe", "no-timestamps", None),
-        ("transcribe", "without-timestamps", None),
+        ("transcribe", "log-progress", None),
         ("transcribe", "output-srt", None),
         ("transcribe", "min-speakers", None),
         ("transcribe", "hf-token", None),

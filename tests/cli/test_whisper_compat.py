@@ -178,6 +178,10 @@ def test_whisper_models_say_what_they_do_without(run, model: Path, talk: str) ->
         f"{finder} without --vad-filter or --batched",
     ]
     assert finder not in run(*command, "--vad-filter", "True").err
+    lengths = ("--vad_min_silence_duration_ms", "500", "--max-segment-seconds", "9")
+    idle = run("transcribe", talk, "--model", model, "-o", "-", *lengths).err
+    assert idle.count("has no effect without --vad-filter or --batched") == 2
+    assert run("transcribe", talk, "--model", model, "-o", "-", *lengths, "--batched", "True").err == ""
 
 
 def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -> None:
@@ -191,9 +195,11 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     result = run("transcribe", sample, "--max-segment-seconds", 45)
     said = "--max-segment-seconds 45: this model was trained on at most 20 s, and may lose words in longer segments"
     assert result.status == 0 and result.err == f"focusasr: {said}\n"
-    refused = run("transcribe", sample, "--task", "translate")
-    assert (refused.status, refused.out) == (2, "")
-    assert "--task translate; expected: a multilingual Whisper model by --model" in refused.err
+    for option in (["--task", "translate"], ["--multilingual", "True"]):
+        refused = run("transcribe", sample, *option)
+        assert (refused.status, refused.out) == (2, "")
+        assert refused.err.startswith(f"focusasr: {option[0]}")
+        assert "; expected: a multilingual Whisper model by --model" in refused.err
     assert run("transcribe", sample, "--language", "English", "--task", "transcribe").err == ""
 
 
@@ -211,6 +217,8 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
         (["--clip_timestamps", "1,x"], 2, "--clip-timestamps 1,x; expected: seconds"),
         (["--clip_timestamps", "0,2,5,2"], 2, "--clip-timestamps 0,2,5,2; expected: pairs of a start and a later end"),
         (["--beam_size", "two"], 2, "beam-size"),
+        (["--multilingual", "True", "--language", "de"], 2, "--multilingual; expected: off with --language de"),
+        (["--vad_min_silence_duration_ms", "-1"], 2, "--vad-min-silence-duration-ms -1; expected: 0 to 1000000"),
         (["--language", "klingon"], 2, "--language klingon; expected: a code"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from focusasr.audio.features import log_mel
-from focusasr.config import DecodingConfig
+from focusasr.config import NATIVE_SEGMENT_SECONDS, DecodingConfig
 from focusasr.decoding.ctc_attention import decode
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint
 from focusasr.model.checkpoint_folder import find_checkpoint
@@ -341,7 +341,7 @@ def test_long_recordings_are_cut_to_fit_the_window(folder: Path) -> None:
     recognizer = Recognizer(load_checkpoint(folder), torch.device("cpu"), DecodingConfig())
     assert recognizer.segment_seconds == 2.0
     native = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
-    assert native.segment_seconds == DecodingConfig().max_segment_seconds
+    assert native.segment_seconds == NATIVE_SEGMENT_SECONDS
 
 
 def test_every_command_takes_a_whisper(run, folder: Path, tmp_path: Path) -> None:

@@ -132,6 +132,25 @@ def test_the_language_is_that_of_the_speech(whisper_weights: Path, sound_cases: 
     assert found.segments[0].start > 34
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_recording_in_two_languages_keeps_both(
+    whisper_weights: Path, sound_cases: Path, sample: Path, batched: bool
+) -> None:
+    import numpy as np
+    import soundfile
+
+    from focusasr.audio.load import load
+
+    english, german = load(sample.with_name("jfk.flac")), load(sound_cases / "sil35_then_de.flac")
+    german = german[35 * 16_000 : 50 * 16_000]
+    soundfile.write("both.wav", np.concatenate([english, np.zeros(25 * 16_000, np.float32), german]), 16_000)
+    options: dict[str, Any] = {"batched": batched, "beam_size": None, "without_timestamps": True}
+    found = transcribed(whisper_weights / "base", Path("both.wav"), multilingual=True, **options)
+    assert found.language == "en" and "ask what you can do for your country" in found.text and "geboren" in found.text
+    assert len(found.segments) == 2 and not [one for segment in found.segments for one in segment.tokens if one > 50363]
+    assert "geboren" not in transcribed(whisper_weights / "base", Path("both.wav"), **options).text
+
+
 @pytest.mark.parametrize("options", [{}, {"vad_filter": True}, {"batched": True}], ids=str)
 def test_words_end_where_speech_ends(whisper_weights: Path, sound_cases: Path, options: dict[str, Any]) -> None:
     found = transcribed(

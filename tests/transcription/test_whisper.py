@@ -161,6 +161,18 @@ def test_an_english_model_is_read_likewise(recording: Source, monkeypatch: pytes
     check(recognize(recording, ENGLISH, **GREEDY), wanted)
 
 
+@pytest.mark.parametrize("words", [False, True])
+def test_text_without_timestamps_is_read_likewise(
+    recording: Source, monkeypatch: pytest.MonkeyPatch, words: bool
+) -> None:
+    monkeypatch.setattr("focusasr.transcription.whisper.within", lambda segment, seconds: segment)
+    options = {"without_timestamps": True, "word_timestamps": words}
+    found, wanted = recognize(recording, MULTILINGUAL, **GREEDY, **options), theirs(recording, MULTILINGUAL, **options)
+    tokens = [one["tokens"] for one in found["segments"]]
+    assert tokens == [one["tokens"] for one in wanted["segments"]] and len(tokens) > 3
+    assert tokens != [one["tokens"] for one in recognize(recording, MULTILINGUAL, **GREEDY)["segments"]]
+
+
 @pytest.mark.parametrize("asked", [-5, 0, 1, 99])
 def test_no_answer_makes_a_window_search_for_ever(asked: int) -> None:
     script, seek, windows = PromptHistory([], 223), 0, 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,6 +198,40 @@ def test_clips_go_before_the_pause_finder(kind: type[WhisperRecognizer]) -> None
         if asked != "0":
             assert all(8.9 < segment.start <= segment.end <= 12 for segment in outcome.transcript.segments)
     assert "" != texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("kind", [BatchedWhisperRecognizer, WhisperRecognizer])
+def test_each_window_has_the_language_that_is_detected_in_it(
+    kind: type[WhisperRecognizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [part for seed in range(3) for part in (chirps(9.0, seed).numpy(), np.zeros(25 * SAMPLE_RATE_HZ))]
+    soundfile.write("talk.wav", np.concatenate(parts), SAMPLE_RATE_HZ)
+    spoken, prompts = iter(["de", "fr", "es", "it"]), list[Sequence[int]]()
+    honest = WhisperDecoder.answers
+
+    def noted(reader: WhisperDecoder, memory: EncoderOutput, given: Any, *rest: Any) -> list[DecodingResult]:
+        prompts.extend(given)
+        return [one._replace(no_speech_prob=0.0) for one in honest(reader, memory, given, *rest)]
+
+    monkeypatch.setattr(WhisperDecoder, "answers", noted)
+    monkeypatch.setattr(WhisperDecoder, "languages", lambda self, memory: [next(spoken) for _ in memory.states])
+    search = SearchConfig(beam_size=None, temperature_increment_on_fallback=None)
+    longform = LongformConfig(multilingual=True, without_timestamps=True)
+    recognizer = kind(checkpoint(), torch.device("cpu"), DecodingConfig(), search, longform)
+    (outcome,) = recognizer.transcribe([Source("talk.wav")])
+    assert outcome.transcript is not None and outcome.transcript.language == "de"
+    tokenizer = recognizer.tokenizer
+    wanted = [[*tokenizer.speaking(one).sot_sequence, tokenizer.no_timestamps] for one in ("fr", "es", "it")]
+    assert prompts == wanted
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_the_longest_segment_of_a_batch_is_chosen(limit: float | None) -> None:
+    soundfile.write("talk.wav", chirps(40.0).numpy(), SAMPLE_RATE_HZ)
+    config, longform = DecodingConfig(max_segment_seconds=limit), LongformConfig(language="en")
+    recognizer = BatchedWhisperRecognizer(checkpoint(), torch.device("cpu"), config, SearchConfig(), longform)
+    lengths = [len(piece.waveform) / SAMPLE_RATE_HZ for piece in recognizer._pieces(Source("talk.wav"), print, [0])]
+    assert (limit or 30.0) / 2 < max(lengths) <= (limit or 30.0)
 
 
 def test_clips_of_a_batch_are_read_one_by_one_and_refused_behind_the_end() -> None:
