@@ -64,8 +64,9 @@ from focusasr.runtime.errors import InputError, SettingError
 from focusasr.runtime.errors import UsageError as UsageError
 from focusasr.runtime.libraries import explain
 from focusasr.runtime.turns import Turns
+from focusasr.transcription.loaded_model import LoadedModel
 from focusasr.transcription.options import Options, sort_options
-from focusasr.transcription.recognizer import LoadedModel, ModelChoice
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.transcription.result import Segment, SegmentsFound, Transcript, ignore
 from focusasr.transcription.segment_stream import SegmentStream
 

@@ -18,7 +18,7 @@ import torch
 import focusasr
 from focusasr import api
 from focusasr.config import SAMPLE_RATE_HZ
-from focusasr.transcription.recognizer import LoadedModel
+from focusasr.transcription.loaded_model import LoadedModel
 from tests.helpers.tiny_whisper import write_whisper
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,8 @@ from focusasr.runtime.errors import UsageError, as_option
 from focusasr.runtime.files import ensure_file_writable, is_stream, write_errors
 from focusasr.runtime.process import on_interrupt_message
 from focusasr.runtime.settings import read_options
-from focusasr.transcription.recognizer import LoadedRecognizer, ModelChoice, load_recognizer
+from focusasr.transcription.loaded_model import LoadedRecognizer, load_recognizer
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:

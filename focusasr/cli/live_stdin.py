@@ -19,8 +19,8 @@ from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.console import shows
 from focusasr.runtime.errors import InputError
 from focusasr.transcription.live import LiveTranscriber, live_transcriber
+from focusasr.transcription.loaded_model import LoadedModel
 from focusasr.transcription.options import Options
-from focusasr.transcription.recognizer import LoadedModel
 
 JUDGED_SECONDS = 1.0  # after which a pipe counts as live
 FASTEST = 2.0  # times real time, at which it still does

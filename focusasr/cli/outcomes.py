@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from focusasr.runtime.console import pluralize, warn
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.process import debugging
-from focusasr.transcription.recognizer import LoadedRecognizer
+from focusasr.transcription.loaded_model import LoadedRecognizer
 
 if TYPE_CHECKING:
     from focusasr.audio.source import Source

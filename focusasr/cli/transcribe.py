@@ -17,8 +17,9 @@ from focusasr.config import DecodingConfig, RecordingConfig
 from focusasr.runtime.console import note, pluralize, progress_bar, warn
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.process import Closed, on_interrupt_message
+from focusasr.transcription.loaded_model import LoadedRecognizer, load_recognizer
 from focusasr.transcription.options import Options
-from focusasr.transcription.recognizer import LoadedRecognizer, ModelChoice, load_recognizer
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.transcription.result import SegmentsFound, ignore
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 

@@ -1,4 +1,4 @@
-"""What any decoder of Whisper windows has: prompts, results, and the tests whether a result has failed."""
+"""Prompts of Whisper windows, their results, and tests for failed ones."""
 
 from __future__ import annotations
 

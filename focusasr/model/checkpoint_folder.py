@@ -1,4 +1,4 @@
-"""Where checkpoints are, and what their folders say about the model, without its weights and without PyTorch."""
+"""Places of checkpoints, and shape and tokenizer of a model, without PyTorch."""
 
 from __future__ import annotations
 

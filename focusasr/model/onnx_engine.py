@@ -1,4 +1,4 @@
-"""Inference engine on ONNX Runtime: an adapted or padded Whisper in 8 bit integers, without PyTorch.
+"""Inference engine on ONNX Runtime: Whisper models in 8 bit integers, without PyTorch.
 
 It computes what `engine.Engine` computes in int8; activations have one scale per pass instead of one per row.
 Letters: R rows, L tokens, P past tokens, F frames, T encoder steps, D width, H heads, E head width.

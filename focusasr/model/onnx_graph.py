@@ -1,4 +1,4 @@
-"""A graph of ONNX operators, in ONNX's format (onnx.proto, version 1.16), with weights that stay outside it."""
+"""Graphs of ONNX operators, written in ONNX's format (onnx.proto), with weights apart."""
 
 from __future__ import annotations
 

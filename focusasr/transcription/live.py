@@ -15,8 +15,8 @@ from focusasr.audio.source import MemoryAudio, Source
 from focusasr.audio.vad import FRAME_SAMPLES
 from focusasr.config import NATIVE_SEGMENT_SECONDS, SAMPLE_RATE_HZ, VadConfig
 from focusasr.runtime.console import collect_warnings
+from focusasr.transcription.loaded_model import LoadedModel
 from focusasr.transcription.options import Options
-from focusasr.transcription.recognizer import LoadedModel
 from focusasr.transcription.result import Segment, Transcript
 
 GROUP_SAMPLES = 4 * FRAME_SAMPLES  # 128 ms: block size of the voice activity detection

@@ -19,7 +19,8 @@ from focusasr.config import DecodingConfig
 from focusasr.decoding.dtw_alignment import split_characters
 from focusasr.decoding.whisper_decoder import WhisperDecoder
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
-from focusasr.transcription.recognizer import ModelChoice, load_recognizer
+from focusasr.transcription.loaded_model import load_recognizer
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 

@@ -33,8 +33,9 @@ from focusasr.evaluation.wer import NORMALIZERS
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint
 from focusasr.model.checkpoint_folder import find_checkpoint, fingerprint_of_model
 from focusasr.runtime.errors import InputError
+from focusasr.transcription.loaded_model import load_recognizer
 from focusasr.transcription.options import Given
-from focusasr.transcription.recognizer import ModelChoice, load_recognizer
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.transcription.result import Outcome, Transcript
 from focusasr.whisper_config import LongformConfig
 

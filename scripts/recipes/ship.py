@@ -30,7 +30,8 @@ from focusasr.evaluation.evaluate import evaluate
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.transformer import Model
 from focusasr.runtime.files import read_json, written_aside
-from focusasr.transcription.recognizer import AnyRecognizer, ModelChoice, load_recognizer
+from focusasr.transcription.loaded_model import load_recognizer
+from focusasr.transcription.recognizer import AnyRecognizer, ModelChoice
 from focusasr.transcription.result import Outcome
 
 NORMALIZERS = ("basic", "english")

@@ -26,7 +26,8 @@ from focusasr.config import ModelConfig
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.runtime.errors import InputError
 from focusasr.training.trainer import Trainer
-from focusasr.transcription.recognizer import ModelChoice, load_recognizer
+from focusasr.transcription.loaded_model import load_recognizer
+from focusasr.transcription.recognizer import ModelChoice
 from tests.helpers.bad_formats import bad_formats
 from tests.helpers.bad_pieces import parts, saved, shards, texts, tokenizers, torch_files
 from tests.helpers.bad_weights import MARKER, Bad, changed, pickled_traps, reweighted, weights_of

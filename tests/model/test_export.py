@@ -17,7 +17,8 @@ from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from focusasr.model.export import hugging_face_name
 from focusasr.model.whisper_tokens import tokenizer_of_engine
 from focusasr.text.whisper_tokenizer import ENGLISH_RANKS, openai_engine
-from focusasr.transcription.recognizer import ModelChoice, load_recognizer
+from focusasr.transcription.loaded_model import load_recognizer
+from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import SearchConfig
 from tests.helpers.tiny_whisper import as_whisper, write_whisper
 from tests.helpers.toy_speech import letters_tokenizer, tiny_model

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import focusasr
+from focusasr.transcription.loaded_model import LoadedModel, can_do
 from focusasr.transcription.onnx import OnnxRecognizer
 from focusasr.transcription.options import Options, sort_options
-from focusasr.transcription.recognizer import LoadedModel, ModelChoice, can_do
+from focusasr.transcription.recognizer import ModelChoice
 from tests.conftest import ROOT
 from tests.helpers.tiny_whisper import write_whisper
 
