@@ -77,15 +77,18 @@ class Weights:
         return values
 
     def integers(self, name: str, *shape: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights (N, K) as 8 bit integers, and their scales (N, parts)."""
+        """Return weights (N, K) as 8 bit integers, and the scale of each block of a row, (N, K / BLOCK).
+
+        Weights stored in 8 bits have `parts` scales a row, which their blocks share; others get a scale for each block.
+        """
         if name + SCALE in self._left:
             values, scales = self._read(name, shape), self.floats(name + SCALE, shape[0], parts)
             if values.dtype != np.int8:
                 raise InputError(f"{self._place}: {name} is {values.dtype}; expected int8. Copy the checkpoint again.")
-            return values, scales
-        rows = self.floats(name, *shape).reshape(shape[0], parts, -1)
-        scales = np.maximum(np.abs(rows).max(axis=2), SMALLEST) / 127
-        return np.rint(rows / scales[..., None]).astype(np.int8).reshape(shape), scales.astype(np.float32)
+            return values, np.repeat(scales, shape[1] // BLOCK // parts, axis=1)
+        blocks = self.floats(name, *shape).reshape(shape[0], -1, BLOCK)
+        scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
+        return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(shape), scales.astype(np.float32)
 
     def end(self) -> None:
         """Reject weights that nobody has read."""
@@ -119,10 +122,10 @@ class _Layers(Graph):
         return self.product(x, values, scales, added)
 
     def product(self, x: str, values: np.ndarray, scales: np.ndarray, bias: str = "") -> str:
-        """Multiply x (…, K), in 8 bits for each row and block, by weights (N, K) with scales (N, 1); add the bias."""
+        """Multiply x (…, K), in 8 bits with a scale for each block, by weights (N, K); add the bias."""
         rows, size = values.shape
         blocks = (values.view(np.uint8) ^ 128).reshape(rows, -1, BLOCK)  # 128 stands for 0
-        names = self.weight(blocks), self.weight(np.repeat(scales, size // BLOCK, axis=1).ravel())
+        names = self.weight(blocks), self.weight(scales.ravel())
         level = WHOLE_NUMBERS if has_exact_products() else FLOATS
         shape = {"K": size, "N": rows, "bits": 8, "block_size": BLOCK, "accuracy_level": level}
         product = self.add("MatMulNBits", x, *names, **shape)
@@ -209,7 +212,7 @@ class _EncoderGraph(_Layers):
         config, local = self.config, f"{name}.attn_local"
         mean = self.add("ReduceMean", globe, self.weight([1]), keepdims=1)
         integers, scales = self.read.integers(f"{name}.span_pred.linear.weight", self.heads, self.width)
-        weight = self.weight((integers * scales).T)
+        weight = self.weight(_floats(integers, scales).T)
         bias = self.weight(self.read.floats(f"{name}.span_pred.linear.bias", self.heads))
         span = self.add("Sigmoid", self.plus(self.add("MatMul", mean, weight), bias))  # (1, 1, H)
         span = self.add("Reshape", span, self.weight([1, self.heads, 1, 1]))
@@ -335,10 +338,9 @@ class OnnxEngine:
     def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
         """Read tokens (R, L) and return logits (R, keep, V) after the last of them, and the state."""
         past, length = state.past[0].shape[2], tokens.shape[1]
-        values, scales = self.embedding
-        x = values[tokens] * scales[tokens] + self.text_positions[past : past + length]
+        x = _floats(*(one[tokens] for one in self.embedding)) + self.text_positions[past : past + length]
         ahead = np.triu(np.full((length, past + length), NEVER, np.float32), past + 1)
-        given = {"x": x.astype(np.float32), "bias": ahead, "keep": np.array([-keep])}
+        given = {"x": x, "bias": ahead, "keep": np.array([-keep])}
         kinds = [f"{kind}{number}" for number in range(self.config.decoder_layers) for kind in "kv"]
         given |= {f"past_{kind}": one for kind, one in zip(kinds, state.past, strict=True)}
         given |= dict(zip(kinds, state.memory.keys_values, strict=True))
@@ -352,6 +354,12 @@ class OnnxEngine:
     def cut(self, state: State, length: int) -> State:
         """Return the state after the first `length` tokens."""
         return State(state.memory, [one[:, :, :length] for one in state.past])
+
+
+def _floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return integers (…, K) times the scales of their blocks, in float32."""
+    blocks = values.reshape(*values.shape[:-1], -1, BLOCK) * scales[..., None]
+    return blocks.reshape(values.shape).astype(np.float32)
 
 
 @functools.cache
