@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes checkpoints/focusasr-en from OpenAI's tiny.en: texts, adaptation, measurements, card. 103 minutes on two busy
-# cores. The corpora must be in data/ (config.toml names them); an interrupted run resumes.
+# Makes checkpoints/focusasr-en from OpenAI's tiny.en: texts, adaptation, measurements, card. About four hours on two
+# busy cores. The corpora must be in data/ (config.toml names them); an interrupted run resumes.
 #
 #   scripts/recipes/en/run.sh TINY_EN [FOLDER]    TINY_EN: what --model takes; FOLDER: the run's, runs/en if not given
 set -euo pipefail
