@@ -92,7 +92,7 @@ def info(
         raise UsageError(f"two checkpoints, {checkpoint} and --model {model}; give one")
     chosen, reason = choose_device(device)
     loaded = load_checkpoint(find_checkpoint(checkpoint or model, local_files_only))
-    installed = versions("torch", "torchaudio", "tokenizers", "soundfile", "av", "accelerate", "jiwer")
+    installed = versions("torch", "torchaudio", "onnxruntime", "tokenizers", "soundfile", "av", "accelerate", "jiwer")
     installed = {"focusasr": __version__, "python": sys.version.split()[0], **installed}
     if as_json:
         facts = {"checkpoint": str(loaded.folder), "weights": loaded.model.parameter_count()}

@@ -108,7 +108,10 @@ def _import(name: str) -> Callable[[], object]:
 
 
 TRIALS: dict[str, Callable[[], object]] = {
-    **{name: _import(name) for name in ("torch", "soundfile", "av", "soxr", "tokenizers", "safetensors.torch")},
+    **{
+        name: _import(name)
+        for name in ("torch", "onnxruntime", "soundfile", "av", "soxr", "tokenizers", "safetensors.torch")
+    },
     "torchaudio": _try_torchaudio,
     "silero_vad": _try_silero,
 }
