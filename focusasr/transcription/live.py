@@ -126,8 +126,9 @@ class LiveTranscriber:
     def _partial(self) -> Iterator[LiveText]:
         piece = self._cutter.open
         enough = self._cutter.voiced_samples >= LEAST_SECONDS * SAMPLE_RATE_HZ
-        if piece is None or not enough or not self._may_compute():
-            return
+        affordable = self._may_compute()
+        if piece is None or not enough or not (affordable or self._open.start != piece.start_seconds):
+            return  # the first text of a segment is always computed
         waveform = np.concatenate([piece.waveform, self._waiting])
         end = piece.start_seconds + len(waveform) / SAMPLE_RATE_HZ
         state = self._open
