@@ -54,20 +54,28 @@ class Weights:
     `shapes` are those of all weights in the file or folder `place`, `read` returns one of them.
     """
 
-    def __init__(self, place: Path, shapes: Mapping[str, Sequence[int]], read: Callable[[str], np.ndarray]) -> None:
-        self._place, self._shapes, self._read_one = place, shapes, read
+    def __init__(
+        self,
+        place: Path,
+        shapes: Mapping[str, Sequence[int]],
+        read: Callable[[str], np.ndarray],
+        close: Callable[[], object],
+    ) -> None:
+        self._place, self._shapes, self._read_one, self._close = place, shapes, read, close
         self._left = set(shapes)
 
     @classmethod
-    def of_file(cls, path: Path, files: ExitStack) -> Weights:
-        """Return the weights of a safetensors file, which stays open with `files`."""
+    def of_file(cls, path: Path) -> Weights:
+        """Return the weights of a safetensors file, which stays open until `end`."""
         from safetensors import SafetensorError, safe_open
 
+        files = ExitStack()
         try:
             file = files.enter_context(safe_open(path, "np"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a safetensors file ({error}). Copy the checkpoint again.") from None
-        return cls(path, {name: file.get_slice(name).get_shape() for name in file.keys()}, file.get_tensor)  # noqa: SIM118
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        return cls(path, shapes, file.get_tensor, files.close)
 
     def floats(self, name: str, *shape: int) -> np.ndarray:
         """Return weights in float32."""
@@ -91,7 +99,8 @@ class Weights:
         return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(shape), scales.astype(np.float32)
 
     def end(self) -> None:
-        """Reject weights that nobody has read."""
+        """Close the file, whose pages would stay in memory, and reject weights that nobody has read."""
+        self._close()
         if self._left:
             raise InputError(f"{self._place}: unknown weights {', '.join(sorted(self._left)[:3])}. Copy it again.")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -252,15 +251,12 @@ class LoadedModel:
         from focusasr.model.checkpoint_folder import WEIGHTS
         from focusasr.model.onnx_engine import OnnxEngine, Weights
 
-        threads = self.choice.threads
-        with ExitStack() as files:
-            if self._plain:
-                return OnnxEngine(Weights.of_file(self.path / WEIGHTS, files), self._plain[0], threads)
-            opened = self._with_weights()
-            unread = cast("UnreadWeights", opened.unread)
-            files.callback(self._close)
-            weights = Weights(self.path, unread.shapes(), lambda name: unread.read(name).numpy())
-            return OnnxEngine(weights, opened.model.config, threads)
+        if self._plain:
+            return OnnxEngine(Weights.of_file(self.path / WEIGHTS), self._plain[0], self.choice.threads)
+        opened = self._with_weights()
+        unread = cast("UnreadWeights", opened.unread)
+        weights = Weights(self.path, unread.shapes(), lambda name: unread.read(name).numpy(), self._close)
+        return OnnxEngine(weights, opened.model.config, self.choice.threads)
 
     def _with_weights(self) -> Checkpoint:
         """Return the checkpoint with its weights unread; its files are open until `_close`."""

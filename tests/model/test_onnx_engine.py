@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,7 @@ def adapted(folder: Path, dtype: torch.dtype = torch.float32, **shape: Any) -> C
 
 def onnx_engine(checkpoint: Checkpoint) -> OnnxEngine:
     assert checkpoint.folder
-    with ExitStack() as files:
-        weights = Weights.of_file(checkpoint.folder / "model.safetensors", files)
-        return OnnxEngine(weights, checkpoint.model.config, threads=1)
+    return OnnxEngine(Weights.of_file(checkpoint.folder / "model.safetensors"), checkpoint.model.config, threads=1)
 
 
 @pytest.mark.parametrize("shape", HYBRIDS, ids=str)
