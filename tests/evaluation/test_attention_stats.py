@@ -196,7 +196,7 @@ def test_span_knob_moves_the_reach(factor: float, radius: float) -> None:
     assert torch.equal(local.temperature(span_scale), room.hybrid_layers(model)[1].attn_local.temperature(span_scale))
     with torch.enable_grad():
         x = torch.randn(1, 41, 16, requires_grad=True)
-        local(x, span_scale)[0][0, 20].sum().backward()
+        local(x, span_scale)[0, 20].sum().backward()
     reached = x.grad[0].abs().sum(dim=1) > 0
     distance = (torch.arange(41) - 20).abs()
     assert torch.equal(reached, distance < radius)
