@@ -277,11 +277,15 @@ class WhisperRecognizer:
             reader = reader.speaking(language)
         timed = not self.longform.without_timestamps
         opening = [] if script.segments else reader.opening(timed)
-        prompt = reader.prompt(script.before(self.longform.carry_initial_prompt), timed, opening)
+        previous = script.before(self.longform.carry_initial_prompt)
+        prompt = reader.prompt(previous, timed, opening)
         if self.engine.config.tail_frames is not None:  # a short clip has room for few words, and a loop for many
             most = MOST_TOKENS_AT_LEAST + TOKENS_PER_SECOND * window.seconds
             reader.most_tokens = min(reader.context // 2, int(most))
         (answer,) = reader.answers(memory, [prompt], timed, opening)
+        if self.engine.config.tail_frames is not None and previous and is_silence(answer, self.search):
+            # Adapted models have not learned to continue a text, which makes "no speech" likelier.
+            (answer,) = reader.answers(memory, [reader.prompt((), timed, opening)], timed, opening)
         if is_silence(answer, self.search):
             return Step([], window.seek + window.frames)
         stretch = split(window, answer, reader.tokenizer)

@@ -123,7 +123,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         if self.longform.multilingual:
             readers = [reader.speaking(language) for language in reader.languages(memory)]
         prompts = [one.prompt(self._initial(one), timed, opening) for one in readers]
-        answers = reader.answers(memory, prompts, timed, opening)
+        answers = reader.answers(memory, prompts, timed, opening=opening)
         result: list[list[Segment]] = []
         left: dict[int, AudioSegment] = {}
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):

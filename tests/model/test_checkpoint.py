@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from focusasr.audio.features import stack
 from focusasr.config import DEFAULT_CHECKPOINT, TextConfig
-from focusasr.model import checkpoint as room
+from focusasr.model import checkpoint_folder as room
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.runtime.errors import InputError

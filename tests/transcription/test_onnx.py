@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 import focusasr
+from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
+from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.transcription.loaded_model import LoadedModel, can_do
 from focusasr.transcription.onnx import OnnxRecognizer
 from focusasr.transcription.options import Options, sort_options
@@ -85,3 +89,18 @@ def test_whisper_weights_of_any_form_are_computed_by_onnx(whisper_weights: Path)
     model = LoadedModel(ModelChoice(str(whisper_weights / "tiny.en"), "cpu"))
     for options in ({}, {"word_timestamps": True}):
         assert isinstance(recognizer_of(model, **options), OnnxRecognizer)
+
+
+def test_a_window_that_is_silent_only_after_previous_text_is_read_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    recognizer = focusasr.load("default", device="cpu")
+    speech, name = (soundfile.read(SAMPLE.with_name(one), dtype="float32")[0] for one in ("jfk.flac", "sample.flac"))
+    samples = np.concatenate([speech, name, speech, name, speech])  # two windows
+    alone = recognizer.transcribe(samples, condition_on_previous_text=False)
+    honest, silenced = OnnxWhisperDecoder.answers, list[bool]()
+
+    def silent(reader: Any, memory: Any, prompts: Any, *rest: Any) -> list[DecodingResult]:
+        silenced.append(prompts[0][0] == reader.tokenizer.sot_prev)
+        return [DecodingResult([], "", 0.0, -2.0, 1.0, 0.9)] if silenced[-1] else honest(reader, memory, prompts, *rest)
+
+    monkeypatch.setattr(OnnxWhisperDecoder, "answers", silent)
+    assert recognizer.transcribe(samples).text == alone.text and True in silenced

@@ -209,9 +209,11 @@ def test_each_window_has_the_language_that_is_detected_in_it(
     spoken, prompts = iter(["de", "fr", "es", "it"]), list[Sequence[int]]()
     honest = WhisperDecoder.answers
 
-    def noted(reader: WhisperDecoder, memory: EncoderOutput, given: Any, *rest: Any) -> list[DecodingResult]:
+    def noted(
+        reader: WhisperDecoder, memory: EncoderOutput, given: Any, *rest: Any, **more: Any
+    ) -> list[DecodingResult]:
         prompts.extend(given)
-        return [one._replace(no_speech_prob=0.0) for one in honest(reader, memory, given, *rest)]
+        return [one._replace(no_speech_prob=0.0) for one in honest(reader, memory, given, *rest, **more)]
 
     monkeypatch.setattr(WhisperDecoder, "answers", noted)
     monkeypatch.setattr(WhisperDecoder, "languages", lambda self, memory: [next(spoken) for _ in memory.states])
