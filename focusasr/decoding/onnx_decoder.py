@@ -42,7 +42,7 @@ class OnnxWhisperDecoder(WhisperPrompts):
         latest = tokenizer.whisper.max_initial_timestamp_index
         self._times = tokenizer.timestamp_begin, tokenizer.end, latest
         self._at_start = [*tokenizer.encode_exactly(" "), tokenizer.end]
-        self._never = self.suppressed() if config.suppress_tokens else []
+        self._never = np.array(self.suppressed() if config.suppress_tokens else [], dtype=int)
         self._timed = True  # whether texts have timestamps
 
     @staticmethod

@@ -1,6 +1,6 @@
 """Inference engine on ONNX Runtime: Whisper models in 8 bit integers, without PyTorch.
 
-It computes what `engine.Engine` computes in int8; activations have one scale per pass instead of one per row.
+It computes what `engine.Engine` computes in int8; activations, and weights in floats, have a scale per block of a row.
 Letters: R rows, L tokens, P past tokens, F frames, T encoder steps, D width, H heads, E head width.
 """
 

@@ -124,7 +124,7 @@ def _found_whole(outcomes: Iterable[Outcome], found: SegmentsFound) -> Iterator[
 
 
 def load_recognizer(choice: ModelChoice, given: Given, subtitles: bool = False) -> LoadedRecognizer:
-    """Load a recognizer for this process of a command, with word times for `subtitles`; torch is imported here.
+    """Load a recognizer for this process of a command, with word times for `subtitles`.
 
     InputError if the settings are invalid, the checkpoint is not found, or the model does not support the settings.
     """

@@ -31,7 +31,6 @@ from focusasr.runtime.console import progress_bar  # noqa: E402
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.3, 30.0
 LONGEST_PHRASE = 12  # words
-JOINED = 8  # recordings that one clip is cut from
 
 
 def loop(text: str) -> str | None:
@@ -55,11 +54,15 @@ def recordings(paths: list[str]) -> list[Any]:
 
 
 def cuts(sources: list[Any], count: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield clips of random length from random places of the recordings, which are joined without pauses."""
+    """Yield clips of random length from random places of the recordings; several are joined if one is too short."""
     chance = np.random.default_rng(seed)
     for _ in range(count):
-        samples = np.concatenate([load(sources[index]) for index in chance.integers(len(sources), size=JOINED)])
-        length = round(chance.uniform(SHORTEST_SECONDS, LONGEST_SECONDS) * SAMPLE_RATE_HZ)
+        samples, length = (
+            np.zeros(0, np.float32),
+            round(chance.uniform(SHORTEST_SECONDS, LONGEST_SECONDS) * SAMPLE_RATE_HZ),
+        )
+        while len(samples) < length:
+            samples = np.concatenate([samples, load(sources[chance.integers(len(sources))])])
         start = int(chance.integers(max(1, len(samples) - length)))
         yield samples[start : start + length]
 

@@ -119,10 +119,9 @@ def test_samples_follow_the_distribution() -> None:
     tokenizer, engine, memory = parts(0)
     decoder = OnnxWhisperDecoder(
         TorchEngine(engine, memory),  # type: ignore[arg-type]
-        tokenizer, SearchConfig(best_of=400), LongformConfig(),
+        tokenizer, SearchConfig(), LongformConfig(),
     )  # fmt: skip
     logits = np.full(51864, -50.0, np.float32)
     logits[[tokenizer.timestamp_begin, tokenizer.timestamp_begin + 1]] = np.log([0.25, 0.75])
-    assert decoder.config.best_of == 400
     chosen = decoder.choices(logits[None].repeat(400, axis=0), 1.0, np.random.default_rng(0))
     assert np.mean(chosen == tokenizer.timestamp_begin + 1) == pytest.approx(0.75, abs=0.06)
