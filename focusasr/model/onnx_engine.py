@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
-from focusasr.model.onnx_graph import Graph, run, session
+from focusasr.model.onnx_graph import Graph
 from focusasr.runtime.errors import InputError
+from focusasr.runtime.onnx import run
 
 SCALE = ".scale"  # of int8 weights, after their name
 BLOCK = 32  # values of a row that are rounded with one scale
@@ -319,7 +320,7 @@ class OnnxEngine:
         encoder.build()
         decoder.build(self.embedding)
         weights.end()
-        self.encoder, self.decoder = session(encoder, threads), session(decoder, threads)
+        self.encoder, self.decoder = encoder.session(threads), decoder.session(threads)
 
     def encode(self, mel: np.ndarray) -> Memory:
         """Encode a spectrogram (F, M)."""
@@ -378,5 +379,5 @@ def has_exact_products() -> bool:
     x, weight = graph.input("x", 1, BLOCK), graph.weight(np.full((1, 1, BLOCK), 255, np.uint8))
     shape = {"K": BLOCK, "N": 1, "bits": 8, "block_size": BLOCK, "accuracy_level": WHOLE_NUMBERS}
     graph.output(graph.add("MatMulNBits", x, weight, graph.weight(np.ones(1, np.float32)), **shape), "y", 1, 1)
-    (found,) = run(session(graph, 1), {"x": np.ones((1, BLOCK), np.float32)})
+    (found,) = run(graph.session(1), {"x": np.ones((1, BLOCK), np.float32)})
     return bool(abs(float(found[0, 0]) - BLOCK * 127) < 1)

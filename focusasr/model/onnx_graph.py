@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from focusasr.runtime.libraries import library
+from focusasr.runtime.onnx import session
 
 IR_VERSION = 8
 OPERATOR_SETS = {"": 18, "com.microsoft": 1}
@@ -94,6 +94,11 @@ class Graph:
         self._nodes.append(_message((1, list(inputs)), (2, name), (4, operator), (5, described), *domain))
         return name
 
+    def session(self, threads: int) -> Any:
+        """Return an ONNX Runtime session of the graph."""
+        apart = {name: array for name, array in self.weights.items() if array.nbytes > MOST_INSIDE}
+        return session(self.to_model(), threads, apart)
+
     def to_model(self) -> bytes:
         """Return the model in ONNX's format; all but its smallest weights are given to the session apart."""
         weights = []
@@ -106,29 +111,3 @@ class Graph:
         graph = _message((1, self._nodes), (2, "graph"), (5, weights), (11, self._inputs), (12, self._outputs))
         sets = [_message((1, domain), (2, version)) for domain, version in OPERATOR_SETS.items()]
         return _message((1, IR_VERSION), (7, graph), (8, sets))
-
-
-def session(graph: Graph, threads: int) -> Any:
-    """Return an ONNX Runtime session of a graph on the CPU, with its own number of threads (0: all cores)."""
-    with library("onnxruntime"):
-        import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads use no processor time
-    apart = {name: array for name, array in graph.weights.items() if array.nbytes > MOST_INSIDE}
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in apart.values()]
-    options.add_external_initializers(list(apart), values)
-    return onnxruntime.InferenceSession(graph.to_model(), options, providers=["CPUExecutionProvider"])
-
-
-def run(session: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return all outputs of a session; MemoryError if the memory is full."""
-    try:
-        found: list[np.ndarray] = session.run(None, dict(inputs))
-    except Exception as error:  # those of ONNX Runtime have no other common class
-        if "alloc" in str(error).lower():
-            raise MemoryError(str(error)) from error
-        raise
-    return found

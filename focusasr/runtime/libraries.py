@@ -97,12 +97,6 @@ def _try_torchaudio() -> None:
     forced_align(torch.zeros(1, 2, 2).log_softmax(-1), torch.tensor([[1]]), blank=0)
 
 
-def _try_silero() -> None:
-    import silero_vad
-
-    silero_vad.load_silero_vad()
-
-
 def _import(name: str) -> Callable[[], object]:
     return lambda: importlib.import_module(name)
 
@@ -113,7 +107,6 @@ TRIALS: dict[str, Callable[[], object]] = {
         for name in ("torch", "onnxruntime", "soundfile", "av", "soxr", "tokenizers", "safetensors.torch")
     },
     "torchaudio": _try_torchaudio,
-    "silero_vad": _try_silero,
 }
 
 
