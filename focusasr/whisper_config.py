@@ -10,6 +10,7 @@ from focusasr.runtime.settings import LONGEST_SECONDS, Settings, require, settin
 LEAST_WARMTH = 0.01  # smallest temperature above 0, and smallest increment
 LONGEST_ID = 9  # digits
 MOST_TRIED = 100_000  # beams or samples
+SECONDS_PER_TIMESTAMP = 0.02  # of the time tokens
 
 
 @dataclass(frozen=True)

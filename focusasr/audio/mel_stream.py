@@ -15,7 +15,7 @@ import numpy as np
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import refuse, stream
 from focusasr.audio.source import Source
-from focusasr.config import SAMPLE_RATE_HZ, ModelConfig
+from focusasr.config import SAMPLE_RATE_HZ, SHORTEST_SAMPLES, ModelConfig
 
 FFT_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
@@ -63,6 +63,13 @@ def log_power(samples: np.ndarray, mel_bands: int) -> np.ndarray:
     power = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32)
     bands = np.einsum("fb,bm->fm", power, bank)  # BLAS would keep threads spinning for 0.1 s
     return np.log10(np.maximum(bands, np.float32(10**SILENT_LOG10)))
+
+
+def log_mel(samples: np.ndarray, mel_bands: int) -> np.ndarray:
+    """Return the log-mel spectrogram (N // 160, M) of a whole recording (N,): `features.log_mel` in numpy."""
+    samples = np.pad(samples, (0, max(0, SHORTEST_SAMPLES - len(samples))))
+    mel = log_power(np.pad(samples, EDGE, "reflect"), mel_bands)[: len(samples) // HOP_SAMPLES]
+    return (np.maximum(mel, mel.max() - np.float32(8.0)) + np.float32(4.0)) / np.float32(4.0)
 
 
 def levels_db(samples: np.ndarray) -> np.ndarray:

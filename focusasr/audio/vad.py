@@ -82,7 +82,7 @@ class SileroDetector:
 
 @functools.cache
 def _silero() -> Any:
-    """Return a session of silero-vad's 16 kHz model for many frames: input (n, 576), h, c → probabilities (n,), h, c."""
+    """Return a session of silero-vad's 16 kHz model for many frames: (n, 576), h, c → (n,), h, c."""
     with library("silero_vad"):
         package = find_spec("silero_vad")  # not imported: that would load PyTorch
         if package is None or package.origin is None:

@@ -1,7 +1,8 @@
 """Inference engine on ONNX Runtime: Whisper models in 8 bit integers, without PyTorch.
 
 It computes what `engine.Engine` computes in int8; activations, and weights in floats, have a scale per block of a row.
-Letters: R rows, L tokens, P past tokens, F frames, T encoder steps, D width, H heads, E head width.
+Letters: W windows, R rows (equally many for each window, side by side), L tokens, P past tokens, F frames, T encoder
+steps, D width, H heads, E head width.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
 from focusasr.model.onnx_graph import Graph
+from focusasr.model.onnx_memory import NEVER, Memory, State
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.onnx import run
 
@@ -24,22 +25,8 @@ BLOCK = 32  # values of a row that are rounded with one scale
 WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
 LARGEST = 2**31 - 1  # end of a slice: to the end
 FAINTEST = 1e-35  # weight of a key outside the soft window
-NEVER = -1e9  # score of a key that a query does not see
 SMALLEST = 1e-30
-
-
-class Memory(NamedTuple):
-    """Encoded audio: the states (1, T, D), and keys and values (1, H, T, E) of each decoder layer's cross-attention."""
-
-    states: np.ndarray
-    keys_values: list[np.ndarray]
-
-
-class State(NamedTuple):
-    """The encoded audio, and keys and values (R, H, P, E) of each decoder layer for the tokens so far."""
-
-    memory: Memory
-    past: list[np.ndarray]
+WHOLE_STEPS = 64  # keys come in multiples of it, so that sums do not depend on the longest window of a batch
 
 
 def supports(config: ModelConfig) -> bool:
@@ -131,6 +118,16 @@ class _Layers(Graph):
         added = self.weight(self.read.floats(f"{name}.bias", outputs)) if bias else ""
         return self.product(x, values, scales, added)
 
+    def query(self, x: str, name: str) -> str:
+        """Return queries (B, T, D), divided by the root of the head width.
+
+        The factor is in the weights: products of a scaled query with keys would be computed several times slower.
+        """
+        values, scales = self.read.integers(f"{name}.query.weight", self.width, self.width)
+        bias = self.read.floats(f"{name}.query.bias", self.width)
+        factor = np.float32((self.width // self.heads) ** -0.5)
+        return self.product(x, values, scales * factor, self.weight(bias * factor))
+
     def product(self, x: str, values: np.ndarray, scales: np.ndarray, bias: str = "") -> str:
         """Multiply x (…, K), in 8 bits with a scale for each block, by weights (N, K); add the bias."""
         rows, size = values.shape
@@ -156,15 +153,18 @@ class _Layers(Graph):
         return self.add("Reshape", self._turned(x, 0, 2, 1, 3), self.weight([0, 0, self.width]))
 
     def attend(self, q: str, k: str, v: str, bias: str | None = None) -> str:
-        """Attend with queries (B, H, L, E) to keys and values, with a bias on the scores; return (B, L, D)."""
-        scale = self.weight(np.array([(self.width // self.heads) ** -0.5], np.float32))
-        scores = self.add("MatMul", self.add("Mul", q, scale), self._turned(k, 0, 1, 3, 2))
+        """Attend with queries (…, L, E) to keys (…, E, T) and values (…, T, E), with a bias on the scores."""
+        scores = self.add("MatMul", q, k)
         scores = self.add("Add", scores, bias) if bias else scores
-        return self.merge(self.add("MatMul", self.add("Softmax", scores, axis=-1), v))
+        return self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
 
     def keys_values(self, x: str, name: str) -> list[str]:
         """Return keys and values (B, H, T, E)."""
         return [self.split(self.linear(x, f"{name}.key", bias=False)), self.split(self.linear(x, f"{name}.value"))]
+
+    def across(self, x: str) -> str:
+        """Turn keys (B, H, T, E) into (B, H, E, T)."""
+        return self._turned(x, 0, 1, 3, 2)
 
     def perceptron(self, x: str, name: str) -> str:
         """Add a block's perceptron to x."""
@@ -205,15 +205,20 @@ class _EncoderGraph(_Layers):
             x = self.plus(x, self._attention(x, f"{block}.attention"))
             x = self.perceptron(x, f"{block}.mlp")
         x = self.norm(x, "encoder.ln_post")
-        self.output(x, "states", 1, "T", self.width)
+        self.output(x, 1, "T", self.width)
         for number in range(config.decoder_layers):
-            for value, kind in zip(self.keys_values(x, f"decoder.blocks.{number}.cross"), "kv", strict=True):
-                self.output(value, f"{kind}{number}", 1, self.heads, "T", self.width // self.heads)
+            keys, values = self.keys_values(x, f"decoder.blocks.{number}.cross")
+            self.output(self.across(keys), 1, self.heads, self.width // self.heads, "T")
+            self.output(values, 1, self.heads, "T", self.width // self.heads)
 
     def _attention(self, x: str, name: str) -> str:
         normed = self.norm(x, f"{name}.ln_global")
-        query = self.split(self.linear(normed, f"{name}.attn_global.query"))
-        mixed = self.attend(query, *self.keys_values(normed, f"{name}.attn_global"))
+        parts = [
+            self.linear(normed, f"{name}.attn_global.{part}", bias=part != "key") for part in ("query", "key", "value")
+        ]
+        mixed = self.add(
+            "MultiHeadAttention", *parts, num_heads=self.heads
+        )  # never holds the scores of all T x T pairs
         globe = self.linear(mixed, f"{name}.attn_global.out")
         return self._with_local(x, globe, name) if self.config.attention == "hybrid" else globe
 
@@ -235,7 +240,7 @@ class _EncoderGraph(_Layers):
             sharpness = LEARNED_TEMPERATURE_RANGE ** np.tanh(self.read.floats(f"{local}.sharpness", self.heads))
             temperature = self.add("Mul", temperature, self.weight(sharpness.reshape(1, -1, 1, 1).astype(np.float32)))
         normed = self.norm(x, f"{name}.ln_local")
-        query = self.add("Div", self.split(self.linear(normed, f"{local}.query")), temperature)
+        query = self.add("Div", self.split(self.query(normed, local)), temperature)
         radius = self._line(span, config.max_span - config.ramp, config.ramp)
         keys, values = self.keys_values(normed, local)
         mixed = self._windowed(query, keys, values, radius)
@@ -253,8 +258,7 @@ class _EncoderGraph(_Layers):
         visible = self.add("Log", self.add("Clip", reach, self._scalar(FAINTEST), self._scalar(1.0)))  # (1, H, C, 3 C)
         window = self.add("Unsqueeze", visible, self.weight([2]))
         q, k, v = (self._blocks(one, shifts) for one, shifts in ((q, (1,)), (k, (0, 1, 2)), (v, (0, 1, 2))))
-        scale = self.weight(np.array([size**-0.5], np.float32))
-        scores = self.add("MatMul", self.add("Mul", q, scale), self._turned(k, 0, 1, 2, 4, 3))
+        scores = self.add("MatMul", q, self._turned(k, 0, 1, 2, 4, 3))
         mixed = self.add("MatMul", self.add("Softmax", self.plus(scores, window, self.outside), axis=-1), v)
         joined = self.add("Reshape", mixed, self.weight([0, self.heads, -1, size]))
         return self.merge(self.add("Slice", joined, self.weight([0]), self.steps, self.weight([2])))
@@ -280,36 +284,47 @@ class _EncoderGraph(_Layers):
 
 
 class _DecoderGraph(_Layers):
-    """x (R, L, D), bias (L, P + L), keep (1,), past, memory → the past, and logits (R, keep, V) of the last tokens."""
+    """x (R, L, D), bias (L, P + L), keep (1,), past, memory → the past, and logits (R, keep, V) of the last tokens.
+
+    `by_window` (W, R / W, L, H, E) and `by_row` (R, L, D) are the shapes before and after cross-attention, in which the
+    rows of a window read its keys (W, H, 1, E, T) and values (W, H, 1, T, E) one after the other, from the CPU's cache.
+    """
 
     def build(self, head: tuple[np.ndarray, np.ndarray]) -> None:
         """Add the whole decoder; `head` are the integers and scales of the token embedding."""
         size = self.width // self.heads
         x, bias = self.input("x", "R", "L", self.width), self.input("bias", "L", "N")
-        keep = self.input("keep", 1, dtype=np.int64)
+        keep, unseen = self.input("keep", 1, dtype=np.int64), self.input("unseen", "W", 1, 1, 1, "T")
+        by_window, by_row = (self.input(name, n, dtype=np.int64) for name, n in (("by_window", 5), ("by_row", 3)))
         for number in range(self.config.decoder_layers):
             past = [self.input(f"past_{kind}{number}", "R", self.heads, "P", size) for kind in "kv"]
             memory = (
-                self.input(f"k{number}", 1, self.heads, "T", size),
-                self.input(f"v{number}", 1, self.heads, "T", size),
+                self.input(f"k{number}", "W", self.heads, 1, size, "T"),
+                self.input(f"v{number}", "W", self.heads, 1, "T", size),
             )
             name = f"decoder.blocks.{number}"
             normed, globe = self.norm(x, f"{name}.attention.ln_global"), f"{name}.attention.attn_global"
-            query = self.split(self.linear(normed, f"{globe}.query"))
+            query = self.split(self.query(normed, globe))
             fresh = self.keys_values(normed, globe)
             keys, values = (self.add("Concat", *pair, axis=2) for pair in zip(past, fresh, strict=True))
-            for value, kind in ((keys, "k"), (values, "v")):
-                self.output(value, f"now_{kind}{number}", "R", self.heads, "N", size)
-            x = self.plus(x, self.linear(self.attend(query, keys, values, bias), f"{globe}.out"))
-            asked = self.linear(self.norm(x, f"{name}.ln_cross"), f"{name}.cross.query")
-            x = self.plus(x, self.linear(self.attend(self.split(asked), *memory), f"{name}.cross.out"))
+            for value in (keys, values):
+                self.output(value, "R", self.heads, "N", size)
+            mixed = self.merge(self.attend(query, self.across(keys), values, bias))
+            x = self.plus(x, self.linear(mixed, f"{globe}.out"))
+            asked = self.query(self.norm(x, f"{name}.ln_cross"), f"{name}.cross")
+            asked = self._turned(self.add("Reshape", asked, by_window), 0, 3, 1, 2, 4)
+            mixed = self._turned(self.attend(asked, *memory, unseen), 0, 2, 3, 1, 4)
+            x = self.plus(x, self.linear(self.add("Reshape", mixed, by_row), f"{name}.cross.out"))
             x = self.perceptron(x, f"{name}.mlp")
         last = self.add("Slice", self.norm(x, "decoder.ln"), keep, self.weight([LARGEST]), self.weight([1]))
-        self.output(self.product(last, *head), "logits", "R", "K", self.config.vocabulary)
+        self.output(self.product(last, *head), "R", "K", self.config.vocabulary)
 
 
 class OnnxEngine:
-    """A model in ONNX Runtime: `encode` audio, `start` a text, `advance` it by tokens to the logits of the next."""
+    """A model in ONNX Runtime: `encode` audio, `start` a text, `advance` it by tokens to the logits of the next.
+
+    The bits of a row's logits do not depend on the other rows and windows that are computed with it.
+    """
 
     def __init__(self, weights: Weights, config: ModelConfig, threads: int = 0) -> None:
         self.config = config
@@ -322,14 +337,21 @@ class OnnxEngine:
         weights.end()
         self.encoder, self.decoder = encoder.session(threads), decoder.session(threads)
 
-    def encode(self, mel: np.ndarray) -> Memory:
-        """Encode a spectrogram (F, M)."""
-        steps = len(mel) // (self.config.strides[0] * self.config.strides[1])
-        given = {"mel": mel[None], "positions": self.positions[None, :steps]}
-        if self.config.attention == "hybrid":
-            given |= self._windows(steps)
-        states, *keys_values = run(self.encoder, given)
-        return Memory(states, keys_values)
+    def encode(self, mels: Sequence[np.ndarray]) -> Memory:
+        """Encode spectrograms (F, M), one by one."""
+        stride = self.config.strides[0] * self.config.strides[1]
+        length = -(-max(len(mel) for mel in mels) // stride // WHOLE_STEPS) * WHOLE_STEPS
+        whole: Memory | None = None
+        for place, mel in enumerate(mels):
+            steps = len(mel) // stride
+            given = {"mel": mel[None], "positions": self.positions[None, :steps]}
+            if self.config.attention == "hybrid":
+                given |= self._windows(steps)
+            states, *keys_values = run(self.encoder, given)
+            whole = whole or Memory.empty(keys_values, len(mels), length)
+            whole.put(place, states, keys_values)
+        assert whole is not None
+        return whole
 
     def _windows(self, steps: int) -> dict[str, np.ndarray]:
         """Return how steps are cut into blocks, and which places are no steps."""
@@ -341,29 +363,35 @@ class OnnxEngine:
         return {"ends": ends, "steps": np.array([steps]), "outside": outside[None, None, :, None]}
 
     def start(self, memory: Memory, rows: int = 1) -> State:
-        """Return the state before the first token, with the same audio for all rows."""
-        empty = np.zeros((rows, self.config.heads, 0, self.config.width // self.config.heads), np.float32)
-        return State(memory, [empty] * len(memory.keys_values))
+        """Return the state before the first token, with some rows for each window."""
+        windows = len(memory.numbers)
+        heads = self.config.heads
+        empty = np.zeros((windows * rows, heads, 0, self.config.width // heads), np.float32)
+        return State(memory, [empty] * len(memory.keys_values), windows)
 
     def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
         """Read tokens (R, L) and return logits (R, keep, V) after the last of them, and the state."""
-        past, length = state.past[0].shape[2], tokens.shape[1]
+        past, (rows, length), windows = state.past[0].shape[2], tokens.shape, state.windows
+        width, heads = self.config.width, self.config.heads
         x = _floats(*(one[tokens] for one in self.embedding)) + self.text_positions[past : past + length]
         ahead = np.triu(np.full((length, past + length), NEVER, np.float32), past + 1)
-        given = {"x": x, "bias": ahead, "keep": np.array([-keep])}
+        given = {"x": x, "bias": ahead, "keep": np.array([-keep]), "unseen": state.memory.unseen[:windows, None]}
+        given["by_window"] = np.array([windows, rows // windows, length, heads, width // heads])
+        given["by_row"] = np.array([rows, length, width])
         kinds = [f"{kind}{number}" for number in range(self.config.decoder_layers) for kind in "kv"]
         given |= {f"past_{kind}": one for kind, one in zip(kinds, state.past, strict=True)}
-        given |= dict(zip(kinds, state.memory.keys_values, strict=True))
+        given |= {kind: one[:windows, :, None] for kind, one in zip(kinds, state.memory.keys_values, strict=True)}
         *now, logits = run(self.decoder, given)
-        return logits, State(state.memory, now)
+        return logits, State(state.memory, now, windows)
 
-    def select(self, state: State, rows: Sequence[int]) -> State:
-        """Return the state of these rows, in any order; rows may be missing or repeated."""
-        return State(state.memory, [one[list(rows)] for one in state.past])
+    def select(self, state: State, rows: Sequence[int], windows: int | None = None) -> State:
+        """Return the state of these rows, in any order, of the first windows, or of all; rows may be repeated."""
+        past = state.past if list(rows) == list(range(len(state.past[0]))) else [one[list(rows)] for one in state.past]
+        return State(state.memory, past, windows or state.windows)
 
     def cut(self, state: State, length: int) -> State:
         """Return the state after the first `length` tokens."""
-        return State(state.memory, [one[:, :, :length] for one in state.past])
+        return state._replace(past=[one[:, :, :length] for one in state.past])
 
 
 def _floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from focusasr.runtime.onnx import session
 
 IR_VERSION = 8
 OPERATOR_SETS = {"": 18, "com.microsoft": 1}
-CONTRIBUTED = {"Gelu", "MatMulNBits"}  # operators of ONNX Runtime
+CONTRIBUTED = {"Gelu", "MatMulNBits", "MultiHeadAttention"}  # operators of ONNX Runtime
 DATA_TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.int64): 7}
 EXTERNAL = 1  # TensorProto.DataLocation
 MOST_INSIDE = 64  # bytes of a weight in the model itself: shapes must be known when it is read
@@ -72,10 +72,9 @@ class Graph:
         self._inputs.append(_message((1, name), (2, _tensor_type(dtype, shape))))
         return name
 
-    def output(self, value: str, name: str, *shape: int | str) -> None:
-        """Declare a value as an output of this name, in float32."""
-        self._nodes.append(_message((1, value), (2, name), (4, "Identity")))
-        self._outputs.append(_message((1, name), (2, _tensor_type(np.float32, shape))))
+    def output(self, value: str, *shape: int | str) -> None:
+        """Declare an operator's result as the next output, in float32."""
+        self._outputs.append(_message((1, value), (2, _tensor_type(np.float32, shape))))
 
     def weight(self, values: np.ndarray | Sequence[float] | Sequence[int]) -> str:
         """Add a constant and return its name; whole numbers become int64."""

@@ -41,12 +41,12 @@ from focusasr.training.step import TrainStep
 from focusasr.training.trainer import Trainer
 from focusasr.training.validation import Measured, overall_wer
 from focusasr.training_config import AdaptConfig, TrainConfig
-from focusasr.whisper_config import LongformConfig, SearchConfig
+from focusasr.whisper_config import SECONDS_PER_TIMESTAMP, LongformConfig, SearchConfig
 
 SHORTEST_CUT_SECONDS = 0.3
 POSITIONS_COMPARED = 96  # sampled per batch for the comparison of whole output distributions, which is costly
 PADDED = "padded"  # suffix of a dev set that is measured with padding to the window
-LAST_TIMESTAMP, SECONDS_PER_TIMESTAMP = 1500, 0.02
+LAST_TIMESTAMP = 1500
 GREEDY = SearchConfig(beam_size=None, best_of=None, temperature_increment_on_fallback=None)
 
 

@@ -236,14 +236,15 @@ class LoadedModel:
         return recognizer, remarks + idle + recognizer.remarks()
 
     def _onnx(self, options: Options) -> tuple[AnyRecognizer, list[str]]:
-        from focusasr.transcription.onnx import OnnxRecognizer
+        from focusasr.transcription.onnx import OnnxBatchedRecognizer, OnnxRecognizer
 
         idle = without_effect(options.decoding, options.longform)
         tokenizer = self._plain[1] if self._plain else cast("WhisperTokenizer", self._checkpoint.tokenizer)
         longform, remarks = heard_as(tokenizer.whisper, options.longform)
         self._onnx_engine = self._onnx_engine or self._new_onnx_engine()
         search, aligner = self._search(options), self._aligner() if options.decoding.word_timestamps else None
-        recognizer = OnnxRecognizer(self._onnx_engine, tokenizer, options.decoding, search, longform, aligner)
+        kind = OnnxBatchedRecognizer if longform.batched else OnnxRecognizer
+        recognizer = kind(self._onnx_engine, tokenizer, options.decoding, search, longform, aligner)
         recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
@@ -326,4 +327,4 @@ def can_do(options: Options) -> bool:
 
     config = options.decoding
     usual = config.span_scale == config.temperature_scale == 1.0 and config.compute_type in ("auto", "int8")
-    return usual and not options.longform.batched and OnnxWhisperDecoder.supports(options.search)
+    return usual and OnnxWhisperDecoder.supports(options.search)

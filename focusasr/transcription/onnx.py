@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from focusasr.audio.integrity import CutOff
-from focusasr.audio.mel_stream import MelStream, log_power
+from focusasr.audio.mel_stream import MelStream, log_mel, log_power
+from focusasr.audio.segmentation import AudioSegment
 from focusasr.audio.source import Source
-from focusasr.config import DecodingConfig
+from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
-from focusasr.model.onnx_engine import Memory, OnnxEngine
+from focusasr.decoding.whisper_prompts import DecodingResult
+from focusasr.model.onnx_engine import OnnxEngine
+from focusasr.model.onnx_memory import Memory
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.transcription.result import Segment
 from focusasr.transcription.whisper import WhisperRecognizer
+from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
     from focusasr.model.transformer import Decoder
     from focusasr.transcription.whisper import AnyDecoder
+
+
+SHORTEST_REST_SECONDS = 1.0  # after the last time of a chunk's text, which would be decoded again
+MOST_TOGETHER = 8  # windows of a batch: more take memory and hardly less time
 
 
 class Device(NamedTuple):
@@ -56,7 +64,7 @@ class OnnxRecognizer(WhisperRecognizer):
         return MelStream(source, self.engine.config, lambda samples: log_power(samples, bands), cut_off, pause)
 
     def _encoded(self, mel: np.ndarray) -> Memory:
-        return self.engine.encode(mel)
+        return self.engine.encode([mel])
 
     def _timed(
         self, reader: AnyDecoder, memory: Memory, frames: int, segments: list[Segment], last_speech: float
@@ -65,5 +73,34 @@ class OnnxRecognizer(WhisperRecognizer):
 
         from focusasr.model.transformer import EncoderOutput
 
-        states = EncoderOutput(torch.from_numpy(memory.states), None, [])
+        states = EncoderOutput(torch.from_numpy(memory.states[0]), None, [])
         return super()._timed(reader, states, frames, segments, last_speech)
+
+
+class OnnxBatchedRecognizer(OnnxRecognizer, BatchedWhisperRecognizer):
+    """A Whisper model that decodes many chunks at once, in 8 bit integers."""
+
+    def _set(self, *settings: Any) -> None:
+        super()._set(*settings)
+        self.batch_size = min(self.batch_size, MOST_TOGETHER)
+
+    def _answers(
+        self,
+        reader: AnyDecoder,
+        memory: Memory,
+        pieces: Sequence[AudioSegment],
+        prompts: Sequence[Sequence[int]],
+        opening: Sequence[int],
+    ) -> list[DecodingResult]:
+        """Return the text of each chunk. It does not stop long before the end, where a chunk has speech."""
+        timed = not self.longform.without_timestamps
+        ends = [len(piece.waveform) / SAMPLE_RATE_HZ - SHORTEST_REST_SECONDS for piece in pieces] if timed else []
+        assert isinstance(reader, OnnxWhisperDecoder)
+        return reader.answers(memory, prompts, timed, opening, ends)
+
+    def _window(self, memory: Memory, row: int) -> Memory:
+        return memory.window(row)
+
+    def _mel(self, piece: AudioSegment) -> np.ndarray:
+        mel = log_mel(piece.waveform, self.engine.config.mel_bands)
+        return np.pad(mel, ((0, self.engine.config.input_frames(len(mel)) - len(mel)), (0, 0)))

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from focusasr.audio.features import log_mel
 from focusasr.audio.integrity import CutOff
 from focusasr.audio.load import stream, to_samples
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND, HOP_SAMPLES, levels_db
@@ -24,9 +22,10 @@ from focusasr.decoding.whisper_prompts import DecodingResult, is_silence
 from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import SegmentCache
-from focusasr.transcription.whisper import WhisperRecognizer
-from focusasr.transcription.whisper_window import SECONDS_PER_TIMESTAMP, MelWindow, behind_end, split
+from focusasr.transcription.whisper import Memory, WhisperRecognizer
+from focusasr.transcription.whisper_window import MelWindow, behind_end, split
 from focusasr.transcription.word_edges import with_edges
+from focusasr.whisper_config import SECONDS_PER_TIMESTAMP
 
 if TYPE_CHECKING:
     from focusasr.transcription.whisper import AnyDecoder
@@ -123,7 +122,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         if self.longform.multilingual:
             readers = [reader.speaking(language) for language in reader.languages(memory)]
         prompts = [one.prompt(self._initial(one), timed, opening) for one in readers]
-        answers = reader.answers(memory, prompts, timed, opening=opening)
+        answers = self._answers(reader, memory, pieces, prompts, opening)
         result: list[list[Segment]] = []
         left: dict[int, AudioSegment] = {}
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
@@ -134,16 +133,36 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
             if again:
                 left[row] = again
             if self.config.word_timestamps:
-                alone = memory.select(torch.tensor([row], device=self.device))
                 frames = len(piece.waveform) // HOP_SAMPLES
-                segments = self._timed(readers[row], alone, frames, segments, piece.start_seconds)
+                segments = self._timed(readers[row], self._window(memory, row), frames, segments, piece.start_seconds)
                 segments = with_edges(segments, levels_db(piece.waveform), piece.start_seconds)
             result.append(segments)
         for row, segments in zip(left, self._decoded(reader, list(left.values())) if left else (), strict=True):
             result[row] += segments
         return result
 
-    def _mel(self, piece: AudioSegment) -> torch.Tensor:
+    def _answers(
+        self,
+        reader: AnyDecoder,
+        memory: Memory,
+        pieces: Sequence[AudioSegment],
+        prompts: Sequence[Sequence[int]],
+        opening: Sequence[int],
+    ) -> list[DecodingResult]:
+        """Return the text of each chunk."""
+        return reader.answers(memory, prompts, not self.longform.without_timestamps, opening)
+
+    def _window(self, memory: Memory, row: int) -> Memory:
+        """Return one window of a batch."""
+        import torch
+
+        return memory.select(torch.tensor([row], device=self.device))
+
+    def _mel(self, piece: AudioSegment) -> Any:
+        import torch
+
+        from focusasr.audio.features import log_mel
+
         mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
         return torch.nn.functional.pad(mel, (0, 0, 0, self.engine.config.input_frames(len(mel)) - len(mel)))
 

@@ -12,10 +12,9 @@ from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.runtime.errors import InputError
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.transcription.result import Segment, as_segments
-from focusasr.whisper_config import LongformConfig
+from focusasr.whisper_config import SECONDS_PER_TIMESTAMP, LongformConfig
 
 FRAMES_PER_TIMESTAMP = 2
-SECONDS_PER_TIMESTAMP = FRAMES_PER_TIMESTAMP / FRAMES_PER_SECOND
 SLOW_FRAMES = FRAMES_PER_SECOND  # a window that advances by less is slow; after several, each advances further
 SLOW_ALLOWED = 2  # consecutive slow windows without a larger step
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
+from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder, _best
 from focusasr.decoding.whisper_decoder import WhisperDecoder
 from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.model.decoding_state import DecodingState
 from focusasr.model.engine import Engine
-from focusasr.model.onnx_engine import Memory, State
+from focusasr.model.onnx_memory import Memory, State
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 from tests.helpers.tiny_whisper import as_whisper
@@ -30,19 +30,19 @@ class TorchEngine:
         self.engine, self.config, self.memory = engine, engine.config, memory
 
     def start(self, memory: Memory) -> State:
-        return State(memory, [np.zeros((1, 1, 0, 1))])
+        return State(memory, [np.zeros((1, 1, 0, 1))], 1)
 
     def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
         past = np.concatenate([state.past[0], tokens[:, None, :, None]], axis=2)
         rows = torch.from_numpy(past[:, 0, :, 0]).long()
         fresh: DecodingState = self.engine.start(self.memory, len(rows))
-        return self.engine.advance(rows, fresh).float().numpy()[:, -keep:], State(state.memory, [past])
+        return self.engine.advance(rows, fresh).float().numpy()[:, -keep:], State(state.memory, [past], 1)
 
-    def select(self, state: State, rows: list[int]) -> State:
-        return State(state.memory, [state.past[0][rows]])
+    def select(self, state: State, rows: list[int], windows: int = 1) -> State:
+        return State(state.memory, [state.past[0][rows]], windows)
 
     def cut(self, state: State, length: int) -> State:
-        return State(state.memory, [state.past[0][:, :, :length]])
+        return State(state.memory, [state.past[0][:, :, :length]], 1)
 
 
 @cache
@@ -69,7 +69,8 @@ def both(seed: int, previous: list[int], draft: list[int], **options: Any) -> li
         decoder.draft, decoder.most_tokens = draft, 40
         opening = decoder.opening()
         prompt = decoder.prompt(previous, opening=opening)
-        here: Any = memory if isinstance(decoder, WhisperDecoder) else Memory(np.zeros(0), [])
+        nothing = Memory([np.zeros(0)], [], np.zeros((1, 1, 1, 0)), [0])
+        here: Any = memory if isinstance(decoder, WhisperDecoder) else nothing
         found += decoder.answers(here, [prompt], opening=opening)
     return found
 
@@ -125,3 +126,13 @@ def test_samples_follow_the_distribution() -> None:
     logits[[tokenizer.timestamp_begin, tokenizer.timestamp_begin + 1]] = np.log([0.25, 0.75])
     chosen = decoder.choices(logits[None].repeat(400, axis=0), 1.0, np.random.default_rng(0))
     assert np.mean(chosen == tokenizer.timestamp_begin + 1) == pytest.approx(0.75, abs=0.06)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("size", [5, 300, 51864])
+def test_the_best_tokens_are_found(count: int, size: int) -> None:
+    logits = np.random.default_rng(size).normal(size=(4, size)).astype(np.float32)
+    logits[1, : size // 2] = -np.inf
+    count = min(count, size)
+    found = np.take_along_axis(logits, _best(logits, count), axis=1)
+    assert np.array_equal(np.sort(found, axis=1), np.sort(logits, axis=1)[:, size - count :])

@@ -18,6 +18,7 @@ from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.engine import prepare
 from focusasr.model.onnx_engine import OnnxEngine, Weights, supports
+from focusasr.model.onnx_memory import Memory
 from focusasr.model.transformer import Model
 from focusasr.runtime.errors import InputError
 from tests.conftest import ROOT
@@ -59,14 +60,14 @@ def test_results_are_those_of_the_model(tmp_path: Path, shape: dict[str, Any], f
     whole = prepare(checkpoint.model, CPU, DecodingConfig(compute_type="float32"))
     expected = whole.advance(torch.tensor([TOKENS]), whole.start(whole.encode([mel])))[0]
     engine = onnx_engine(checkpoint)
-    logits, _ = engine.advance(np.array([TOKENS]), engine.start(engine.encode(mel.numpy())), keep=len(TOKENS))
+    logits, _ = engine.advance(np.array([TOKENS]), engine.start(engine.encode([mel.numpy()])), keep=len(TOKENS))
     error = np.abs(logits[0] - expected.numpy())
     assert error.mean() < 0.03 * float(expected.std())
 
 
 def test_a_row_and_a_chunk_get_the_bits_that_they_get_alone(tmp_path: Path) -> None:
     engine = onnx_engine(adapted(tmp_path, **HYBRIDS[1]))
-    memory = engine.encode(np.random.default_rng(0).normal(size=(60, 20)).astype(np.float32))
+    memory = engine.encode([np.random.default_rng(0).normal(size=(60, 20)).astype(np.float32)])
     whole, end = engine.advance(np.array([TOKENS]), engine.start(memory), keep=3)
     rows = np.array([TOKENS, TOKENS[::-1]])
     logits, state = engine.advance(rows[:, :3], engine.start(memory, rows=2))
@@ -76,6 +77,28 @@ def test_a_row_and_a_chunk_get_the_bits_that_they_get_alone(tmp_path: Path) -> N
     assert not np.array_equal(logits[0], whole[0])
     again, _ = engine.advance(np.array([TOKENS[4:]]), engine.cut(end, 4), keep=2)
     assert np.array_equal(again[0], whole[0, 1:])
+
+
+@pytest.mark.parametrize("shape", HYBRIDS[:2], ids=str)
+def test_a_window_gets_the_bits_that_it_gets_alone(tmp_path: Path, shape: dict[str, Any]) -> None:
+    engine = onnx_engine(adapted(tmp_path, **shape))
+    chance = np.random.default_rng(0)
+    mels = [chance.normal(size=(frames, 20)).astype(np.float32) for frames in (60, 96, 2, 40)]
+    alone = []
+    for mel in mels:
+        logits, state = engine.advance(np.array([TOKENS[:3]] * 2), engine.start(engine.encode([mel]), rows=2))
+        alone.append(engine.advance(np.array([TOKENS[3:4]] * 2), state)[0][0])
+    memory = Memory.joined([engine.encode(mels[:1]), *(engine.encode([mel]) for mel in mels[1:])])
+    _, state = engine.advance(np.array([TOKENS[:3]] * 4), engine.start(memory))
+    order = memory.keep([1, 3])
+    assert memory.numbers[:2] == order and sorted(order) == [1, 3]
+    state = engine.select(state, [row for row in order for _ in range(2)], len(order))
+    logits, _ = engine.advance(np.array([TOKENS[3:4]] * 4), state)
+    for place, number in enumerate(order):
+        assert all(np.array_equal(row, alone[number]) for row in logits[2 * place : 2 * place + 2])
+    for number in range(len(mels)):
+        _, state = engine.advance(np.array([TOKENS[:3]]), engine.start(memory.window(number)))
+        assert np.array_equal(engine.advance(np.array([TOKENS[3:4]]), state)[0][0], alone[number])
 
 
 def test_the_default_model_is_as_near_to_float32_as_in_pytorch() -> None:
@@ -89,7 +112,7 @@ def test_the_default_model_is_as_near_to_float32_as_in_pytorch() -> None:
         return engine.advance(torch.tensor([tokens]), engine.start(engine.encode([mel])))[0].log_softmax(-1)
 
     engine = onnx_engine(checkpoint)
-    logits, _ = engine.advance(np.array([tokens]), engine.start(engine.encode(mel.numpy())), keep=4)
+    logits, _ = engine.advance(np.array([tokens]), engine.start(engine.encode([mel.numpy()])), keep=4)
     found, exact = torch.from_numpy(logits[0]).log_softmax(-1), log_probs("float32")
     assert float((found - exact).abs().mean()) < 0.1
     assert float((found - exact).abs().mean()) < 1.5 * float((log_probs("int8") - exact).abs().mean())

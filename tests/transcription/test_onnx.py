@@ -56,7 +56,7 @@ def test_the_default_model_is_computed_without_pytorch() -> None:
         ({"compute_type": "int8"}, True),
         ({"prefix": "S", "hotwords": "Sarah", "initial_prompt": "Names."}, True),
         ({"compute_type": "float32"}, False),
-        ({"batched": True}, False),
+        ({"batched": True}, True),
         ({"repetition_penalty": 1.1}, False),
         ({"no_repeat_ngram_size": 3}, False),
         ({"span_scale": 0.5}, False),
@@ -77,6 +77,37 @@ def test_word_times_and_their_order_leave_the_text_alone(model: LoadedModel) -> 
     assert [word["word"] for word in timed.words] == [word["word"] for word in again.words]
     for mine, exact in zip(timed.words, again.words, strict=True):
         assert mine["start"] == pytest.approx(exact["start"], abs=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3}], ids=str)
+def test_texts_of_batches_do_not_depend_on_their_size(options: dict[str, Any]) -> None:
+    recognizer = focusasr.load("default", device="cpu", batched=True, max_segment_seconds=4, **options)
+    speech, name = (soundfile.read(SAMPLE.with_name(one), dtype="float32")[0] for one in ("jfk.flac", "sample.flac"))
+    samples = np.concatenate([name, speech, name])
+    alone, together = (recognizer.transcribe(samples, batch_size=size, word_timestamps=True) for size in (1, 7))
+    assert len(alone.segments) >= 4 and "your country can do for you" in alone.text
+    assert together.segments == alone.segments
+
+
+def test_a_chunk_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    recognizer = focusasr.load("default", device="cpu", batched=True)
+    samples, _ = soundfile.read(SAMPLE.with_name("jfk.flac"), dtype="float32")
+    tokenizer = recognizer._model.recognizer(Options.read(sort_options({}))).recognizer.tokenizer
+    ruled, seen = OnnxWhisperDecoder._rule, list[bool]()
+
+    def eager(self: Any, logits: Any, texts: Any, windows: Any) -> None:
+        """Let the model end at the first time after text."""
+        ruled(self, logits, texts, windows)
+        for row, text in zip(logits, texts, strict=True):
+            if len(text) > 5 and text[-1] < tokenizer.end and "," in tokenizer.decode_exactly(text[-1:]):
+                row[: tokenizer.timestamp_begin] = -np.inf
+            elif len(text) > 5 and text[-1] > tokenizer.end and text[-2] > tokenizer.end:
+                seen.append(bool(np.isfinite(row[tokenizer.end])))
+                row[tokenizer.end] += 50
+
+    monkeypatch.setattr(OnnxWhisperDecoder, "_rule", eager)
+    text = recognizer.transcribe(samples).text
+    assert seen and not any(seen) and text.rstrip(".").endswith("for your country")
 
 
 def test_small_models_are_left_to_pytorch(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 import focusasr
+from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
 from focusasr.decoding.whisper_decoder import WhisperDecoder
 from tests.helpers.tiny_whisper import write_whisper
 
@@ -21,7 +22,13 @@ JFK = Path(__file__).resolve().parents[1] / "data" / "jfk.flac"
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the numbers of windows that are decoded together."""
     found: list[int] = []
-    searched = WhisperDecoder._searched
+    searched, tried = WhisperDecoder._searched, OnnxWhisperDecoder._first_tries
+
+    def counted_too(self: OnnxWhisperDecoder, memory: Any, windows: Any) -> Any:
+        found.append(len(windows))
+        return tried(self, memory, windows)
+
+    monkeypatch.setattr(OnnxWhisperDecoder, "_first_tries", counted_too)
 
     def counted(self: WhisperDecoder, memory: Any, prompt: Any, *rest: Any) -> Any:
         found.append(len(prompt))
@@ -49,10 +56,9 @@ def at_once(recognizer: focusasr.Recognizer, clips: list[np.ndarray], options: l
     return results
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["ONNX Runtime", "PyTorch"])
-def test_texts_of_the_default_model_are_those_of_each_clip_alone(sizes: list[int], together: bool) -> None:
-    """ONNX Runtime computes windows alone, PyTorch together."""
-    recognizer = focusasr.load("default", device="cpu", **({"no_repeat_ngram_size": 40} if together else {}))
+@pytest.mark.parametrize("torch", [False, True], ids=["ONNX Runtime", "PyTorch"])
+def test_texts_of_the_default_model_are_those_of_each_clip_alone(sizes: list[int], torch: bool) -> None:
+    recognizer = focusasr.load("default", device="cpu", **({"no_repeat_ngram_size": 40} if torch else {}))
     samples, rate = soundfile.read(JFK, dtype="float32")
     bounds = [
         (0, 2),
@@ -73,10 +79,10 @@ def test_texts_of_the_default_model_are_those_of_each_clip_alone(sizes: list[int
     alone = [recognizer.transcribe(clip, **given).segments for clip, given in zip(clips, options, strict=True)]
     assert max(sizes, default=1) == 1 and sum(bool(segments) for segments in alone) >= 9
     sizes.clear()
-    if together and not recognizer._model.recognizer(recognizer._options({})).recognizer.engine.keeps_rows_apart:
+    if torch and not recognizer._model.recognizer(recognizer._options({})).recognizer.engine.keeps_rows_apart:
         pytest.skip("this CPU has no exact 8 bit products, so that clips are transcribed alone")
     assert at_once(recognizer, clips, options) == alone
-    assert not together or max(sizes) >= 4
+    assert max(sizes) >= 4
 
 
 def test_other_models_transcribe_alone(sizes: list[int], tmp_path: Path) -> None:
