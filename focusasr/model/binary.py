@@ -1,4 +1,4 @@
-"""Bounds-checked reading of binary files with numbers, names and tensors."""
+"""Bounds-checked reading of binary files with numbers, names and arrays."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from focusasr.runtime.errors import InputError
+
+BFLOAT16 = np.dtype("V2")  # upper halves of float32, which numpy lacks
+
+
+def to_numbers(values: np.ndarray) -> np.ndarray:
+    """Return values that numpy can compute with: bfloat16 becomes float32."""
+    if values.dtype != BFLOAT16:
+        return values
+    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 class BinaryFile:
@@ -45,17 +53,13 @@ class BinaryFile:
         self._check(count)
         self._file.seek(count, 1)
 
-    def tensor(self, start: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        """Return the tensor that starts at a byte; its end was checked when it was skipped."""
+    def array(self, start: int, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+        """Return the numbers that start at a byte; their end was checked when they were skipped."""
         data = bytearray(math.prod(shape) * dtype.itemsize)
         self._file.seek(start)
         if self._file.readinto(data) != len(data):
             raise self.broken("it ends too early")
-        return (
-            torch.frombuffer(data, dtype=dtype).reshape(tuple(shape))
-            if data
-            else torch.empty(tuple(shape), dtype=dtype)
-        )
+        return to_numbers(np.frombuffer(data, dtype)).reshape(tuple(shape))
 
     def broken(self, reason: str) -> InputError:
         """Return the error for a corrupt file."""

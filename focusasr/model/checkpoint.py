@@ -1,13 +1,12 @@
 """Checkpoints: folders of config.json, model.safetensors, tokenizer.json, README.md and metrics.json.
 
 Nothing is unpickled. A folder is written under a temporary name and renamed. Names and shapes are checked against the
-configuration before any weight is loaded. Whisper checkpoints of other programs are read here too.
+configuration before any weight is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,11 @@ from safetensors.torch import save_file
 
 from focusasr import __version__
 from focusasr.config import WhisperConfig
-from focusasr.model.checkpoint_folder import FORMAT, WEIGHTS, read_description
-from focusasr.model.ctranslate2 import read_ctranslate2
-from focusasr.model.formats import Format, format_of
-from focusasr.model.ggml import read_ggml
-from focusasr.model.huggingface import read_hugging_face
-from focusasr.model.openai import read_openai
+from focusasr.model.checkpoint_folder import FORMAT, WEIGHTS
+from focusasr.model.imported import read_checkpoint
+from focusasr.model.torch_weights import UnreadWeights, as_int8, checked_model
 from focusasr.model.transformer import Model
-from focusasr.model.weights import (
-    ImportedCheckpoint,
-    UnreadWeights,
-    as_int8,
-    checked_model,
-    from_int8,
-    safetensors_in,
-)
-from focusasr.runtime.files import link_or_copy, read_json, read_text, write_json
+from focusasr.runtime.files import link_or_copy, write_json
 from focusasr.runtime.settings import to_settings
 from focusasr.text.tokenizer import Tokenizer
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
@@ -93,9 +81,6 @@ def save_checkpoint(
     (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
 
 
-Reader = Callable[[Path, str, contextlib.ExitStack], ImportedCheckpoint]
-
-
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint of any format; InputError names the file that is missing, corrupt or of another size."""
     checkpoint = open_checkpoint(path, device)
@@ -111,23 +96,7 @@ def open_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     Names and shapes of the weights are checked; numbers that are not finite are found when they are read.
     """
     with contextlib.ExitStack() as files:
-        read = READERS[format_of(path)](path, str(device), files)
+        read = read_checkpoint(path, files)
         model = checked_model(read.config, read.tensors, read.place)
         unread = UnreadWeights(read.tensors, read.place, torch.device(device), files.pop_all())
     return Checkpoint(model, read.tokenizer, dict(read.metrics), read.card, path, unread)
-
-
-def read_native(folder: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
-    """Read a folder that save_checkpoint wrote."""
-    settings, tokenizer = read_description(folder)
-    path = folder / WEIGHTS
-    tensors = from_int8(safetensors_in(path, device))
-    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-    card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
-    return ImportedCheckpoint(settings, tokenizer, tensors, card, path, metrics)
-
-
-READERS: dict[Format, Reader] = {
-    "focusasr": read_native, "huggingface": read_hugging_face, "ctranslate2": read_ctranslate2,
-    "openai": read_openai, "ggml": read_ggml,
-}  # fmt: skip

@@ -15,11 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from focusasr.config import ModelConfig
-from focusasr.model.binary import BinaryFile
+from focusasr.model.binary import BFLOAT16, BinaryFile
 from focusasr.model.weights import ImportedCheckpoint, Weight
 from focusasr.model.whisper_tokens import optional_json, tokenizer_of_folder
 from focusasr.model.whisper_weights import check_front_end, whisper_card, whisper_settings
@@ -27,8 +26,13 @@ from focusasr.runtime.errors import InputError
 
 SPEC = "WhisperSpec"
 VERSIONS = range(2, 7)
-TYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
-TYPES_BY_WIDTH = {4: torch.float32, 2: torch.int16, 1: torch.int8}  # before version 4
+TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # by number
+DTYPES: list[np.dtype] = [BFLOAT16 if name == "bfloat16" else np.dtype(name) for name in TYPES]
+TYPES_BY_WIDTH: dict[int, np.dtype] = {
+    4: np.dtype(np.float32),
+    2: np.dtype(np.int16),
+    1: np.dtype(np.int8),
+}  # before version 4
 INT16_SCALE = 1000.0  # of int16 without its own scale, in early versions
 # Their names → ours: tables, whole names, and names in a layer. Some join several of our linear layers by rows; in a
 # joined bias the rows of the key are zero.
@@ -57,7 +61,7 @@ class Variable(NamedTuple):
     """A variable in the file: shape, type and first byte."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: np.dtype
     start: int
 
     @property
@@ -65,14 +69,14 @@ class Variable(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_ctranslate2(folder: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
+def read_ctranslate2(folder: Path, files: contextlib.ExitStack) -> ImportedCheckpoint:
     """Read a folder with model.bin; InputError if files are missing, corrupt or of another model."""
-    variables = Variables(BinaryFile(folder / "model.bin", files), device)
+    variables = Variables(BinaryFile(folder / "model.bin", files))
     generation = optional_json(folder / "config.json") or {}
     weights = dict(_mapped(variables))
     settings = _settings(variables, weights)
     embedding, output = variables["decoder/embeddings/weight"], variables.get("decoder/projection/weight")
-    if output not in (None, embedding) and not torch.equal(
+    if output not in (None, embedding) and not np.array_equal(
         variables.read("decoder/projection/weight"), variables.read("decoder/embeddings/weight")
     ):
         raise InputError(f"{variables.file.path}: the output layer differs from the embedding. Use a Whisper model.")
@@ -88,9 +92,8 @@ def read_ctranslate2(folder: Path, device: str, files: contextlib.ExitStack) -> 
 class Variables:
     """Variables of a model.bin by name, read one by one."""
 
-    def __init__(self, file: BinaryFile, device: str) -> None:
+    def __init__(self, file: BinaryFile) -> None:
         self.file = file
-        self._device = device
         (version,) = file.numbers("I")
         if version not in VERSIONS:
             raise InputError(
@@ -119,7 +122,7 @@ class Variables:
         shape = self.file.numbers("I" * self.file.number("B"))
         kind, size = self.file.numbers("BI")
         if version >= 4:
-            dtype = TYPES[kind] if kind < len(TYPES) else None
+            dtype = DTYPES[kind] if kind < len(TYPES) else None
         else:
             dtype, size = TYPES_BY_WIDTH.get(kind), size * kind
         if dtype is None:
@@ -143,31 +146,31 @@ class Variables:
     def get(self, name: str) -> Variable | None:
         return self._all.get(name)
 
-    def read(self, name: str, first: int = 0, rows: int | None = None) -> Tensor:
+    def read(self, name: str, first: int = 0, rows: int | None = None) -> np.ndarray:
         """Return `rows` rows from row `first`, all by default, in the file's type, or in float32 if quantized."""
         variable = self[name]
         value = self._rows(variable, first, rows)
-        if variable.dtype in (torch.int8, torch.int16) and variable.shape:
-            value = value.float() / self._scale(name, first, value)
-        return value.to(self._device)
+        if variable.dtype in (np.int8, np.int16) and variable.shape:
+            value = value.astype(np.float32) / self._scale(name, first, value)
+        return value
 
-    def _rows(self, variable: Variable, first: int = 0, rows: int | None = None) -> Tensor:
+    def _rows(self, variable: Variable, first: int = 0, rows: int | None = None) -> np.ndarray:
         shape = variable.shape if rows is None else (rows, *variable.shape[1:])
         row = math.prod(variable.shape[1:]) * variable.dtype.itemsize
-        return self.file.tensor(variable.start + first * row, variable.dtype, shape)
+        return self.file.array(variable.start + first * row, variable.dtype, shape)
 
-    def _scale(self, name: str, first: int, value: Tensor) -> Tensor:
+    def _scale(self, name: str, first: int, value: np.ndarray) -> np.ndarray:
         """Return the divisor of quantized rows: one for all, or one per row."""
         if f"{name}_scale" not in self:
-            if value.dtype == torch.int8:
+            if value.dtype == np.int8:
                 raise self.file.broken(f"variable {name + '_scale'!r} is missing")
-            return torch.tensor(INT16_SCALE)
+            return np.array(INT16_SCALE, np.float32)
         scale = self[f"{name}_scale"]
         if math.prod(scale.shape) == 1:
-            return self._rows(scale).float().reshape(())
+            return self._rows(scale).astype(np.float32).reshape(())
         if scale.shape != self[name].shape[:1]:
             raise self.file.broken(f"variable {name + '_scale'!r} has shape {scale.shape}")
-        return self._rows(scale, first, len(value)).float().reshape(-1, *[1] * (value.dim() - 1))
+        return self._rows(scale, first, len(value)).astype(np.float32).reshape(-1, *[1] * (value.ndim - 1))
 
 
 def modules(encoder_layers: int, decoder_layers: int) -> Iterator[tuple[str, list[str]]]:

@@ -37,8 +37,8 @@ from focusasr.model.quantization import (
     make_linear,
     replace_linears,
 )
+from focusasr.model.torch_weights import UnreadWeights, bare_model
 from focusasr.model.transformer import DecoderBlock, EncoderOutput, Model
-from focusasr.model.weights import UnreadWeights, bare_model
 from focusasr.runtime.devices import one_thread
 
 FEW_PRODUCTS = 100_000_000  # of the widest layer in one pass: fewer are faster in one thread, measured on two cores

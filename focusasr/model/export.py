@@ -211,6 +211,6 @@ def _write_ctranslate2(file: BinaryIO, variables: Mapping[str, Tensor]) -> None:
     file.write(struct.pack("<I", 6) + text(SPEC) + struct.pack("<II", REVISION, len(variables)))
     for name, value in sorted(variables.items()):
         file.write(text(name) + struct.pack(f"<B{value.dim()}I", value.dim(), *value.shape))
-        file.write(struct.pack("<BI", TYPES.index(value.dtype), value.nbytes))
+        file.write(struct.pack("<BI", TYPES.index(str(value.dtype).removeprefix("torch.")), value.nbytes))
         file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     file.write(struct.pack("<I", 1) + text("decoder/projection/weight") + text("decoder/embeddings/weight"))

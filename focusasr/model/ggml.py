@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from focusasr.model.binary import BinaryFile
+from focusasr.model.binary import BFLOAT16, BinaryFile
 from focusasr.model.weights import ImportedCheckpoint, Weight
 from focusasr.model.whisper_tokens import tokenizer_of_engine
 from focusasr.model.whisper_weights import OPENAI_PARTS, OPENAI_REST, openai_settings, rename_weight, whisper_card
@@ -26,7 +24,7 @@ DIMS = (
     "n_vocab n_audio_ctx n_audio_state n_audio_head n_audio_layer "
     "n_text_ctx n_text_state n_text_head n_text_layer n_mels"
 ).split()
-FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+FLOATS: dict[int, np.dtype] = {0: np.dtype(np.float32), 1: np.dtype(np.float16), 30: BFLOAT16}
 # ggml's number of a type → (name, numbers per block, bytes per block)
 OWN_TYPES = {2: ("q4_0", 32, 18), 3: ("q4_1", 32, 20), 6: ("q5_0", 32, 22), 7: ("q5_1", 32, 24), 8: ("q8_0", 32, 34)}
 K_TYPES = {
@@ -36,7 +34,7 @@ K_TYPES = {
 MOST_FTYPES = 64
 
 
-def read_ggml(path: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
+def read_ggml(path: Path, files: contextlib.ExitStack) -> ImportedCheckpoint:
     """Read a ggml file; InputError if it is corrupt, of another model, or of an unknown type."""
     file = BinaryFile(path, files)
     file.skip(4)
@@ -46,7 +44,7 @@ def read_ggml(path: Path, device: str, files: contextlib.ExitStack) -> ImportedC
         raise file.broken(f"mel filters for {bands} bands, a model of {dims['n_mels']}")
     file.skip(4 * bands * bins)
     tokens = [file.bytes(file.number("I")) for _ in range(file.number("I"))]
-    weights = dict(_tensors(file, device))
+    weights = dict(_tensors(file))
     settings = openai_settings(dims, weights, path)
     text = tokens[: tokens.index(b"<|endoftext|>")] if b"<|endoftext|>" in tokens else tokens
     try:
@@ -70,7 +68,7 @@ def _dims(file: BinaryFile) -> dict[str, int]:
     return dims
 
 
-def _tensors(file: BinaryFile, device: str) -> Iterator[tuple[str, Weight]]:
+def _tensors(file: BinaryFile) -> Iterator[tuple[str, Weight]]:
     """Yield our names and weights; InputError if a type is unknown or a size does not fit."""
     while file.position < file.size:
         rank, length, kind = file.numbers("iii")
@@ -87,11 +85,11 @@ def _tensors(file: BinaryFile, device: str) -> Iterator[tuple[str, Weight]]:
         if name.endswith(("conv1.bias", "conv2.bias")):  # stored as columns
             shape = (math.prod(shape),)
         ours = rename_weight(name, OPENAI_PARTS, OPENAI_REST) or name
-        yield ours, _weight(file, start, kind, shape, device)
+        yield ours, _weight(file, start, kind, shape)
 
 
-def _weight(file: BinaryFile, start: int, kind: int, shape: tuple[int, ...], device: str) -> Weight:
-    return Weight(shape, lambda: _read(file, start, kind, shape).to(device))
+def _weight(file: BinaryFile, start: int, kind: int, shape: tuple[int, ...]) -> Weight:
+    return Weight(shape, lambda: _read(file, start, kind, shape))
 
 
 def _bytes(file: BinaryFile, name: str, kind: int, shape: tuple[int, ...]) -> int:
@@ -109,15 +107,15 @@ def _bytes(file: BinaryFile, name: str, kind: int, shape: tuple[int, ...]) -> in
     return count // numbers * size
 
 
-def _read(file: BinaryFile, start: int, kind: int, shape: tuple[int, ...]) -> Tensor:
+def _read(file: BinaryFile, start: int, kind: int, shape: tuple[int, ...]) -> np.ndarray:
     if kind in FLOATS:
-        return file.tensor(start, FLOATS[kind], shape)
+        return file.array(start, FLOATS[kind], shape)
     label, numbers, size = OWN_TYPES.get(kind) or K_TYPES[kind]
-    blocks = file.tensor(start, torch.uint8, (math.prod(shape) // numbers, size)).numpy()
+    blocks = file.array(start, np.dtype(np.uint8), (math.prod(shape) // numbers, size))
     if kind in OWN_TYPES:
-        return torch.from_numpy(dequantize(blocks, label)).reshape(shape)
+        return dequantize(blocks, label).reshape(shape)
     values = _gguf(file.path, label).dequantize(blocks, kind)
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(shape)
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(shape)
 
 
 def _gguf(path: Path, label: str):  # type: ignore[no-untyped-def]

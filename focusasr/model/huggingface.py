@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from focusasr.config import ModelConfig
-from focusasr.model.weights import ImportedCheckpoint, Weight, safetensors_in, torch_weights
+from focusasr.model.weights import ImportedCheckpoint, Weight, safetensors_in
 from focusasr.model.whisper_tokens import optional_json, tokenizer_of_folder
 from focusasr.model.whisper_weights import (
     HUGGING_FACE_PARTS,
@@ -27,14 +27,14 @@ from focusasr.runtime.files import read_json
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
-def read_hugging_face(folder: Path, device: str, files: contextlib.ExitStack) -> ImportedCheckpoint:
+def read_hugging_face(folder: Path, files: contextlib.ExitStack) -> ImportedCheckpoint:
     """Read a folder; InputError if files are missing, corrupt or of another model."""
     config = read_json(folder / "config.json")
     if config.get("model_type") != "whisper":
         raise InputError(f"{folder}: model_type is {config.get('model_type')!r}; expected: 'whisper'")
     check_front_end(folder, config.get("num_mel_bins", 80))
     generation = optional_json(folder / "generation_config.json") or config
-    named = dict(_weights(folder, device))
+    named = dict(_weights(folder))
     weights = {
         rename_weight(name, HUGGING_FACE_PARTS, HUGGING_FACE_REST) or name: weight
         for name, weight in named.items()
@@ -46,7 +46,7 @@ def read_hugging_face(folder: Path, device: str, files: contextlib.ExitStack) ->
     return ImportedCheckpoint(settings, tokenizer, weights, whisper_card(folder.name, settings, weights), folder)
 
 
-def _weights(folder: Path, device: str) -> Iterator[tuple[str, Weight]]:
+def _weights(folder: Path) -> Iterator[tuple[str, Weight]]:
     """Yield names and weights of one file or of its shards."""
     for name in (SAFETENSORS, PICKLED):
         shards = _shards(folder, name)
@@ -55,9 +55,11 @@ def _weights(folder: Path, device: str) -> Iterator[tuple[str, Weight]]:
             if not os.path.isfile(path):
                 raise InputError(f"{folder}: the shard {path.name[:100]!r} is missing; copy the folder again")
             if name == SAFETENSORS:
-                yield from safetensors_in(path, device).items()
+                yield from safetensors_in(path).items()
             else:
-                yield from torch_weights(path, device).items()
+                from focusasr.model.torch_weights import torch_weights
+
+                yield from torch_weights(path).items()
         if shards:
             return
     raise InputError(f"{folder}: model.safetensors is missing, and so is pytorch_model.bin; copy the folder again")
@@ -76,7 +78,7 @@ def _shards(folder: Path, name: str) -> list[str]:
 
 def _check_tied(output: Weight | None, embedding: Weight, folder: Path) -> None:
     """Raise InputError if the output embedding differs from the input embedding; Whisper ties them."""
-    if output is not None and not torch.equal(output.read(), embedding.read()):
+    if output is not None and not np.array_equal(output.read(), embedding.read()):
         raise InputError(f"{folder}: proj_out differs from the token embedding; expected: a model with both tied")
 
 

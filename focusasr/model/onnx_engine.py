@@ -8,24 +8,19 @@ steps, D width, H heads, E head width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
 from focusasr.model.onnx_graph import Graph
 from focusasr.model.onnx_memory import NEVER, Memory, State
-from focusasr.runtime.errors import InputError
+from focusasr.model.onnx_weights import BLOCK, WeightReader, to_floats
 from focusasr.runtime.onnx import run
 
-SCALE = ".scale"  # of int8 weights, after their name
-BLOCK = 32  # values of a row that are rounded with one scale
 WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
 LARGEST = 2**31 - 1  # end of a slice: to the end
 FAINTEST = 1e-35  # weight of a key outside the soft window
-SMALLEST = 1e-30
 WHOLE_STEPS = 64  # keys come in multiples of it, so that sums do not depend on the longest window of a batch
 
 
@@ -36,76 +31,10 @@ def supports(config: ModelConfig) -> bool:
     return plain and whole and config.width >= WIDE_ENOUGH
 
 
-class Weights:
-    """Weights by name, read one by one; InputError for missing, surplus or unusable ones.
-
-    `shapes` are those of all weights in the file or folder `place`, `read` returns one of them.
-    """
-
-    def __init__(
-        self,
-        place: Path,
-        shapes: Mapping[str, Sequence[int]],
-        read: Callable[[str], np.ndarray],
-        close: Callable[[], object],
-    ) -> None:
-        self._place, self._shapes, self._read_one, self._close = place, shapes, read, close
-        self._left = set(shapes)
-
-    @classmethod
-    def of_file(cls, path: Path) -> Weights:
-        """Return the weights of a safetensors file, which stays open until `end`."""
-        from safetensors import SafetensorError, safe_open
-
-        files = ExitStack()
-        try:
-            file = files.enter_context(safe_open(path, "np"))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a safetensors file ({error}). Copy the checkpoint again.") from None
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        return cls(path, shapes, file.get_tensor, files.close)
-
-    def floats(self, name: str, *shape: int) -> np.ndarray:
-        """Return weights in float32."""
-        values = self._read(name, shape).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise InputError(f"{self._place}: {name} has values that are not finite. Copy the checkpoint again.")
-        return values
-
-    def integers(self, name: str, *shape: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights (N, K) as 8 bit integers, and the scale of each block of a row, (N, K / BLOCK).
-
-        Weights stored in 8 bits have `parts` scales a row, which their blocks share; others get a scale for each block.
-        """
-        if name + SCALE in self._left:
-            values, scales = self._read(name, shape), self.floats(name + SCALE, shape[0], parts)
-            if values.dtype != np.int8:
-                raise InputError(f"{self._place}: {name} is {values.dtype}; expected int8. Copy the checkpoint again.")
-            return values, np.repeat(scales, shape[1] // BLOCK // parts, axis=1)
-        blocks = self.floats(name, *shape).reshape(shape[0], -1, BLOCK)
-        scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
-        return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(shape), scales.astype(np.float32)
-
-    def end(self) -> None:
-        """Close the file, whose pages would stay in memory, and reject weights that nobody has read."""
-        self._close()
-        if self._left:
-            raise InputError(f"{self._place}: unknown weights {', '.join(sorted(self._left)[:3])}. Copy it again.")
-
-    def _read(self, name: str, shape: Sequence[int]) -> np.ndarray:
-        if name not in self._left:
-            raise InputError(f"{self._place}: {name} is missing. Copy the checkpoint again.")
-        self._left.discard(name)
-        found = tuple(self._shapes[name])
-        if found != tuple(shape):
-            raise InputError(f"{self._place}: {name} has shape {found}; expected {tuple(shape)}. Copy it again.")
-        return self._read_one(name)
-
-
 class _Layers(Graph):
     """A graph of the layers of a Whisper model."""
 
-    def __init__(self, weights: Weights, config: ModelConfig) -> None:
+    def __init__(self, weights: WeightReader, config: ModelConfig) -> None:
         super().__init__()
         self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
 
@@ -227,7 +156,7 @@ class _EncoderGraph(_Layers):
         config, local = self.config, f"{name}.attn_local"
         mean = self.add("ReduceMean", globe, self.weight([1]), keepdims=1)
         integers, scales = self.read.integers(f"{name}.span_pred.linear.weight", self.heads, self.width)
-        weight = self.weight(_floats(integers, scales).T)
+        weight = self.weight(to_floats(integers, scales).T)
         bias = self.weight(self.read.floats(f"{name}.span_pred.linear.bias", self.heads))
         span = self.add("Sigmoid", self.plus(self.add("MatMul", mean, weight), bias))  # (1, 1, H)
         span = self.add("Reshape", span, self.weight([1, self.heads, 1, 1]))
@@ -326,7 +255,7 @@ class OnnxEngine:
     The bits of a row's logits do not depend on the other rows and windows that are computed with it.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, threads: int = 0) -> None:
+    def __init__(self, weights: WeightReader, config: ModelConfig, threads: int = 0) -> None:
         self.config = config
         self.embedding = weights.integers("decoder.token_embedding.weight", config.vocabulary, config.width)
         self.text_positions = weights.floats("decoder.positional_embedding", config.text_context, config.width)
@@ -373,7 +302,7 @@ class OnnxEngine:
         """Read tokens (R, L) and return logits (R, keep, V) after the last of them, and the state."""
         past, (rows, length), windows = state.past[0].shape[2], tokens.shape, state.windows
         width, heads = self.config.width, self.config.heads
-        x = _floats(*(one[tokens] for one in self.embedding)) + self.text_positions[past : past + length]
+        x = to_floats(*(one[tokens] for one in self.embedding)) + self.text_positions[past : past + length]
         ahead = np.triu(np.full((length, past + length), NEVER, np.float32), past + 1)
         given = {"x": x, "bias": ahead, "keep": np.array([-keep]), "unseen": state.memory.unseen[:windows, None]}
         given["by_window"] = np.array([windows, rows // windows, length, heads, width // heads])
@@ -392,12 +321,6 @@ class OnnxEngine:
     def cut(self, state: State, length: int) -> State:
         """Return the state after the first `length` tokens."""
         return state._replace(past=[one[:, :, :length] for one in state.past])
-
-
-def _floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return integers (…, K) times the scales of their blocks, in float32."""
-    blocks = values.reshape(*values.shape[:-1], -1, BLOCK) * scales[..., None]
-    return blocks.reshape(values.shape).astype(np.float32)
 
 
 @functools.cache

@@ -19,8 +19,8 @@ from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.evaluation.wer import Score
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.checkpoint_folder import WEIGHTS
+from focusasr.model.torch_weights import read_torch
 from focusasr.model.transformer import Model
-from focusasr.model.weights import read_torch
 from focusasr.runtime.devices import flat
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json

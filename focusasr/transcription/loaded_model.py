@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from focusasr.audio.source import Source
-from focusasr.config import DecodingConfig, ModelConfig, WhisperConfig
+from focusasr.config import DecodingConfig
 from focusasr.runtime.devices import Processes, in_a_job, join_processes, may_have_gpu
 from focusasr.runtime.libraries import LibraryError
 from focusasr.runtime.process import loading
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from focusasr.model.checkpoint import Checkpoint
     from focusasr.model.engine import Engine
     from focusasr.model.onnx_engine import OnnxEngine
+    from focusasr.model.torch_weights import UnreadWeights
     from focusasr.model.transformer import Decoder
-    from focusasr.model.weights import UnreadWeights
+    from focusasr.model.weights import ImportedCheckpoint
     from focusasr.text.whisper_tokenizer import WhisperTokenizer
     from focusasr.transcription.resume import SegmentCacheOf
 
@@ -155,22 +157,20 @@ class LoadedModel:
 
     def __init__(self, choice: ModelChoice, several: bool = False) -> None:
         from focusasr.model.checkpoint_folder import find_checkpoint
+        from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
         self.choice, self.processes = choice, Processes()
         self._own_device: torch.device | None = None
         if several and in_a_job():
             self.processes, self._own_device = join_processes(_device(choice))
         self.path = find_checkpoint(choice.model, choice.local_files_only, choice.model_dir)
-        self._plain = self._own_device is None and _plain_model(self.path, choice)
+        self._files = ExitStack()  # of the weights that ONNX Runtime has not got yet
+        self._onnx_model = self._own_device is None and _onnx_model(self.path, choice, self._files)
         self._opened: Checkpoint | None = None
-        if self._plain:
-            config, tokenizer = self._plain
-            whisper: WhisperConfig | None = tokenizer.whisper
-        else:
-            config, whisper = self._checkpoint.model.config, self._checkpoint.whisper
+        read = self._onnx_model or self._checkpoint
+        config = self._onnx_model.config if self._onnx_model else self._checkpoint.model.config
         self._aligns = False  # whether its decoder has its weights, for word times, which may be requested again
-        self.is_whisper = whisper is not None
-        self._in_onnx = bool(self._plain) or (self.is_whisper and self._may_use_onnx(config))
+        self.is_whisper = isinstance(read.tokenizer, WhisperTokenizer)
         # Models for audio of variable length are ours: they print texts, and decode greedily without --beam-size.
         self.as_whisper = self.is_whisper and config.tail_frames is None
         self._engine: tuple[object, Engine] | None = None  # the last engine, and its settings
@@ -183,12 +183,6 @@ class LoadedModel:
         """The device of PyTorch's computations."""
         return self._own_device or _device(self.choice)
 
-    def _may_use_onnx(self, config: ModelConfig) -> bool:
-        """Return whether ONNX Runtime can compute a Whisper model that PyTorch has opened."""
-        from focusasr.model.onnx_engine import supports
-
-        return self._own_device is None and self.device.type == "cpu" and has_onnx() and supports(config)
-
     @property
     def _checkpoint(self) -> Checkpoint:
         from focusasr.model.checkpoint import open_checkpoint
@@ -200,7 +194,7 @@ class LoadedModel:
     def recognizer(self, options: Options, subtitles: bool = False) -> LoadedRecognizer:
         """Return a recognizer with these options; InputError if the model does not support them."""
         recognizer: AnyRecognizer
-        if self._in_onnx and can_do(options):
+        if self._onnx_model and can_do(options):
             recognizer, remarks = self._onnx(options)
         else:
             engine = self._prepared(options.decoding, self.is_whisper and options.decoding.word_timestamps)
@@ -238,26 +232,25 @@ class LoadedModel:
     def _onnx(self, options: Options) -> tuple[AnyRecognizer, list[str]]:
         from focusasr.transcription.onnx import OnnxBatchedRecognizer, OnnxRecognizer
 
+        assert self._onnx_model
         idle = without_effect(options.decoding, options.longform)
-        tokenizer = self._plain[1] if self._plain else cast("WhisperTokenizer", self._checkpoint.tokenizer)
+        tokenizer = cast("WhisperTokenizer", self._onnx_model.tokenizer)
         longform, remarks = heard_as(tokenizer.whisper, options.longform)
-        self._onnx_engine = self._onnx_engine or self._new_onnx_engine()
+        self._onnx_engine = self._onnx_engine or self._new_onnx_engine(self._onnx_model)
         search, aligner = self._search(options), self._aligner() if options.decoding.word_timestamps else None
         kind = OnnxBatchedRecognizer if longform.batched else OnnxRecognizer
         recognizer = kind(self._onnx_engine, tokenizer, options.decoding, search, longform, aligner)
         recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
-    def _new_onnx_engine(self) -> OnnxEngine:
-        from focusasr.model.checkpoint_folder import WEIGHTS
-        from focusasr.model.onnx_engine import OnnxEngine, Weights
+    def _new_onnx_engine(self, model: ImportedCheckpoint) -> OnnxEngine:
+        from focusasr.model.onnx_engine import OnnxEngine
+        from focusasr.model.onnx_weights import WeightReader
 
-        if self._plain:
-            return OnnxEngine(Weights.of_file(self.path / WEIGHTS), self._plain[0], self.choice.threads)
-        opened = self._with_weights()
-        unread = cast("UnreadWeights", opened.unread)
-        weights = Weights(self.path, unread.shapes(), lambda name: unread.read(name).numpy(), self._close)
-        return OnnxEngine(weights, opened.model.config, self.choice.threads)
+        engine = OnnxEngine(WeightReader(model.tensors, model.place), model.config, self.choice.threads)
+        self._onnx_model = model._replace(tensors={})  # whose arrays may hold memory
+        self._files.close()
+        return engine
 
     def _with_weights(self) -> Checkpoint:
         """Return the checkpoint with its weights unread; its files are open until `_close`."""
@@ -301,19 +294,20 @@ class LoadedModel:
         return self._engine[1]
 
 
-def _plain_model(path: Path, choice: ModelChoice) -> tuple[ModelConfig, WhisperTokenizer] | None:
-    """Return shape and tokenizer of a Whisper in our format that a CPU can compute without PyTorch, else None."""
-    from focusasr.model.checkpoint_folder import read_description
-    from focusasr.model.formats import format_of
+def _onnx_model(path: Path, choice: ModelChoice, files: ExitStack) -> ImportedCheckpoint | None:
+    """Return a Whisper model that ONNX Runtime can compute, with weights that are read as long as `files` are open."""
+    from focusasr.model.imported import read_checkpoint
+    from focusasr.model.onnx_engine import supports
     from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
     cpu = choice.device == "cpu" or (choice.device == "auto" and not may_have_gpu())
-    if not cpu or format_of(path) != "focusasr" or not has_onnx():
+    if not cpu or not has_onnx():
         return None
-    from focusasr.model.onnx_engine import supports
-
-    config, tokenizer = read_description(path)
-    return (config, tokenizer) if isinstance(tokenizer, WhisperTokenizer) and supports(config) else None
+    model = read_checkpoint(path, files)
+    if isinstance(model.tokenizer, WhisperTokenizer) and supports(model.config):
+        return model
+    files.close()
+    return None
 
 
 def has_onnx() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.engine import prepare
-from focusasr.model.onnx_engine import OnnxEngine, Weights, supports
+from focusasr.model.imported import read_checkpoint
+from focusasr.model.onnx_engine import OnnxEngine, supports
 from focusasr.model.onnx_memory import Memory
+from focusasr.model.onnx_weights import WeightReader
 from focusasr.model.transformer import Model
 from focusasr.runtime.errors import InputError
 from tests.conftest import ROOT
@@ -47,7 +50,9 @@ def adapted(folder: Path, dtype: torch.dtype = torch.float32, **shape: Any) -> C
 
 def onnx_engine(checkpoint: Checkpoint) -> OnnxEngine:
     assert checkpoint.folder
-    return OnnxEngine(Weights.of_file(checkpoint.folder / "model.safetensors"), checkpoint.model.config, threads=1)
+    with ExitStack() as files:
+        read = read_checkpoint(checkpoint.folder, files)
+        return OnnxEngine(WeightReader(read.tensors, read.place), read.config, threads=1)
 
 
 @pytest.mark.parametrize("shape", HYBRIDS, ids=str)

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 from focusasr.model import hub
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.checkpoint_folder import find_checkpoint
-from focusasr.model.weights import Weight, as_int8, from_int8
+from focusasr.model.torch_weights import as_int8
+from focusasr.model.weights import Weight, from_int8
 from focusasr.runtime.errors import InputError
 from tests.helpers.bad_checkpoints import KINDS, SECONDS, all_bad
 from tests.helpers.bad_weights import MARKER, traps
@@ -168,7 +170,7 @@ def test_halves_of_a_projection_have_scales_of_their_own() -> None:
 
 
 def test_int8_scales_of_another_shape_are_refused() -> None:
-    values, scales = torch.ones(4, 4, dtype=torch.int8), torch.ones(3, 1)
+    values, scales = np.ones((4, 4), np.int8), np.ones((3, 1), np.float32)
     weights = {"a": Weight((4, 4), lambda: values), "a.scale": Weight((3, 1), lambda: scales)}
     with pytest.raises(InputError, match="scales of shape"):
         from_int8(weights)["a"].read()

@@ -1,0 +1,73 @@
+"""Weights of a checkpoint for an `OnnxEngine`: in floats, or as 8 bit integers with a scale for each block of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from focusasr.model.weights import Weight
+from focusasr.runtime.errors import InputError
+
+BLOCK = 32  # values of a row that are rounded with one scale
+SMALLEST = 1e-30  # peak of a block of zeros
+
+
+class WeightReader:
+    """Weights by name, read one by one; InputError for missing, surplus or unusable ones in the file or folder."""
+
+    def __init__(self, weights: Mapping[str, Weight], place: Path) -> None:
+        self._weights, self._place = weights, place
+        self._left = set(weights)
+
+    def floats(self, name: str, *shape: int) -> np.ndarray:
+        """Return weights in float32."""
+        return self._checked(name, self._weight(name, shape).read())
+
+    def integers(self, name: str, *shape: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights (N, K) as 8 bit integers, and the scale of each block of a row, (N, K / BLOCK).
+
+        Weights stored in 8 bits have `parts` scales a row, which their blocks share; others get a scale for each block.
+        """
+        weight = self._weight(name, shape)
+        if weight.integers is not None:
+            values, scales = weight.integers()
+            if scales.shape != (shape[0], parts):
+                raise self._error(f"the scales of {name} have shape {scales.shape}; expected {(shape[0], parts)}")
+            return values, np.repeat(self._checked(f"{name}.scale", scales), shape[1] // BLOCK // parts, axis=1)
+        blocks = self._checked(name, weight.read()).reshape(shape[0], -1, BLOCK)
+        scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
+        return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(shape), scales.astype(np.float32)
+
+    def end(self) -> None:
+        """Reject weights that nobody has read."""
+        if self._left:
+            raise self._error(f"unknown weights {', '.join(sorted(self._left)[:3])}")
+
+    def _weight(self, name: str, shape: Sequence[int]) -> Weight:
+        if name not in self._left:
+            raise self._error(f"{name} is missing")
+        self._left.discard(name)
+        weight = self._weights[name]
+        if weight.shape != tuple(shape):
+            raise self._error(f"{name} has shape {weight.shape}; expected {tuple(shape)}")
+        return weight
+
+    def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return values in float32."""
+        if values.dtype.kind != "f":
+            raise self._error(f"{name} is {values.dtype}; expected: floating point")
+        values = values.astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            raise self._error(f"{name} has values that are not finite")
+        return values
+
+    def _error(self, problem: str) -> InputError:
+        return InputError(f"{self._place}: {problem}. Copy the checkpoint again.")
+
+
+def to_floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return integers (…, K) times the scales of their blocks, in float32."""
+    blocks = values.reshape(*values.shape[:-1], -1, BLOCK) * scales[..., None]
+    return blocks.reshape(values.shape).astype(np.float32)
