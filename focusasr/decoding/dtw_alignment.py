@@ -6,21 +6,20 @@ The method is openai/whisper's (whisper/timing.py). Letters: H alignment heads, 
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from focusasr.model.transformer import Decoder, EncoderOutput
-from focusasr.runtime.devices import to_float64
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 MEDIAN_STEPS = 7
 STEPS_PER_SECOND = 50
 SPACELESS = {"zh", "ja", "th", "lo", "my", "yue"}  # languages without spaces between words
+
+# A model's decoder over a window: tokens (L,) → logits (L, V) of the next tokens, and the scores (H, L, S) of alignment
+# heads before softmax.
+Attend = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -34,23 +33,15 @@ class TimedWord:
     probability: float
 
 
-@torch.inference_mode()
-def align_words(
-    decoder: Decoder, memory: EncoderOutput, text: Sequence[int], steps: int, tokenizer: WhisperTokenizer
-) -> list[TimedWord]:
-    """Return the words of a window's text tokens with their times; `memory` is the window's, with `steps` of audio."""
+def align_words(attend: Attend, text: Sequence[int], steps: int, tokenizer: WhisperTokenizer) -> list[TimedWord]:
+    """Return the words of a window's text tokens with their times; the window has `steps` of audio."""
     if not text:
         return []
     opening = tokenizer.sot_sequence
-    memory = memory._replace(states=memory.states.to(decoder.token_embedding.weight.dtype))
-    tokens = [*opening, tokenizer.no_timestamps, *text, tokenizer.end]
-    scores: list[Tensor] = []
-    logits = decoder.logits(decoder.hidden(torch.tensor([tokens], device=memory.states.device), memory, scores))
-    spoken = logits[0, len(opening) : len(opening) + len(text), : tokenizer.end].float().softmax(dim=-1)
-    probabilities = spoken.gather(1, torch.tensor(text, device=spoken.device)[:, None])[:, 0].tolist()
-    heads = torch.stack([scores[layer][0, head] for layer, head in tokenizer.whisper.alignment_heads])  # (H, L, S)
-    matrix = smoothed(heads[:, :, :steps].float())[len(opening) : -1]
-    rows, columns = warp(-to_float64(matrix).cpu().numpy())
+    logits, scores = attend([*opening, tokenizer.no_timestamps, *text, tokenizer.end])
+    spoken = _softmax(logits[len(opening) : len(opening) + len(text), : tokenizer.end])
+    probabilities = spoken[np.arange(len(text)), text]
+    rows, columns = warp(-smoothed(scores[:, :, :steps])[len(opening) : -1].astype(np.float64))
     words, groups = split_words([*text, tokenizer.end], tokenizer)
     if len(groups) <= 1:
         return []
@@ -58,24 +49,29 @@ def align_words(
     times = columns[starts] / STEPS_PER_SECOND
     edges = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return [
-        TimedWord(word, group, times[begin], times[end], np.mean(probabilities[begin:end]))
+        TimedWord(word, group, times[begin], times[end], float(np.mean(probabilities[begin:end])))
         for word, group, begin, end in zip(words, groups, edges[:-1], edges[1:], strict=False)
     ]
 
 
-def smoothed(scores: Tensor) -> Tensor:
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def smoothed(scores: np.ndarray) -> np.ndarray:
     """Return the attention of each token to each step (L, S), from scores (H, L, S), standardized over tokens.
 
     Each head's weights are smoothed over time by a median filter of 7 steps, then averaged over heads.
     """
-    weights = scores.softmax(dim=-1)
-    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    weights = ((weights - mean) / deviation).nan_to_num()  # NaN if all tokens have the same weight at a step
-    weights = median_filter(weights, MEDIAN_STEPS)
-    return weights.mean(dim=0)
+    weights = _softmax(scores)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = (weights - weights.mean(axis=-2, keepdims=True)) / weights.std(axis=-2, keepdims=True)
+    weights = np.nan_to_num(weights)  # NaN if all tokens have the same weight at a step
+    return median_filter(weights, MEDIAN_STEPS).mean(axis=0)
 
 
-def median_filter(values: Tensor, steps: int) -> Tensor:
+def median_filter(values: np.ndarray, steps: int) -> np.ndarray:
     """Return the running median of values (…, S) over an odd number of steps, mirrored at the edges.
 
     Values too short to be mirrored are returned unchanged.
@@ -83,8 +79,8 @@ def median_filter(values: Tensor, steps: int) -> Tensor:
     reach = steps // 2
     if values.shape[-1] <= reach:
         return values
-    padded = F.pad(values.reshape(1, -1, values.shape[-1]), (reach, reach), mode="reflect")
-    return padded.unfold(-1, steps, 1).median(dim=-1).values.view(values.shape)
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(reach, reach)], mode="reflect")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, steps, axis=-1), axis=-1)
 
 
 def warp(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -81,10 +81,12 @@ class _Layers(Graph):
         """Turn heads (B, H, T, E) into (B, T, D)."""
         return self.add("Reshape", self._turned(x, 0, 2, 1, 3), self.weight([0, 0, self.width]))
 
-    def attend(self, q: str, k: str, v: str, bias: str | None = None) -> str:
-        """Attend with queries (…, L, E) to keys (…, E, T) and values (…, T, E), with a bias on the scores."""
-        scores = self.add("MatMul", q, k)
-        scores = self.add("Add", scores, bias) if bias else scores
+    def scores(self, q: str, k: str, bias: str) -> str:
+        """Return the scores of keys (…, E, T) for queries (…, L, E), with a bias."""
+        return self.add("Add", self.add("MatMul", q, k), bias)
+
+    def mixed(self, scores: str, v: str) -> str:
+        """Return the mixture of values (…, T, E) for scores (…, L, T)."""
         return self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
 
     def keys_values(self, x: str, name: str) -> list[str]:
@@ -213,7 +215,8 @@ class _EncoderGraph(_Layers):
 
 
 class _DecoderGraph(_Layers):
-    """x (R, L, D), bias (L, P + L), keep (1,), past, memory → the past, and logits (R, keep, V) of the last tokens.
+    """x (R, L, D), bias (L, P + L), keep (1,), past, memory → the past, logits (R, keep, V) of the last tokens, and the
+    scores (W, H, R / W, L, T) of cross-attention.
 
     `by_window` (W, R / W, L, H, E) and `by_row` (R, L, D) are the shapes before and after cross-attention, in which the
     rows of a window read its keys (W, H, 1, E, T) and values (W, H, 1, T, E) one after the other, from the CPU's cache.
@@ -224,6 +227,7 @@ class _DecoderGraph(_Layers):
         size = self.width // self.heads
         x, bias = self.input("x", "R", "L", self.width), self.input("bias", "L", "N")
         keep, unseen = self.input("keep", 1, dtype=np.int64), self.input("unseen", "W", 1, 1, 1, "T")
+        scores: list[str] = []  # of cross-attention
         by_window, by_row = (self.input(name, n, dtype=np.int64) for name, n in (("by_window", 5), ("by_row", 3)))
         for number in range(self.config.decoder_layers):
             past = [self.input(f"past_{kind}{number}", "R", self.heads, "P", size) for kind in "kv"]
@@ -238,15 +242,18 @@ class _DecoderGraph(_Layers):
             keys, values = (self.add("Concat", *pair, axis=2) for pair in zip(past, fresh, strict=True))
             for value in (keys, values):
                 self.output(value, "R", self.heads, "N", size)
-            mixed = self.merge(self.attend(query, self.across(keys), values, bias))
+            mixed = self.merge(self.mixed(self.scores(query, self.across(keys), bias), values))
             x = self.plus(x, self.linear(mixed, f"{globe}.out"))
             asked = self.query(self.norm(x, f"{name}.ln_cross"), f"{name}.cross")
             asked = self._turned(self.add("Reshape", asked, by_window), 0, 3, 1, 2, 4)
-            mixed = self._turned(self.attend(asked, *memory, unseen), 0, 2, 3, 1, 4)
+            scores.append(self.scores(asked, memory[0], unseen))
+            mixed = self._turned(self.mixed(scores[-1], memory[1]), 0, 2, 3, 1, 4)
             x = self.plus(x, self.linear(self.add("Reshape", mixed, by_row), f"{name}.cross.out"))
             x = self.perceptron(x, f"{name}.mlp")
         last = self.add("Slice", self.norm(x, "decoder.ln"), keep, self.weight([LARGEST]), self.weight([1]))
         self.output(self.product(last, *head), "R", "K", self.config.vocabulary)
+        for one in scores:
+            self.output(one, "W", self.heads, "S", "L", "T")
 
 
 class OnnxEngine:
@@ -265,6 +272,7 @@ class OnnxEngine:
         decoder.build(self.embedding)
         weights.end()
         self.encoder, self.decoder = encoder.session(threads), decoder.session(threads)
+        self._outputs = [output.name for output in self.decoder.get_outputs()]
 
     def encode(self, mels: Sequence[np.ndarray]) -> Memory:
         """Encode spectrograms (F, M), one by one."""
@@ -300,6 +308,16 @@ class OnnxEngine:
 
     def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
         """Read tokens (R, L) and return logits (R, keep, V) after the last of them, and the state."""
+        *now, logits = self._decode(tokens, state, keep, self._outputs[: 2 * self.config.decoder_layers + 1])
+        return logits, State(state.memory, now, state.windows)
+
+    def attention(self, tokens: Sequence[int], memory: Memory) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return logits (L, V) after each token of a window's text, and scores (H, L, T) of each layer's cross-attention."""
+        outputs = self._outputs[2 * self.config.decoder_layers :]
+        logits, *scores = self._decode(np.array([tokens]), self.start(memory), len(tokens), outputs)
+        return logits[0], [one[0, :, 0] for one in scores]
+
+    def _decode(self, tokens: np.ndarray, state: State, keep: int, outputs: Sequence[str]) -> list[np.ndarray]:
         past, (rows, length), windows = state.past[0].shape[2], tokens.shape, state.windows
         width, heads = self.config.width, self.config.heads
         x = to_floats(*(one[tokens] for one in self.embedding)) + self.text_positions[past : past + length]
@@ -310,8 +328,7 @@ class OnnxEngine:
         kinds = [f"{kind}{number}" for number in range(self.config.decoder_layers) for kind in "kv"]
         given |= {f"past_{kind}": one for kind, one in zip(kinds, state.past, strict=True)}
         given |= {kind: one[:windows, :, None] for kind, one in zip(kinds, state.memory.keys_values, strict=True)}
-        *now, logits = run(self.decoder, given)
-        return logits, State(state.memory, now, windows)
+        return run(self.decoder, given, outputs)
 
     def select(self, state: State, rows: Sequence[int], windows: int | None = None) -> State:
         """Return the state of these rows, in any order, of the first windows, or of all; rows may be repeated."""

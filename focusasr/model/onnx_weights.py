@@ -1,4 +1,4 @@
-"""Weights of a checkpoint for an `OnnxEngine`: in floats, or as 8 bit integers with a scale for each block of a row."""
+"""Weights of a checkpoint for an `OnnxEngine`, in floats or as 8 bit integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in files for PyTorch: into a model, from torch.save's files, and as 8 bit integers for storage."""
+"""Weights in files for PyTorch, and 8 bit integers for storage."""
 
 from __future__ import annotations
 

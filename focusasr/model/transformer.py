@@ -7,8 +7,10 @@ attention, strides (1, 2), no CTC head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -227,6 +229,20 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, memory: EncoderOutput) -> Tensor:
         """Read whole texts (B, L) and return logits (B, L, V); ValueError if they exceed `text_context`."""
         return self.logits(self.hidden(tokens, memory))
+
+    @torch.inference_mode()
+    def attention(
+        self, memory: EncoderOutput, tokens: Sequence[int], heads: Sequence[tuple[int, int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (L, V) after each token of one utterance's text, and scores of cross-attention (H, L, S).
+
+        The scores are those of `heads`, as (layer, head), before mask and softmax.
+        """
+        memory = memory._replace(states=memory.states.to(self.token_embedding.weight.dtype))
+        scores: list[Tensor] = []
+        logits = self.logits(self.hidden(torch.tensor([tokens], device=memory.states.device), memory, scores))
+        chosen = torch.stack([scores[layer][0, head] for layer, head in heads])
+        return logits[0].float().cpu().numpy(), chosen.float().cpu().numpy()
 
     def hidden(self, tokens: Tensor, memory: EncoderOutput, scores: list[Tensor] | None = None) -> list[Tensor]:
         """Read whole texts (B, L); return the states (B, L, D) after each block and after the last LayerNorm.

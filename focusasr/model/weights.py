@@ -1,6 +1,4 @@
-"""Weights in files of any format, read one by one into numpy, without running code and in memory bounded by the file's
-size.
-"""
+"""Weights in files, read without running code and in memory bounded by the file's size."""
 
 from __future__ import annotations
 

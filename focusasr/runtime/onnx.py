@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ def session(model: bytes | Path, threads: int, weights: Mapping[str, np.ndarray]
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return all outputs of a session; MemoryError if the memory is full."""
+def run(session: Any, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+    """Return outputs of a session, or all; MemoryError if the memory is full."""
     try:
-        found: list[np.ndarray] = session.run(None, dict(inputs))
+        found: list[np.ndarray] = session.run(outputs, dict(inputs))
     except Exception as error:  # those of ONNX Runtime have no other common class
         if "alloc" in str(error).lower():
             raise MemoryError(str(error)) from error

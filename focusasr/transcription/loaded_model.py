@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from focusasr.model.engine import Engine
     from focusasr.model.onnx_engine import OnnxEngine
     from focusasr.model.torch_weights import UnreadWeights
-    from focusasr.model.transformer import Decoder
     from focusasr.model.weights import ImportedCheckpoint
     from focusasr.text.whisper_tokenizer import WhisperTokenizer
     from focusasr.transcription.resume import SegmentCacheOf
@@ -148,11 +147,10 @@ def _device(choice: ModelChoice) -> torch.device:
 class LoadedModel:
     """A checkpoint on a device; recognizers with the same numerical settings share its prepared weights.
 
-    On a CPU a Whisper model is computed by ONNX Runtime if the options allow it; in our format it is loaded without
-    PyTorch, which starts faster and needs less memory. Otherwise PyTorch computes. Only prepared weights stay in
-    memory. The checkpoint is read again for another compute type, and once for the word times of Whisper models, which
-    need the decoder's original weights. InputError if the checkpoint or the device is not found. With `several`, the
-    process may be one of a job's.
+    On a CPU a Whisper model is computed by ONNX Runtime if the options allow it, without PyTorch, which starts faster
+    and needs less memory. Otherwise PyTorch computes. Only prepared weights stay in memory. For PyTorch the checkpoint
+    is read again for another compute type, and for the word times of Whisper models, which need the decoder's original
+    weights. InputError if the checkpoint or the device is not found. With `several`, the process may be one of a job's.
     """
 
     def __init__(self, choice: ModelChoice, several: bool = False) -> None:
@@ -237,9 +235,8 @@ class LoadedModel:
         tokenizer = cast("WhisperTokenizer", self._onnx_model.tokenizer)
         longform, remarks = heard_as(tokenizer.whisper, options.longform)
         self._onnx_engine = self._onnx_engine or self._new_onnx_engine(self._onnx_model)
-        search, aligner = self._search(options), self._aligner() if options.decoding.word_timestamps else None
         kind = OnnxBatchedRecognizer if longform.batched else OnnxRecognizer
-        recognizer = kind(self._onnx_engine, tokenizer, options.decoding, search, longform, aligner)
+        recognizer = kind(self._onnx_engine, tokenizer, options.decoding, self._search(options), longform)
         recognizer.turns = self.turns
         return recognizer, remarks + idle + recognizer.remarks()
 
@@ -266,15 +263,6 @@ class LoadedModel:
             self._checkpoint.unread.close()
         self._opened = replace(self._checkpoint, unread=None)
 
-    def _aligner(self) -> Decoder:
-        """Return the decoder with its weights, for word times."""
-        if not self._aligns:
-            opened = self._with_weights()
-            cast("UnreadWeights", opened.unread).fill(opened.model.decoder, "decoder")
-            self._aligns = True
-            self._close()
-        return self._checkpoint.model.decoder
-
     def _search(self, options: Options) -> SearchConfig:
         greedy = not self.as_whisper and "beam_size" not in options.names
         return replace(options.search, beam_size=None) if greedy else options.search
@@ -289,8 +277,11 @@ class LoadedModel:
             opened = self._with_weights()
             self._engine = key, prepare(opened.model, self.device, config, opened.unread)
             self._close()
-        if words:
-            self._aligner()
+        if words and not self._aligns:
+            opened = self._with_weights()
+            cast("UnreadWeights", opened.unread).fill(opened.model.decoder, "decoder")
+            self._aligns = True
+            self._close()
         return self._engine[1]
 
 

@@ -17,13 +17,11 @@ from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.model.onnx_engine import OnnxEngine
 from focusasr.model.onnx_memory import Memory
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
-from focusasr.transcription.result import Segment
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
-    from focusasr.model.transformer import Decoder
     from focusasr.transcription.whisper import AnyDecoder
 
 
@@ -49,10 +47,8 @@ class OnnxRecognizer(WhisperRecognizer):
         config: DecodingConfig,
         search: SearchConfig,
         longform: LongformConfig,
-        aligner: Decoder | None = None,
     ) -> None:
         self.device: Any = Device()
-        self.aligner = aligner  # in PyTorch, for word times
         self._set(engine, tokenizer, config, search, longform)
 
     def _decoder(self) -> OnnxWhisperDecoder:
@@ -66,15 +62,9 @@ class OnnxRecognizer(WhisperRecognizer):
     def _encoded(self, mel: np.ndarray) -> Memory:
         return self.engine.encode([mel])
 
-    def _timed(
-        self, reader: AnyDecoder, memory: Memory, frames: int, segments: list[Segment], last_speech: float
-    ) -> list[Segment]:
-        import torch
-
-        from focusasr.model.transformer import EncoderOutput
-
-        states = EncoderOutput(torch.from_numpy(memory.states[0]), None, [])
-        return super()._timed(reader, states, frames, segments, last_speech)
+    def _attention(self, memory: Memory, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        logits, scores = self.engine.attention(tokens, memory)
+        return logits, np.stack([scores[layer][head] for layer, head in self.tokenizer.whisper.alignment_heads])
 
 
 class OnnxBatchedRecognizer(OnnxRecognizer, BatchedWhisperRecognizer):

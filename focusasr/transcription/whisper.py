@@ -319,7 +319,12 @@ class WhisperRecognizer:
 
         tokenizer = reader.tokenizer
         texts = [[token for token in segment.tokens if token < tokenizer.end] for segment in segments]
-        assert self.aligner is not None
         steps = max(1, frames // FRAMES_PER_TIMESTAMP)
-        words = align_words(self.aligner, memory, [token for text in texts for token in text], steps, tokenizer)
+        attend = functools.partial(self._attention, memory)
+        words = align_words(attend, [token for text in texts for token in text], steps, tokenizer)
         return with_words(segments, texts, words, last_speech, self.longform) if segments else []
+
+    def _attention(self, memory: Memory, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (L, V) after tokens of a window, and the scores of the alignment heads (H, L, S)."""
+        assert self.aligner is not None
+        return self.aligner.attention(memory, tokens, self.tokenizer.whisper.alignment_heads)

@@ -27,6 +27,8 @@ import sys
 import focusasr
 recognizer = focusasr.load("default", device="cpu")
 print(recognizer.transcribe(sys.argv[1]).text.strip())
+for options in ({"word_timestamps": True}, {"vad_filter": True}, {"batched": True, "word_timestamps": True}):
+    assert recognizer.transcribe(sys.argv[1], **options).text
 assert "torch" not in sys.modules
 """
 
