@@ -72,7 +72,7 @@ MOST_THREADS = 1024  # PyTorch would also start 100,000 and stall the machine
 ThreadsOption = Annotated[
     int,
     typer.Option(
-        help="CPU threads (0: PyTorch's choice)",
+        help="CPU threads (0: all cores)",
         parser=number(int, least=0, most=MOST_THREADS),
         metavar="<int>",
     ),

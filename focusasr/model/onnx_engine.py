@@ -312,7 +312,7 @@ class OnnxEngine:
         return logits, State(state.memory, now, state.windows)
 
     def attention(self, tokens: Sequence[int], memory: Memory) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return logits (L, V) after each token of a window's text, and scores (H, L, T) of each layer's cross-attention."""
+        """Return logits (L, V) after a window's tokens, and the scores (H, L, T) of each layer's cross-attention."""
         outputs = self._outputs[2 * self.config.decoder_layers :]
         logits, *scores = self._decode(np.array([tokens]), self.start(memory), len(tokens), outputs)
         return logits[0], [one[0, :, 0] for one in scores]
