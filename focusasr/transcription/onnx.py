@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SHORTEST_REST_SECONDS = 1.0  # after the last time of a chunk's text, which would be decoded again
-MOST_TOGETHER = 8  # windows of a batch: more take memory and hardly less time
+MOST_TOGETHER = 4  # windows of a batch: more take memory, and no less time
 
 
 class Device(NamedTuple):

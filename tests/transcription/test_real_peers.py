@@ -40,7 +40,7 @@ FLOAT32 = DecodingConfig(compute_type="float32")
 SEARCHES = [{"beam_size": None}, {"beam_size": 5}]
 ONCE = {"temperature_increment_on_fallback": None}  # other temperatures sample, each program by its own chance
 LANGUAGES_EACH = 10
-LEAST_RIGHT = 64 / 70 if FULL else 0.6  # as faster-whisper; base takes a Spanish and a Dutch clip of seven for others
+LEAST_RIGHT = 63 / 70 if FULL else 0.6  # as openai-whisper; base takes a Spanish and a Dutch clip of seven for others
 
 
 @cache
