@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from focusasr.config import ModelConfig
+from focusasr.model.pickled import opened
 from focusasr.model.weights import ImportedCheckpoint, Weight, safetensors_in
 from focusasr.model.whisper_tokens import optional_json, tokenizer_of_folder
 from focusasr.model.whisper_weights import (
@@ -34,7 +35,7 @@ def read_hugging_face(folder: Path, files: contextlib.ExitStack) -> ImportedChec
         raise InputError(f"{folder}: model_type is {config.get('model_type')!r}; expected: 'whisper'")
     check_front_end(folder, config.get("num_mel_bins", 80))
     generation = optional_json(folder / "generation_config.json") or config
-    named = dict(_weights(folder))
+    named = dict(_weights(folder, files))
     weights = {
         rename_weight(name, HUGGING_FACE_PARTS, HUGGING_FACE_REST) or name: weight
         for name, weight in named.items()
@@ -46,7 +47,7 @@ def read_hugging_face(folder: Path, files: contextlib.ExitStack) -> ImportedChec
     return ImportedCheckpoint(settings, tokenizer, weights, whisper_card(folder.name, settings, weights), folder)
 
 
-def _weights(folder: Path) -> Iterator[tuple[str, Weight]]:
+def _weights(folder: Path, files: contextlib.ExitStack) -> Iterator[tuple[str, Weight]]:
     """Yield names and weights of one file or of its shards."""
     for name in (SAFETENSORS, PICKLED):
         shards = _shards(folder, name)
@@ -57,9 +58,9 @@ def _weights(folder: Path) -> Iterator[tuple[str, Weight]]:
             if name == SAFETENSORS:
                 yield from safetensors_in(path).items()
             else:
-                from focusasr.model.torch_weights import torch_weights
-
-                yield from torch_weights(path).items()
+                with opened(path, files, "not weights that torch.save wrote") as file:
+                    named = file.weights(file.contents)
+                yield from named.items()
         if shards:
             return
     raise InputError(f"{folder}: model.safetensors is missing, and so is pytorch_model.bin; copy the folder again")

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,45 +121,6 @@ def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
             f"{where}: weight {name} goes from {lowest} to {highest}; expected: finite numbers; copy it again"
         )
     return value
-
-
-def torch_weights(path: Path) -> dict[str, Weight]:
-    """Return names and weights of a file that torch.save wrote, such as pytorch_model.bin.
-
-    InputError if it has other contents, names code, or claims more than its size.
-    """
-    try:
-        return tensors_by_name(read_torch(path), path)
-    except Exception as error:  # many kinds from PyTorch's reader
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{path}: not weights that torch.save wrote, or it would run code when read ({reason}). Copy it again."
-        ) from None
-
-
-def tensors_by_name(saved: Any, path: Path) -> dict[str, Weight]:
-    """Return the weights of a state dict from a file; ValueError if they take more memory than it has bytes.
-
-    An output layer tied to the token embedding, which shares its storage, does not count.
-    """
-    state = dict(saved)
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise TypeError("it has other things than named weights")
-    embeddings = {value.data_ptr() for name, value in state.items() if name.endswith("embed_tokens.weight")}
-    tied = [name for name in state if name == "proj_out.weight" and state[name].data_ptr() in embeddings]
-    size = sum(value.nbytes for name, value in state.items() if name not in tied)
-    if size > path.stat().st_size:  # strides of 0 expand one number to any shape
-        raise ValueError(f"its weights would be {size} bytes")
-    return {name: _weight(value) for name, value in state.items()}
-
-
-def _weight(value: Tensor) -> Weight:
-    return Weight(tuple(value.shape), lambda: _numpy(value))
-
-
-def _numpy(value: Tensor) -> np.ndarray:
-    value = value.detach().contiguous()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def read_torch(path: Path) -> Any:
