@@ -91,8 +91,7 @@ class OnnxWhisperDecoder(WhisperPrompts):
         first = self.tokenizer.timestamp_begin
         untils = [first + int(seconds / SECONDS_PER_TIMESTAMP) for seconds in spoken_seconds] or [0] * len(prompts)
         windows = [_Window(list(prompt), room, until) for prompt, until in zip(prompts, untils, strict=True)]
-        greedy = self.config.temperatures[0] == 0 and self.config.beam_size is None
-        if self.turns and len(windows) == 1 and greedy and not self.draft:
+        if self.turns and len(windows) == 1 and self.config.temperatures[0] == 0 and not self.draft:
             place = windows[0].prompt.index(self.tokenizer.start)
             key = id(self.engine), self.config, timestamps, tuple(opening), len(prompts[0]), place
             found = [self.turns.share(key, (memory, windows[0]), self._together)]

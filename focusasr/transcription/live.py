@@ -177,10 +177,18 @@ class LiveTranscriber:
 def live_transcriber(
     model: LoadedModel, options: Options, turn: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> LiveTranscriber:
-    """Return a live transcriber that uses a model, by turns with other threads; partial texts have no word times."""
+    """Return a live transcriber that uses a model, by turns with other threads.
+
+    Partial texts are greedy, which a draft makes faster, and have no word times.
+    """
+    quick = replace(
+        options,
+        decoding=replace(options.decoding, word_timestamps=False),
+        search=replace(options.search, beam_size=None),
+        names=options.names | {"beam_size"},
+    )
     with turn():
-        final = model.recognizer(options, subtitles=True)
-        partial = model.recognizer(replace(options, decoding=replace(options.decoding, word_timestamps=False)))
+        final, partial = model.recognizer(options, subtitles=True), model.recognizer(quick)
 
     def transcribe(samples: np.ndarray, before: Transcript | None, last: bool) -> Transcript:
         loaded = final if last else partial
