@@ -33,8 +33,13 @@ class System(NamedTuple):
     beam: int | None
     batched: bool = False
 
+    @property
+    def own(self) -> bool:
+        """Whether the model is focusasr's own, which has no peer and is used as it is by default."""
+        return not Path(self.model).is_dir()
+
     def __str__(self) -> str:
-        search = "greedy" if self.beam in (None, 1) else f"beam {self.beam}"
+        search = "as shipped" if self.own else "greedy" if self.beam in (None, 1) else f"beam {self.beam}"
         return f"{self.program} | {Path(self.model).name}, {search}{', batched' if self.batched else ''}"
 
 
@@ -44,7 +49,9 @@ def ours(system: System, threads: int) -> Callable[[str], str]:
 
     recognizer = focusasr.load(system.model, device="cpu", threads=threads)
     options: dict[str, Any] = {"batched": True, "batch_size": BATCH} if system.batched else {}
-    return lambda path: recognizer.transcribe(path, beam_size=system.beam, **options).text.strip()
+    if not system.own:
+        options["beam_size"] = system.beam
+    return lambda path: recognizer.transcribe(path, **options).text.strip()
 
 
 def theirs(system: System, threads: int) -> Callable[[str], str]:
@@ -92,10 +99,11 @@ def torch_megabytes() -> float:
 
 
 def systems(models: list[str], batched: bool) -> Iterator[System]:
-    """Yield both programs with each model, beam 5 and greedy; models without a peer are greedy, as by default."""
+    """Yield both programs with each model, beam 5 and greedy; and focusasr's own models."""
     for model in models:
-        if not Path(model).is_dir():
-            yield System("focusasr", model, None, batched)
+        own = System("focusasr", model, None, batched)
+        if own.own:
+            yield own
             continue
         for beam in (5, 1):
             yield System("focusasr", model, beam if beam > 1 else None, batched)
