@@ -133,7 +133,7 @@ def transcribed(
     if given.cache is None:
         outcomes = list(recognize(sources))
     else:
-        decided = {"version": _version(system.program), "system": system, "language": given.language}
+        decided = {"version": _version(system), "system": system, "language": given.language}
         cache = TranscriptCache(given.cache, {**decided, "model": fingerprint_of_model(path)})
         outcomes = list(cache.recognize(recognize, sources))
     texts = [one.transcript.text if one.transcript and one.error is None else None for one in outcomes]
@@ -142,8 +142,12 @@ def transcribed(
     return Texts(evaluate_texts(utterances, texts, given.normalizer), right)
 
 
-def _version(program: str) -> str:
-    return __version__ if program == "focusasr" else importlib.metadata.version(program)
+def _version(system: System) -> str:
+    """Return the versions that decide a text; delete the cache after other changes of focusasr."""
+    if system.program != "focusasr":
+        return importlib.metadata.version(system.program)
+    engine = "onnxruntime" if system.compute_type == "int8" else "torch"
+    return f"{__version__}, {engine} {importlib.metadata.version(engine)}"
 
 
 def rate(texts: Texts | None) -> str:
@@ -206,7 +210,7 @@ def rows(model: str, manifest: Path, given: argparse.Namespace) -> Iterator[list
 
 def head(given: argparse.Namespace) -> Iterator[str]:
     """Yield the lines above the table's rows."""
-    versions = ", ".join(f"{program} {_version(program)}" for program in ("focusasr", *PEERS))
+    versions = ", ".join(f"{system.program} {_version(system)}" for system in SYSTEMS)
     language = f"language {given.language}" if given.language else "language detected by multilingual models"
     yield (
         f"Word error rate in % with its 95 % bootstrap interval; normalizer {given.normalizer}, {BEAMS} beams, "
