@@ -210,7 +210,7 @@ def rows(model: str, manifest: Path, given: argparse.Namespace) -> Iterator[list
 
 def head(given: argparse.Namespace) -> Iterator[str]:
     """Yield the lines above the table's rows."""
-    versions = ", ".join(f"{system.program} {_version(system)}" for system in SYSTEMS)
+    versions = ", ".join(f"{program} {_version(System(program, kind))}" for program, kind in SYSTEMS)
     language = f"language {given.language}" if given.language else "language detected by multilingual models"
     yield (
         f"Word error rate in % with its 95 % bootstrap interval; normalizer {given.normalizer}, {BEAMS} beams, "
