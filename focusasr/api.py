@@ -60,7 +60,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from focusasr.audio.integrity import AudioError as AudioError
 from focusasr.audio.source import MemoryAudio, Source
 from focusasr.runtime.console import collect_warnings
-from focusasr.runtime.errors import InputError, SettingError
+from focusasr.runtime.errors import InputError
 from focusasr.runtime.errors import UsageError as UsageError
 from focusasr.runtime.libraries import explain
 from focusasr.runtime.turns import Turns
@@ -315,10 +315,8 @@ def _source(audio: Any, rate_hz: int | None) -> Source:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Convert errors to the command's messages: option names for settings, remedies for missing libraries."""
+    """Raise an error of a missing library as one with the remedy."""
     try:
         yield
-    except SettingError as error:
-        raise error.as_options() from None
     except ImportError as error:
         raise explain(error) or error from error

@@ -93,16 +93,15 @@ class ModelConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         pairs = 2 * self.heads  # a rotation acts on pairs of coordinates
-        require(
-            self.width % pairs == 0, "width", self.width, f"a multiple of {pairs}, twice {{heads}}", heads=self.heads
-        )
+        wanted = f"a multiple of {pairs}, twice heads ({self.heads})"
+        require(self.width % pairs == 0, "width", self.width, wanted)
         fits = len(self.strides) == 2 and min(self.strides) >= 1 and max(self.strides) <= 8
         require(fits, "strides", self.strides, "two numbers, 1 to 8")
-        require(self.ramp <= self.max_span, "max_span", self.max_span, "at least {ramp}", ramp=self.ramp)
+        require(self.ramp <= self.max_span, "max_span", self.max_span, f"at least ramp ({self.ramp})")
         fits = self.conv_kernel == 0 or (self.conv_kernel % 2 == 1 and 0 < self.conv_kernel < LARGEST)
         require(fits, "conv_kernel", self.conv_kernel, f"0 or an odd number below {LARGEST}")
         absolute = self.tail_frames is None or self.positions == "absolute"
-        require(absolute, "tail_frames", self.tail_frames, "none, since {positions} keep lengths", positions="rotary")
+        require(absolute, "tail_frames", self.tail_frames, "none, since rotary positions keep lengths")
         require(0 <= self.vocabulary <= LARGEST, "vocabulary", self.vocabulary, f"0 to {LARGEST}")
 
     @property
@@ -213,20 +212,18 @@ class PreprocessConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         fits = self.max_seconds is None or self.max_seconds >= self.min_seconds
-        require(fits, "max_seconds", self.max_seconds, "at least {min_seconds}", min_seconds=self.min_seconds)
+        require(fits, "max_seconds", self.max_seconds, f"at least min_seconds ({self.min_seconds:g})")
         require_use(self, "lufs", "loudness", "ebu")
         require_use(self, "peak_db", "loudness", "ebu", "peak")
         aligned = self.split_seconds is None or self.align_with is not None
-        wanted = "also {align_with}, a checkpoint folder or default"
-        require(aligned, "split_seconds", self.split_seconds, wanted, align_with=None)
+        require(aligned, "split_seconds", self.split_seconds, "also align_with, a checkpoint folder or default")
         of_use = self.split_seconds is not None or self.min_confidence == type(self).min_confidence
-        wanted = "also {split_seconds}, such as 20"
-        require(of_use, "min_confidence", self.min_confidence, wanted, split_seconds=None)
+        require(of_use, "min_confidence", self.min_confidence, "also split_seconds, such as 20")
         ordered = self.min_rate is None or self.max_rate is None or self.min_rate <= self.max_rate
-        require(ordered, "max_rate", self.max_rate, "at least {min_rate}", min_rate=self.min_rate)
+        require(ordered, "max_rate", self.max_rate, f"at least min_rate ({self.min_rate})")
         idle = self.split_seconds is None and self.align_with is not None
-        require(not idle, "align_with", self.align_with, "also {split_seconds}, such as 20", split_seconds=None)
-        require(self.split is not None or not self.by, "by", self.by, "also {split}, such as 90/5/5", split=None)
+        require(not idle, "align_with", self.align_with, "also split_seconds, such as 20")
+        require(self.split is not None or not self.by, "by", self.by, "also split, such as 90/5/5")
 
 
 @dataclass(frozen=True)
@@ -291,7 +288,7 @@ class RecordingConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         fits = self.channel is None or self.channels == "mix"
-        require(fits, "channel", self.channel, "none with {channels}", channels=self.channels)
+        require(fits, "channel", self.channel, f"none with channels {self.channels}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from focusasr.runtime.errors import quote
 from focusasr.runtime.settings import LONGEST_SECONDS, Settings, require, setting
 
 LEAST_WARMTH = 0.01  # smallest temperature above 0, and smallest increment
@@ -46,7 +47,7 @@ class SearchConfig(Settings):
         fits = self.temperature == 0 or LEAST_WARMTH <= self.temperature <= 10
         require(fits, "temperature", self.temperature, f"0, or {LEAST_WARMTH:g} to 10")
         enough = self.patience is None or round((self.beam_size or 1) * self.patience) >= 1
-        require(enough, "patience", self.patience, "enough for one text of {beam_size}", beam_size=self.beam_size)
+        require(enough, "patience", self.patience, f"enough for one text of beam_size ({self.beam_size})")
         parts = [part.strip() for part in self.suppress_tokens.split(",")]
         numbers = (part == "-1" or (part.isdecimal() and len(part) <= LONGEST_ID) for part in parts)
         fine = not self.suppress_tokens or all(numbers)
@@ -99,7 +100,7 @@ class LongformConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         free = self.language is None or not self.multilingual
-        require(free, "multilingual", True, "off with {language}", language=self.language)
+        require(free, "multilingual", True, f"off with language {quote(self.language)}")
         clips, given = self.clips, self.clip_timestamps
         require(clips is not None, "clip_timestamps", given, "seconds, with commas between")
         rising = all(start < end for start, end in zip((clips or [])[::2], (clips or [])[1::2], strict=False))

@@ -108,6 +108,12 @@ class Result:
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status, self.out, self.err = status, out, err
 
+    def refused(self, status: int, *named: object) -> None:
+        """Assert the status, and one line on stderr alone that names everything."""
+        assert (self.status, self.out) == (status, "")
+        assert self.err.startswith("focusasr: ") and self.err.count("\n") == 1
+        assert [one for one in map(str, named) if one not in self.err] == [], self.err
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):

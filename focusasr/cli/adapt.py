@@ -11,7 +11,6 @@ from focusasr.cli.options import DeviceOption, LocalFilesOption, ThreadsOption, 
 from focusasr.cli.run_request import RunRequest, carry_through
 from focusasr.config import ModelConfig
 from focusasr.runtime.errors import InputError, UsageError
-from focusasr.runtime.files import ensure_writable
 from focusasr.training_config import AdaptConfig
 
 TAIL_FRAMES = 48  # of silence after the audio at inference
@@ -43,11 +42,8 @@ def adapt(
     The source model on padded audio is the teacher of its copy, so recordings need no transcripts. Word error rates on
     --dev are measured at the audio's own length and padded to 30 s, also before the first step.
     """
-    import torch
-
-    from focusasr.runtime.devices import choose_device
     from focusasr.training.adapter import Adapter
-    from focusasr.training.finetune import find_source, settings_from
+    from focusasr.training.finetune import find_source
 
     if source is not None:
         given[AdaptConfig]["init_from"] = source
@@ -57,17 +53,12 @@ def adapt(
     named, data = tables["train"].get("init_from"), tables["data"]
     if not named or not (data.get("train") or data.get("texts")):
         raise UsageError("name a Whisper model and recordings: focusasr adapt tiny.en RECORDINGS -o DIR")
-    if threads:
-        torch.set_num_threads(threads)
     teacher = find_source(tables, request.folder, None, local_files_only)
     if teacher is None or teacher.whisper is None:
         raise InputError(f"{named}: is no Whisper model; native models take audio at its own length already")
     tables["model"].setdefault("tail_frames", TAIL_FRAMES)
-    ensure_writable(output_dir, "choose another folder with --output-dir")
-    chosen, reason = choose_device(device)
-    with request.errors_as_given() as typed:
-        run = request.read(settings_from(teacher, tables), typed)
-        lines = [f"on {chosen.type}: {reason}"]
-        if teacher.model.config.tail_frames is not None:
-            lines.append(f"{named} is adapted already; the adaptation continues from it")
-        carry_through(lambda: Adapter(teacher, run, chosen, resume), lines)
+    chosen, line = request.start(device, threads)
+    run = request.resolve(tables, teacher)
+    adapted = teacher.model.config.tail_frames is not None
+    lines = [line, *[f"{named} is adapted already; the adaptation continues from it"] * adapted]
+    carry_through(request, lambda: Adapter(teacher, run, chosen, resume), lines)

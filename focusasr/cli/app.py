@@ -19,7 +19,7 @@ from focusasr.cli.preprocess import preprocess
 from focusasr.cli.serve import serve
 from focusasr.cli.train import train
 from focusasr.cli.transcribe import transcribe
-from focusasr.runtime.errors import InputError, SettingError, UsageError
+from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.files import FULL
 from focusasr.runtime.libraries import explain
 from focusasr.runtime.process import CLOSED_PIPE, INTERRUPTED, debugging, exit_now, open_streams, what_is_safe
@@ -69,8 +69,7 @@ def main() -> None:
     except InputError as error:
         if debug:
             raise
-        told = error.as_options() if isinstance(error, SettingError) else error
-        fail(str(told), 2 if isinstance(told, UsageError) else 1)
+        fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except (MemoryError, OSError, ImportError) as error:
         if debug:
             raise

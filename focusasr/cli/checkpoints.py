@@ -18,7 +18,7 @@ from focusasr.runtime.console import note
 from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import ensure_file_writable
 from focusasr.runtime.libraries import versions
-from focusasr.runtime.settings import read_options
+from focusasr.runtime.settings import read_settings
 
 
 @with_settings(InspectionConfig)
@@ -50,7 +50,7 @@ def inspect(
     from focusasr.model.checkpoint_folder import find_checkpoint
     from focusasr.runtime.devices import choose_device
 
-    config = read_options(InspectionConfig, given[InspectionConfig])
+    config = read_settings(InspectionConfig, given[InspectionConfig])
     if output and output.suffix.lower() != ".png":
         raise SettingError("output", str(output), "a name that ends in .png, the only kind drawn")
     if Path(checkpoint).suffix.lower() in AUDIO_SUFFIXES and Path(checkpoint).is_file():

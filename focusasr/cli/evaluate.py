@@ -17,7 +17,7 @@ from focusasr.runtime.console import note, progress_bar, warn
 from focusasr.runtime.errors import UsageError, as_option
 from focusasr.runtime.files import ensure_file_writable, is_stream, write_errors
 from focusasr.runtime.process import on_interrupt_message
-from focusasr.runtime.settings import read_options
+from focusasr.runtime.settings import read_settings
 from focusasr.transcription.loaded_model import LoadedRecognizer, load_recognizer
 from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, SearchConfig
@@ -55,7 +55,7 @@ def evaluate(
     from focusasr.evaluation import evaluate as room
     from focusasr.evaluation.analysis import analyze, check_groups, to_json
 
-    config = read_options(EvaluationConfig, given[EvaluationConfig])
+    config = read_settings(EvaluationConfig, given[EvaluationConfig])
     _spare({"--output": output, "--html": html}, (manifest, hypotheses, against))
     utterances, bad_lines = _read(manifest, without_sound=hypotheses is not None)
     check_groups(utterances, config)  # usage errors before any work

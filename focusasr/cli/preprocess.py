@@ -12,7 +12,7 @@ from focusasr.config import PreprocessConfig
 from focusasr.runtime.console import file_bar, warn
 from focusasr.runtime.files import ensure_writable
 from focusasr.runtime.process import on_interrupt_message
-from focusasr.runtime.settings import read_options
+from focusasr.runtime.settings import read_settings
 
 
 @with_settings(PreprocessConfig)
@@ -31,7 +31,7 @@ def preprocess(
     from focusasr.data import preprocess as room
 
     ensure_writable(output_dir, "choose another folder with --output-dir")
-    config = read_options(PreprocessConfig, given[PreprocessConfig])
+    config = read_settings(PreprocessConfig, given[PreprocessConfig])
     with file_bar("preprocessing") as tell:
 
         def told(done: int, total: int) -> None:

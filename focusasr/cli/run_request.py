@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,15 @@ import typer
 from focusasr.config import PRESETS, ModelConfig, TextConfig
 from focusasr.runtime.console import stderr
 from focusasr.runtime.errors import InputError, SettingError, UsageError, quote
-from focusasr.runtime.settings import hints_of, read_toml
-from focusasr.training.run import TABLES, TrainingRun, homes_of, read_run, table_of
+from focusasr.runtime.files import ensure_writable
+from focusasr.runtime.settings import read_toml
+from focusasr.training.run import TABLES, TrainingRun, homes_of, read_run
 from focusasr.training_config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
+    from focusasr.model.checkpoint import Checkpoint
     from focusasr.training.logger import TrainingLog
     from focusasr.training.trainer import Trainer
 
@@ -70,31 +74,49 @@ class RunRequest:
             folders["init_from"] = str(Path(start).absolute())
         return {**typed, **folders}
 
-    def read(self, tables: dict[str, Any], typed: Collection[str]) -> TrainingRun:
-        """Return the run of the tables."""
-        try:
-            return read_run(tables, self.folder, self.output, str(self.file or "options"), typed, self.kind)
-        except InputError as error:
-            raise error if isinstance(error, UsageError) else self._blame(str(error)) from None
+    def start(self, device: str, threads: int) -> tuple[torch.device, str]:
+        """Check that the output is writable; return the device and a line on its choice."""
+        import torch
+
+        from focusasr.runtime.devices import choose_device
+
+        if threads:
+            torch.set_num_threads(threads)
+        resumed = "allow writing there, or resume a copy of it"
+        ensure_writable(self.output, resumed if self.resume else "choose another folder with --output-dir")
+        chosen, reason = choose_device(device)
+        return chosen, f"on {chosen.type}: {reason}"
+
+    def resolve(self, tables: dict[str, Any], source: Checkpoint | None) -> TrainingRun:
+        """Return the run of the tables, with defaults that fit the source."""
+        from focusasr.training.finetune import settings_for, settings_from
+
+        with self.errors_with_place():
+            if source is not None:
+                tables = settings_from(source, tables)
+                tables = settings_for(source, tables) if self.kind is TrainConfig else tables
+            try:
+                return read_run(tables, self.folder, self.output, self._place, self.kind)
+            except InputError as error:
+                raise error if isinstance(error, UsageError) else self._blame(str(error)) from None
+
+    @property
+    def _place(self) -> str:
+        """The place of invalid settings: "" for options, which need none."""
+        return f"{self.file}{' or options' if any(self.given.values()) else ''}" if self.file else ""
 
     @property
     def _blame(self) -> type[InputError]:
         """The error of an invalid file: a corrupt checkpoint, or a mistake of the user."""
-        return InputError if self.resume and not self.config else UsageError
+        return InputError if self.resume and not self.config and not any(self.given.values()) else UsageError
 
     @contextmanager
-    def errors_as_given(self) -> Iterator[Collection[str]]:
-        """Report an invalid setting as it was given: as an option, or as in the file.
-
-        Yields the names that count as typed; without a file all do.
-        """
-        typed = {
-            name for kind, names in self.given.items() for name in (*names, *(hints_of(kind) if not self.file else ()))
-        }
+    def errors_with_place(self) -> Iterator[None]:
+        """Name the file in errors of settings."""
         try:
-            yield typed
+            yield
         except SettingError as error:
-            raise error.told(f"{self.file} [{table_of(error.name)}]", typed, self._blame) from None
+            raise self._blame(f"{self._place}: {error}") if self.file else error from None
 
 
 def _place_of(name: str) -> str:
@@ -128,13 +150,16 @@ def fit(trainer: Trainer, log: TrainingLog) -> Path:
 
 
 def carry_through(
-    make: Callable[[], Trainer], lines: Sequence[str], work: Callable[[Trainer, TrainingLog], Path | float] = fit
+    request: RunRequest,
+    make: Callable[[], Trainer],
+    lines: Sequence[str],
+    work: Callable[[Trainer, TrainingLog], Path | float] = fit,
 ) -> None:
     """Make a trainer, log `lines` and its summary, let it work, and print the result; status 1 after bad inputs."""
     from focusasr.runtime.devices import close_process_group, translate_peer_errors
     from focusasr.training.logger import TrainingLog
 
-    with translate_peer_errors("start the run again with --resume"):
+    with translate_peer_errors("start the run again with --resume"), request.errors_with_place():
         trainer = make()
         run, processes = trainer.run, trainer.stepper.processes
         with TrainingLog(run.output, run.settings, stderr(), processes.main) as log:

@@ -17,7 +17,7 @@ from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, UsageError
 from focusasr.runtime.libraries import LibraryError
 from focusasr.runtime.process import restore_interrupts
-from focusasr.runtime.settings import read_options
+from focusasr.runtime.settings import read_settings
 from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -58,9 +58,9 @@ def serve(
     """
     from focusasr.api import Recognizer
 
-    config = read_options(ServeConfig, given.pop(ServeConfig))
+    config = read_settings(ServeConfig, given.pop(ServeConfig))
     recording = given.pop(RecordingConfig)
-    read_options(RecordingConfig, recording)
+    read_settings(RecordingConfig, recording)
     if api_key is not None and len(api_key) < KEY_SIGNS:
         raise UsageError(f"--api-key has {len(api_key)} characters. It must have at least {KEY_SIGNS}.")
     _require_libraries()

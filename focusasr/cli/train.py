@@ -12,7 +12,6 @@ from focusasr.cli.options import DeviceOption, LocalFilesOption, ThreadsOption, 
 from focusasr.cli.run_request import RunRequest, carry_through, fit
 from focusasr.config import ModelConfig, TextConfig
 from focusasr.runtime.errors import UsageError
-from focusasr.runtime.files import ensure_writable
 from focusasr.runtime.settings import require_use
 from focusasr.training.run import TrainingRun
 from focusasr.training_config import TrainConfig
@@ -61,10 +60,7 @@ def train(
     local_files_only: LocalFilesOption = False,
 ) -> None:
     """Train a recognizer on manifests; command-line options override the TOML file."""
-    import torch
-
-    from focusasr.runtime.devices import choose_device
-    from focusasr.training.finetune import find_source, settings_for, settings_from
+    from focusasr.training.finetune import find_source
 
     given[ModelConfig] |= {"preset": preset} if preset else {}
     request = RunRequest(given, {"train": manifests, "dev": dev, "keep": keep}, config, output_dir, resume)
@@ -73,16 +69,11 @@ def train(
         raise UsageError("give a training manifest, or --config with [data] train")
     last = output_dir / "last" if resume else None
     source = find_source(tables, request.folder, last, local_files_only)
-    if threads:
-        torch.set_num_threads(threads)
     work = work_of(find_batch, find_lr)
-    chosen, reason = choose_device(device)
-    elsewhere = "allow writing there, or resume a copy of it" if resume else "choose another folder with --output-dir"
-    ensure_writable(output_dir, elsewhere)
-    with request.errors_as_given() as typed:
-        run = request.read(settings_for(source, settings_from(source, tables)) if source else tables, typed)
-        origin = find_source(tables, request.folder, None, local_files_only) if resume and run.keep else source
-        carry_through(lambda: trainer_of(run, chosen, resume, source, origin), [f"on {chosen.type}: {reason}"], work)
+    chosen, line = request.start(device, threads)
+    run = request.resolve(tables, source)
+    origin = find_source(tables, request.folder, None, local_files_only) if resume and run.keep else source
+    carry_through(request, lambda: trainer_of(run, chosen, resume, source, origin), [line], work)
 
 
 def work_of(find_batch: bool, find_lr: bool) -> Callable[[Trainer, TrainingLog], Path | float]:

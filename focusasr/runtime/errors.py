@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -15,34 +15,12 @@ class UsageError(InputError):
     """An invalid option or combination of options; exit status 2."""
 
 
-class SettingError(InputError):
-    """An invalid value of a setting, shown as it was given: in a file or as an option.
+class SettingError(UsageError):
+    """An invalid value of a setting, named as in files and in Python; options have the same name after two dashes."""
 
-    `wanted`, the expected value, may have names of other settings in braces; `others` has their values.
-    """
-
-    def __init__(self, name: str, value: Any, wanted: str, **others: Any) -> None:
-        self.name, self.value, self.wanted, self.others = name, value, wanted, others
-        super().__init__(self._text(()))
-
-    def told(self, where: str, typed: Collection[str], kind: type[InputError]) -> InputError:
-        """Return a UsageError if one of the settings was `typed` as an option, else a `kind` with the place `where`."""
-        if any(name in typed for name in (self.name, *self.others)):
-            return UsageError(self._text(typed))
-        return kind(f"{where}: {self}")
-
-    def as_options(self) -> UsageError:
-        """Return the error with every setting shown as an option."""
-        return UsageError(self._text((self.name, *self.others)))
-
-    def _text(self, typed: Collection[str]) -> str:
-        said = {
-            name: as_option(name, value) if name in typed else name if value is None else f"{name} ({quote(value)})"
-            for name, value in self.others.items()
-        }
-        wanted = self.wanted.format(**said) if said else self.wanted
-        own = as_option(self.name, self.value) if self.name in typed else f"{self.name} is {quote(self.value)}"
-        return f"{own}; expected: {wanted}"
+    def __init__(self, name: str, value: Any, wanted: str) -> None:
+        self.name = name
+        super().__init__(f"{name} is {quote(value)}; expected: {wanted}")
 
 
 FAR = 0.25  # share of letters: a name that differs by more is no suggestion

@@ -9,7 +9,6 @@ import operator
 import sys
 import types
 import typing
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -66,18 +65,18 @@ def _range(bounds: dict[str, float], may_be_none: bool) -> str:
     return both + ", or none" * may_be_none
 
 
-def require(fine: bool, name: str, value: Any, wanted: str, **others: Any) -> None:
+def require(fine: bool, name: str, value: Any, wanted: str) -> None:
     """Raise SettingError with name, value and expected values (`wanted`) unless a value is `fine`."""
     if not fine:
-        raise SettingError(name, value, wanted, **others)
+        raise SettingError(name, value, wanted)
 
 
 def require_use(config: Any, name: str, other: str, *values: str) -> None:
     """Raise SettingError if a setting was changed without effect, since another has none of `values`."""
     changed = getattr(config, name) != type(config).__dataclass_fields__[name].default
     of_use = getattr(config, other) in values or not changed
-    wanted = f"{' or '.join(values)} in place of {{{other}}}, without which it does nothing"
-    require(of_use, name, getattr(config, name), wanted, **{other: getattr(config, other)})
+    wanted = f"{other} {' or '.join(values)}, since it does nothing with {quote(getattr(config, other))}"
+    require(of_use, name, getattr(config, name), wanted)
 
 
 def hints_of(kind: type) -> dict[str, Any]:
@@ -91,10 +90,10 @@ _hints = functools.cache(typing.get_type_hints)  # slow: it evaluates every anno
 Config = TypeVar("Config")
 
 
-def read_settings(kind: type[Config], settings: dict[str, Any], where: str, typed: Collection[str] = ()) -> Config:
-    """Build a configuration from names and values; InputError for unknown names, with the nearest, and wrong types.
+def read_settings(kind: type[Config], settings: dict[str, Any], where: str = "") -> Config:
+    """Build a configuration from names and values of the file and table `where`, or else of options.
 
-    `where` is the file and table of the values, except for those that were `typed` as options.
+    InputError, for options SettingError, for unknown names, with the nearest, and invalid values.
     """
     if not isinstance(settings, dict):
         raise InputError(f"{where}: expected a table of settings, got {quote(settings)}")
@@ -106,12 +105,7 @@ def read_settings(kind: type[Config], settings: dict[str, Any], where: str, type
     try:
         return kind(**{name: _fit(value, hints[name], name) for name, value in settings.items()})
     except SettingError as error:
-        raise error.told(where, typed, InputError) from None
-
-
-def read_options(kind: type[Config], given: dict[str, Any]) -> Config:
-    """Build a configuration from the options of a command; UsageError if they are invalid."""
-    return read_settings(kind, given, "options", hints_of(kind))
+        raise InputError(f"{where}: {error}") if where else error from None
 
 
 IN_WORDS = {

@@ -129,8 +129,8 @@ def learn_only(model: Model, settings: TrainConfig) -> None:
     """
     if (train_only := settings.train_only) == "all":
         return
-    wanted = "{init_from} too, since all other weights stay as they are there"
-    require(settings.init_from is not None, "train_only", train_only, wanted, init_from=None)
+    wanted = "init_from too, since all other weights stay as they are there"
+    require(settings.init_from is not None, "train_only", train_only, wanted)
     hybrid = [module for module in model.modules() if isinstance(module, HybridAttention)]
     if not hybrid:
         raise SettingError("train_only", train_only, "a model with hybrid attention, as --attention hybrid makes it")

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,40 +56,37 @@ def read_run(
     settings: dict[str, Any],
     folder: Path,
     output: Path,
-    where: str,
-    typed: Collection[str] = (),
+    where: str = "",
     kind: type[TrainConfig] = TrainConfig,
 ) -> TrainingRun:
     """Build a run from the tables data, text, model and train; manifests are relative to `folder`.
 
     `[data] train` and `dev` are lists of PATH or PATH=WEIGHT, made absolute so that a run can be resumed from anywhere.
-    InputError names unknown tables and settings; an invalid setting that was `typed` is named as an option.
+    `where` is the file of the tables, empty for options. InputError names unknown tables and settings.
     """
+    places = {table: where and f"{where} [{table}]" for table in TABLES}
     unknown = settings.keys() - TABLES.keys()
     if unknown:
         raise InputError(f"{where}: unknown table [{quote(min(unknown))[1:-1]}]; expected: {', '.join(TABLES)}")
     for table, known in {**TABLES, "train": kind}.items():
         for name in _table(settings.get(table)):
             if name not in hints_of(known) and (homes := homes_of(name) - {table}):
-                raise InputError(f"{where} [{table}]: unknown setting {quote(name)}; it belongs below [{min(homes)}]")
-    data = read_settings(DataConfig, settings.get("data", {}), f"{where} [data]")
+                raise InputError(f"{places[table]}: unknown setting {quote(name)}; it belongs below [{min(homes)}]")
+    data = read_settings(DataConfig, settings.get("data", {}), places["data"])
     unused, other = ("texts", "adapt") if kind is TrainConfig else ("keep", "train")
     if getattr(data, unused):
-        raise InputError(f"{where} [data]: {unused} is a setting of focusasr {other}. Leave it out here.")
-    model = settings.get("model", {})
-    if not isinstance(model, dict):
-        raise InputError(f"{where} [model]: expected a table of settings, got {quote(model)}")
-    model = dict(model)
+        raise InputError(f"{places['data']}: {unused} is a setting of focusasr {other}. Leave it out here.")
+    model = dict(settings.get("model", {}))
     preset = model.pop("preset", "small")
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise InputError(f"{where} [model]: preset is {quote(preset)}; expected: {', '.join(PRESETS)}")
+        raise InputError(f"{places['model']}: preset is {quote(preset)}; expected: {', '.join(PRESETS)}")
     return TrainingRun(
         train=tuple(_anchored(option, folder) for option in data.train),
         dev=tuple(_anchored(option, folder) for option in data.dev),
         output=output,
-        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, f"{where} [model]", typed),
-        text=read_settings(TextConfig, settings.get("text", {}), f"{where} [text]", typed),
-        settings=_with_folders(read_settings(kind, settings.get("train", {}), f"{where} [train]", typed), folder),
+        model=read_settings(ModelConfig, {**PRESETS[preset], **model}, places["model"]),
+        text=read_settings(TextConfig, settings.get("text", {}), places["text"]),
+        settings=_with_folders(read_settings(kind, settings.get("train", {}), places["train"]), folder),
         texts=tuple(_anchored(option, folder) for option in data.texts),
         keep=tuple(_anchored(option, folder) for option in data.keep),
     )
@@ -111,11 +108,6 @@ def check_place(output: Path, resume: bool) -> None:
 def homes_of(name: str) -> set[str]:
     """Return the tables with a setting of this name."""
     return {table for table, kind in TABLES.items() if name in hints_of(kind) or (table, name) == ("model", "preset")}
-
-
-def table_of(name: str) -> str:
-    """Return the table of a setting."""
-    return min(homes_of(name), default="model")
 
 
 def changes(begun: dict[str, Any], run: TrainingRun) -> list[str]:

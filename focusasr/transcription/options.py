@@ -8,7 +8,7 @@ from typing import Any
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig, RecordingConfig
 from focusasr.runtime.errors import UsageError, nearest, quote
-from focusasr.runtime.settings import read_options
+from focusasr.runtime.settings import read_settings
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
 KINDS: tuple[type[Any], ...] = (DecodingConfig, SearchConfig, LongformConfig, OutputConfig, RecordingConfig)
@@ -32,7 +32,7 @@ class Options:
     def read(cls, given: Given) -> Options:
         """Build the configurations from given settings; UsageError if they conflict."""
         names = frozenset(name for settings in given.values() for name in settings)
-        options = replace(cls(*(read_options(kind, given.get(kind, {})) for kind in KINDS)), names=names)
+        options = replace(cls(*(read_settings(kind, given.get(kind, {})) for kind in KINDS)), names=names)
         for name in NEED_WORDS:
             if getattr(options.output, name) and not options.decoding.word_timestamps:
                 raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")

@@ -106,7 +106,7 @@ def native_remarks(
     """Return warnings about ineffective settings; SettingError if the text would not be the requested one."""
     for name, value in (("task", "translate"), ("multilingual", True)):
         if getattr(longform, name) == value:
-            raise SettingError(name, value, "a multilingual Whisper model by {model}: others cannot", model=None)
+            raise SettingError(name, value, "a multilingual Whisper model by --model: others cannot")
     idle = [
         f"--{field.name.replace('_', '-')}"
         for settings in (search, longform)

@@ -123,25 +123,25 @@ def test_odd_sound_is_heard_all_the_same(run, rate: int, channels: int, samples:
         (["transcribe", "x.wav", "--no-such-option"], 2, "no-such-option"),
         (["transcribe", "x.wav", "-f", "doc"], 2, "doc"),
         (["transcribe", "x.wav", "y.wav", "-f", "srt"], 2, "--output-dir"),
-        (["transcribe", "x.wav", "--batch-size", "0"], 2, "--batch-size 0; expected: 1 to 1000000"),
-        (["transcribe", "x.wav", "--batch-size", "x"], 2, "--batch-size x; expected: a whole number\n"),
-        (["transcribe", "x.wav", "--beam-size", "x"], 2, "--beam-size x; expected: a whole number or none\n"),
-        (["transcribe", "x.wav", "--device", "cpu:1"], 2, "--device cpu:1; expected: one that is on this machine"),
+        (["transcribe", "x.wav", "--batch-size", "0"], 2, "batch_size is 0"),
+        (["transcribe", "x.wav", "--batch-size", "x"], 2, "--batch-size x"),
+        (["transcribe", "x.wav", "--beam-size", "x"], 2, "--beam-size x"),
+        (["transcribe", "x.wav", "--device", "cpu:1"], 2, "device is 'cpu:1'"),
         (["transcribe", "x.wav", "--model", "nowhere"], 1, "nowhere"),
         (["transcribe", "*.nothing"], 1, "*.nothing"),
         (["evaluate", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["train"], 2, "manifest"),
         (["train", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["train", "m.jsonl", "--config", "nowhere.toml"], 1, "nowhere.toml"),
-        (["train", "m.jsonl", "--config", "wrong.toml"], 2, "wrong.toml [train]: steps is 0; expected: at least 1"),
+        (["train", "m.jsonl", "--config", "wrong.toml"], 2, "wrong.toml [train]: steps is 0"),
         (["train", "m.jsonl", "--config", "broken.toml"], 1, "broken.toml: not a TOML file"),
-        (["train", "m.jsonl=0"], 2, "m.jsonl=0': the weight is 0; expected: above 0"),
-        (["train", "wrong.toml=x"], 2, "wrong.toml=x': the weight is x; expected: above 0"),
+        (["train", "m.jsonl=0"], 2, "m.jsonl=0"),
+        (["train", "wrong.toml=x"], 2, "wrong.toml=x"),
         (["train", "m.jsonl", "--heads", "5"], 2, "heads"),
         (["train", "m.jsonl", "--resume"], 1, "resume"),
         (["preprocess", "nowhere", "-o", "out"], 1, "nowhere"),
         (["no-such-command"], 2, "no-such-command"),
-        (["transcrib", "x.wav"], 2, "did you mean 'transcribe'? See focusasr --help"),
+        (["transcrib", "x.wav"], 2, "'transcribe'?"),
     ],
 )
 def test_wrong_usage_says_what_is_wrong(run, arguments: list[str], status: int, said: str) -> None:
@@ -382,9 +382,9 @@ def test_evaluate_fails_above_a_limit_in_one_line(run, limit: float, status: int
 def test_evaluate_refuses_what_cannot_be(run) -> None:
     texts(("a", "a"))
     for name, value, status, said in (
-        ("--fail-above", "10", 2, "a ratio from 0 to 1"),
-        ("--slice", "mood", 2, "--slice mood; expected: what a line has: duration, source"),
-        ("--against", "no.txt", 1, "no.txt: cannot be read (No such file or directory). Check the path"),
+        ("--fail-above", "10", 2, "fail_above is 10.0"),
+        ("--slice", "mood", 2, "slice is 'mood'"),
+        ("--against", "no.txt", 1, "no.txt: cannot be read (No such file"),
     ):
         result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", name, value)
         assert result.status == status and said in result.err and result.err.count("\n") == 1

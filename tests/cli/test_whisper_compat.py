@@ -158,7 +158,8 @@ def test_a_language_is_detected_and_written(run, model: Path, talk: str) -> None
 def test_what_a_model_has_too_few_tokens_for_is_refused(run, model: Path, talk: str, option: str, value: str) -> None:
     result = run("transcribe", talk, "--model", model, "-o", "-", f"--{option}", value)
     assert (result.status, result.out) == (2, "")
-    assert result.err.splitlines()[-1].startswith(f"focusasr: --{option} {value}; expected: ")
+    line = result.err.splitlines()[-1]
+    assert option.replace("-", "_") in line and value in line
     assert "this model has" in result.err
 
 
@@ -196,10 +197,7 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     said = "--max-segment-seconds 45: this model was trained on at most 20 s, and may lose words in longer segments"
     assert result.status == 0 and result.err == f"focusasr: {said}\n"
     for option in (["--task", "translate"], ["--multilingual", "True"]):
-        refused = run("transcribe", sample, *option)
-        assert (refused.status, refused.out) == (2, "")
-        assert refused.err.startswith(f"focusasr: {option[0]}")
-        assert "; expected: a multilingual Whisper model by --model" in refused.err
+        run("transcribe", sample, *option).refused(2, f"{option[0][2:]} is ", option[1], "--model")
     assert run("transcribe", sample, "--language", "English", "--task", "transcribe").err == ""
 
 
@@ -208,18 +206,18 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     [
         (["--max_line_width", "30"], 2, "needs --word-timestamps"),
         (["--highlight_words", "True"], 2, "needs --word-timestamps"),
-        (["--patience", "0.01"], 2, "--patience 0.01; expected: enough for one text of --beam-size 5"),
-        (["--suppress_tokens", "a,b"], 2, "--suppress-tokens a,b; expected: ids"),
-        (["--suppress_tokens", "²"], 2, "--suppress-tokens '²'; expected: ids"),
-        (["--suppress_tokens", "9" * 5000], 2, "expected: ids"),
-        (["--temperature", "1e-40"], 2, "--temperature 1e-40; expected: 0, or 0.01 to 10"),
-        (["--temperature_increment_on_fallback", "1e-320"], 2, "expected: at least 0.01, or none"),
-        (["--clip_timestamps", "1,x"], 2, "--clip-timestamps 1,x; expected: seconds"),
-        (["--clip_timestamps", "0,2,5,2"], 2, "--clip-timestamps 0,2,5,2; expected: pairs of a start and a later end"),
+        (["--patience", "0.01"], 2, "patience is 0.01"),
+        (["--suppress_tokens", "a,b"], 2, "suppress_tokens is 'a,b'"),
+        (["--suppress_tokens", "²"], 2, "suppress_tokens is '²'"),
+        (["--suppress_tokens", "9" * 5000], 2, "suppress_tokens is '9"),
+        (["--temperature", "1e-40"], 2, "temperature is 1e-40"),
+        (["--temperature_increment_on_fallback", "1e-320"], 2, "temperature_increment_on_fallback is 1e-320"),
+        (["--clip_timestamps", "1,x"], 2, "clip_timestamps is '1,x'"),
+        (["--clip_timestamps", "0,2,5,2"], 2, "clip_timestamps is '0,2,5,2'"),
         (["--beam_size", "two"], 2, "beam-size"),
-        (["--multilingual", "True", "--language", "de"], 2, "--multilingual; expected: off with --language de"),
-        (["--vad_min_silence_duration_ms", "-1"], 2, "--vad-min-silence-duration-ms -1; expected: 0 to 1000000"),
-        (["--language", "klingon"], 2, "--language klingon; expected: a code"),
+        (["--multilingual", "True", "--language", "de"], 2, "multilingual is True"),
+        (["--vad_min_silence_duration_ms", "-1"], 2, "vad_min_silence_duration_ms is -1"),
+        (["--language", "klingon"], 2, "language is 'klingon'"),
     ],
 )
 def test_wrong_values_are_named(run, sample: Path, arguments: list[str], status: int, said: str) -> None:

@@ -132,9 +132,9 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
 
 
 def test_train_only_local_wants_something_local(folder: Path) -> None:
-    with pytest.raises(InputError, match="train_only is 'local'; expected: a model with hybrid attention"):
+    with pytest.raises(InputError, match=r"train_only is 'local'.*hybrid"):
         learn_only(load_checkpoint(folder).model, TrainConfig(init_from=str(folder), train_only="local"))
-    with pytest.raises(SettingError, match="train_only is 'local'; expected: init_from too"):
+    with pytest.raises(SettingError, match=r"train_only is 'local'.*init_from"):
         learn_only(hybrid_of(load_checkpoint(folder)), TrainConfig(train_only="local"))
 
 
@@ -144,7 +144,7 @@ def test_train_only_local_wants_something_local(folder: Path) -> None:
 @pytest.mark.parametrize("given", [{"width": 32}, {"positions": "rotary"}, {"ctc": True}, {"strides": [2, 2]}], ids=str)
 def test_another_architecture_is_refused(folder: Path, given: dict) -> None:
     (name,) = given
-    with pytest.raises(InputError, match=f"{name} is .*; expected: .* in the checkpoint to start from; leave it out"):
+    with pytest.raises(InputError, match=f"{name} is "):
         settings_from(load_checkpoint(folder), {"model": given})
 
 
@@ -166,7 +166,7 @@ def test_the_focus_of_a_hybrid_source_stays(native: Path) -> None:
     there = Checkpoint(model, hybrid.tokenizer, {}, "")
     assert settings_from(there, {"model": {"dropout": 0.2, "max_span": 16}})["model"]["dropout"] == 0.2
     for given in ({"attention": "global"}, {"max_span": 20}, {"temperature": "formula"}):
-        with pytest.raises(InputError, match="in the checkpoint to start from"):
+        with pytest.raises(InputError, match=f"{next(iter(given))} is "):
             settings_from(there, {"model": given})
 
 
@@ -321,9 +321,9 @@ def test_a_native_checkpoint_is_trained_on(run, native: Path, tmp_path: Path) ->
 def test_a_preset_beside_a_source_is_refused(run, native: Path, tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, SONGS)
     result = run("train", songs, "--init-from", native, "--preset", "base", "-o", tmp_path / "run")
-    assert result.status == 2 and "--preset base; expected: the size in the checkpoint" in result.err
+    result.refused(2, "preset is 'base'")
     result = run("train", songs, "--init-from", tmp_path / "nowhere", "-o", tmp_path / "run")
-    assert result.status == 1 and "nowhere: no such checkpoint folder" in result.err
+    result.refused(1, tmp_path / "nowhere")
 
 
 def test_what_has_no_effect_is_said_and_a_start_that_learns_nothing_refused() -> None:
@@ -334,7 +334,7 @@ def test_what_has_no_effect_is_said_and_a_start_that_learns_nothing_refused() ->
     assert not remarks(settings, tiny_model(tokenizer, encoder_layers=2).config, tokenizer)
     model = tiny_model(tokenizer)
     learn_only(model, TrainConfig(train_only="local", init_from="x"))
-    with pytest.raises(SettingError, match="freeze is 1; expected: fewer layers"):
+    with pytest.raises(SettingError, match="freeze is 1"):
         freeze(model, 1)
 
 
