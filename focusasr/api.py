@@ -41,8 +41,8 @@ Audio that comes in real time gives partial texts at once, and final ones after 
 Word error rates have a 95 % interval:
 
 >>> score = focusasr.score(["one two three", "four"], ["one two tree", "four"])
->>> score.wer, score.wer_low, score.wer_high
-(0.25, 0.0, 0.3333333333333333)
+>>> score.rates["wer"]
+Interval(value=0.25, low=0.0, high=0.3333333333333333)
 
 A recognizer may be used by several threads. Their calls take turns, and decode together what then gives the same text
 as alone. Nothing is printed; the command's warnings are in `result.warnings`.

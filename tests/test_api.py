@@ -355,7 +355,8 @@ def test_cpu_continues_a_stream_without_repeating_segments(
 def test_score_has_an_interval_and_refuses_uneven_lists() -> None:
     score = focusasr.score(["a b c d", "e f", "g"], ["a b c x", "e f", "g"])
     assert score.wer == pytest.approx(1 / 7)
-    assert score.wer_low is not None and score.wer_high is not None and score.wer_low <= score.wer <= score.wer_high
+    rate = score.rates["wer"]
+    assert rate.low is not None and rate.high is not None and rate.low <= rate.value == score.wer <= rate.high
     assert focusasr.score("a b", "a c").wer == 0.5
     for references, hypotheses in ((["a"], []), ([], []), (["a", "b"], ["a"])):
         with pytest.raises(focusasr.InputError, match=f"{len(references)} references"):

@@ -139,7 +139,7 @@ def write_evaluation_page(path: Path, evaluation: Evaluation, breakdown: Analysi
     """Write the page; audio is linked by relative paths, so that a folder can be moved as a whole."""
     parts: dict[str, list[Any]] = defaultdict(list)
     for part in breakdown.slices:
-        rate = with_bounds(part.score.interval("wer")) if part.score.words else "none"
+        rate = with_bounds(part.score.rates["wer"]) if part.score.words else "none"
         parts[part.key].append((part.value, rate, part.score.words, part.score.utterances))
     confusions = [(KINDS[one.kind], one.reference, one.hypothesis, one.told()) for one in breakdown.confusions]
     rows = [_entry(row, path.parent.absolute()) for row in evaluation.rows]
@@ -156,7 +156,7 @@ def _charts(evaluation: Evaluation) -> list[Chart]:
         return []
     bars = []
     for part in slices(rows, "duration", evaluation.unit):
-        rate = part.score.interval("wer")
+        rate = part.score.rates["wer"]
         note = f"% of {part.score.words} words in {part.score.utterances} utterances"
         low, high = (None if bound is None else 100 * bound for bound in (rate.low, rate.high))
         bars.append(Bar(part.value, 100 * rate.value, low, high, note))

@@ -84,13 +84,13 @@ def figures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 
 
 def _rates(score: Score) -> Iterator[tuple[str, str]]:
-    words = score.interval("wer")
+    words = score.rates["wer"]
     yield "WER", percent(words.value) + words.bounds(percent, name="95 % interval ")
     for name, rate in (("CER", "cer"), ("wrong sentences", "ser")):
-        yield name, with_bounds(score.interval(rate))
+        yield name, with_bounds(score.rates[rate])
     yield "words", f"{score.words}"
     for kind in ("substitution", "deletion", "insertion"):
-        yield f"{kind}s", f"{getattr(score, kind + 's')}: {with_bounds(score.interval(kind + '_rate'))} of the words"
+        yield f"{kind}s", f"{getattr(score, kind + 's')}: {with_bounds(score.rates[kind + '_rate'])} of the words"
     yield "intervals", drawn_over(score)
 
 
@@ -148,7 +148,7 @@ def _print_slices(parts: list[Slice], console: Console) -> None:
         for name in (key, "WER", "95 % interval", "words", "utterances"):
             table.add_column(name, justify="left" if name == key else "right")
         for part in own[:MOST_SLICES]:
-            rate, words = part.score.interval("wer"), part.score.words
+            rate, words = part.score.rates["wer"], part.score.words
             interval = (words and rate.bounds(percent).strip(" ()")) or "none"
             shown = percent(rate.value) if words else "none"
             cells = (part.value, shown, interval, str(words), str(part.score.utterances))

@@ -22,7 +22,7 @@ from focusasr.evaluation.bootstrap import (
     resampling_unit,
 )
 from focusasr.evaluation.evaluate import Evaluation, Row, score_rows
-from focusasr.evaluation.wer import Score, align_words, count_errors, normalize
+from focusasr.evaluation.wer import BOUNDS, RATES, Score, align_words, count_errors, normalize
 from focusasr.runtime.errors import InputError, SettingError
 
 DURATION_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, math.inf)
@@ -204,19 +204,17 @@ def _groups(rows: Sequence[Row], unit: str) -> list[str] | None:
 # As JSON
 
 COUNTS = ("substitutions", "deletions", "insertions", "words", "wrong", "utterances")
-RATES = ("wer", "cer", "ser", "substitution_rate", "deletion_rate", "insertion_rate")
 
 
 def to_json(evaluation: Evaluation, breakdown: Analysis | None = None) -> dict[str, Any]:
     """Return the figures as one object, ready for JSON; the rates are null if nothing was scored."""
-    score, pace = evaluation.score, evaluation.pace
-    rates = [name + bound for name in RATES for bound in ("", "_low", "_high")]
+    score, pace = evaluation.score.to_json() if evaluation.score else {}, evaluation.pace
     latencies = sorted(pace.latencies) if pace else []
     figures = {
-        **{key: getattr(score, key, None) for key in rates},
-        **{key: getattr(score, key, 0) for key in COUNTS},
-        "interval_over": getattr(score, "unit", None),
-        "drawn": getattr(score, "drawn", 0),
+        **{key: score.get(key) for key in (name + end for name in RATES for end in BOUNDS)},
+        **{key: score.get(key, 0) for key in COUNTS},
+        "interval_over": score.get("unit"),
+        "drawn": score.get("drawn", 0),
         "normalizer": evaluation.normalizer,
         "failed": len(evaluation.failures),
         "audio_seconds": evaluation.audio_seconds,
@@ -228,7 +226,10 @@ def to_json(evaluation: Evaluation, breakdown: Analysis | None = None) -> dict[s
         "decoder_tokens": pace.tokens if pace else 0,
         "decoder_passes": pace.passes if pace else 0,
     }
-    return figures | (dataclasses.asdict(breakdown) if breakdown else {})
+    if breakdown is None:
+        return figures
+    slices = [{"key": part.key, "value": part.value, "score": part.score.to_json()} for part in breakdown.slices]
+    return {**figures, **dataclasses.asdict(breakdown), "slices": slices}
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:

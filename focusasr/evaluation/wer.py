@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from focusasr.evaluation.bootstrap import Interval, group_totals, percentile_interval, resample_totals
 from focusasr.runtime.errors import InputError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 NORMALIZERS = ("none", "basic", "english")
+BOUNDS = {"": "value", "_low": "low", "_high": "high"}  # endings of a rate's keys in JSON
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,12 @@ class Errors:
 class Score:
     """Error rates of a set of utterances, as ratios (0.05 is 5 %), each with its 95 % interval, and the counts.
 
-    `ser` is the share of utterances with any error; the rates of substitutions, deletions and insertions are per
-    reference word. `unit` is the resampling unit of the intervals, utterance or speaker, and `drawn` its count; the
-    bounds are None if that is one.
+    `rates` has wer, cer, ser (the share of utterances with any error), and substitution_rate, deletion_rate and
+    insertion_rate per reference word. `unit` is the resampling unit of the intervals, utterance or speaker, and `drawn`
+    its count; there are no bounds if that is one.
     """
 
-    wer: float
-    wer_low: float | None
-    wer_high: float | None
-    cer: float
-    cer_low: float | None
-    cer_high: float | None
-    ser: float
-    ser_low: float | None
-    ser_high: float | None
-    substitution_rate: float
-    substitution_rate_low: float | None
-    substitution_rate_high: float | None
-    deletion_rate: float
-    deletion_rate_low: float | None
-    deletion_rate_high: float | None
-    insertion_rate: float
-    insertion_rate_low: float | None
-    insertion_rate_high: float | None
+    rates: dict[str, Interval]
     substitutions: int
     deletions: int
     insertions: int
@@ -78,9 +62,26 @@ class Score:
     unit: str
     drawn: int
 
-    def interval(self, rate: str) -> Interval:
-        """Return one of the rates with its bounds, such as `wer`."""
-        return Interval(*(getattr(self, name) for name in (rate, f"{rate}_low", f"{rate}_high")))
+    @property
+    def wer(self) -> float:
+        """The word error rate."""
+        return self.rates["wer"].value
+
+    @property
+    def cer(self) -> float:
+        """The character error rate."""
+        return self.rates["cer"].value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rates with their bounds, as wer, wer_low and wer_high, and the counts."""
+        rates = {name + end: getattr(rate, key) for name, rate in self.rates.items() for end, key in BOUNDS.items()}
+        return rates | {name: value for name, value in vars(self).items() if name != "rates"}
+
+    @classmethod
+    def from_json(cls, figures: dict[str, Any]) -> Score:
+        """Return the score of `to_json`."""
+        rates = {name: Interval(*(figures[name + end] for end in BOUNDS)) for name in RATES}
+        return cls(rates, **{one.name: figures[one.name] for one in fields(cls) if one.name != "rates"})
 
 
 @functools.cache
@@ -165,23 +166,22 @@ def summarize(
     counts = np.array([_counts(*pair) for pair in zip(words, characters, strict=True)])
     counted = group_totals(counts, groups)
     whole, drawn = counts.sum(axis=0, keepdims=True), resample_totals(counted, seed)
-    figures: dict[str, float | None] = {}
-    for name, (above, below) in _RATES.items():
+    figures = {}
+    for name, (above, below) in RATES.items():
         kept = drawn if not whole[0, below] else drawn[drawn[:, below] > 0]  # a sample without a word has no rate
         value, rates = (table[:, above] / np.maximum(table[:, below], 1) for table in (whole, kept))
-        low, high = percentile_interval(rates)
-        figures |= {name: float(value[0]), f"{name}_low": low, f"{name}_high": high}
+        figures[name] = Interval(float(value[0]), *percentile_interval(rates))
     names = ("substitutions", "deletions", "insertions", "words", "wrong", "utterances")
     totals = {name: int(whole[0, _COLUMNS.index(name)]) for name in names}
     unit = "utterance" if groups is None else "speaker"
-    return Score(**figures, **totals, unit=unit, drawn=len(counted))  # type: ignore[arg-type]
+    return Score(figures, **totals, unit=unit, drawn=len(counted))
 
 
 _COLUMNS = (
     *("substitutions", "deletions", "insertions", "errors", "words", "wrong", "utterances"),
     *("character errors", "characters"),
 )
-_RATES = {  # a rate is the first column divided by the second
+RATES = {  # a rate is the first column divided by the second
     name: (_COLUMNS.index(above), _COLUMNS.index(below))
     for name, above, below in (
         ("wer", "errors", "words"),

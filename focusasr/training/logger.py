@@ -155,7 +155,7 @@ class TrainingLog:
                 row |= {f"{name} wer": score.wer, f"{name} cer": score.cer}
             self._keep(position.step, "dev", row)
             self.dev_wer = f"dev WER {100 * overall:.1f} %{_interval(list(scores.values()), overall)}"
-        parts = [f"{name} {100 * s.wer:.1f}{s.interval('wer').bounds(_hundredfold, '-')}" for name, s in scores.items()]
+        parts = [f"{name} {100 * s.wer:.1f}{s.rates['wer'].bounds(_hundredfold, '-')}" for name, s in scores.items()]
         heard = f"{position.seconds / 60:.1f} min, {position.audio_seconds / 3600:.1f} h heard"
         if position.skipped_steps:
             heard += f", {position.skipped_steps} steps skipped"
@@ -223,8 +223,9 @@ def _board(folder: Path, first: int | None = None) -> Any:
 
 def _interval(scores: list[Score], overall: float) -> str:
     """Return the interval of the mean of several WERs, from those of each; the sets are independent."""
-    below = [s.wer - s.wer_low for s in scores if s.wer_low is not None]
-    above = [s.wer_high - s.wer for s in scores if s.wer_high is not None]
+    rates = [score.rates["wer"] for score in scores]
+    below = [rate.value - rate.low for rate in rates if rate.low is not None]
+    above = [rate.high - rate.value for rate in rates if rate.high is not None]
     if len(below) < len(scores):  # a set of one recording has no interval, so the spread is unknown
         return ""
     low, high = overall - math.hypot(*below) / len(scores), overall + math.hypot(*above) / len(scores)

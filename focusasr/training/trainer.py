@@ -95,8 +95,8 @@ class Trainer:
         learn_only(model, run.settings)
         self.stepper = self._make_step(model)
         if before:
-            with contextlib.suppress(TypeError, AttributeError):  # another version's config: only printed
-                self.scores = {name: Score(**one) for name, one in before.metrics.get("dev", {}).items()}
+            with contextlib.suppress(TypeError, AttributeError, KeyError):  # another version's config: only printed
+                self.scores = {name: Score.from_json(one) for name, one in before.metrics.get("dev", {}).items()}
             self._load_state(last / "trainer" / "state.pt", before.model.state_dict())
             self._promise()
             made_before = begun.get("made_with") or {}
@@ -352,7 +352,7 @@ class Trainer:
         self.scores, self.saved = scores, time.monotonic()
         if not self.accelerator.is_main_process:
             return
-        dev = {name: dataclasses.asdict(score) for name, score in scores.items()}
+        dev = {name: score.to_json() for name, score in scores.items()}
         metrics = {"position": dataclasses.asdict(self.position), "dev": dev}
         model = self.stepper.best_model
         card = model_card(self.run.output.name, model, self.run.to_json(), scores)

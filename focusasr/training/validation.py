@@ -171,7 +171,7 @@ def focus(model: Model, mels: Sequence[Tensor]) -> list[dict[str, float]]:
 
 
 def _bounds(score: Score) -> str:
-    return score.interval("wer").bounds(lambda ratio: f"{100 * ratio:.1f}", "–").strip(" ()") or "none"
+    return score.rates["wer"].bounds(lambda ratio: f"{100 * ratio:.1f}", "–").strip(" ()") or "none"
 
 
 def _listed(manifests: Iterable[str]) -> str:

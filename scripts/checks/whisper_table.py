@@ -154,7 +154,7 @@ def rate(texts: Texts | None) -> str:
     """Return a cell: the word error rate in %, and its interval."""
     if texts is None or texts.evaluation.score is None:
         return "–"
-    wer = texts.evaluation.score.interval("wer")
+    wer = texts.evaluation.score.rates["wer"]
     failed = len(texts.evaluation.failures)
     return f"{_percent(wer.value)}{wer.bounds(_percent, '–')}" + (f", {failed} failed" if failed else "")
 

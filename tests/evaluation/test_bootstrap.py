@@ -36,7 +36,7 @@ def test_speakers_that_err_alike_widen_the_interval():
     assert (plain.wer, grouped.wer) == (0.5, 0.5)
     assert (plain.unit, plain.drawn, grouped.unit, grouped.drawn) == ("utterance", 400, "speaker", 40)
     for result, spread in ((plain, 1.96 * 0.5 / 20), (grouped, 1.96 * 0.5 / 40**0.5)):
-        assert result.wer_high - 0.5 == pytest.approx(spread, rel=0.12)
+        assert result.rates["wer"].high - 0.5 == pytest.approx(spread, rel=0.12)
 
 
 def test_a_small_steady_gain_is_sure_when_paired():

@@ -17,6 +17,7 @@ from rich.console import Console
 from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.data.manifest import Utterance, write_manifest
 from focusasr.decoding.ctc_attention import decode
+from focusasr.evaluation.bootstrap import Interval
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.runtime.errors import InputError
@@ -326,7 +327,8 @@ def test_patience_ends_a_run_that_does_not_get_better(
 
     def same(*arguments: Any) -> Any:
         measured = measure(*arguments)
-        return dataclasses.replace(measured, score=dataclasses.replace(measured.score, wer=next(wers)))
+        rates = {**measured.score.rates, "wer": Interval(next(wers), None, None)}
+        return dataclasses.replace(measured, score=dataclasses.replace(measured.score, rates=rates))
 
     monkeypatch.setattr(room, "measure", same)
     trainer, shown = trained(made_run(tmp_path, songs, (str(songs),), evaluate_every=1, patience=2))
