@@ -99,7 +99,7 @@ def test_a_full_window_may_end_with_half_a_frame(by_energy: None) -> None:
 
 
 def test_a_limit_below_a_second_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"max_seconds is 0\.5; expected: 1 or more"):
+    with pytest.raises(ValueError, match=r"max_seconds is 0\.5"):
         next(split_at_pauses([noise(3)], 0.5))
 
 

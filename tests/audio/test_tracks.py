@@ -74,7 +74,7 @@ def test_a_track_may_be_chosen(capfd: pytest.CaptureFixture[str]) -> None:
     for track, read in enumerate((440, 880)):
         assert pitch(load(Source(path, track=track))) == pytest.approx(read, abs=2)
     assert not capfd.readouterr().err
-    with pytest.raises(AudioError, match=r"talk\.mkv: has no audio track 2, only 2.*--audio-track"):
+    with pytest.raises(AudioError, match=r"talk\.mkv.* 2.*--audio-track"):
         load(Source(path, track=2))
     soundfile.write("plain.wav", tone(440), RATE)
     assert pitch(load(Source("plain.wav", track=0))) == pytest.approx(440, abs=2)

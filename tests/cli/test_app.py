@@ -158,7 +158,7 @@ def test_several_formats_are_given_with_commas_or_again(run, sample: Path) -> No
     assert run("transcribe", sample, "-o", "out", "-f", "srt,json", "-f", "txt").status == 0
     assert sorted(path.name for path in Path("out").iterdir()) == ["sample.json", "sample.srt", "sample.txt"]
     result = run("transcribe", sample, "-f", "srt", "-f", "json")
-    assert result.status == 2 and "--output-format srt and json need --output-dir" in result.err
+    result.refused(2, "srt and json", "--output-dir")
 
 
 def test_a_text_in_doubt_is_named_and_others_are_counted(run, sample: Path, heard: str) -> None:
@@ -179,16 +179,16 @@ def test_an_empty_text_is_told_from_silence(run, sample: Path, heard: str, monke
     monkeypatch.setattr("focusasr.text.tokenizer.Tokenizer.decode", lambda self, tokens: "")
     result = run("transcribe", "silence.wav", sample)
     assert (result.status, result.out) == (0, f"silence.wav\t\n{sample}\t\n")
-    assert result.err == f"focusasr: {sample}: has speech, but the model finds no words in it; try another --model\n"
+    assert result.err.startswith(f"focusasr: {sample}: has speech") and result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("tiny.em", "(did you mean tiny.en?); give one"), ("openai/whisper-tinny", "(did you mean openai/whisper-tiny?)")],
+    [("tiny.em", "tiny.en?"), ("openai/whisper-tinny", "(did you mean openai/whisper-tiny?)")],
 )
 def test_a_model_with_nearly_a_known_name(run, name: str, said: str) -> None:
     result = run("info", name)
-    assert (result.status, result.out) == (1, "") and said in result.err and result.err.count("\n") == 1
+    result.refused(1, said)
 
 
 def test_info_takes_its_checkpoint_in_either_way(run) -> None:
@@ -387,7 +387,7 @@ def test_evaluate_refuses_what_cannot_be(run) -> None:
         ("--against", "no.txt", 1, "no.txt: cannot be read (No such file"),
     ):
         result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", name, value)
-        assert result.status == status and said in result.err and result.err.count("\n") == 1
+        result.refused(status, said)
 
 
 def test_evaluate_hears_what_transcribe_prints_and_leaves_nothing_aside(run, sample: Path) -> None:

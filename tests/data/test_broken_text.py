@@ -64,13 +64,13 @@ def test_json_objects(tmp_path: Path, value: str) -> None:
 @pytest.mark.parametrize(
     ("toml", "seen"),
     [
-        ("data = 1", "'data' is 1; expected: a table of settings"),
-        ("model = 'x'", "'model' is 'x'; expected: a table of settings"),
+        ("data = 1", "'data' is 1"),
+        ("model = 'x'", "'model' is 'x'"),
         (f"[train]\nsteps = {ENDLESS}", "not a TOML file"),
         (f"[train]\nsteps = {DEEP}", "not a TOML file"),
         (f"[train]\nlearning_rate = {HUGE}", "expected: a finite number"),
-        (f"[train]\nlearning_rate = 0x{'f' * 5000}", "int too large to be shown; expected: a finite number"),
-        ("[train]\nlearning_rate = -inf", "learning_rate is -inf; expected: a finite number"),
+        (f"[train]\nlearning_rate = 0x{'f' * 5000}", "learning_rate is int"),
+        ("[train]\nlearning_rate = -inf", "learning_rate is -inf"),
         ('["\\u001b\\n"]', r"unknown table [\x1b\n]"),
         ('[train]\n"\\u001b\\n" = 1', r"unknown setting '\x1b\n'"),
     ],

@@ -255,7 +255,7 @@ def test_a_manifest_with_other_keys(tmp_path, name):
         (tmp_path / f"data/{text}.wav", text, {"speaker": "ann", "source_text": "raw"}) for text in "ab"
     ]
     assert not rejects
-    with pytest.raises(InputError, match=r"--text-column must name one of file_name, .*\(looked for 'said'\)"):
+    with pytest.raises(InputError, match=r"--text-column .*file_name, .*'said'"):
         read(path, audio="file_name", text="said")
     assert [one.utterance.text for one in read(tmp_path)[0]] == ["raw", "raw"]
 
@@ -290,14 +290,14 @@ def test_tables_that_cannot_be_used_say_why_and_those_below_are_named(tmp_path):
     touch(tmp_path / "in" / "a.wav")
     table(tmp_path / "in" / "t.csv", "path,said\na.wav,x\n")
     for path in (tmp_path / "in", tmp_path / "in" / "t.csv"):
-        with pytest.raises(InputError, match=r"t\.csv: no text column; --text-column must name one of path, said"):
+        with pytest.raises(InputError, match=r"t\.csv: .*--text-column .*path, said"):
             read(path)
     table(tmp_path / "in" / "t.csv", "path,text\na.wav,caf\xe9\n", "cp1252")
-    with pytest.raises(InputError, match=r"t.csv, line 2: not UTF-8 text\. Save the file as UTF-8"):
+    with pytest.raises(InputError, match=r"t.csv, line 2: .*UTF-8"):
         read(tmp_path / "in")
     (tmp_path / "hub" / "train").mkdir(parents=True)
     table(tmp_path / "hub" / "train" / "metadata.csv", "file_name,text\na.wav,x\n")
-    with pytest.raises(InputError, match=r"are in its subfolders\. Use these as inputs: train"):
+    with pytest.raises(InputError, match=r": train"):
         read(tmp_path / "hub")
 
 

@@ -98,7 +98,7 @@ def test_a_text_too_long_for_its_sound_is_named(tmp_path, sample):
 
 
 def test_splitting_needs_a_checkpoint():
-    with pytest.raises(InputError, match=r"split_seconds is 20\.0; expected: also align_with, a checkpoint"):
+    with pytest.raises(InputError, match=r"split_seconds is 20\.0.*align_with"):
         PreprocessConfig(split_seconds=20.0)
 
 

@@ -107,12 +107,12 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
 
 
 def test_unreadable_manifests(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.jsonl: no such manifest. Check the path, or make one with"):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
         read_manifest(tmp_path / "nowhere.jsonl")
-    with pytest.raises(InputError, match="is a folder, not a manifest; make one of it with 'focusasr preprocess'"):
+    with pytest.raises(InputError, match=r"folder.*preprocess"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.jsonl").touch()
-    with pytest.raises(InputError, match=r"is a folder, not a manifest; name one in it: manifest\.jsonl$"):
+    with pytest.raises(InputError, match=r"folder.* manifest\.jsonl$"):
         read_manifest(tmp_path)
     (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xfe\x00\x80")
     with pytest.raises(InputError, match="no manifest"):

@@ -83,7 +83,7 @@ def test_listed_shards_and_shards_of_one_name_are_all_read(tmp_path):
     listed.write_text(f"train/data.tar\n{tmp_path / 'in' / 'test' / 'data.tar'}\n")
     assert preprocess([listed], tmp_path / "other").kept == 2
     listed.write_text("train/gone.tar\n")
-    with pytest.raises(InputError, match=r"shards.list: lists 'train/gone.tar', which is no archive"):
+    with pytest.raises(InputError, match=r"shards.list: .*'train/gone.tar'"):
         preprocess([listed], tmp_path / "third")
 
 
@@ -142,7 +142,7 @@ def test_columnar_files_hold_or_name_their_audio(tmp_path, name):
 
 def test_columnar_files_without_text_name_their_columns(tmp_path):
     path = write_columns(tmp_path / "t.parquet", {"audio": [b""], "said": ["x"]})
-    with pytest.raises(InputError, match=r"t.parquet: no text column; --text-column must name one of audio, said"):
+    with pytest.raises(InputError, match=r"t.parquet: .*--text-column .*audio, said"):
         preprocess([path], tmp_path / "out")
     report = preprocess([path], tmp_path / "out", PreprocessConfig(text_column="said"))
     assert report.rejects == {"unreadable": 1}
@@ -158,5 +158,5 @@ def test_a_torn_parquet_is_one_message(tmp_path):
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"t.parquet: parquet needs pyarrow\. .*focusasr\[data\]"):
+    with pytest.raises(InputError, match=r"t.parquet: .*pyarrow.*focusasr\[data\]"):
         preprocess([tmp_path / "t.parquet"], tmp_path / "out")

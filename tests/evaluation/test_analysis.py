@@ -60,9 +60,7 @@ def test_slices_by_a_key_and_by_duration():
     with pytest.raises(InputError, match=said):
         check_groups(utterances, EvaluationConfig(slice=["mood"]))
     check_groups(utterances, EvaluationConfig(bootstrap="speaker"))
-    with pytest.raises(
-        InputError, match="bootstrap is 'speaker'; expected: lines with their \"speaker\", which none has"
-    ):
+    with pytest.raises(InputError, match="bootstrap is 'speaker'"):
         check_groups([Utterance(Path("a.wav"), "a")], EvaluationConfig(bootstrap="speaker"))
 
 

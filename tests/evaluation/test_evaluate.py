@@ -269,7 +269,7 @@ def test_rows_go_along_with_the_manifest_they_came_from(tmp_path):
 def test_what_is_meant_for_a_model_is_refused_where_none_is_asked(run, option: list[str]) -> None:
     Path("refs.txt").write_text("a b\n")
     result = run("evaluate", "refs.txt", "--hypotheses", "refs.txt", *option)
-    assert result.status == 2 and f"{' '.join(option)}: is for a model, and --hypotheses asks none" in result.err
+    result.refused(2, " ".join(option), "--hypotheses")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_evaluate_writes_over_nothing_that_it_reads(run, options: list[str]) -> 
     for name in ("refs.txt", "hyps.txt", "worse.txt"):
         Path(name).write_text("a b\n")
     result = run("evaluate", "refs.txt", "--hypotheses", "hyps.txt", *options)
-    assert result.status == 2 and "would be overwritten" in result.err and result.err.count("\n") == 1
+    result.refused(2, "overwritten")
     assert {path.name: path.read_text() for path in Path().glob("*.txt")} == {
         "refs.txt": "a b\n", "hyps.txt": "a b\n", "worse.txt": "a b\n",
     }  # fmt: skip

@@ -37,7 +37,7 @@ def test_what_transcribe_prints_finds_its_files_in_any_order():
     assert read_hypotheses(wrote("h.txt", "/sound/b.wav", "/sound/a.wav\tuno"), SET) == ["uno", "", None]
     with pytest.raises(InputError, match=r"h.txt, line 2: no tab"):
         read_hypotheses(wrote("h.txt", "/sound/b.wav\tdue", "/sound/a.wav uno"), SET)
-    with pytest.raises(InputError, match=r"h.csv: CSV .* Write PATH<TAB>TEXT lines or JSON Lines"):
+    with pytest.raises(InputError, match=r"h.csv: .*<TAB>.*JSON Lines"):
         read_hypotheses(wrote("h.csv", "path,text", "/sound/b.wav,due"), SET)
     relative = [Utterance(Path("clips/a.wav").absolute(), "one")]
     assert read_hypotheses(wrote("h.tsv", "clips/a.wav\tuno"), relative) == ["uno"]
@@ -103,9 +103,9 @@ def test_kaldi_and_sclite_files_name_their_ids():
 
 
 def test_another_set_and_two_texts_are_refused():
-    with pytest.raises(InputError, match=r"such as /sound/a.wav; is it of another set"):
+    with pytest.raises(InputError, match=r"/sound/a.wav; "):
         read_hypotheses(wrote("h.tsv", "c.wav\tx"), SET)
-    with pytest.raises(InputError, match=r"h: is a folder\. Name a file in it"):
+    with pytest.raises(InputError, match=r"h: .*folder"):
         Path("h").mkdir()
         read_hypotheses(Path("h"), SET)
     with pytest.raises(InputError, match=r"lines 1 and 2: two texts for a.wav"):
@@ -152,7 +152,7 @@ def test_plain_lines_that_begin_with_ids_are_kaldis_under_any_name(capsys):
     assert "10.txt: lines begin with ids, utt2 and so on" in capsys.readouterr().err
     assert read_hypotheses(wrote("10.txt", "utt1 one", "utt3 three"), references) == ["one", None]
     assert read_hypotheses(wrote("10.txt", "one two", "three"), references) == ["one two", "three"]
-    with pytest.raises(InputError, match=r"begin with ids, such as utt8, that are of no utterance .* such as utt1"):
+    with pytest.raises(InputError, match=r"utt8.* utt1"):
         read_hypotheses(wrote("10.txt", "utt8 one", "utt9 three"), references)
     capsys.readouterr()
     by_stem = [Utterance(Path(f"/sound/{name}.wav"), "x") for name in ("a", "b")]
@@ -186,7 +186,7 @@ def test_lines_in_another_order_are_refused():
 
 def test_files_that_share_few_names_are_refused():
     references = [Utterance(Path(f"/a/{number}.wav"), "") for number in range(4)]
-    with pytest.raises(InputError, match="only 1 of 4 lines are of one of the 4 utterances"):
+    with pytest.raises(InputError, match=r" 1 of 4 .* 4 "):
         read_hypotheses(wrote("h.tsv", "0.wav\tx", "7.wav\ty", "8.wav\ty", "9.wav\ty"), references)
     assert read_hypotheses(wrote("h.tsv", "0.wav\tx"), references) == ["x", None, None, None]
 

@@ -210,14 +210,14 @@ def test_finding(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     saved.rename(tmp_path / "run" / "best")
     assert find_checkpoint(str(tmp_path / "run")) == tmp_path / "run" / "best"
-    with pytest.raises(InputError, match=r"nowhere: no such checkpoint folder; give one that 'focusasr train' wrote"):
+    with pytest.raises(InputError, match=r"nowhere: .*'focusasr train'"):
         find_checkpoint("nowhere")
 
 
 def test_the_default_checkpoint_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOCUSASR_MODEL")
     monkeypatch.setattr(room, "__file__", str(tmp_path / "focusasr" / "model" / "checkpoint.py"))
-    with pytest.raises(InputError, match="bundled checkpoint is missing; reinstall focusasr or give --model"):
+    with pytest.raises(InputError, match="--model"):
         find_checkpoint(None)
     for place in (tmp_path / "checkpoints", tmp_path / "focusasr" / "checkpoints"):  # a clone's, then a wheel's
         (place / DEFAULT_CHECKPOINT).mkdir(parents=True)

@@ -196,7 +196,7 @@ def test_a_name_that_is_nowhere(run, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert "openai/whisper-tiny.en: no such checkpoint folder here, nor in the hub's cache" in result.err
         assert remedy in result.err
     for name in ("a/b/c", "/no/where", "../where", "~/where", "two words/x"):  # no names of the hub
-        with pytest.raises(InputError, match="no such checkpoint folder; give one that"):
+        with pytest.raises(InputError, match="no such checkpoint folder"):
             find_checkpoint(name)
 
 
@@ -224,12 +224,12 @@ def test_other_shapes_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'; expected: 'whisper'"),
+        ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
         ({"d_model": None}, "lacks the model's width"),
         ({"d_model": "wide"}, "width is 'wide'"),
-        ({"d_model": 20}, "encoder_ffn_dim is 64; expected: 80"),
-        ({"encoder_attention_heads": 4}, "decoder_attention_heads is 2; expected: 4"),
-        ({"activation_function": "relu"}, "activation_function is 'relu'; expected: 'gelu'"),
+        ({"d_model": 20}, "encoder_ffn_dim is 64"),
+        ({"encoder_attention_heads": 4}, "decoder_attention_heads is 2"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"num_mel_bins": 80}, "feature_size is 20; expected: 80"),
         ({"encoder_layers": 3}, "encoder.blocks.2"),
     ],
@@ -307,7 +307,7 @@ def test_convert_writes_a_folder_that_needs_nothing_else(run, folder: Path, tmp_
 
 def test_convert_overwrites_nothing_and_names_what_does_not_fit(run, folder: Path, tmp_path: Path) -> None:
     result = run("convert", folder, tmp_path)
-    assert result.status == 1 and f"{tmp_path}: is there already; give a new folder" in result.err
+    result.refused(1, tmp_path)
     weights = load_file(folder / "model.safetensors")
     weights["model.encoder.conv1.bias"][0] = 1e5
     save_file(weights, folder / "model.safetensors")

@@ -130,7 +130,7 @@ def test_no_name_leads_out_of_the_cache(name: str, run, sample: Path, tmp_path: 
     asked: list[str] = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name))
     if name not in ("/etc", "..", "../..", "./..", ""):  # which are folders
-        with pytest.raises(InputError, match=r"no such checkpoint folder.*; give one that"):
+        with pytest.raises(InputError, match=r"no such checkpoint folder"):
             find_checkpoint(name, model_dir=tmp_path / "cache")
     result = run("transcribe", sample, "--model", name, "--model-dir", tmp_path / "cache")
     assert result.status == 1 and result.err.count("\n") == 1 and len(result.err) < 600

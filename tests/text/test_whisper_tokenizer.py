@@ -86,9 +86,9 @@ def test_prompts() -> None:
 
 
 def test_unknown_language_and_task() -> None:
-    with pytest.raises(InputError, match="language is 'fr'; expected: one of en de es"):
+    with pytest.raises(InputError, match=r"language is 'fr'; .* en de es"):
         TOKENIZER.speaking("fr")
-    with pytest.raises(InputError, match="task is 'sing'; expected: 'transcribe' or 'translate'"):
+    with pytest.raises(InputError, match="task is 'sing'"):
         TOKENIZER.speaking(task="sing")  # type: ignore[arg-type]
 
 

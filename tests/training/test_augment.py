@@ -225,7 +225,7 @@ def test_recorded_noise_and_rooms_stand_beside_made_up_ones(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no recordings in this folder"):
         read_sounds(TrainConfig(noise_folder=str(tmp_path / "empty")))
-    with pytest.raises(InputError, match=r"room_folder is '.*gone'; expected: a folder of recordings that is there"):
+    with pytest.raises(InputError, match=r"room_folder is '.*gone'"):
         read_sounds(TrainConfig(room_folder=str(tmp_path / "gone")))
 
 

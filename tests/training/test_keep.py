@@ -186,4 +186,4 @@ def test_settings_of_data_belong_to_one_command(run, folder: Path, tmp_path: Pat
             f"[data]\ntrain = ['{songs}']\n{name} = ['{songs}']\n[train]\ninit_from = '{folder}'\n"
         )
         result = run(command, "--config", tmp_path / "run.toml", "-o", "out")
-        assert result.status == 2 and name in result.err and result.err.count("\n") == 1
+        result.refused(2, name)

@@ -91,7 +91,7 @@ def test_what_is_written_is_skipped_until_sound_model_or_options_change(run, sam
 def test_no_text_takes_the_place_of_a_recording(run, sample: Path) -> None:
     Path("talk.txt").write_bytes(sample.read_bytes())
     result = run("transcribe", "talk.txt", "-o", ".")
-    assert result.status == 2 and "talk.txt: is one of the recordings, which a text would replace" in result.err
+    result.refused(2, "talk.txt")
     assert Path("talk.txt").read_bytes() == sample.read_bytes()
     assert run("transcribe", "talk.txt", "-o", ".", "-f", "srt").status == 0
 

@@ -137,7 +137,8 @@ def test_clips_behind_the_end_are_told(recording: Source) -> None:
         checkpoint, torch.device("cpu"), DecodingConfig(), SearchConfig(), LongformConfig(clip_timestamps="90,95")
     )
     (outcome,) = reader.transcribe([recording])
-    assert str(outcome.error) == "chirps.wav: --clip-timestamps 90,95 are after its end, 70.00 s"
+    assert outcome.error is not None and outcome.error.startswith("chirps.wav: --clip-timestamps 90,95 ")
+    assert "70.00 s" in outcome.error
 
 
 def test_the_transcript_starts_with_the_prefix(recording: Source) -> None:

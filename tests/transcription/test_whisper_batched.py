@@ -180,7 +180,7 @@ def test_a_recording_that_is_cut_off_is_read_up_to_there(kind: type[WhisperRecog
     cut, nine = recognizer.transcribe([Source("cut.wav"), Source("nine.wav")])
     assert cut.transcript and cut.transcript.text and cut.transcript == nine.transcript
     assert (cut.audio_seconds, nine.error) == (9.0, None)
-    assert cut.error == "cut.wav: stops decoding after 9.0 s, cut off or damaged; get a whole copy"
+    assert cut.error is not None and cut.error.startswith("cut.wav: ") and "9.0 s" in cut.error
     assert "CutOff" in cut.trace and not nine.trace
 
 
@@ -251,7 +251,7 @@ def test_clips_of_a_batch_are_read_one_by_one_and_refused_behind_the_end() -> No
 
     both = segments("2,6,20")
     assert both == segments("2,6") + segments("20") and segments("2,6") and segments("20")
-    with pytest.raises(InputError, match=r"talk\.wav: --clip-timestamps 90,95 are after its end, 27\.00 s"):
+    with pytest.raises(InputError, match=r"talk\.wav: --clip-timestamps 90,95 .*27\.00 s"):
         segments("90,95")
 
 
