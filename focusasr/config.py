@@ -11,12 +11,14 @@ from focusasr.runtime.settings import Settings, require, require_use, research, 
 SAMPLE_RATE_HZ = 16_000
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000  # of recordings: beyond these, resampling needs unbounded memory
 LARGEST = 1_000_000  # of any size of a model: products of sizes stay within PyTorch's integers
+SIZE, COUNT = {"ge": 1, "le": LARGEST}, {"ge": 0, "le": LARGEST}  # ranges of settings
+FACTOR = {"ge": 1e-9, "le": 1e9}
 LEARNED_TEMPERATURE_RANGE = 4.0  # largest ratio of a learned temperature to the formula's value, or its inverse
 WIDE_ENOUGH = 320  # width from which 8 bit integers are faster on a CPU
 LARGEST_TEXT = 4096  # tokens of one text: a decoder allocates memory for all of them at its start
 DEFAULT_CHECKPOINT = "focusasr-en"
 BUNDLED_CHECKPOINTS = {"default": DEFAULT_CHECKPOINT, "alnum": "focusasr-alnum-en"}  # folders by the names for --model
-LONGEST = 1e9  # of a limit of the server, in seconds or megabytes
+LIMIT = {"gt": 0, "le": 1e9}  # range of the server's limits, in seconds or megabytes
 NATIVE_SEGMENT_SECONDS = 20.0  # longest segment of native models
 SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a tightly trimmed word lasts 0.15 s: too few steps for CTC
 
@@ -41,26 +43,18 @@ class ModelConfig(Settings):
     """
 
     vocabulary: int = 0  # tokens, special ones included; not an option, since it follows from the tokenizer
-    mel_bands: int = setting(80, "mel bands: 80, or 128 as in Whisper large-v3", ge=1, le=LARGEST)
-    width: int = setting(224, "width of the residual stream", ge=1, le=LARGEST)
-    heads: int = setting(4, "attention heads", ge=1, le=LARGEST)
-    encoder_layers: int = setting(8, "encoder blocks", ge=1, le=LARGEST)
-    decoder_layers: int = setting(2, "decoder blocks", ge=1, le=LARGEST)
-    strides: tuple[int, int] = setting(
-        (2, 2), "strides of the two stem convolutions, 2 2 for 40 ms steps or 1 2 for 20 ms"
-    )
+    mel_bands: int = setting(80, "mel bands: 80, or 128 as in Whisper large-v3", **SIZE)
+    width: int = setting(224, "width of the residual stream", **SIZE)
+    heads: int = setting(4, "attention heads", **SIZE)
+    encoder_layers: int = setting(8, "encoder blocks", **SIZE)
+    decoder_layers: int = setting(2, "decoder blocks", **SIZE)
+    strides: tuple[int, int] = setting((2, 2), "strides of both stem convolutions: 2 2 for 40 ms steps, 1 2 for 20 ms")
     attention: Literal["hybrid", "global"] = setting("hybrid", "self-attention of the encoder")
     decoder_attention: Literal["hybrid", "global"] = research("global", "self-attention of the decoder")
-    conv_kernel: int = research(
-        0, "kernel size of an encoder convolution between attention and MLP, in encoder steps (0: none)"
-    )
-    positions: Literal["rotary", "absolute"] = research(
-        "rotary", "position encoding: rotary, or absolute as in Whisper"
-    )
+    conv_kernel: int = research(0, "kernel of a convolution between attention and MLP, in encoder steps (0: none)")
+    positions: Literal["rotary", "absolute"] = research("rotary", "position encoding: rotary, or Whisper's absolute")
     base: float = research(10_000.0, "base of the rotary position encoding", gt=0)
-    max_dist: int | None = research(
-        None, "attention span of the global branch, in steps (none: unlimited)", ge=0, le=LARGEST
-    )
+    max_dist: int | None = research(None, "attention span of the global branch, in steps (none: unlimited)", **COUNT)
     max_span: int = research(32, "largest radius of the local branch, in steps", le=LARGEST)
     initial_span: float = research(
         0.1,
@@ -68,24 +62,19 @@ class ModelConfig(Settings):
         gt=0,
         lt=1,
     )
-    ramp: int = research(4, "width of the soft edge of the local window, in steps", ge=1, le=LARGEST)
-    win_size: int = research(
-        32, "block size of the windowed computation, in steps, without effect on results", ge=1, le=LARGEST
-    )
+    ramp: int = research(4, "width of the soft edge of the local window, in steps", **SIZE)
+    win_size: int = research(32, "block size of the windowed computation, in steps, without effect on results", **SIZE)
     temperature: Literal["formula", "learned"] = research(
         "learned", "softmax temperature of the local branch: by formula, or learned per head starting from it"
     )
     sharpen_longer: bool = research(True, "lower temperature for longer spans, instead of shorter ones")
     temp_scale: float = research(0.5, "influence of the span on the temperature", ge=0)
     ctc: bool = setting(True, "CTC head on the encoder, for an auxiliary loss and joint decoding")
-    audio_context: int = research(
-        1500, "encoder steps with absolute positions, to which audio is padded or truncated", ge=1, le=LARGEST
-    )
+    audio_context: int = research(1500, "encoder steps of absolute positions, to which audio is padded or cut", **SIZE)
     tail_frames: int | None = setting(
         None,
         "silence after audio of any length with absolute positions, in 10 ms frames (none: padded to the window)",
-        ge=0,
-        le=LARGEST,
+        **COUNT,
     )
     text_context: int = research(448, "longest text, special tokens included, in tokens", ge=4, le=LARGEST_TEXT)
     dropout: float = setting(0.1, "dropout rate on the residual stream", ge=0, lt=1)
@@ -175,9 +164,7 @@ class PreprocessConfig(Settings):
         None, "channel of multichannel recordings, counted from 0 (none: the entry's channel, or the mean of all)", ge=0
     )
     trim_silence: bool = setting(False, "removal of silence before and after speech, except for 0.2 s")
-    loudness: Literal["keep", "ebu", "peak"] = setting(
-        "keep", "normalization of the level: none, EBU R128 loudness, or peak"
-    )
+    loudness: Literal["keep", "ebu", "peak"] = setting("keep", "level normalization: none, EBU R128 loudness, or peak")
     lufs: float = setting(-23.0, "target loudness for ebu, lower if the peak would clip, in LUFS", ge=-60, le=0)
     peak_db: float = setting(-1.0, "highest peak for ebu and peak, in dBFS", ge=-60, le=0)
     split_seconds: float | None = setting(
@@ -197,15 +184,9 @@ class PreprocessConfig(Settings):
     max_seconds: float | None = setting(None, "longest accepted recording, in seconds (none: no limit)", gt=0)
     min_rate: float | None = setting(None, "lowest accepted speaking rate, in characters per second (none: reports)")
     max_rate: float | None = setting(None, "highest accepted speaking rate, in characters per second (none: reports)")
-    split: str | None = setting(
-        None, "shares of train/dev/test by duration, such as 90/5/5 (none: the splits of the corpus)"
-    )
-    by: list[str] | None = setting(  # noqa: RUF009
-        None, "key, such as speaker or text, whose values never occur in two splits, repeatable"
-    )
-    drop: list[str] | None = setting(  # noqa: RUF009
-        None, "kind of finding, as named in the report, whose utterances are dropped, repeatable"
-    )
+    split: str | None = setting(None, "shares of train/dev/test by duration, such as 90/5/5 (none: the corpus's own)")
+    by: list[str] | None = setting(None, "key whose values never occur in two splits, such as speaker, repeatable")
+    drop: list[str] | None = setting(None, "kind of finding in the report whose utterances are dropped, repeatable")
     allow_rejects: int = setting(0, "number of unreadable utterances that does not fail the command", ge=0)
     workers: int = setting(0, "number of parallel processes (0: one per CPU core)", ge=0)
 
@@ -237,9 +218,7 @@ class EvaluationConfig(Settings):
     bootstrap: Literal["auto", "utterance", "speaker"] = setting(
         "auto", "resampling unit of confidence intervals (auto: speaker if all are known and there are at least 20)"
     )
-    slice: list[str] | None = setting(  # noqa: RUF009
-        None, "error rate per speaker, duration, language, source or other manifest key, repeatable"
-    )
+    slice: list[str] | None = setting(None, "error rate per speaker, duration, language, source or key, repeatable")
     worst: int = setting(5, "number of worst utterances to show", ge=0)
     fail_above: float | None = setting(None, "highest WER for exit status 0, such as 0.10 for 10 %")
 
@@ -253,12 +232,8 @@ class EvaluationConfig(Settings):
 class AttentionScaling(Settings):
     """Scaling factors of learned spans and temperatures at inference; 1 leaves them as learned."""
 
-    span_scale: float = research(
-        1.0, "scaling factor of the learned spans of hybrid models (1: as learned)", ge=1e-9, le=1e9
-    )
-    temperature_scale: float = research(
-        1.0, "scaling factor of the local temperatures of hybrid models (1: as learned)", ge=1e-9, le=1e9
-    )
+    span_scale: float = research(1.0, "factor of the learned spans of hybrid models (1: as learned)", **FACTOR)
+    temperature_scale: float = research(1.0, "factor of local temperatures of hybrid models (1: as learned)", **FACTOR)
 
 
 @dataclass(frozen=True)
@@ -275,12 +250,8 @@ class RecordingConfig(Settings):
 
     title = "Tracks and channels"  # of its options
 
-    audio_track: int | None = setting(
-        None, "number of the audio track, counted from 0 (none: the file's default)", ge=0, le=LARGEST
-    )
-    channel: int | None = setting(
-        None, "number of the channel, counted from 0 (none: see --channels)", ge=0, le=LARGEST
-    )
+    audio_track: int | None = setting(None, "audio track, counted from 0 (none: the file's default)", **COUNT)
+    channel: int | None = setting(None, "channel, counted from 0 (none: see --channels)", **COUNT)
     channels: Literal["mix", "separate"] = setting(
         "mix", "mean of all channels, or a transcript of each, in order of time, for calls"
     )
@@ -300,15 +271,11 @@ class VadConfig(Settings):
 
     title = "Voice activity detection"  # of its options
 
-    vad_threshold: float = setting(
-        0.5, "speech probability above which voice activity detection reports speech", gt=0, lt=1
-    )
-    vad_min_speech_duration_ms: int = setting(0, "shortest speech that is kept, in ms", ge=0, le=LARGEST)
-    vad_min_silence_duration_ms: int = setting(
-        1000, "shortest silence that ends a segment and is left out, in ms", ge=0, le=LARGEST
-    )
+    vad_threshold: float = setting(0.5, "probability of speech above which audio counts as speech", gt=0, lt=1)
+    vad_min_speech_duration_ms: int = setting(0, "shortest speech that is kept, in ms", **COUNT)
+    vad_min_silence_duration_ms: int = setting(1000, "shortest silence that ends a segment and is cut, in ms", **COUNT)
     vad_speech_pad_ms: int = setting(
-        400, "silence kept on each side of speech, up to half of vad_min_silence_duration_ms, in ms", ge=0, le=LARGEST
+        400, "silence kept on each side of speech, up to half of vad_min_silence_duration_ms, in ms", **COUNT
     )
     max_segment_seconds: float | None = setting(
         None,
@@ -324,14 +291,12 @@ class DecodingConfig(AttentionScaling, VadConfig):
     title = "Decoding"  # of its options
 
     word_timestamps: bool = setting(False, "start and end times of each word, for JSON and subtitles")
-    batch_size: int = setting(16, "number of segments decoded together", ge=1, le=LARGEST)
+    batch_size: int = setting(16, "number of segments decoded together", **SIZE)
     compute_type: Literal["auto", "float32", "bfloat16", "float16", "int8"] = setting(
         "auto", "numeric type of the computation (auto: float16 on CUDA; int8 for wide models on a CPU, else float32)"
     )
     ctc_weight: float = research(0.3, "weight of CTC scores in the joint search of native models", ge=0, le=1)
-    joint_beam_size: int = research(
-        2, "beam size of the joint CTC/attention search of native models (1: greedy)", ge=1, le=1000
-    )
+    joint_beam_size: int = research(2, "beam size of native models' CTC/attention search (1: greedy)", ge=1, le=1000)
 
 
 @dataclass(frozen=True)
@@ -343,21 +308,11 @@ class ServeConfig(Settings):
     host: str = setting("127.0.0.1", "address to listen on (0.0.0.0: all networks of this machine)")
     port: int = setting(8000, "port to listen on (0: any free port)", ge=0, le=65_535)
     cors_origin: str | None = setting(None, "origin whose web pages may use the server, such as https://example.org")
-    max_upload_mb: float = setting(100.0, "largest upload, in megabytes (else status 413)", gt=0, le=LONGEST)
-    max_audio_seconds: float = setting(14_400.0, "longest recording, in seconds (else status 413)", gt=0, le=LONGEST)
-    max_requests: int = setting(
-        32, "most concurrent requests, queued ones included (else status 503)", ge=1, le=LARGEST
-    )
-    max_client_requests: int = setting(
-        16, "most concurrent requests of one client address (else status 429)", ge=1, le=LARGEST
-    )
-    max_batch: int = setting(
-        8, "most recordings transcribed at the same time, in batches if that changes no text", ge=1, le=LARGEST
-    )
-    header_seconds: float = setting(
-        10.0, "time limit of the head of a request, in seconds (else status 408)", gt=0, le=LONGEST
-    )
-    upload_seconds: float = setting(120.0, "time limit of an upload, in seconds (else status 408)", gt=0, le=LONGEST)
-    timeout_seconds: float = setting(
-        1800.0, "time limit from upload to transcript, in seconds (else status 503)", gt=0, le=LONGEST
-    )
+    max_upload_mb: float = setting(100.0, "largest upload, in megabytes (else status 413)", **LIMIT)
+    max_audio_seconds: float = setting(14_400.0, "longest recording, in seconds (else status 413)", **LIMIT)
+    max_requests: int = setting(32, "most concurrent requests, queued ones included (else status 503)", **SIZE)
+    max_client_requests: int = setting(16, "most concurrent requests of one client address (else status 429)", **SIZE)
+    max_batch: int = setting(8, "most recordings transcribed at once, in batches if that changes no text", **SIZE)
+    header_seconds: float = setting(10.0, "time limit of the head of a request, in seconds (else status 408)", **LIMIT)
+    upload_seconds: float = setting(120.0, "time limit of an upload, in seconds (else status 408)", **LIMIT)
+    timeout_seconds: float = setting(1800.0, "time limit from upload to text, in seconds (else status 503)", **LIMIT)

@@ -33,9 +33,7 @@ class SearchConfig(Settings):
     suppress_tokens: str = setting("-1", "comma-separated ids of suppressed tokens (-1: brackets, notes and the like)")
     repetition_penalty: float = setting(1.0, "penalty of tokens that occurred before (1: none)", gt=0)
     no_repeat_ngram_size: int = setting(0, "size of n-grams that must not repeat, in tokens (0: none)", ge=0)
-    temperature_increment_on_fallback: float | None = setting(
-        0.2, "temperature increment after a failed attempt", ge=LEAST_WARMTH
-    )
+    temperature_increment_on_fallback: float | None = setting(0.2, "increment after a failed attempt", ge=LEAST_WARMTH)
     compression_ratio_threshold: float | None = setting(2.4, "compression ratio above which a text is decoded again")
     logprob_threshold: float | None = setting(-1.0, "mean log probability below which a text is decoded again")
     no_speech_threshold: float | None = setting(
@@ -90,10 +88,8 @@ class LongformConfig(Settings):
     hallucination_silence_threshold: float | None = setting(
         None, "silence to skip around words that look hallucinated, with word times, in seconds (none: off)", ge=0
     )
-    prepend_punctuations: str = setting("\"'“¿([{-", "punctuation that belongs to the next word, for word times")
-    append_punctuations: str = setting(
-        "\"'.。,，!！?？:：”)]}、", "punctuation that belongs to the previous word, for word times"
-    )
+    prepend_punctuations: str = setting("\"'“¿([{-", "punctuation of the next word, for word times")
+    append_punctuations: str = setting("\"'.。,，!！?？:：”)]}、", "punctuation of the previous word, for word times")
     batched: bool = setting(False, "batched decoding of segments of up to 30 s, split at pauses")
     vad_filter: bool = setting(False, "restriction to speech by voice activity detection, as native models always do")
 

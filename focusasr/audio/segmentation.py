@@ -69,6 +69,12 @@ def merge_segments(pieces: Iterable[AudioSegment], max_seconds: float) -> Iterat
         yield held
 
 
+def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and stops of the runs of true values (N,), in order."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], values, [False]))))
+    return edges[::2], edges[1::2]
+
+
 class PauseCutter:
     """Segmentation of a recording that comes in groups of samples; holds the samples of the open segment.
 
@@ -217,8 +223,8 @@ def _best_cut(speech: np.ndarray, waveform: np.ndarray) -> int:
 
 def _longest_pause(speech: np.ndarray) -> tuple[int, int]:
     """Return start and length of the longest run of frames without speech; of equal runs the last."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[True], speech, [True]])))
-    starts, lengths = edges[::2], edges[1::2] - edges[::2]
+    starts, stops = runs(~speech)
+    lengths = stops - starts
     if not len(starts):
         return 0, 0
     longest = len(lengths) - 1 - int(np.argmax(lengths[::-1]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from focusasr.audio.load import rechunk
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND, HOP_SAMPLES, LOWEST_DB
+from focusasr.audio.segmentation import runs
 from focusasr.audio.vad import FRAME_SAMPLES, detector, whole_frames
 
 GROUP_SAMPLES = 32 * FRAME_SAMPLES  # per detector call
@@ -78,8 +79,7 @@ class _Runs:
     """The runs of true values (F,)."""
 
     def __init__(self, values: np.ndarray) -> None:
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], values, [False]))))
-        self._starts, self._stops = edges[::2], edges[1::2]
+        self._starts, self._stops = runs(values)
 
     @property
     def longest(self) -> int:
@@ -122,8 +122,8 @@ def first_speech(blocks: Iterable[np.ndarray], threshold: float) -> int | None:
     held, before = np.zeros(0, bool), 0
     for speech in _judged(blocks, threshold):
         held = np.concatenate((held, speech))
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], held, [False]))))
-        long = edges[::2][edges[1::2] - edges[::2] >= LEAST_SPEECH]
+        starts, stops = runs(held)
+        long = starts[stops - starts >= LEAST_SPEECH]
         if len(long):
             return (before + int(long[0])) * FRAME_SAMPLES // HOP_SAMPLES
         before, held = before + max(0, len(held) - LEAST_SPEECH), held[-LEAST_SPEECH:]

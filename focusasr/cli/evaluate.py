@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,9 +174,9 @@ def _recognize(
             yield from told(loaded.shared(sources, tell), tell, loaded, doubts=False)
 
     found = room.evaluate(recognize, utterances, config.normalizer, config.bootstrap, recall)
-    if loaded.processes.count == 1 or found.pace is None:
-        return found
-    return replace(found, pace=replace(found.pace, latencies=()))  # sources are requested all together
+    if loaded.processes.count > 1 and found.pace:
+        found.pace.latencies.clear()  # sources are requested all together
+    return found
 
 
 def _recall(output: Path | None, choice: ModelChoice, given: dict[type, dict[str, Any]]) -> TranscriptCache | None:

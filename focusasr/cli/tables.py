@@ -91,7 +91,8 @@ def _rates(score: Score) -> Iterator[tuple[str, str]]:
     yield "words", f"{score.words}"
     for kind in ("substitution", "deletion", "insertion"):
         yield f"{kind}s", f"{getattr(score, kind + 's')}: {with_bounds(score.rates[kind + '_rate'])} of the words"
-    yield "intervals", drawn_over(score)
+    drawn = f"95 %, bootstrap over {pluralize(score.drawn, score.unit)}"
+    yield "intervals", f"none: one {score.unit} gives no interval" if score.drawn == 1 else drawn
 
 
 def _more_figures(breakdown: Analysis) -> Iterator[tuple[str, str]]:
@@ -109,7 +110,7 @@ def beside(breakdown: Analysis) -> Iterator[tuple[str, str]]:
     if silence is not None:
         heard = f"{pluralize(silence.words, 'word')} inserted in {silence.minutes:.1f} min without speech"
         rate = silence.words_per_minute
-        yield "silence", f"{heard}: {per_minute(rate)}" if rate else heard
+        yield "silence", f"{heard}: {rate.value:.2f} per minute{rate.bounds('{:.2f}'.format)}" if rate else heard
     if breakdown.comparison is not None:
         yield "against", compared(breakdown.comparison, breakdown.against or "the other")
 
@@ -127,18 +128,6 @@ def compared(comparison: Comparison, name: str) -> str:
 
 def _points(ratio: float) -> str:
     return f"{100 * ratio:+.1f}"
-
-
-def per_minute(rate: Interval) -> str:
-    """Return a rate per minute as text."""
-    return f"{rate.value:.2f} per minute{rate.bounds('{:.2f}'.format)}"
-
-
-def drawn_over(score: Score) -> str:
-    """Return the unit that the bootstrap resampled, with its count."""
-    if score.drawn == 1:
-        return f"none: one {score.unit} gives no interval"
-    return f"95 %, bootstrap over {pluralize(score.drawn, score.unit)}"
 
 
 def _print_slices(parts: list[Slice], console: Console) -> None:

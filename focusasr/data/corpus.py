@@ -92,6 +92,12 @@ def locate(folder: Path, name: str) -> Path:
     return below[0] if len(below) == 1 else folder / name
 
 
+def locate_from_anywhere(folder: Path, name: str) -> Path:
+    """Return the file of `locate`, or else the one from the working folder, where other tools were run."""
+    named = locate(folder, name)
+    return named if named.is_file() else locate(Path(), name).absolute()
+
+
 @functools.lru_cache(maxsize=16)  # cleared before each run
 def recordings_below(folder: Path) -> dict[str, list[Path]]:
     """Return the recordings in the direct subfolders of a folder, by name and by stem."""

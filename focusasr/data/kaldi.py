@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from focusasr.data.columns import to_seconds
-from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject, locate, name_in_corpus
+from focusasr.data.corpus import CorpusItems, CorpusUtterance, Reject, locate_from_anywhere, name_in_corpus
 from focusasr.data.csv_tables import read_lines
 from focusasr.data.manifest import Utterance
 from focusasr.runtime.errors import InputError
@@ -76,7 +76,7 @@ def _file(folder: Path, value: str, where: str) -> Path:
     if value.endswith("|") or value.startswith("|"):
         raise InputError(f"{where}: {value[:60]!r} is a command, and commands in corpora are not run. Write its output "
                          "to files and name these in wav.scp.")  # fmt: skip
-    named = locate(folder, value)
+    named = locate_from_anywhere(folder, value)
     if not named.is_file() and ".ark:" in value:
         raise InputError(f"{where}: {value!r} is a part of an archive. Copy it out (wav-copy) and name the files.")
-    return named if named.is_file() else locate(Path(), value).absolute()  # or relative to Kaldi's working folder
+    return named

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from focusasr.data.columns import to_seconds
-from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, each, locate, name_in_corpus
+from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, each, locate_from_anywhere, name_in_corpus
 from focusasr.data.manifest import OWN_KEYS, Utterance
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.settings import parse_json
@@ -160,8 +160,7 @@ def _file(recording: dict[str, Any], folder: Path, where: str) -> Path:
     kind, value = sources[0].get("type"), sources[0].get("source")
     if kind != "file" or not isinstance(value, str) or not value:
         raise InputError(f"{where}: the source is a {kind!r}, and only files are read. Save the audio to files first.")
-    named = locate(folder, value)
-    return named if named.is_file() else locate(Path(), value).absolute()  # or relative to lhotse's working folder
+    return locate_from_anywhere(folder, value)
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -78,20 +78,21 @@ def check(kept: Sequence[PreparedUtterance]) -> list[Finding]:
     """Return every finding, in the order of KINDS."""
     found = [finding for index, one in enumerate(kept) for finding in _of_one(index, one)]
     found += [*_foreign(kept), *_rates(kept), *_repeats(kept), *_leaks(kept, "speaker"), *_leaks(kept, "text")]
+    found = [replace(one, reason=f"{kept[one.index].utterance.audio.name}: {one.reason}") for one in found]
     return sorted(found, key=lambda finding: (KINDS.index(finding.kind), finding.index))
 
 
 def _of_one(index: int, one: PreparedUtterance) -> Iterator[Finding]:
-    name, sound = one.utterance.audio.name, one.measured
+    sound = one.measured
     if sound.rms_db < SILENT_DB:
-        yield Finding(index, "silent", f"{name}: {sound.rms_db:.0f} dB of full scale, below {SILENT_DB:.0f}")
+        yield Finding(index, "silent", f"{sound.rms_db:.0f} dB of full scale, below {SILENT_DB:.0f}")
     if sound.clipped > CLIPPED_SHARE:
-        yield Finding(index, "clipped", f"{name}: {100 * sound.clipped:.2f} % of its samples are at full scale")
+        yield Finding(index, "clipped", f"{100 * sound.clipped:.2f} % of its samples are at full scale")
     if abs(sound.offset) > OFFSET:
-        yield Finding(index, "dc offset", f"{name}: its mean is {sound.offset:+.3f} of full scale, not 0")
+        yield Finding(index, "dc offset", f"its mean is {sound.offset:+.3f} of full scale, not 0")
     told = one.found.told_seconds
     if told is not None and abs(told - sound.source_seconds) > max(DURATION_SECONDS, DURATION_SHARE * told):
-        reason = f"{name}: {sound.source_seconds:.2f} s long, but {told:.2f} s in the corpus"
+        reason = f"{sound.source_seconds:.2f} s long, but {told:.2f} s in the corpus"
         yield Finding(index, "mismatched duration", reason)
 
 
@@ -103,14 +104,13 @@ def _foreign(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
         usual[key_of(one.utterance, "language")].update(found)
     for index, (one, found) in enumerate(zip(kept, scripts, strict=True)):
         if BROKEN in one.utterance.text:
-            reason = f"{one.utterance.audio.name}: a character that was lost in some conversion ({BROKEN})"
-            yield Finding(index, "foreign text", reason)
+            yield Finding(index, "foreign text", f"a character that was lost in some conversion ({BROKEN})")
             continue
         own = usual[key_of(one.utterance, "language")].most_common(1)
         others = [script for script in found if own and script != own[0][0]]
         if others:
-            seen = f"letters that are {others[0].lower()}, while most are {own[0][0].lower()}"
-            yield Finding(index, "foreign text", f"{one.utterance.audio.name}: {seen}")
+            reason = f"letters that are {others[0].lower()}, while most are {own[0][0].lower()}"
+            yield Finding(index, "foreign text", reason)
 
 
 def _scripts(text: str) -> Iterator[str]:
@@ -135,11 +135,8 @@ def _rates(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
         spread = max(1.4826 * median(abs(value - middle) for _, value in several), 0.1)
         for index, value in several:
             if abs(value - middle) > RATE_DEVIATIONS * spread:
-                one = kept[index]
-                seen = f"{one.rate:.1f} characters per second, the median is {math.exp(middle):.1f}"
-                yield Finding(
-                    index, "speaking rate", f"{one.utterance.audio.name}: {seen}. Check that the text belongs to it."
-                )
+                seen = f"{kept[index].rate:.1f} characters per second, the median is {math.exp(middle):.1f}"
+                yield Finding(index, "speaking rate", f"{seen}. Check that the text belongs to it.")
 
 
 def _repeats(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
@@ -147,16 +144,15 @@ def _repeats(kept: Sequence[PreparedUtterance]) -> Iterator[Finding]:
     sounds: dict[str, int] = {}
     texts: dict[tuple[str, str], int] = {}
     for index, one in enumerate(kept):
-        name = one.utterance.audio.name
         first = sounds.setdefault(one.measured.digest, index)
         if first != index:
-            yield Finding(index, "same sound", f"{name}: the same samples as {kept[first].utterance.audio.name}")
+            yield Finding(index, "same sound", f"the same samples as {kept[first].utterance.audio.name}")
             continue
         speaker = key_of(one.utterance, "speaker")
         if speaker:
             first = texts.setdefault((speaker, key_of(one.utterance, "text")), index)
             if first != index:
-                reason = f"{name}: {speaker} speaks the same text in {kept[first].utterance.audio.name}"
+                reason = f"{speaker} speaks the same text in {kept[first].utterance.audio.name}"
                 yield Finding(index, "same text and speaker", reason)
 
 
@@ -173,8 +169,7 @@ def _leaks(kept: Sequence[PreparedUtterance], key: str) -> Iterator[Finding]:
         value, split = key_of(one.utterance, key), key_of(one.utterance, "split")
         several = sorted(home for home in homes[value] if home)
         if value and split and len(several) > 1 and split != min(several, key=lambda home: (sizes[home], home)):
-            shown = f"{value[:40]!r} is in {' and '.join(several)}"
-            yield Finding(index, kind, f"{one.utterance.audio.name}: {shown}")
+            yield Finding(index, kind, f"{value[:40]!r} is in {' and '.join(several)}")
 
 
 def _are_commands(kept: Sequence[PreparedUtterance]) -> bool:

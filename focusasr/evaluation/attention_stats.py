@@ -246,8 +246,9 @@ def layer_figures(number: int, view: LayerView, step_seconds: float) -> LayerFig
 @torch.inference_mode()
 def mean_spans(model: Model, mels: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return each encoder layer's radii in ms and temperatures, (H,) each, at the mean span of spectrograms (F, M)."""
-    layers = hybrid_layers(model.eval())
-    spans = [torch.stack([scale[0] for scale in model.encode(*stack([mel])).spans]) for mel in mels]  # (layers, H) each
+    layers, device = hybrid_layers(model.eval()), next(model.parameters()).device
+    encoded = (model.encode(*stack([mel.to(device)])) for mel in mels)
+    spans = [torch.stack([scale[0].float() for scale in memory.spans]) for memory in encoded]  # (layers, H) each
     means = torch.stack(spans).mean(dim=0)
     ms = 1000 * model.config.step_seconds
     return [

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,19 +49,36 @@ class Row:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pace:
     """The speed of this run: audio and wall time in seconds, and latencies from opening a file to its text.
 
     Reused transcripts of an earlier run are not included; `reused` counts them.
     """
 
-    audio_seconds: float
-    seconds: float
-    latencies: tuple[float, ...]
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
     reused: int = 0
     tokens: int = 0  # decoded tokens and decoder passes, if the model counts them
     passes: int = 0
+
+    def timed(self, recognize: Recognize, sources: Iterable[Source]) -> Iterator[Outcome]:
+        """Yield the outcomes of a recognizer, and measure the time of each source from its request to its outcome."""
+        start, began = time.perf_counter(), []
+
+        def asked_for() -> Iterator[Source]:
+            for source in sources:
+                began.append(time.perf_counter())
+                yield source
+
+        for index, outcome in enumerate(recognize(asked_for())):
+            now = time.perf_counter()
+            self.latencies.append(now - began[index])
+            self.audio_seconds += outcome.audio_seconds
+            self.tokens, self.passes = self.tokens + outcome.tokens, self.passes + outcome.passes
+            self.seconds = now - start
+            yield outcome
 
 
 @dataclass(frozen=True)
@@ -102,12 +119,12 @@ def evaluate(
     """
     references = _references(utterances, normalizer)
     sources = [one.source for one in utterances]
-    watch = _Stopwatch(recognize)
-    outcomes = list(recall.recognize(watch, sources) if recall else watch(sources))
+    pace = Pace()
+    timed = functools.partial(pace.timed, recognize)
+    outcomes = list(recall.recognize(timed, sources) if recall else timed(sources))
+    pace.reused = len(sources) - len(pace.latencies)
     heard = normalize((one.transcript.text if one.transcript else "" for one in outcomes), normalizer)
     rows = [_row(*parts) for parts in zip(utterances, references, outcomes, heard, strict=True)]
-    reused = len(sources) - len(watch.latencies)
-    pace = Pace(watch.audio_seconds, watch.seconds, tuple(watch.latencies), reused, watch.tokens, watch.passes)
     return _scored(rows, normalizer, unit, pace)
 
 
@@ -120,11 +137,8 @@ def evaluate_texts(
     rows = []
     for utterance, reference, text, compared in zip(utterances, references, hypotheses, heard, strict=True):
         seconds = known_seconds(utterance.source) or 0.0
-        if text is None:
-            rows.append(Row(utterance, reference, audio_seconds=seconds, error="no hypothesis for it"))
-        else:
-            errors = count_errors(reference, compared), count_character_errors(reference, compared)
-            rows.append(Row(utterance, reference, text.strip(), compared, *errors, seconds))
+        failed = Row(utterance, reference, audio_seconds=seconds, error="no hypothesis for it")
+        rows.append(failed if text is None else _compared(utterance, reference, text, compared, seconds))
     return _scored(rows, normalizer, unit, None)
 
 
@@ -133,6 +147,17 @@ def _references(utterances: Sequence[Utterance], normalizer: str) -> list[str]:
     if not utterances:
         raise InputError("no utterances to evaluate: no line of the manifest can be used; expected: at least one")
     return references
+
+
+def _row(utterance: Utterance, reference: str, outcome: Outcome, heard: str) -> Row:
+    if outcome.transcript is None or outcome.error is not None:  # a truncated recording is not scored
+        return Row(utterance, reference, error=outcome.error or "no transcript")
+    return _compared(utterance, reference, outcome.transcript.text, heard, outcome.audio_seconds)
+
+
+def _compared(utterance: Utterance, reference: str, text: str, heard: str, seconds: float) -> Row:
+    words, characters = count_errors(reference, heard), count_character_errors(reference, heard)
+    return Row(utterance, reference, text.strip(), heard, words, characters, seconds)
 
 
 def _scored(rows: list[Row], normalizer: str, unit: str, pace: Pace | None) -> Evaluation:
@@ -147,39 +172,6 @@ def score_rows(rows: Sequence[Row], unit: str) -> Score | None:
         return None
     _, groups = resampling_unit(unit, [row.utterance.extra.get("speaker") for row, _, _ in scored])
     return summarize([words for _, words, _ in scored], [letters for _, _, letters in scored], groups=groups)
-
-
-class _Stopwatch:
-    """A recognizer that measures the time of each source from its request to its outcome."""
-
-    def __init__(self, recognize: Recognize) -> None:
-        self._recognize = recognize
-        self.latencies: list[float] = []
-        self.audio_seconds = self.seconds = 0.0
-        self.tokens = self.passes = 0
-
-    def __call__(self, sources: Iterable[Source]) -> Iterator[Outcome]:
-        start, began = time.perf_counter(), []
-
-        def asked_for() -> Iterator[Source]:
-            for source in sources:
-                began.append(time.perf_counter())
-                yield source
-
-        for index, outcome in enumerate(self._recognize(asked_for())):
-            now = time.perf_counter()
-            self.latencies.append(now - began[index])
-            self.audio_seconds += outcome.audio_seconds
-            self.tokens, self.passes = self.tokens + outcome.tokens, self.passes + outcome.passes
-            self.seconds = now - start
-            yield outcome
-
-
-def _row(utterance: Utterance, reference: str, outcome: Outcome, heard: str) -> Row:
-    if outcome.transcript is None or outcome.error is not None:  # a truncated recording is not scored
-        return Row(utterance, reference, error=outcome.error or "no transcript")
-    words, characters = count_errors(reference, heard), count_character_errors(reference, heard)
-    return Row(utterance, reference, outcome.transcript.text.strip(), heard, words, characters, outcome.audio_seconds)
 
 
 def write_rows(evaluation: Evaluation, path: Path) -> None:

@@ -159,12 +159,10 @@ def _spoken_in(path: Path, utterances: Sequence[Utterance]) -> list[str | None]:
         for word in words[name]:
             if fitting := [place for place in places if _same_side(utterances[place], word)]:
                 found[min(fitting, key=lambda place: _distance(utterances[place], word))].append(word)
-    texts = {place: " ".join(word.text for word in sorted(own, key=_begin)) for place, own in found.items()}
+    texts = {
+        place: " ".join(word.text for word in sorted(own, key=lambda word: word.begin)) for place, own in found.items()
+    }
     return [texts.get(place) for place in range(len(utterances))]
-
-
-def _begin(word: TimedText) -> float:
-    return word.begin
 
 
 def _same_side(utterance: Utterance, word: TimedText) -> bool:

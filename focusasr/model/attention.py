@@ -37,6 +37,13 @@ def rotary(steps: Tensor, head_width: int, base: float) -> Rotation:
     return angles.cos(), angles.sin()
 
 
+def rotations(config: ModelConfig, steps: int, device: torch.device) -> Rotation | None:
+    """Return the rotation of the first `steps` positions; None for absolute positions."""
+    if config.positions == "absolute":
+        return None
+    return rotary(torch.arange(steps, device=device), config.width // config.heads, config.base)
+
+
 def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     """Rotate each pair of coordinates of x (B, H, T, E) by the angle of its position; None leaves x unchanged."""
     if rotation is None:
@@ -50,7 +57,7 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
 
 
-def _merge(x: Tensor) -> Tensor:
+def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, D)
 
 
@@ -76,7 +83,7 @@ class MultiheadAttention(nn.Module):
         """Attend from x (B, T, D) to the projected memory, with mask (B, S) → (B, T, D)."""
         seen = None if mask is None else mask[:, None, None, :]
         q = _split(self.query(x), self.heads)
-        return self.out(_merge(F.scaled_dot_product_attention(q, *memory, attn_mask=seen)))
+        return self.out(merge_heads(F.scaled_dot_product_attention(q, *memory, attn_mask=seen)))
 
     def cross_scores(self, x: Tensor, memory: KeysValues) -> Tensor:
         """Return the scores of `cross` before mask and softmax, (B, H, T, S)."""
@@ -95,7 +102,7 @@ class MultiheadAttention(nn.Module):
             mixed = windowed_attention(q, k, v, Window(radius, 1, self.causal, self.block), mask)
         else:
             mixed = self._everywhere(q, k, v, mask)
-        return self.out(_merge(mixed))
+        return self.out(merge_heads(mixed))
 
     def _everywhere(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         seen = None if mask is None else mask[:, None, None, :]
@@ -165,7 +172,7 @@ class AdaptiveSpanAttention(nn.Module):
         precise = torch.promote_types(span_scale.dtype, torch.float32)  # half precision would round radii to steps
         window = Window(self.radius(span_scale.to(precise)), self.config.ramp, self.causal, self.config.win_size)
         mixed = windowed_attention(q, k, v, window, mask, self.temperature(span_scale))
-        return _merge(mixed)
+        return merge_heads(mixed)
 
 
 class GlobalAttention(nn.Module):

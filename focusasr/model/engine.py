@@ -23,8 +23,9 @@ from focusasr.model.attention import (
     KeysValues,
     MultiheadAttention,
     Rotation,
-    rotary,
+    merge_heads,
     rotate,
+    rotations,
     with_attention_scaling,
 )
 from focusasr.model.decoding_state import DecodingState
@@ -86,13 +87,13 @@ class _Layer:
 
     def _self_attend(self, x: Tensor, cache: Tensor, span: Tensor | None, place: _PassPositions) -> Tensor:
         q, past = self._project(self.qkv, layer_norm(x, self.ln_global), cache[:2], place)
-        global_out = self.out(_merge(F.scaled_dot_product_attention(q, *past, attn_mask=place.seen)))
+        global_out = self.out(merge_heads(F.scaled_dot_product_attention(q, *past, attn_mask=place.seen)))
         if self.local is None or span is None:
             return global_out
         q, past = self._project(self.local_qkv, layer_norm(x, self.ln_local), cache[2:], place)
         q = q / self.local.temperature(span)[:, :, None, None].to(q.dtype)
         bias = self._soft_window(span, place).to(q.dtype)
-        local = _merge(F.scaled_dot_product_attention(q, *past, attn_mask=bias))
+        local = merge_heads(F.scaled_dot_product_attention(q, *past, attn_mask=bias))
         return self.projection(torch.cat((local, global_out), dim=-1))
 
     def _project(self, qkv: nn.Module, x: Tensor, cache: Tensor, place: _PassPositions) -> tuple[Tensor, KeysValues]:
@@ -125,7 +126,7 @@ class _Layer:
             mixed = F.scaled_dot_product_attention(grouped, *memory, attn_mask=state.mask)
         else:
             mixed = torch.cat([_attend_alone(grouped, memory, *one) for one in enumerate(state.steps)])
-        return self.cross_out(_merge(mixed).view(q.shape))
+        return self.cross_out(merge_heads(mixed).view(q.shape))
 
 
 def _fused(layers: Sequence[nn.Module], compute_type: ComputeType, fine: bool = False) -> nn.Module:
@@ -144,10 +145,6 @@ def _without_linears(module: AdaptiveSpanAttention) -> AdaptiveSpanAttention:
     linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     memo: dict[int, object] = {id(one): one.detach().to("meta") for layer in linears for one in layer.parameters()}
     return copy.deepcopy(module, memo)
-
-
-def _merge(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)  # (B, H, L, E) -> (B, L, D)
 
 
 def _attend_alone(q: Tensor, memory: KeysValues, utterance: int, steps: int) -> Tensor:
@@ -232,10 +229,7 @@ class Engine:
         # Sums of integers are exact in any order, so that decoding a batch gives every bit that each row gives alone.
         self.keeps_rows_apart = integers and all(layer.local is None for layer in self.layers)
         self.capacity = self.config.text_context + 1  # the last position takes writes of full rows
-        self.rotations: Rotation | None = None
-        if self.config.positions == "rotary":
-            steps = torch.arange(self.capacity, device=self.device)
-            self.rotations = rotary(steps, self.config.width // self.config.heads, self.config.base)
+        self.rotations = rotations(self.config, self.capacity, self.device)
 
     def _layers(self, blocks: nn.ModuleList, unread: UnreadWeights | None) -> Iterator[_Layer]:
         """Yield the layers of decoder blocks; unread blocks are read one by one, and forgotten."""

@@ -53,17 +53,13 @@ def save_hugging_face(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) 
     config = checkpoint.model.config
     weights = {hugging_face_name(name): value for name, value in _weights(checkpoint, dtype)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    document = json.loads(tokenizer.to_json())
-    added = {one["content"]: one["id"] for one in document["added_tokens"]}
-    pieces = {piece: id for piece, id in document["model"]["vocab"].items() if piece not in added}
-    merges = [" ".join(pair) for pair in document["model"]["merges"]]
+    write_vocabulary(folder, tokenizer)
     _write_shared(folder, checkpoint, tokenizer)
     for name, value in {
         "config": _hugging_face_config(config, tokenizer, dtype), "generation_config": _generation(tokenizer, config),
-        "vocab": pieces, "added_tokens": added, "tokenizer_config": _tokenizer_config(config),
+        "tokenizer_config": _tokenizer_config(config),
     }.items():  # fmt: skip
         write_json(folder / f"{name}.json", value)
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
 
 
@@ -111,6 +107,17 @@ def _write_shared(folder: Path, checkpoint: Checkpoint, tokenizer: WhisperTokeni
 
 
 # transformers
+
+
+def write_vocabulary(folder: Path, tokenizer: WhisperTokenizer) -> None:
+    """Write vocab.json, merges.txt and added_tokens.json."""
+    document = json.loads(tokenizer.to_json())
+    added = {one["content"]: one["id"] for one in document["added_tokens"]}
+    write_json(folder / "added_tokens.json", added)
+    pieces = {piece: id for piece, id in document["model"]["vocab"].items() if piece not in added}
+    write_json(folder / "vocab.json", pieces)
+    merges = [" ".join(pair) for pair in document["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
 def hugging_face_name(name: str) -> str:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusasr.config import ModelConfig
-from focusasr.model.attention import GlobalAttention, HybridAttention, MultiheadAttention, Rotation, rotary
+from focusasr.model.attention import GlobalAttention, HybridAttention, MultiheadAttention, Rotation, rotations
 
 
 class EncoderOutput(NamedTuple):
@@ -172,13 +172,9 @@ class Encoder(nn.Module):
             raise ValueError(f"lengths are {lengths.tolist()}; expected 1 to {mel.shape[1]} frames")
         x, mask = self.stem(mel, lengths)
         visible = None if bool(mask.all()) else mask
-        rotation = None
-        if self.config.positions == "rotary":
-            steps = torch.arange(x.shape[1], device=x.device)
-            rotation = rotary(steps, self.config.width // self.config.heads, self.config.base)
-        else:
+        if self.config.positions == "absolute":
             x = x + self._absolute(x.shape[1]).to(x.dtype)
-        return x, visible, rotation
+        return x, visible, rotations(self.config, x.shape[1], x.device)
 
     def _absolute(self, steps: int) -> Tensor:
         if steps > self.config.audio_context:
@@ -252,11 +248,9 @@ class Decoder(nn.Module):
         length = tokens.shape[1]
         if length > self.config.text_context:
             raise ValueError(f"{length} tokens exceed text_context {self.config.text_context}")
-        x, rotation, mean = self.token_embedding(tokens), None, memory.mean()
-        if self.config.positions == "rotary":
-            steps = torch.arange(length, device=tokens.device)
-            rotation = rotary(steps, self.config.width // self.config.heads, self.config.base)
-        else:
+        x, mean = self.token_embedding(tokens), memory.mean()
+        rotation = rotations(self.config, length, tokens.device)
+        if self.config.positions == "absolute":
             x = x + self.positional_embedding[:length]
         states = [self.dropout(x)]
         for block in self.blocks:

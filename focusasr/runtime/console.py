@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,12 +70,6 @@ def note(*lines: str) -> None:
         warn(line)
 
 
-def shown_on_stderr() -> dict[str, Any]:
-    """Return rich's options for a bar: on a terminal only, with stdout redirected only if it is a terminal too."""
-    shared = sys.stdout.isatty()  # results are then printed above the bar
-    return {"console": stderr(), "disable": not shows(), "transient": True, "redirect_stdout": shared}
-
-
 def shows() -> bool:
     """Return whether this process shows progress: the main one, on a terminal."""
     return sys.stderr.isatty() and is_main()
@@ -101,7 +95,8 @@ def progress_bar(
     def tell(more_files: int, more_seconds: float) -> None:
         nonlocal heard, done, last
         heard, done = heard + more_seconds, done + more_files
-        count, fast, now = f"{done}/{files}", _speed(heard, began), time.perf_counter()
+        count, now = f"{done}/{files}", time.perf_counter()
+        fast = f"{heard / max(1e-9, now - began):.0f}x real time"
         if show:
             most = f"{count} files, {_sound(heard, whole())}, {fast}"
             fuller = (most, f"{count} files, {fast}", f"{count} files", count)
@@ -120,10 +115,6 @@ def _sound(heard: float, whole: float | None) -> str:
     unit, name = (60, "min") if max(heard, whole or 0.0) >= 120 else (1, "s")
     of = "" if whole is None else f" of {whole / unit:.0f}"
     return f"{heard / unit:.0f}{of} {name} of sound"
-
-
-def _speed(heard: float, began: float) -> str:
-    return f"{heard / max(1e-9, time.perf_counter() - began):.0f}x real time"
 
 
 @contextmanager
@@ -151,7 +142,8 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[[float, float, Seq
 
     times = (fixed(TimeElapsedColumn), TextColumn("gone"), fixed(TimeRemainingColumn), TextColumn("left"))
     columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:>3.0f}%"), *times)
-    with Progress(*columns, **shown_on_stderr(), expand=True) as bar:
+    shared = sys.stdout.isatty()  # results are then printed above the bar
+    with Progress(*columns, console=stderr(), transient=True, redirect_stdout=shared, expand=True) as bar:
         task = bar.add_task(what, total=total)
 
         def show(completed: float, total: float, fuller: Sequence[str]) -> None:

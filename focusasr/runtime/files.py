@@ -300,27 +300,23 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; InputError if the file is something else."""
-    value = _read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return _read_json(path, dict, "object")
 
 
 def read_json_list(path: Path) -> list[Any]:
     """Read a JSON array; InputError if the file is something else."""
-    value = _read_json(path)
-    if not isinstance(value, list):
-        raise InputError(f"{path}: expected a JSON array, got {type(value).__name__}")
-    return value
+    return _read_json(path, list, "array")
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, kind: type, name: str) -> Any:
+    text = read_text(path)
     try:
-        return parse_json(read_text(path))
-    except InputError:
-        raise
+        value = parse_json(text)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
+    if not isinstance(value, kind):
+        raise InputError(f"{path}: expected a JSON {name}, got {type(value).__name__}")
+    return value
 
 
 def real_path(path: str | Path) -> str:

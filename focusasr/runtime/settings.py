@@ -19,17 +19,14 @@ LONGEST_SECONDS = 1e9  # 31 years: a longer offset or duration is an error, and 
 LARGEST = sys.float_info.max  # whole numbers in JSON and TOML may be larger, but not floats
 
 
-def setting(default: Any, help: str, research: bool = False, **bounds: float) -> Any:
-    """Declare a setting of a configuration: its default, the help of its option, and its range.
-
-    `bounds` are ge, gt, le and lt. A setting for research is at the end of a command's help.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "research": research, "bounds": bounds})
+def setting(default: Any, help: str, **bounds: float) -> Any:
+    """Declare a setting of a configuration: its default, the help of its option, and its range (ge, gt, le, lt)."""
+    return dataclasses.field(default=default, metadata={"help": help, "research": False, "bounds": bounds})
 
 
 def research(default: Any, help: str, **bounds: float) -> Any:
-    """Declare a setting that few people change."""
-    return setting(default, help, research=True, **bounds)
+    """Declare a setting that few people change, at the end of a command's help."""
+    return dataclasses.field(default=default, metadata={"help": help, "research": True, "bounds": bounds})
 
 
 def with_default(kind: type, name: str, default: Any, help: str | None = None) -> Any:

@@ -10,7 +10,8 @@ import functools
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class PlannedExample(NamedTuple):
     position: tuple[int, int]  # epoch, batch
 
 
+@dataclass(eq=False)
 class BatchSampler(Sampler[list[PlannedExample]]):
     """Endless batches by seconds of audio, with items of similar length, shuffled in each epoch.
 
@@ -61,19 +63,11 @@ class BatchSampler(Sampler[list[PlannedExample]]):
     item counts for at least `shortest_seconds`, the window if items are padded to one.
     """
 
-    def __init__(
-        self,
-        corpora: Sequence[Corpus],
-        config: TrainConfig,
-        text_context: int,
-        first: int = 0,
-        shortest_seconds: float = 1.0,
-    ) -> None:
-        self.corpora = corpora
-        self.shortest_seconds = shortest_seconds
-        self.config = config
-        self.text_context = text_context
-        self.first = first  # batches to skip, which an earlier run has used
+    corpora: Sequence[Corpus]
+    config: TrainConfig
+    text_context: int
+    first: int = 0  # batches to skip, which an earlier run has used
+    shortest_seconds: float = 1.0
 
     def __iter__(self) -> Iterator[list[PlannedExample]]:
         passed = 0
@@ -90,16 +84,11 @@ class BatchSampler(Sampler[list[PlannedExample]]):
         order = np.argsort(lengths * draw.uniform(0.95, 1.05, len(lengths)), kind="stable")
         batches = self._fill([groups[index] for index in order])
         batches = [batches[index] for index in draw.permutation(len(batches))]
-        items, count = [], 0
-        for place, batch in enumerate(batches):
-            items.append(
-                [
-                    PlannedExample(group[0], group[1], (self.config.seed, epoch, count + n), (epoch, place))
-                    for n, group in enumerate(batch)
-                ]
-            )
-            count += len(batch)
-        return items
+        numbers = itertools.count()
+        return [
+            [PlannedExample(*group, (self.config.seed, epoch, next(numbers)), (epoch, place)) for group in batch]
+            for place, batch in enumerate(batches)
+        ]
 
     def _groups(self, index: int, draw: np.random.Generator) -> list[Group]:
         """Return the items of one corpus: single utterances, and sequences of them joined up to a sampled length."""
@@ -191,10 +180,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; copies to a GPU from pinned memory do not block the host."""
         moved = functools.partial(Tensor.to, device=device, non_blocking=device.type == "cuda")
-        return Batch(
-            moved(self.waveforms), moved(self.samples), Masks(*map(moved, self.masks)), moved(self.lengths),
-            moved(self.tokens), moved(self.targets), self.items, self.broken, moved(self.speechless),
-        )  # fmt: skip
+        tensors: dict[str, Any] = {
+            name: moved(value) for name, value in self._asdict().items() if isinstance(value, Tensor)
+        }
+        return self._replace(masks=Masks(*map(moved, self.masks)), **tensors)
 
     def rows(self, first: int, last: int) -> Batch:
         """Return the rows from `first` to before `last` as a batch, no wider than they need."""
@@ -222,24 +211,16 @@ class Example(NamedTuple):
     speechless: bool = False
 
 
+@dataclass(eq=False)
 class SpeechDataset(Dataset):
     """Dataset of waveforms and tokens, augmented by each item's own seed, and padded later to `window_samples`."""
 
-    def __init__(
-        self,
-        corpora: Sequence[Corpus],
-        config: TrainConfig,
-        mel_bands: int,
-        separator: list[int],
-        sounds: Sounds = Sounds(),  # noqa: B008
-        window_samples: int | None = None,
-    ) -> None:
-        self.window_samples = window_samples
-        self.corpora = corpora
-        self.config = config
-        self.mel_bands = mel_bands
-        self.sounds = sounds
-        self.separator = separator  # the tokens between joined texts
+    corpora: Sequence[Corpus]
+    config: TrainConfig
+    mel_bands: int
+    separator: list[int]  # tokens between joined texts
+    sounds: Sounds = Sounds()  # noqa: RUF009
+    window_samples: int | None = None
 
     def __getitem__(self, item: PlannedExample) -> Example:
         """Return one example, read and augmented."""

@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from focusasr.evaluation.bootstrap import Interval
 from focusasr.evaluation.wer import Score, align
 from focusasr.runtime.console import percent
 from focusasr.runtime.devices import memory_gigabytes
-from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import ensure_writable, written_aside
+from focusasr.runtime.files import ensure_writable, read_lines, write_errors, write_lines, written_aside
 from focusasr.runtime.libraries import explain
 from focusasr.training_config import TrainConfig
 
@@ -71,24 +71,15 @@ class TrainingLog:
             with contextlib.suppress(OSError):
                 self.board.close()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self.output}: cannot be written to ({error.strerror}); the last checkpoint there is whole; "
-                "make room or allow writing there, or give another --output-dir"
-            ) from None
+    def _writing(self) -> AbstractContextManager[None]:
+        return write_errors(self.output, "give another --output-dir (the last checkpoint there is whole)")
 
     def go_on(self, step: int) -> None:
         """Remove the rows and samples after `step`, from which a run resumes: they will be repeated."""
         path = self.output / "metrics.jsonl"
         if self.main and path.exists():
-            with self._writing(), written_aside(path) as aside, aside.open("w", encoding="utf-8") as rows:
-                for row in read_rows(path):
-                    if row["step"] <= step:
-                        rows.write(json.dumps(row) + "\n")
+            with self._writing():
+                write_lines(path, [row for row in read_rows(path) if row["step"] <= step])
         path = self.output / "samples.txt"
         if self.main and path.exists():
             texts = re.split(r"^(?=step \d+, )", path.read_text(encoding="utf-8", errors="replace"), flags=re.M)
@@ -238,15 +229,7 @@ def _hundredfold(ratio: float) -> str:
 
 def read_rows(metrics: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a metrics.jsonl; a line truncated by a killed run is skipped."""
-    if not metrics.exists():
-        return
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            yield row
+    yield from (row for row in read_lines(metrics) if isinstance(row, dict) and "step" in row)
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:

@@ -23,7 +23,7 @@ from focusasr.model.torch_weights import read_torch
 from focusasr.model.transformer import Model
 from focusasr.runtime.devices import flat
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import read_json
+from focusasr.runtime.files import read_json, write_errors
 from focusasr.runtime.process import block_sigint, on_interrupt_message
 from focusasr.runtime.settings import read_settings
 from focusasr.text.normalize import apply_policy
@@ -217,10 +217,8 @@ class Trainer:
     def _write_findings(self) -> None:
         path = self.run.output / "findings.jsonl"
         if self.findings.lines() or path.exists():
-            try:
+            with write_errors(path, "choose another --output-dir"):
                 self.findings.write(path)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be written ({error.strerror}); make room there") from None
 
     def _out_of_patience(self) -> bool:
         return 0 < self.run.settings.patience <= self.position.evaluations_since_best

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focusasr.audio.features import input_mel, stack
+from focusasr.audio.features import input_mel
 from focusasr.audio.load import load
 from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.data.manifest import Utterance, read_manifest
 from focusasr.decoding.ctc_attention import decode
+from focusasr.evaluation.attention_stats import mean_spans
 from focusasr.evaluation.wer import Score, score
-from focusasr.model.attention import HybridAttention
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import Model
 from focusasr.runtime.devices import Processes, flat
@@ -151,23 +151,10 @@ def _batches(lengths: Mapping[int, int]) -> list[list[int]]:
     return [[rows[index] for index in group] for group in filled(sorted(lengths.values()), FRAMES_PER_BATCH)]
 
 
-@torch.inference_mode()
 def focus(model: Model, mels: Sequence[Tensor]) -> list[dict[str, float]]:
     """Return each hybrid layer's mean span in milliseconds and mean temperature over some spectrograms (F, M)."""
-    layers = [block.attention for block in model.encoder.blocks if isinstance(block.attention, HybridAttention)]
-    if not layers:
-        return []
-    mel, lengths = stack(list(mels))
-    device = next(model.parameters()).device
-    spans = model.eval().encode(mel.to(device), lengths.to(device)).spans
-    step_ms = 1000 * model.config.step_seconds
-    return [
-        {
-            "span_ms": step_ms * float(layer.attn_local.radius(scale.float()).mean()),
-            "temperature": float(layer.attn_local.temperature(scale.float()).mean()),
-        }
-        for layer, scale in zip(layers, spans, strict=True)
-    ]
+    layers = mean_spans(model, mels) if model.config.attention == "hybrid" and mels else []
+    return [{"span_ms": float(radii.mean()), "temperature": float(sharp.mean())} for radii, sharp in layers]
 
 
 def _bounds(score: Score) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -21,6 +20,7 @@ from focusasr.audio.source import Source
 from focusasr.config import NATIVE_SEGMENT_SECONDS, SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.ctc_alignment import Word, load_aligner
 from focusasr.decoding.ctc_attention import Hypothesis, decode
+from focusasr.decoding.whisper_prompts import compression_ratio
 from focusasr.model.checkpoint import Checkpoint
 from focusasr.model.engine import Engine, prepare
 from focusasr.runtime.devices import run_in_halves
@@ -191,7 +191,6 @@ class Recognizer:
 
     def _segment(self, piece: AudioSegment, answer: Hypothesis) -> Segment:
         text = self.tokenizer.decode(answer.tokens)
-        encoded = text.encode("utf-8")
         words = _words(answer.words, piece) if self._timing else None
         return Segment(
             id=0,
@@ -202,7 +201,7 @@ class Recognizer:
             tokens=answer.tokens,
             temperature=0.0,
             avg_logprob=answer.avg_logprob,
-            compression_ratio=len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0,
+            compression_ratio=compression_ratio(text),
             no_speech_prob=answer.no_speech_prob,
             words=words if self.config.word_timestamps else None,
             subtitle_words=words,

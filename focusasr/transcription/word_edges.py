@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND
+from focusasr.audio.segmentation import runs
 from focusasr.transcription.result import Segment
 
 LOUD = 0.2  # share of the decibels between the quietest and the loudest frame near a segment: louder frames are speech
@@ -104,8 +105,7 @@ def _island(loud: np.ndarray, first: bool, last: bool) -> tuple[int, int] | None
 
     If pauses split it, a segment's first word keeps the last sound, its last word the first one, others the longest.
     """
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], loud, [False]))))
-    starts, stops = edges[::2], edges[1::2]
+    starts, stops = runs(loud)
     if not len(starts):
         return None
     parted = np.flatnonzero(starts[1:] - stops[:-1] >= PAUSE_FRAMES)

@@ -68,24 +68,6 @@ class Ended:
     answer: float | None = None  # None if it ended before the signal
 
 
-@dataclass
-class Tally:
-    """The results of the rounds of one command."""
-
-    kills: int = 0
-    interrupts: int = 0
-    missed: int = 0
-    slowest: float = 0.0
-    failures: list[str] = field(default_factory=list)
-
-    def line(self, name: str) -> str:
-        """Return the summary of one command."""
-        return (
-            f"{name}: {self.kills + self.interrupts} hit while running ({self.kills} kill -9, {self.interrupts} "
-            f"Ctrl-C), {self.missed} over before, slowest answer {self.slowest:.2f} s, {len(self.failures)} failures"
-        )
-
-
 def main() -> None:
     """Prepare audio and references, interrupt the commands, print one line per command; status 1 after a loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,9 +82,10 @@ def main() -> None:
     try:
         prepare(place)
         for index, job in enumerate(jobs):
-            tally = Campaign(job, place, random.Random(given.seed + index)).strike(-(-given.times // len(jobs)))
-            print(tally.line(job.name), flush=True)
-            failed |= bool(tally.failures)
+            campaign = Campaign(job, place, random.Random(given.seed + index))
+            campaign.strike(-(-given.times // len(jobs)))
+            print(campaign.line(), flush=True)
+            failed |= bool(campaign.failures)
     finally:
         shutil.rmtree(place)
     sys.exit(failed)
@@ -288,27 +271,44 @@ def outlived(session: int, seconds: float) -> list[str]:
 # Rounds
 
 
+@dataclass
 class Campaign:
-    """Many rounds of one command in one folder."""
+    """Many rounds of one command in one folder, and their results."""
 
-    def __init__(self, job: Job, place: Path, draw: random.Random) -> None:
-        self.job, self.place, self.draw = job, place, draw
-        self.out = place / "out"
-        self.tally = Tally()
-        self.durations: dict[tuple[str, ...], float] = {}
-        self.reference: dict[str, Any] = {}
+    job: Job
+    place: Path
+    draw: random.Random
+    kills: int = 0
+    interrupts: int = 0
+    missed: int = 0
+    slowest: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    durations: dict[tuple[str, ...], float] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
 
-    def strike(self, times: int) -> Tally:
+    @property
+    def out(self) -> Path:
+        """The output folder."""
+        return self.place / "out"
+
+    def line(self) -> str:
+        """Return the summary of the command."""
+        return (
+            f"{self.job.name}: {self.kills + self.interrupts} hit while running ({self.kills} kill -9, "
+            f"{self.interrupts} Ctrl-C), {self.missed} over before, slowest answer {self.slowest:.2f} s, "
+            f"{len(self.failures)} failures"
+        )
+
+    def strike(self, times: int) -> None:
         """Send signals until `times` of them have hit; print progress and failures to stderr."""
         number = 0
-        while self.tally.kills + self.tally.interrupts < times and self.tally.missed <= times:
+        while self.kills + self.interrupts < times and self.missed <= times:
             for failure in self.round(number, fresh=number % 9 == 8):
-                self.tally.failures += [failure]
+                self.failures += [failure]
                 print(f"{self.job.name}, round {number}: {failure}", file=sys.stderr, flush=True)
             number += 1
             if number % 10 == 0:
-                print(f"so far, {self.tally.line(self.job.name)}", file=sys.stderr, flush=True)
-        return self.tally
+                print(f"so far, {self.line()}", file=sys.stderr, flush=True)
 
     def round(self, number: int, fresh: bool = False) -> list[str]:
         """Start, interrupt, check, run again and compare; return the errors."""
@@ -336,13 +336,13 @@ class Campaign:
     def answered(self, struck: Ended, blow: signal.Signals) -> list[str]:
         """Count the signal; return the errors in the response to it."""
         if struck.answer is None or struck.status not in (130, -blow):
-            self.tally.missed += 1
+            self.missed += 1
             return [f"status {struck.status}: {struck.error[-500:]}"] if struck.status else []
         if blow == signal.SIGKILL:
-            self.tally.kills += 1
+            self.kills += 1
             return []
-        self.tally.interrupts += 1
-        self.tally.slowest = max(self.tally.slowest, struck.answer)
+        self.interrupts += 1
+        self.slowest = max(self.slowest, struck.answer)
         wrong = [f"lives on after Ctrl-C: {command}" for command in outlived(struck.session, ANSWER_SECONDS)]
         if struck.answer > ANSWER_SECONDS:
             wrong.append(f"Ctrl-C was answered after {struck.answer:.1f} s")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from focusasr.audio.features import log_mel
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint
 from focusasr.model.engine import Engine
+from focusasr.model.export import write_vocabulary
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 
 PEERS = ("whisper", "transformers")
@@ -132,18 +132,6 @@ def write_hugging_face(model: Any, folder: Path, tokenizer: WhisperTokenizer, sh
     return folder
 
 
-def write_vocabulary(folder: Path, tokenizer: WhisperTokenizer) -> None:
-    """Write vocab.json, merges.txt and added_tokens.json, like older repositories."""
-    document = json.loads(tokenizer.to_json())
-    folder.mkdir(exist_ok=True)
-    added = {entry["content"]: entry["id"] for entry in document["added_tokens"]}
-    pieces = {piece: id for piece, id in document["model"]["vocab"].items() if piece not in added}
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(pieces))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    (folder / "added_tokens.json").write_text(json.dumps(added))
-
-
 def something_heard(shape: str) -> Sound:
     """Return half a minute of noise as features, and tokens."""
     torch.manual_seed(1)
@@ -244,6 +232,7 @@ def compare_tokenizers(folder: Path) -> Iterator[Row]:
         yield Row(f"{len(openai.special_tokens)} special ids, {vocabulary} tokens", "openai-whisper", specials, 0)
         suppressed = len(set(ours.non_speech_tokens()) ^ set(openai.non_speech_tokens))
         yield Row(f"non-speech tokens, {vocabulary} tokens", "openai-whisper", suppressed, 0)
+        (folder / str(vocabulary)).mkdir()
         write_vocabulary(folder / str(vocabulary), ours)
         face = Theirs.from_pretrained(folder / str(vocabulary))
         plain = [text for text in TEXTS if "<|" not in text]

@@ -11,6 +11,7 @@ speed fell, or order or a text was lost.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -18,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import psutil
@@ -43,10 +45,10 @@ class Watch:
     began: float = field(default_factory=time.monotonic)
 
     def look(self, done: float) -> None:
-        """Record the process's memory, open files and progress."""
-        with self.process.oneshot():
+        """Record the process's memory, open files and progress, if it still exists."""
+        with contextlib.suppress(psutil.Error, OSError), self.process.oneshot():
             held, handles = self.process.memory_info().rss, self.process.num_fds()
-        self.rows.append((time.monotonic() - self.began, held, handles, done))
+            self.rows.append((time.monotonic() - self.began, held, handles, done))
 
     def verdict(self, unit: str) -> tuple[str, bool]:
         """Return the figures as text, and whether they pass."""
@@ -74,9 +76,15 @@ def stretch(sample: np.ndarray, number: int) -> np.ndarray:
     return (sample[start : start + length] + noise).astype(np.float32)
 
 
-def command(*arguments: object) -> list[str]:
-    """Return the command line of one call."""
-    return [sys.executable, "-m", "focusasr", *map(str, arguments)]
+def watched(arguments: list[object], done: Callable[[psutil.Process], float], stdout: BinaryIO | None = None) -> Watch:
+    """Run a command to its end; `done` returns its progress."""
+    command = [sys.executable, "-m", "focusasr", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=stdout)
+    watch = Watch(psutil.Process(process.pid))
+    while process.poll() is None:
+        time.sleep(EVERY_SECONDS)
+        watch.look(done(watch.process))
+    return watch
 
 
 def many_files(folder: Path, count: int) -> tuple[str, bool]:
@@ -88,11 +96,7 @@ def many_files(folder: Path, count: int) -> tuple[str, bool]:
         if not names[-1].exists():
             soundfile.write(names[-1], stretch(sample, number), RATE_HZ)
     with (folder.parent / "texts").open("w+b") as texts:
-        process = subprocess.Popen(command("transcribe", folder), stdout=texts)
-        watch = Watch(psutil.Process(process.pid))
-        while process.poll() is None:
-            time.sleep(EVERY_SECONDS)
-            watch_quietly(watch, Path(texts.name).read_bytes().count(b"\n"))
+        watch = watched(["transcribe", folder], lambda _: Path(texts.name).read_bytes().count(b"\n"), texts)
         lines = Path(texts.name).read_text().splitlines()
     ordered = [line.split("\t")[0] for line in lines] == [str(name) for name in names]
     words, good = watch.verdict("files")
@@ -108,13 +112,8 @@ def long_recording(folder: Path, hours: float) -> tuple[str, bool]:
     with soundfile.SoundFile(path, "w", RATE_HZ, 1) as sound:
         for _ in range(times):
             sound.write(period)
-    process = subprocess.Popen(command("transcribe", path, "-o", folder / "out", "-f", "json"))
-    watch = Watch(psutil.Process(process.pid))
-    read = psutil.Process(process.pid)
-    whole = path.stat().st_size
-    while process.poll() is None:
-        time.sleep(EVERY_SECONDS)
-        watch_quietly(watch, _share_read(read, path, whole) * hours * 3600)
+    call = ["transcribe", path, "-o", folder / "out", "-f", "json"]
+    watch = watched(call, lambda process: _share_read(process, path) * hours * 3600)
     segments = json.loads((folder / "out" / "long.json").read_text())["segments"]
     ordered = all(one["end"] <= other["start"] for one, other in itertools.pairwise(segments))
     texts = [segment["text"] for segment in segments]
@@ -128,21 +127,13 @@ def long_recording(folder: Path, hours: float) -> tuple[str, bool]:
     )
 
 
-def _share_read(process: psutil.Process, path: Path, whole: int) -> float:
+def _share_read(process: psutil.Process, path: Path) -> float:
     """Return the share of a file that a process has read, from the position of its file handle."""
     try:
         places = [one.position for one in process.open_files() if one.path == str(path)]
-        return max(places, default=0) / whole
+        return max(places, default=0) / path.stat().st_size
     except psutil.Error:
         return 0.0
-
-
-def watch_quietly(watch: Watch, done: float) -> None:
-    """Record figures if the process still exists."""
-    try:
-        watch.look(done)
-    except (psutil.Error, OSError):
-        return
 
 
 def soak(folder: Path, minutes: float) -> tuple[str, bool]:

@@ -31,7 +31,7 @@ from rich.console import Console
 
 from focusasr.config import DecodingConfig, ModelConfig
 from focusasr.data.manifest import read_manifest
-from focusasr.evaluation.bootstrap import resample_totals
+from focusasr.evaluation.bootstrap import compare, resample_totals
 from focusasr.evaluation.evaluate import evaluate
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.runtime.files import write_json, written_aside
@@ -181,10 +181,9 @@ def with_interval(counts: np.ndarray) -> str:
 
 def difference(base: np.ndarray, other: np.ndarray) -> str:
     """Return other's WER minus base's in points, with a paired bootstrap interval."""
-    pair = [counts.sum(axis=0) for counts in (base, other)]
-    drawn = resample_totals(np.concatenate(pair, axis=1), seed=0)
-    low, high = np.percentile(100 * (drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1]), [2.5, 97.5])
-    return f"{rate(pair[1]) - rate(pair[0]):+.1f} ({low:+.1f} to {high:+.1f})"
+    (first, words), (second, _) = (counts.sum(axis=0).T for counts in (other, base))
+    shift = compare(first, second, words, None).difference
+    return f"{100 * shift.value:+.1f}{shift.bounds(lambda ratio: f'{100 * ratio:+.1f}')}"
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path, songs: Path) -> None:
     run = made_run(tmp_path / "run", songs, steps=1)
     train(run)
     before = (run.output / "last" / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="run: holds a training run already; give --resume, or another --output-dir"):
+    with pytest.raises(InputError, match=r"run: .*--resume.*--output-dir"):
         train(run)
     assert (run.output / "last" / "model.safetensors").read_bytes() == before
     assert train(run, resume=True).position.step == 1  # nothing is left to do
@@ -294,7 +294,7 @@ def test_scores_that_another_version_kept_stop_no_run(tmp_path: Path, songs: Pat
 
 
 def test_nothing_to_resume(tmp_path: Path, songs: Path) -> None:
-    with pytest.raises(InputError, match="nothing to resume here; leave --resume out"):
+    with pytest.raises(InputError, match="nothing to resume"):
         train(made_run(tmp_path / "run", songs), resume=True)
     assert not (tmp_path / "run").exists()
 
@@ -360,7 +360,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
         limited(longer, sizes[piece] - 1000)
     line = str(caught.value)
     assert "the checkpoint of step 6 cannot be written (" in line and "\n" not in line
-    assert line.endswith("the one before is whole; make room there, then --resume")
+    assert line.endswith("--resume")
     assert files_of(run.output / "last") == before["last"]
     if piece == "model.safetensors":
         assert files_of(run.output / "best") == before["best"]
@@ -375,7 +375,7 @@ def test_a_full_disk_while_figures_are_kept(tmp_path: Path, songs: Path) -> None
     run = made_run(tmp_path / "run", songs, steps=3)
     train(run)
     before = files_of(run.output / "last")
-    with pytest.raises(InputError, match=r"cannot be written (to )?\(File too large\).*make room"):
+    with pytest.raises(InputError, match=r"run\b.*\(File too large\).*--output-dir"):
         limited(dataclasses.replace(run, settings=SETTINGS), 100)
     assert files_of(run.output / "last") == before
 
@@ -389,7 +389,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path,
         if root:
             os.seteuid(65534)
         try:
-            with pytest.raises(InputError, match=r"run: cannot be written to \(Permission denied\)"):
+            with pytest.raises(InputError, match=r"no permission.*--output-dir"):
                 TrainingLog(trainer.run.output, run.settings, Console(file=io.StringIO()))
         finally:
             if root:
