@@ -165,7 +165,8 @@ def test_options_are_refused_as_the_command_refuses_them(
     (name, value) = next(iter(options.items()))
     if (" is " in seen or "--" in seen) and value != "many":  # Typer itself refuses what is no number
         command = run("transcribe", sample, f"--{name.replace('_', '-')}", value)
-        assert (command.status, command.err.strip()) == (2, f"focusasr: {refusal.value}")
+        line = getattr(refusal.value, "typed", str(refusal.value))  # with the option as it is typed
+        assert (command.status, command.err.strip()) == (2, f"focusasr: {line}")
 
 
 def test_options_given_to_load_hold_for_every_call(sample: Path) -> None:

@@ -19,7 +19,7 @@ from focusasr.cli.preprocess import preprocess
 from focusasr.cli.serve import serve
 from focusasr.cli.train import train
 from focusasr.cli.transcribe import transcribe
-from focusasr.runtime.errors import InputError, UsageError
+from focusasr.runtime.errors import InputError, SettingError, UsageError
 from focusasr.runtime.files import FULL
 from focusasr.runtime.libraries import explain
 from focusasr.runtime.process import CLOSED_PIPE, INTERRUPTED, debugging, exit_now, open_streams, what_is_safe
@@ -69,7 +69,7 @@ def main() -> None:
     except InputError as error:
         if debug:
             raise
-        fail(str(error), 2 if isinstance(error, UsageError) else 1)
+        fail(error.typed if isinstance(error, SettingError) else str(error), 2 if isinstance(error, UsageError) else 1)
     except (MemoryError, OSError, ImportError) as error:
         if debug:
             raise

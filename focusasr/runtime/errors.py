@@ -16,11 +16,12 @@ class UsageError(InputError):
 
 
 class SettingError(UsageError):
-    """An invalid value of a setting, named as in files and in Python; options have the same name after two dashes."""
+    """An invalid value of a setting, named as in files and in Python; `typed` names it as an option."""
 
     def __init__(self, name: str, value: Any, wanted: str) -> None:
         self.name = name
         super().__init__(f"{name} is {quote(value)}; expected: {wanted}")
+        self.typed = f"{as_option(name, value)}; expected: {wanted}"
 
 
 FAR = 0.25  # share of letters: a name that differs by more is no suggestion

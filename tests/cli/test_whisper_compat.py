@@ -159,7 +159,7 @@ def test_what_a_model_has_too_few_tokens_for_is_refused(run, model: Path, talk: 
     result = run("transcribe", talk, "--model", model, "-o", "-", f"--{option}", value)
     assert (result.status, result.out) == (2, "")
     line = result.err.splitlines()[-1]
-    assert option.replace("-", "_") in line and value in line
+    assert f"--{option}" in line and value in line
     assert "this model has" in result.err
 
 
@@ -206,18 +206,18 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     [
         (["--max_line_width", "30"], 2, "needs --word-timestamps"),
         (["--highlight_words", "True"], 2, "needs --word-timestamps"),
-        (["--patience", "0.01"], 2, "patience is 0.01"),
-        (["--suppress_tokens", "a,b"], 2, "suppress_tokens is 'a,b'"),
-        (["--suppress_tokens", "²"], 2, "suppress_tokens is '²'"),
-        (["--suppress_tokens", "9" * 5000], 2, "suppress_tokens is '9"),
-        (["--temperature", "1e-40"], 2, "temperature is 1e-40"),
-        (["--temperature_increment_on_fallback", "1e-320"], 2, "temperature_increment_on_fallback is 1e-320"),
-        (["--clip_timestamps", "1,x"], 2, "clip_timestamps is '1,x'"),
-        (["--clip_timestamps", "0,2,5,2"], 2, "clip_timestamps is '0,2,5,2'"),
+        (["--patience", "0.01"], 2, "--patience 0.01"),
+        (["--suppress_tokens", "a,b"], 2, "--suppress-tokens a,b"),
+        (["--suppress_tokens", "²"], 2, "--suppress-tokens '²'"),
+        (["--suppress_tokens", "9" * 5000], 2, "--suppress-tokens 9"),
+        (["--temperature", "1e-40"], 2, "--temperature 1e-40"),
+        (["--temperature_increment_on_fallback", "1e-320"], 2, "--temperature-increment-on-fallback"),
+        (["--clip_timestamps", "1,x"], 2, "--clip-timestamps 1,x"),
+        (["--clip_timestamps", "0,2,5,2"], 2, "--clip-timestamps 0,2,5,2"),
         (["--beam_size", "two"], 2, "beam-size"),
-        (["--multilingual", "True", "--language", "de"], 2, "multilingual is True"),
-        (["--vad_min_silence_duration_ms", "-1"], 2, "vad_min_silence_duration_ms is -1"),
-        (["--language", "klingon"], 2, "language is 'klingon'"),
+        (["--multilingual", "True", "--language", "de"], 2, "--multilingual"),
+        (["--vad_min_silence_duration_ms", "-1"], 2, "--vad-min-silence-duration-ms -1"),
+        (["--language", "klingon"], 2, "--language klingon"),
     ],
 )
 def test_wrong_values_are_named(run, sample: Path, arguments: list[str], status: int, said: str) -> None:

@@ -320,7 +320,7 @@ def test_a_native_checkpoint_is_trained_on(run, native: Path, tmp_path: Path) ->
 def test_a_preset_beside_a_source_is_refused(run, native: Path, tmp_path: Path) -> None:
     songs = write_song_book(tmp_path, SONGS)
     result = run("train", songs, "--init-from", native, "--preset", "base", "-o", tmp_path / "run")
-    result.refused(2, "preset is 'base'")
+    result.refused(2, "--preset base")
     result = run("train", songs, "--init-from", tmp_path / "nowhere", "-o", tmp_path / "run")
     result.refused(1, tmp_path / "nowhere")
 
