@@ -197,7 +197,7 @@ def test_native_models_say_what_they_do_without(run, sample: Path, heard: str) -
     said = "--max-segment-seconds 45: this model was trained on at most 20 s, and may lose words in longer segments"
     assert result.status == 0 and result.err == f"focusasr: {said}\n"
     for option in (["--task", "translate"], ["--multilingual", "True"]):
-        run("transcribe", sample, *option).refused(2, " ".join(option), "--model")
+        run("transcribe", sample, *option).refused(2, option[0], "--model")
     assert run("transcribe", sample, "--language", "English", "--task", "transcribe").err == ""
 
 
