@@ -21,7 +21,12 @@ class SettingError(UsageError):
     def __init__(self, name: str, value: Any, wanted: str) -> None:
         self.name = name
         super().__init__(f"{name} is {quote(value)}; expected: {wanted}")
-        self.typed = f"{as_option(name, value)}; expected: {wanted}"
+        self._value, self._wanted = value, wanted
+
+    @property
+    def typed(self) -> str:
+        """The line with the setting as an option, as it is typed."""
+        return f"{as_option(self.name, self._value)}; expected: {self._wanted}"
 
 
 FAR = 0.25  # share of letters: a name that differs by more is no suggestion

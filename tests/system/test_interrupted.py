@@ -52,9 +52,8 @@ def test_a_rerun_leaves_what_an_undisturbed_run_leaves(place: Path, job: Job) ->
         campaign.reference = job.left(place / "model")
         campaign.durations["--workers", "0", "False"] = 1.0
     wrong = [failure for number in range(2) for failure in campaign.round(number)]
-    tally = campaign.tally
     assert wrong == []
-    assert tally.kills + tally.interrupts + tally.missed == 2
+    assert campaign.kills + campaign.interrupts + campaign.missed == 2
 
 
 def test_ctrl_c_to_a_group_while_training_workers_start(place: Path) -> None:
@@ -66,7 +65,7 @@ def test_ctrl_c_to_a_group_while_training_workers_start(place: Path) -> None:
     while not any("spawn_main" in command for command in living(pid)):
         time.sleep(0.01)
     assert campaign.answered(finish(pid, place, signal.SIGINT, 0.2, group=True), signal.SIGINT) == []
-    assert campaign.tally.interrupts == 1
+    assert campaign.interrupts == 1
 
 
 def test_what_is_not_whole_is_seen(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,4 +96,4 @@ def test_a_track_or_channel_that_is_missing_is_reported(
 
 def test_a_channel_of_separate_ones_is_refused(run, sample: Path) -> None:
     result = run("transcribe", sample, "--channel", "0", "--channels", "separate")
-    result.refused(2, "channel is 0")
+    result.refused(2, "--channel 0")

@@ -122,7 +122,7 @@ def test_a_piece_that_is_read_again_gives_all_its_text(monkeypatch: pytest.Monke
     lengths: list[list[float]] = []
 
     def answers(
-        self: WhisperDecoder, memory: EncoderOutput, prompts: list[list[int]], timestamps: bool = True, **_: object
+        self: WhisperDecoder, memory: EncoderOutput, prompts: list[list[int]], *_: object
     ) -> list[DecodingResult]:
         begin, tokenizer = self.tokenizer.timestamp_begin, self.tokenizer
         told = [begin, *tokenizer.encode_exactly(" word"), begin + 100, begin + 100]
