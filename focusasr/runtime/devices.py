@@ -98,8 +98,7 @@ def run_in_halves(
 def one_thread() -> Iterator[None]:
     """Compute in one thread, then restore PyTorch's number of threads.
 
-    More threads slow small layers down, many times over on a busy machine. Importing silero_vad sets one thread
-    permanently.
+    More threads slow small layers down, many times over on a busy machine.
     """
     import torch
 

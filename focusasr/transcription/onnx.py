@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,17 +13,12 @@ from focusasr.audio.segmentation import AudioSegment
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig
 from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder
-from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.model.onnx_engine import OnnxEngine
 from focusasr.model.onnx_memory import Memory
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.transcription.whisper import WhisperRecognizer
 from focusasr.transcription.whisper_batched import BatchedWhisperRecognizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
-
-if TYPE_CHECKING:
-    from focusasr.transcription.whisper import AnyDecoder
-
 
 SHORTEST_REST_SECONDS = 1.0  # after the last time of a chunk's text, which would be decoded again
 MOST_TOGETHER = 4  # windows of a batch: more take memory, and no less time
@@ -74,19 +69,10 @@ class OnnxBatchedRecognizer(OnnxRecognizer, BatchedWhisperRecognizer):
         super()._set(*settings)
         self.batch_size = min(self.batch_size, MOST_TOGETHER)
 
-    def _answers(
-        self,
-        reader: AnyDecoder,
-        memory: Memory,
-        pieces: Sequence[AudioSegment],
-        prompts: Sequence[Sequence[int]],
-        opening: Sequence[int],
-    ) -> list[DecodingResult]:
-        """Return the text of each chunk. It does not stop long before the end, where a chunk has speech."""
+    def _ends(self, pieces: Sequence[AudioSegment]) -> tuple[list[float], ...]:
         timed = not self.longform.without_timestamps
-        ends = [len(piece.waveform) / SAMPLE_RATE_HZ - SHORTEST_REST_SECONDS for piece in pieces] if timed else []
-        assert isinstance(reader, OnnxWhisperDecoder)
-        return reader.answers(memory, prompts, timed, opening, ends)
+        ends = [len(piece.waveform) / SAMPLE_RATE_HZ - SHORTEST_REST_SECONDS for piece in pieces]
+        return (ends,) if timed else ()
 
     def _window(self, memory: Memory, row: int) -> Memory:
         return memory.window(row)

@@ -122,7 +122,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         if self.longform.multilingual:
             readers = [reader.speaking(language) for language in reader.languages(memory)]
         prompts = [one.prompt(self._initial(one), timed, opening) for one in readers]
-        answers = self._answers(reader, memory, pieces, prompts, opening)
+        answers = reader.answers(memory, prompts, timed, opening, *self._ends(pieces))
         result: list[list[Segment]] = []
         left: dict[int, AudioSegment] = {}
         for row, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
@@ -141,16 +141,9 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
             result[row] += segments
         return result
 
-    def _answers(
-        self,
-        reader: AnyDecoder,
-        memory: Memory,
-        pieces: Sequence[AudioSegment],
-        prompts: Sequence[Sequence[int]],
-        opening: Sequence[int],
-    ) -> list[DecodingResult]:
-        """Return the text of each chunk."""
-        return reader.answers(memory, prompts, not self.longform.without_timestamps, opening)
+    def _ends(self, pieces: Sequence[AudioSegment]) -> tuple[list[float], ...]:
+        """Return the times in seconds before which the texts of chunks do not stop, if the decoder can heed them."""
+        return ()
 
     def _window(self, memory: Memory, row: int) -> Memory:
         """Return one window of a batch."""
