@@ -13,7 +13,7 @@ from focusasr.runtime.onnx import session
 
 IR_VERSION = 8
 OPERATOR_SETS = {"": 18, "com.microsoft": 1}
-CONTRIBUTED = {"Gelu", "MatMulNBits", "MultiHeadAttention"}  # operators of ONNX Runtime
+CONTRIBUTED = {"Gelu", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention"}  # operators of ONNX Runtime
 DATA_TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.int64): 7}
 EXTERNAL = 1  # TensorProto.DataLocation
 MOST_INSIDE = 64  # bytes of a weight in the model itself: shapes must be known when it is read

@@ -10,7 +10,7 @@ import numpy as np
 from focusasr.model.weights import Weight
 from focusasr.runtime.errors import InputError
 
-BLOCK = 32  # values of a row that are rounded with one scale
+BLOCK = 32  # weights of a row that are rounded with one scale, if not all of them
 SMALLEST = 1e-30  # peak of a block of zeros
 
 
@@ -25,20 +25,22 @@ class WeightReader:
         """Return weights in float32."""
         return self._checked(name, self._weight(name, shape).read())
 
-    def integers(self, name: str, *shape: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights (N, K) as 8 bit integers, and the scale of each block of a row, (N, K / BLOCK).
+    def integers(
+        self, name: str, rows: int, size: int, parts: int = 1, whole: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights (N, K) as 8 bit integers, and scales for equal parts of each row, (N, parts).
 
-        Weights stored in 8 bits have `parts` scales a row, which their blocks share; others get a scale for each block.
+        Weights stored in 8 bits have `parts` scales a row, and so have others if `whole`, else one for each BLOCK.
         """
-        weight = self._weight(name, shape)
+        weight = self._weight(name, (rows, size))
         if weight.integers is not None:
             values, scales = weight.integers()
-            if scales.shape != (shape[0], parts):
-                raise self._error(f"the scales of {name} have shape {scales.shape}; expected {(shape[0], parts)}")
-            return values, np.repeat(self._checked(f"{name}.scale", scales), shape[1] // BLOCK // parts, axis=1)
-        blocks = self._checked(name, weight.read()).reshape(shape[0], -1, BLOCK)
+            if scales.shape != (rows, parts):
+                raise self._error(f"the scales of {name} have shape {scales.shape}; expected {(rows, parts)}")
+            return values, self._checked(f"{name}.scale", scales)
+        blocks = self._checked(name, weight.read()).reshape(rows, parts if whole else size // BLOCK, -1)
         scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
-        return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(shape), scales.astype(np.float32)
+        return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(rows, size), scales.astype(np.float32)
 
     def end(self) -> None:
         """Reject weights that nobody has read."""
@@ -68,6 +70,6 @@ class WeightReader:
 
 
 def to_floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return integers (…, K) times the scales of their blocks, in float32."""
-    blocks = values.reshape(*values.shape[:-1], -1, BLOCK) * scales[..., None]
-    return blocks.reshape(values.shape).astype(np.float32)
+    """Return integers (…, K) times the scales (…, parts) of equal parts, in float32."""
+    parts = values.reshape(*scales.shape, -1) * scales[..., None]
+    return parts.reshape(values.shape).astype(np.float32)

@@ -1,0 +1,169 @@
+"""Layers of Whisper models as ONNX operators, with products in 8 bit integers."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+from focusasr.config import ModelConfig
+from focusasr.model.onnx_graph import Graph
+from focusasr.model.onnx_weights import SMALLEST, WeightReader
+from focusasr.runtime.onnx import run
+
+WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
+LARGEST_BLOCK = 128  # values of a row of activations that share a scale
+LOWEST_GELU = -0.17  # smallest value of the GELU
+ZERO = 128  # what stands for 0 in unsigned integers
+TO_UINT8 = 2  # TensorProto.DataType
+
+
+class Layers(Graph):
+    """A graph of the layers of a Whisper model.
+
+    `whole`: rows of weights and activations have one scale each, where that is exact; else blocks of them have one.
+    """
+
+    def __init__(self, weights: WeightReader, config: ModelConfig, whole: bool = False) -> None:
+        super().__init__()
+        self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
+        self.whole = whole and has_exact_products()
+        self._rounded: dict[str, tuple[str, str, str]] = {}
+
+    def linear(self, x: str, name: str, outputs: int | None = None, bias: bool = True) -> str:
+        """Apply a linear layer."""
+        outputs = outputs or self.width
+        values, scales = self.read.integers(f"{name}.weight", outputs, self.width, whole=self.whole)
+        return self.product(x, values, scales, self.weight(self.read.floats(f"{name}.bias", outputs)) if bias else "")
+
+    def query(self, x: str, name: str) -> str:
+        """Return queries (B, T, D), divided by the root of the head width.
+
+        The factor is in the weights: products of a scaled query with keys would be computed several times slower.
+        """
+        values, scales = self.read.integers(f"{name}.query.weight", self.width, self.width, whole=self.whole)
+        bias = self.read.floats(f"{name}.query.bias", self.width)
+        factor = np.float32((self.width // self.heads) ** -0.5)
+        return self.product(x, values, scales * factor, self.weight(bias * factor))
+
+    def product(
+        self, x: str, values: np.ndarray, scales: np.ndarray, bias: str = "", lowest: float | None = None
+    ) -> str:
+        """Multiply x (…, K) in 8 bits by weights (N, K) with scales (N, blocks); add the bias.
+
+        No value of x is below `lowest`.
+        """
+        if self.whole and scales.shape[1] == 1:
+            product = self._whole_product(x, values, scales[:, 0], lowest)
+        else:
+            product = self._block_product(x, values, scales)
+        return self.plus(product, bias) if bias else product
+
+    def _block_product(self, x: str, values: np.ndarray, scales: np.ndarray) -> str:
+        """Multiply with a scale for each block of a row of activations, which may be smaller than that of weights."""
+        (rows, size), blocks = values.shape, scales.shape[1]
+        block = math.gcd(size // blocks, LARGEST_BLOCK)
+        integers = (values.view(np.uint8) ^ ZERO).reshape(rows, -1, block)
+        each = self.weight(np.repeat(scales, size // blocks // block, axis=1).ravel())
+        level = WHOLE_NUMBERS if has_exact_products() else FLOATS
+        shape = {"K": size, "N": rows, "bits": 8, "block_size": block, "accuracy_level": level}
+        return self.add("MatMulNBits", x, self.weight(integers), each, **shape)
+
+    def _whole_product(self, x: str, values: np.ndarray, scales: np.ndarray, lowest: float | None) -> str:
+        """Multiply x (1, T, K) with one scale for each row: several times as fast for many rows."""
+        integers, scale, zeros = self._round(x, values.shape[1], lowest)
+        zero = ZERO if lowest is None else 0
+        inputs = integers, self.weight(values.T), self.number(1.0), self.weight(scales), self.byte(zero)
+        product = self.add("MatMulIntegerToFloat", *inputs)
+        if lowest is not None:  # rows have different zeros
+            ones = self.weight((scales * values.sum(axis=1, dtype=np.float32))[None])
+            product = self.add("Sub", product, self.add("Mul", zeros, ones))
+        return self.add("Unsqueeze", self.add("Mul", product, scale), self.weight([0]))
+
+    def _round(self, x: str, size: int, lowest: float | None) -> tuple[str, str, str]:
+        """Return x (1, T, K) in integers (T, K), the scale of each row (T, 1), and what stands for 0 in it (T, 1)."""
+        if x not in self._rounded:
+            rows, line = self.add("Reshape", x, self.weight([-1, size])), self.weight([-1])
+            if lowest is None:
+                peak = self.add("ReduceMax", self.add("Abs", rows), self.weight([1]), keepdims=1)
+                scale = self.add("Max", self.add("Mul", peak, self.number(1 / 127)), self.number(SMALLEST))
+                zeros = self.add("Expand", self.byte(ZERO), self.add("Shape", self.add("Reshape", scale, line)))
+                whole = zeros
+            else:
+                peak = self.add("ReduceMax", rows, self.weight([1]), keepdims=1)
+                scale = self.add("Mul", self.add("Sub", peak, self.number(lowest)), self.number(1 / 255))
+                scale = self.add("Max", scale, self.number(SMALLEST))
+                zeros = self.add("Round", self.add("Div", self.number(-lowest), scale))
+                whole = self.add("Cast", self.add("Reshape", zeros, line), to=TO_UINT8)
+            integers = self.add("QuantizeLinear", rows, self.add("Reshape", scale, line), whole, axis=0)
+            self._rounded[x] = integers, scale, zeros
+        return self._rounded[x]
+
+    def norm(self, x: str, name: str) -> str:
+        """Apply a LayerNorm."""
+        weight, bias = (self.weight(self.read.floats(f"{name}.{one}", self.width)) for one in ("weight", "bias"))
+        return self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-5)
+
+    def split(self, x: str) -> str:
+        """Turn (B, T, D) into heads (B, H, T, E)."""
+        shape = self.weight([0, 0, self.heads, self.width // self.heads])
+        return self.turned(self.add("Reshape", x, shape), 0, 2, 1, 3)
+
+    def merge(self, x: str) -> str:
+        """Turn heads (B, H, T, E) into (B, T, D)."""
+        return self.add("Reshape", self.turned(x, 0, 2, 1, 3), self.weight([0, 0, self.width]))
+
+    def scores(self, q: str, k: str, bias: str) -> str:
+        """Return the scores of keys (…, E, T) for queries (…, L, E), with a bias."""
+        return self.add("Add", self.add("MatMul", q, k), bias)
+
+    def mixed(self, scores: str, v: str) -> str:
+        """Return the mixture of values (…, T, E) for scores (…, L, T)."""
+        return self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
+
+    def keys_values(self, x: str, name: str) -> list[str]:
+        """Return keys and values (B, H, T, E)."""
+        return [self.split(self.linear(x, f"{name}.key", bias=False)), self.split(self.linear(x, f"{name}.value"))]
+
+    def across(self, x: str) -> str:
+        """Turn keys (B, H, T, E) into (B, H, E, T)."""
+        return self.turned(x, 0, 1, 3, 2)
+
+    def perceptron(self, x: str, name: str) -> str:
+        """Add a block's perceptron to x."""
+        inner = self.linear(self.norm(x, f"{name}.0"), f"{name}.1", 4 * self.width)
+        values, scales = self.read.integers(f"{name}.3.weight", self.width, 4 * self.width, whole=self.whole)
+        bias = self.weight(self.read.floats(f"{name}.3.bias", self.width))
+        return self.plus(x, self.product(self.add("Gelu", inner), values, scales, bias, LOWEST_GELU))
+
+    def plus(self, *values: str) -> str:
+        """Add values up."""
+        return functools.reduce(lambda a, b: self.add("Add", a, b), values)
+
+    def turned(self, x: str, *order: int) -> str:
+        return self.add("Transpose", x, perm=list(order))
+
+    def number(self, value: float) -> str:
+        """Return a constant number in float32."""
+        return self.weight(np.array(value, np.float32))
+
+    def byte(self, value: int) -> str:
+        """Return a constant number of 8 bits, without a sign."""
+        return self.weight(np.array(value, np.uint8))
+
+
+@functools.cache
+def has_exact_products() -> bool:
+    """Return whether products of whole numbers are exact on this CPU, by a trial: sums in 16 bits would saturate."""
+    size = 32
+    graph = Graph()
+    x, integers = graph.input("x", 1, size), graph.input("integers", 1, size, dtype=np.uint8)
+    one, shape = graph.weight(np.ones(1, np.float32)), {"K": size, "N": 1, "bits": 8, "block_size": size}
+    most = graph.weight(np.full((1, 1, size), 255, np.uint8))
+    graph.output(graph.add("MatMulNBits", x, most, one, **shape, accuracy_level=WHOLE_NUMBERS), 1, 1)
+    most = graph.weight(np.full((size, 1), 127, np.int8))
+    graph.output(graph.add("MatMulIntegerToFloat", integers, most, one, one, graph.weight(np.zeros(1, np.uint8))), 1, 1)
+    floats, whole_numbers = np.ones((1, size), np.float32), np.full((1, size), 255, np.uint8)
+    blocks, whole = run(graph.session(1), {"x": floats, "integers": whole_numbers})
+    return bool(abs(float(blocks[0, 0]) - size * 127) < 1 and float(whole[0, 0]) == size * 127 * 255)
