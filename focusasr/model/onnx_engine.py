@@ -15,9 +15,10 @@ import numpy as np
 from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
 from focusasr.model.onnx_layers import Layers
 from focusasr.model.onnx_memory import NEVER, Memory, State
-from focusasr.model.onnx_weights import BLOCK, WeightReader, to_floats
+from focusasr.model.onnx_weights import WeightReader, block_size, to_floats
 from focusasr.runtime.onnx import run
 
+LEAST_BLOCK = 32  # values that share a scale
 LARGEST = 2**31 - 1  # end of a slice: to the end
 FAINTEST = 1e-35  # weight of a key outside the soft window
 WHOLE_STEPS = 64  # keys come in multiples of it, so that sums do not depend on the longest window of a batch
@@ -26,7 +27,7 @@ WHOLE_STEPS = 64  # keys come in multiples of it, so that sums do not depend on 
 def supports(config: ModelConfig) -> bool:
     """Return whether models of this shape can be computed here: Whisper's, with global or hybrid encoder attention."""
     plain = config.conv_kernel == 0 and config.max_dist is None and config.positions == "absolute"
-    whole = config.width % BLOCK == 0 and config.decoder_attention == "global" and not config.ctc
+    whole = block_size(config.width) >= LEAST_BLOCK and config.decoder_attention == "global" and not config.ctc
     return plain and whole and config.width >= WIDE_ENOUGH
 
 

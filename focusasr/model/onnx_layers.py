@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 
 from focusasr.config import ModelConfig
 from focusasr.model.onnx_graph import Graph
-from focusasr.model.onnx_weights import SMALLEST, WeightReader
+from focusasr.model.onnx_weights import SMALLEST, WeightReader, block_size
 from focusasr.runtime.onnx import run
 
 WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
-LARGEST_BLOCK = 128  # values of a row of activations that share a scale
 LOWEST_GELU = -0.17  # smallest value of the GELU
 ZERO = 128  # what stands for 0 in unsigned integers
 TO_UINT8 = 2  # TensorProto.DataType
@@ -63,7 +61,7 @@ class Layers(Graph):
     def _block_product(self, x: str, values: np.ndarray, scales: np.ndarray) -> str:
         """Multiply with a scale for each block of a row of activations, which may be smaller than that of weights."""
         (rows, size), blocks = values.shape, scales.shape[1]
-        block = math.gcd(size // blocks, LARGEST_BLOCK)
+        block = block_size(size // blocks)
         integers = (values.view(np.uint8) ^ ZERO).reshape(rows, -1, block)
         each = self.weight(np.repeat(scales, size // blocks // block, axis=1).ravel())
         level = WHOLE_NUMBERS if has_exact_products() else FLOATS

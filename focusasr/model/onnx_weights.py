@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from focusasr.model.weights import Weight
 from focusasr.runtime.errors import InputError
 
-BLOCK = 32  # weights of a row that are rounded with one scale, if not all of them
+BLOCK = 128  # most values of a row that are rounded with one scale, if not all of them
 SMALLEST = 1e-30  # peak of a block of zeros
 
 
@@ -30,7 +31,7 @@ class WeightReader:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (N, K) as 8 bit integers, and scales for equal parts of each row, (N, parts).
 
-        Weights stored in 8 bits have `parts` scales a row, and so have others if `whole`, else one for each BLOCK.
+        Weights stored in 8 bits have `parts` scales a row, and so have others if `whole`, else one for each block.
         """
         weight = self._weight(name, (rows, size))
         if weight.integers is not None:
@@ -38,7 +39,7 @@ class WeightReader:
             if scales.shape != (rows, parts):
                 raise self._error(f"the scales of {name} have shape {scales.shape}; expected {(rows, parts)}")
             return values, self._checked(f"{name}.scale", scales)
-        blocks = self._checked(name, weight.read()).reshape(rows, parts if whole else size // BLOCK, -1)
+        blocks = self._checked(name, weight.read()).reshape(rows, parts if whole else size // block_size(size), -1)
         scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
         return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(rows, size), scales.astype(np.float32)
 
@@ -67,6 +68,11 @@ class WeightReader:
 
     def _error(self, problem: str) -> InputError:
         return InputError(f"{self._place}: {problem}. Copy the checkpoint again.")
+
+
+def block_size(size: int) -> int:
+    """Return the largest block of BLOCK or fewer values, a power of two, that divides a row."""
+    return math.gcd(size, BLOCK)
 
 
 def to_floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
