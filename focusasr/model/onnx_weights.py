@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from focusasr.model.weights import Weight
 from focusasr.runtime.errors import InputError
 
-BLOCK = 128  # most values of a row that are rounded with one scale, if not all of them
+BLOCK = 32  # values of a row that are rounded with one scale, if not all of them
 SMALLEST = 1e-30  # peak of a block of zeros
 
 
@@ -39,7 +38,7 @@ class WeightReader:
             if scales.shape != (rows, parts):
                 raise self._error(f"the scales of {name} have shape {scales.shape}; expected {(rows, parts)}")
             return values, self._checked(f"{name}.scale", scales)
-        blocks = self._checked(name, weight.read()).reshape(rows, parts if whole else size // block_size(size), -1)
+        blocks = self._checked(name, weight.read()).reshape(rows, parts if whole else size // BLOCK, -1)
         scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
         return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(rows, size), scales.astype(np.float32)
 
@@ -68,11 +67,6 @@ class WeightReader:
 
     def _error(self, problem: str) -> InputError:
         return InputError(f"{self._place}: {problem}. Copy the checkpoint again.")
-
-
-def block_size(size: int) -> int:
-    """Return the largest block of BLOCK or fewer values, a power of two, that divides a row."""
-    return math.gcd(size, BLOCK)
 
 
 def to_floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
