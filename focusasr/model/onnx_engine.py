@@ -1,7 +1,7 @@
 """Inference engine on ONNX Runtime: Whisper models in 8 bit integers, without PyTorch.
 
-It computes what `engine.Engine` computes in int8. In the encoder and before the logits, rows of activations and weights
-have one scale each; in the layers of the decoder, which have few rows, blocks of them have one: as fast, more exact.
+It computes what `engine.Engine` computes in int8. In the encoder, rows of activations and weights have one scale each. In
+the decoder, whose products have few rows, each block of a row has one: nearly as fast there, and more exact.
 Letters: W windows, R rows (equally many for each window, side by side), L tokens, P past tokens, F frames, T encoder
 steps, D width, H heads, E head width.
 """
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
-from focusasr.model.onnx_layers import Layers, has_exact_products
+from focusasr.model.onnx_layers import HEAD_BLOCK, Layers
 from focusasr.model.onnx_memory import NEVER, Memory, State
-from focusasr.model.onnx_weights import BLOCK, WeightReader, to_floats
+from focusasr.model.onnx_weights import WeightReader, to_floats
 from focusasr.runtime.onnx import run
 
 LARGEST = 2**31 - 1  # end of a slice: to the end
@@ -26,7 +26,7 @@ WHOLE_STEPS = 64  # keys come in multiples of it, so that sums do not depend on 
 def supports(config: ModelConfig) -> bool:
     """Return whether models of this shape can be computed here: Whisper's, with global or hybrid encoder attention."""
     plain = config.conv_kernel == 0 and config.max_dist is None and config.positions == "absolute"
-    whole = config.width % BLOCK == 0 and config.decoder_attention == "global" and not config.ctc
+    whole = config.width % HEAD_BLOCK == 0 and config.decoder_attention == "global" and not config.ctc
     return plain and whole and config.width >= WIDE_ENOUGH
 
 
@@ -95,7 +95,7 @@ class _EncoderGraph(Layers):
         radius = self._line(span, config.max_span - config.ramp, config.ramp)
         keys, values = self.keys_values(normed, local)
         mixed = self._windowed(query, keys, values, radius)
-        weights, scales = self.read.integers(f"{name}.projection.weight", self.width, 2 * self.width, 2, self.whole)
+        weights, scales = self.read.integers(f"{name}.projection.weight", self.width, 2 * self.width, 2, self.block)
         halves = zip((mixed, globe), np.split(weights, 2, axis=1), np.split(scales, 2, axis=1), strict=True)
         bias = self.weight(self.read.floats(f"{name}.projection.bias", self.width))
         return self.plus(*(self.product(*half) for half in halves), bias)
@@ -165,10 +165,7 @@ class _DecoderGraph(Layers):
             x = self.plus(x, self.linear(self.add("Reshape", mixed, by_row), f"{name}.cross.out"))
             x = self.perceptron(x, f"{name}.mlp")
         last = self.add("Slice", self.norm(x, "decoder.ln"), keep, self.weight([LARGEST]), self.weight([1]))
-        if has_exact_products():
-            self.output(self.whole_product(last, *head), "K", self.config.vocabulary)
-        else:
-            self.output(self.block_product(last, *head), "R", "K", self.config.vocabulary)
+        self.output(self.block_product(last, *head, HEAD_BLOCK), "R", "K", self.config.vocabulary)
         for one in scores:
             self.output(one, "W", self.heads, "S", "L", "T")
 
@@ -181,10 +178,8 @@ class OnnxEngine:
 
     def __init__(self, weights: WeightReader, config: ModelConfig, threads: int = 0) -> None:
         self.config = config
-        exact = has_exact_products()
-        self.embedding = weights.integers(
-            "decoder.token_embedding.weight", config.vocabulary, config.width, whole=exact
-        )
+        name, size = "decoder.token_embedding.weight", config.width
+        self.embedding = weights.integers(name, config.vocabulary, size, block=HEAD_BLOCK)
         self.text_positions = weights.floats("decoder.positional_embedding", config.text_context, config.width)
         self.positions = weights.floats("encoder.positions", config.audio_context, config.width)
         encoder, decoder = _EncoderGraph(weights, config, whole=True), _DecoderGraph(weights, config)
@@ -229,13 +224,13 @@ class OnnxEngine:
     def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
         """Read tokens (R, L) and return logits (R, keep, V) after the last of them, and the state."""
         *now, logits = self._decode(tokens, state, keep, self._outputs[: 2 * self.config.decoder_layers + 1])
-        return logits.reshape(len(tokens), -1, self.config.vocabulary), State(state.memory, now, state.windows)
+        return logits, State(state.memory, now, state.windows)
 
     def attention(self, tokens: Sequence[int], memory: Memory) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return logits (L, V) after a window's tokens, and the scores (H, L, T) of each layer's cross-attention."""
         outputs = self._outputs[2 * self.config.decoder_layers :]
         logits, *scores = self._decode(np.array([tokens]), self.start(memory), len(tokens), outputs)
-        return logits.reshape(len(tokens), -1), [one[0, :, 0] for one in scores]
+        return logits[0], [one[0, :, 0] for one in scores]
 
     def _decode(self, tokens: np.ndarray, state: State, keep: int, outputs: Sequence[str]) -> list[np.ndarray]:
         past, (rows, length), windows = state.past[0].shape[2], tokens.shape, state.windows

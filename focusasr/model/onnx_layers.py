@@ -8,9 +8,11 @@ import numpy as np
 
 from focusasr.config import ModelConfig
 from focusasr.model.onnx_graph import Graph
-from focusasr.model.onnx_weights import BLOCK, SMALLEST, WeightReader
+from focusasr.model.onnx_weights import SMALLEST, WeightReader
 from focusasr.runtime.onnx import run
 
+BLOCK = 32  # values of a row with one scale, where rows have several
+HEAD_BLOCK = 64  # the same before the logits; in larger blocks, rows would get other bits than alone
 WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
 LOWEST_GELU = -0.17  # smallest value of the GELU
 ZERO = 128  # what stands for 0 in unsigned integers
@@ -20,19 +22,20 @@ TO_UINT8 = 2  # TensorProto.DataType
 class Layers(Graph):
     """A graph of the layers of a Whisper model.
 
-    `whole`: rows of weights and activations have one scale each, where that is exact; else blocks of them have one.
+    `whole`: rows of weights and activations have one scale each, where this CPU computes that exactly; else each block
+    of a row has one.
     """
 
     def __init__(self, weights: WeightReader, config: ModelConfig, whole: bool = False) -> None:
         super().__init__()
         self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
-        self.whole = whole and has_exact_products()
+        self.block = None if whole and has_exact_products() else BLOCK
         self._rounded: dict[str, tuple[str, str, str]] = {}
 
     def linear(self, x: str, name: str, outputs: int | None = None, bias: bool = True) -> str:
         """Apply a linear layer."""
         outputs = outputs or self.width
-        values, scales = self.read.integers(f"{name}.weight", outputs, self.width, whole=self.whole)
+        values, scales = self.read.integers(f"{name}.weight", outputs, self.width, block=self.block)
         return self.product(x, values, scales, self.weight(self.read.floats(f"{name}.bias", outputs)) if bias else "")
 
     def query(self, x: str, name: str) -> str:
@@ -40,7 +43,7 @@ class Layers(Graph):
 
         The factor is in the weights: products of a scaled query with keys would be computed several times slower.
         """
-        values, scales = self.read.integers(f"{name}.query.weight", self.width, self.width, whole=self.whole)
+        values, scales = self.read.integers(f"{name}.query.weight", self.width, self.width, block=self.block)
         bias = self.read.floats(f"{name}.query.bias", self.width)
         factor = np.float32((self.width // self.heads) ** -0.5)
         return self.product(x, values, scales * factor, self.weight(bias * factor))
@@ -52,23 +55,23 @@ class Layers(Graph):
 
         No value of x is below `lowest`.
         """
-        if self.whole and scales.shape[1] == 1:
-            product = self.add("Unsqueeze", self.whole_product(x, values, scales, lowest), self.weight([0]))
+        if self.block:
+            product = self.block_product(x, values, scales, self.block)
         else:
-            product = self.block_product(x, values, scales)
+            product = self._whole_product(x, values, scales, lowest)
         return self.plus(product, bias) if bias else product
 
-    def block_product(self, x: str, values: np.ndarray, scales: np.ndarray) -> str:
+    def block_product(self, x: str, values: np.ndarray, scales: np.ndarray, block: int) -> str:
         """Multiply with a scale for each block of a row of activations; rows of weights may have fewer scales."""
         rows, size = values.shape
-        blocks = (values.view(np.uint8) ^ ZERO).reshape(rows, -1, BLOCK)
-        each = np.repeat(scales, size // BLOCK // scales.shape[1], axis=1)
+        blocks = (values.view(np.uint8) ^ ZERO).reshape(rows, -1, block)
+        each = np.repeat(scales, size // block // scales.shape[1], axis=1)
         level = WHOLE_NUMBERS if has_exact_products() else FLOATS
-        shape = {"K": size, "N": rows, "bits": 8, "block_size": BLOCK, "accuracy_level": level}
+        shape = {"K": size, "N": rows, "bits": 8, "block_size": block, "accuracy_level": level}
         return self.add("MatMulNBits", x, self.weight(blocks), self.weight(each.ravel()), **shape)
 
-    def whole_product(self, x: str, values: np.ndarray, scales: np.ndarray, lowest: float | None = None) -> str:
-        """Return rows (R, N) of the product with x (…, K), with one scale for each: many take a third of the time."""
+    def _whole_product(self, x: str, values: np.ndarray, scales: np.ndarray, lowest: float | None) -> str:
+        """Multiply x (1, T, K) with one scale for each row, which takes a third of the time if there are many."""
         integers, scale, zeros = self._round(x, values.shape[1], lowest)
         zero = ZERO if lowest is None else 0
         inputs = integers, self.weight(values.T), self.number(1.0), self.weight(scales[:, 0]), self.byte(zero)
@@ -76,10 +79,10 @@ class Layers(Graph):
         if lowest is not None:  # rows have different zeros
             ones = self.weight(scales.T * values.sum(axis=1, dtype=np.float32))
             product = self.add("Sub", product, self.add("Mul", zeros, ones))
-        return self.add("Mul", product, scale)
+        return self.add("Unsqueeze", self.add("Mul", product, scale), self.weight([0]))
 
     def _round(self, x: str, size: int, lowest: float | None) -> tuple[str, str, str]:
-        """Return the rows of x in integers (R, K), the scale of each (R, 1), and what stands for 0 in it (R, 1)."""
+        """Return x (1, T, K) in integers (T, K), the scale of each row (T, 1), and what stands for 0 in it (T, 1)."""
         if x not in self._rounded:
             rows, line = self.add("Reshape", x, self.weight([-1, size])), self.weight([-1])
             if lowest is None:
@@ -130,7 +133,7 @@ class Layers(Graph):
     def perceptron(self, x: str, name: str) -> str:
         """Add a block's perceptron to x."""
         inner = self.linear(self.norm(x, f"{name}.0"), f"{name}.1", 4 * self.width)
-        values, scales = self.read.integers(f"{name}.3.weight", self.width, 4 * self.width, whole=self.whole)
+        values, scales = self.read.integers(f"{name}.3.weight", self.width, 4 * self.width, block=self.block)
         bias = self.weight(self.read.floats(f"{name}.3.bias", self.width))
         return self.plus(x, self.product(self.add("Gelu", inner), values, scales, bias, LOWEST_GELU))
 

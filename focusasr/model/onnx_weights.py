@@ -10,7 +10,6 @@ import numpy as np
 from focusasr.model.weights import Weight
 from focusasr.runtime.errors import InputError
 
-BLOCK = 32  # values of a row that are rounded with one scale, if not all of them
 SMALLEST = 1e-30  # peak of a block of zeros
 
 
@@ -26,11 +25,11 @@ class WeightReader:
         return self._checked(name, self._weight(name, shape).read())
 
     def integers(
-        self, name: str, rows: int, size: int, parts: int = 1, whole: bool = False
+        self, name: str, rows: int, size: int, parts: int = 1, block: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (N, K) as 8 bit integers, and scales for equal parts of each row, (N, parts).
 
-        Weights stored in 8 bits have `parts` scales a row, and so have others if `whole`, else one for each block.
+        Weights stored in 8 bits have `parts` scales a row, others one for each `block` of a row, if given.
         """
         weight = self._weight(name, (rows, size))
         if weight.integers is not None:
@@ -38,7 +37,7 @@ class WeightReader:
             if scales.shape != (rows, parts):
                 raise self._error(f"the scales of {name} have shape {scales.shape}; expected {(rows, parts)}")
             return values, self._checked(f"{name}.scale", scales)
-        blocks = self._checked(name, weight.read()).reshape(rows, parts if whole else size // BLOCK, -1)
+        blocks = self._checked(name, weight.read()).reshape(rows, size // block if block else parts, -1)
         scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
         return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(rows, size), scales.astype(np.float32)
 
