@@ -1,7 +1,7 @@
 """Inference engine on ONNX Runtime: Whisper models in 8 bit integers, without PyTorch.
 
-It computes what `engine.Engine` computes in int8. In the encoder, rows of activations and weights have one scale each. In
-the decoder, whose products have few rows, each block of a row has one: nearly as fast there, and more exact.
+It computes what `engine.Engine` computes in int8. In the encoder, rows of activations and weights have one scale each.
+In the decoder, whose products have few rows, each block of a row has one: nearly as fast there, and more exact.
 Letters: W windows, R rows (equally many for each window, side by side), L tokens, P past tokens, F frames, T encoder
 steps, D width, H heads, E head width.
 """
