@@ -1,4 +1,4 @@
-"""Greedy search, sampling and beam search over any step-wise decoder.
+"""Greedy search, sampling and beam search with an inference engine.
 
 Letters: B utterances, R rows (an utterance has one per candidate), L tokens, V vocabulary. The options have the meaning
 of openai/whisper's. Finished rows leave the batch.
@@ -8,32 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from focusasr.decoding.beams import Beams, BeamStep, Hypothesis, score
 from focusasr.decoding.logit_filters import LogitFilter, apply_rules
-from focusasr.model.transformer import EncoderOutput
-
-State = TypeVar("State")
-
-
-class StepDecoder(Protocol[State]):
-    """A decoder that reads one or several tokens per call and keeps a state of its own.
-
-    A call may consume the state it is given: continue with the state that it returns.
-    """
-
-    def start(self, memory: EncoderOutput) -> State:
-        """Return the state before the first token, with one row per utterance."""
-
-    def advance(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read tokens (R, L) and return logits (R, L or 1, V); the last ones are those of the next token."""
-
-    def select(self, state: State, rows: Tensor) -> State:
-        """Return the state of the rows with these numbers (R',), in any order; rows may be missing or repeated."""
+from focusasr.model.decoding_state import DecodingState
+from focusasr.model.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -67,48 +49,40 @@ class Search:
     seed: int = 0
 
 
-class DecoderOutput(NamedTuple, Generic[State]):
-    """The state of a decoder after it has read tokens, and the logits (R, V) of the next token."""
-
-    state: State
-    logits: Tensor
-
-
-def forward(decoder: StepDecoder[State], state: State, tokens: Tensor) -> DecoderOutput[State]:
-    """Let a decoder read tokens (R, L), such as its prompt, and return its state and the next token's logits."""
-    logits, state = decoder.advance(tokens, state)
-    return DecoderOutput(state, logits[:, -1])
-
-
 def search(
-    decoder: StepDecoder[State],
-    opening: DecoderOutput[State],
+    engine: Engine,
+    state: DecodingState,
+    logits: Tensor,
     goal: StopCriteria,
     options: Search,
     begun: Hypothesis | None = None,
 ) -> list[Hypothesis]:
-    """Return the best text of each utterance; `begun` is the beginning of a single greedy text, which was read."""
-    beams = options.beam_size if options.temperature == 0 else None
-    found = (
-        _sampled(decoder, opening, goal, options, begun or Hypothesis([], 0.0))
-        if beams is None
-        else _beams(decoder, opening, goal, beams, options.patience)
-    )
+    """Return the best text of each utterance; `state` follows its prompt, `logits` (B, V) are those of the first token.
+
+    The state is used up. `begun` is the beginning of a single greedy text, which was read.
+    """
+    if options.temperature == 0 and options.beam_size is not None:
+        found = _beams(engine, state, logits, goal, options.beam_size, options.patience)
+    else:
+        found = _sampled(engine, state, logits, goal, options, begun or Hypothesis([], 0.0))
     return [max(texts, key=lambda text: score(text, options.length_penalty)) for texts in found]
 
 
 def _sampled(
-    decoder: StepDecoder[State],
-    opening: DecoderOutput[State],
+    engine: Engine,
+    state: DecodingState,
+    logits: Tensor,
     goal: StopCriteria,
     options: Search,
     begun: Hypothesis,
 ) -> list[list[Hypothesis]]:
     """Return `best_of` samples of each utterance, or its greedy text at temperature 0."""
-    utterances, device = len(opening.logits), opening.logits.device
+    utterances, device = len(logits), logits.device
     copies = (options.best_of or 1) if options.temperature > 0 else 1
     owners = torch.arange(utterances, device=device).repeat_interleave(copies)
-    state, logits = opening if copies == 1 else _rows(decoder, opening, owners)
+    if copies > 1:
+        state.select(owners.tolist())
+        logits = logits[owners]
     chances = [torch.Generator(device).manual_seed(options.seed) for _ in range(utterances)]
     said = torch.tensor([begun.tokens] * len(owners), dtype=torch.long, device=device).reshape(len(owners), -1)
     scores = torch.full((len(owners),), begun.log_prob, device=device)
@@ -130,13 +104,9 @@ def _sampled(
         if not len(going):
             break
         if len(going) < len(ended):
-            state = decoder.select(state, going)
-        state, logits = forward(decoder, state, said[:, -1:])
+            state.select(going.tolist())
+        logits = engine.advance(said[:, -1:], state)[:, -1]
     return texts
-
-
-def _rows(decoder: StepDecoder[State], opening: DecoderOutput[State], rows: Tensor) -> DecoderOutput[State]:
-    return DecoderOutput(decoder.select(opening.state, rows), opening.logits[rows])
 
 
 def _choose(logits: Tensor, owners: Tensor, chances: list[torch.Generator], temperature: float) -> Tensor:
@@ -154,10 +124,9 @@ def _choose(logits: Tensor, owners: Tensor, chances: list[torch.Generator], temp
 
 
 def _beams(
-    decoder: StepDecoder[State], opening: DecoderOutput[State], goal: StopCriteria, size: int, patience: float | None
+    engine: Engine, state: DecodingState, logits: Tensor, goal: StopCriteria, size: int, patience: float | None
 ) -> list[list[Hypothesis]]:
     """Return the complete texts that a beam search finds for each utterance."""
-    state, logits = opening
     device = logits.device
     every = [Beams(size, round(size * (patience or 1.0)), limit) for limit in goal.limits(len(logits))]
     going = every
@@ -183,11 +152,11 @@ def _beams(
                 chosen += [one._replace(row=one.row + here.start) for one in steps]
         if not left:
             break
-        rows = torch.tensor([one.row for one in chosen], device=device)
+        rows = [one.row for one in chosen]
         scores = torch.tensor([one.score for one in chosen], device=device)
         said = torch.cat((said[rows], torch.tensor([[one.token] for one in chosen], device=device)), dim=1)
-        if rows.tolist() != list(range(len(logits))):
-            state = decoder.select(state, rows)
-        state, logits = forward(decoder, state, said[:, -1:])
+        if rows != list(range(len(logits))):
+            state.select(rows)
+        logits = engine.advance(said[:, -1:], state)[:, -1]
         going = left
     return [beams.complete for beams in every]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focusasr.decoding.beam_search import DecoderOutput, Search, StopCriteria, forward, search
+from focusasr.decoding.beam_search import Search, StopCriteria, search
 from focusasr.decoding.beams import Hypothesis
 from focusasr.decoding.logit_filters import (
     Continued,
@@ -27,26 +27,6 @@ from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 
-class EngineDecoder:
-    """The engine's decoder as a StepDecoder; its states are changed in place."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def start(self, memory: EncoderOutput) -> DecodingState:
-        """Return the state before the first token, with one row per utterance."""
-        return self._engine.start(memory)
-
-    def advance(self, tokens: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
-        """Read tokens (R, L) and return logits (R, 1, V)."""
-        return self._engine.advance(tokens, state, last=True), state
-
-    def select(self, state: DecodingState, rows: Tensor) -> DecodingState:
-        """Keep the rows with these numbers (R,)."""
-        state.select(rows.tolist())
-        return state
-
-
 class WhisperDecoder(WhisperPrompts):
     """A Whisper model with one language, task and search; results for a window do not depend on other windows."""
 
@@ -54,7 +34,7 @@ class WhisperDecoder(WhisperPrompts):
         self, engine: Engine, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig
     ) -> None:
         super().__init__(tokenizer, config, longform, engine.config.text_context)
-        self.engine, self.decoder = engine, EngineDecoder(engine)
+        self.engine = engine
         self.turns: Turns | None = None  # of several threads, whose windows are decoded together
 
     def languages(self, memory: EncoderOutput) -> list[str]:
@@ -65,7 +45,7 @@ class WhisperDecoder(WhisperPrompts):
         """Return the probability of each language code, for each window."""
         codes = self.tokenizer.languages
         prompt = torch.full((len(memory.states), 1), self.tokenizer.start, device=memory.states.device)
-        logits = forward(self.decoder, self.decoder.start(memory), prompt).logits
+        logits = self.engine.advance(prompt, self.engine.start(memory))[:, -1]
         rows = logits[:, list(codes.values())].float().softmax(dim=-1).tolist()
         return [dict(zip(codes, row, strict=True)) for row in rows]
 
@@ -151,15 +131,15 @@ class WhisperDecoder(WhisperPrompts):
         options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
         begun = None
         if self.draft and len(prompt) == 1 and temperature == 0 and config.beam_size is None:
-            first, opening, begun = self._verified(memory, prompt, goal, list(self.draft[: rooms[0] - 1]))
-            first = first[:, at - 1]
+            logits, state, begun = self._verified(memory, prompt, goal, list(self.draft[: rooms[0] - 1]))
+            first, following = logits[:, at - 1], logits[:, prompt.shape[1] - 1 + len(begun.tokens)]
         else:
-            opening = forward(self.decoder, self.decoder.start(memory), prompt[:, :at])
-            first = opening.logits
+            state = self.engine.start(memory)
+            first = following = self.engine.advance(prompt[:, :at], state, last=True)[:, -1]
             if at < prompt.shape[1]:
-                opening = forward(self.decoder, opening.state, prompt[:, at:])
+                following = self.engine.advance(prompt[:, at:], state, last=True)[:, -1]
         silence = first.float().softmax(dim=-1)[:, tokenizer.no_speech].tolist()
-        texts = search(self.decoder, opening, goal, options, begun)
+        texts = search(self.engine, state, following, goal, options, begun)
         return [
             self.result(text.tokens, text.avg_logprob, temperature, unsaid)
             for text, unsaid in zip(texts, silence, strict=True)
@@ -167,11 +147,11 @@ class WhisperDecoder(WhisperPrompts):
 
     def _verified(
         self, memory: EncoderOutput, prompt: Tensor, goal: StopCriteria, draft: list[int]
-    ) -> tuple[Tensor, DecoderOutput[DecodingState], Hypothesis]:
-        """Return the longest beginning of a draft that greedy decoding would give, and the decoder's output after it.
+    ) -> tuple[Tensor, DecodingState, Hypothesis]:
+        """Return the longest beginning of a draft that greedy decoding would give, after logits and state.
 
-        The decoder reads the prompt and the whole draft in one pass, whose logits (1, L, V) are returned too. Leviathan
-        et al. 2023, Fast inference by speculative decoding.
+        The decoder reads the prompt and the whole draft in one pass, which gives the logits (1, L, V). Leviathan et al.
+        2023, Fast inference by speculative decoding.
         """
         drafted = torch.tensor([draft], device=prompt.device)
         state = self.engine.start(memory)
@@ -184,4 +164,4 @@ class WhisperDecoder(WhisperPrompts):
                 break
             log_prob += float(ruled[0, token] - ruled.logsumexp(dim=-1))
         state.lengths = [start + count]
-        return logits, DecoderOutput(state, logits[:, start - 1 + count]), Hypothesis(draft[:count], log_prob)
+        return logits, state, Hypothesis(draft[:count], log_prob)

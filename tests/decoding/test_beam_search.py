@@ -12,13 +12,12 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 from whisper.decoding import DecodingOptions, DecodingTask
 
-from focusasr.decoding.beam_search import Search, StopCriteria, forward, search
+from focusasr.decoding.beam_search import Search, StopCriteria, search
 from focusasr.decoding.beams import Hypothesis
 from focusasr.decoding.logit_filters import LogitFilter, Suppress, Timestamps
-from focusasr.decoding.whisper_decoder import EngineDecoder
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import EncoderOutput, Model
-from tests.helpers.whisper_pairs import PlainDecoder, chirps, hugging_face_model, ours, peer_model
+from tests.helpers.whisper_pairs import PlainEngine, chirps, hugging_face_model, ours, peer_model
 
 SEEDS = (0, 1)
 
@@ -60,11 +59,12 @@ def both(seed: int, sounds: list[int], **options: object) -> tuple[list[Hypothes
     task = DecodingTask(peer, wanted)
     memory = encode(model, sounds)
     prompt = torch.tensor([task.initial_tokens]).repeat(len(sounds), 1)
-    decoder = PlainDecoder(model.decoder)
-    opening = forward(decoder, decoder.start(memory), prompt)
+    engine = PlainEngine(model.decoder)
+    state = engine.start(memory)
+    logits = engine.advance(prompt, state)[:, -1]
     searching = Search(wanted.temperature, wanted.beam_size, wanted.best_of, wanted.patience, wanted.length_penalty)
     room = min(task.sample_len, task.n_ctx - len(task.initial_tokens) + 1)
-    texts = search(decoder, opening, StopCriteria(rules_of(task), task.tokenizer.eot, room), searching)
+    texts = search(engine, state, logits, StopCriteria(rules_of(task), task.tokenizer.eot, room), searching)
     return texts, [whisper.decode(peer, heard(sound), wanted) for sound in sounds]
 
 
@@ -150,19 +150,19 @@ def found(
     sounds: list[int], options: Search, most: int | list[int] = 12, begun: Hypothesis | None = None
 ) -> list[Hypothesis]:
     """Return what search finds with the engine."""
-    engine, decoder = engine_of(1)
+    engine = engine_of(1)
     memory = engine.encode([heard(sound).T for sound in sounds])
     prompt = torch.tensor([[50258, 50259, 50359]]).repeat(len(sounds), 1)
-    opening = forward(decoder, decoder.start(memory), prompt)
+    state = engine.start(memory)
+    logits = engine.advance(prompt, state)[:, -1]
     if begun:
-        opening = forward(decoder, opening.state, torch.tensor([begun.tokens]))
-    return search(decoder, opening, StopCriteria(rules(), 50257, most), options, begun)
+        logits = engine.advance(torch.tensor([begun.tokens]), state)[:, -1]
+    return search(engine, state, logits, StopCriteria(rules(), 50257, most), options, begun)
 
 
 @cache
-def engine_of(seed: int) -> tuple[Engine, EngineDecoder]:
-    engine = Engine(pair(seed)[1])
-    return engine, EngineDecoder(engine)
+def engine_of(seed: int) -> Engine:
+    return Engine(pair(seed)[1])
 
 
 def test_samples_do_not_depend_on_the_batch_and_the_best_is_taken() -> None:
@@ -199,9 +199,10 @@ def test_greedy_text_continues_from_its_beginning() -> None:
 def test_the_engine_finds_what_the_plain_decoder_finds() -> None:
     for options in (Search(), Search(beam_size=4), Search(beam_size=3, patience=0.5)):
         texts = found([0, 1, 2], options, 30)
-        decoder = PlainDecoder(pair(1)[1].decoder)
+        engine = PlainEngine(pair(1)[1].decoder)
         with torch.inference_mode():
             memory = encode(pair(1)[1], [0, 1, 2])
-            opening = forward(decoder, decoder.start(memory), torch.tensor([[50258, 50259, 50359]] * 3))
-            plain = search(decoder, opening, StopCriteria(rules(), 50257, 30), options)
+            state = engine.start(memory)
+            logits = engine.advance(torch.tensor([[50258, 50259, 50359]] * 3), state)[:, -1]
+            plain = search(engine, state, logits, StopCriteria(rules(), 50257, 30), options)
         assert [text.tokens for text in texts] == [text.tokens for text in plain]

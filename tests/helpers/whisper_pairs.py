@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from whisper.model import ModelDimensions
 
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint
+from focusasr.model.decoding_state import DecodingState
+from focusasr.model.engine import Engine
 from focusasr.model.transformer import Decoder, EncoderOutput
 
 for loop in ("dtw_cpu", "backtrace"):  # compiling these takes longer than running them as they stand
@@ -109,24 +112,30 @@ def hugging_face_model(peer: whisper.model.Whisper) -> transformers.WhisperForCo
     return model
 
 
-class PlainDecoder:
-    """The model's own decoder, which reads whole texts, as search knows decoders: the slow twin of the engine's."""
+class PlainState(DecodingState):
+    """The audio and all tokens of each text so far."""
+
+    def __init__(self, audio: EncoderOutput) -> None:
+        self.audio, self.tokens = audio, torch.empty(len(audio.states), 0, dtype=torch.long)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.audio, self.tokens = self.audio.select(list(rows)), self.tokens[list(rows)]
+
+
+class PlainEngine(Engine):
+    """The model's own decoder, which reads whole texts: the slow twin of the engine's."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def start(self, memory: EncoderOutput) -> tuple[EncoderOutput, Tensor]:
-        return memory, torch.empty(len(memory.states), 0, dtype=torch.long)
+    def start(self, memory: EncoderOutput, group: int = 1) -> PlainState:
+        return PlainState(memory)
 
-    def advance(
-        self, tokens: Tensor, state: tuple[EncoderOutput, Tensor]
-    ) -> tuple[Tensor, tuple[EncoderOutput, Tensor]]:
-        memory, before = state
-        whole = torch.cat((before, tokens), dim=1)
-        return self._decoder(whole, memory)[:, before.shape[1] :], (memory, whole)
-
-    def select(self, state: tuple[EncoderOutput, Tensor], rows: Tensor) -> tuple[EncoderOutput, Tensor]:
-        return state[0].select(rows), state[1][rows]
+    def advance(self, tokens: Tensor, state: DecodingState, last: bool = False) -> Tensor:
+        assert isinstance(state, PlainState)
+        before = state.tokens.shape[1]
+        state.tokens = torch.cat((state.tokens, tokens), dim=1)
+        return self._decoder(state.tokens, state.audio)[:, before:]
 
 
 def chirps(seconds: float, seed: int = 0) -> Tensor:
