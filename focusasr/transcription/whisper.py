@@ -40,7 +40,6 @@ from focusasr.transcription.whisper_window import (
 )
 from focusasr.transcription.word_edges import with_edges
 from focusasr.transcription.word_timestamps import (
-    Bounds,
     Kept,
     drop_hallucinations,
     last_word_end,
@@ -178,8 +177,13 @@ class WhisperRecognizer:
                 before, seek = seek, silence.begin(seek, end)
                 if seek < end:
                     stop = silence.stop(seek, min(seek + self.window_frames, end))
-                    window = MelWindow(seek, stop - seek)
-                    step = self._step(reader, sound, window, script, (heard, f"{clip}:{seek}"))
+                    window = MelWindow(seek, stop - seek, self.window_frames, sound.frames)
+                    place = f"{clip}:{seek}"
+                    if known := heard.get(place):
+                        step = Step.known(known)
+                    else:
+                        step = self._read(reader, sound, window, script)
+                        heard.note(place, step.noted())
                     added = self._go_on(script, step, window, (sound.levels, silence))
                     ready(reader.tokenizer.policy.language, added)
                     seek = script.seek_after(window, step.next_seek)
@@ -234,22 +238,6 @@ class WhisperRecognizer:
             reader.tokenizer = tokenizer.speaking(language)
         return reader
 
-    def _step(
-        self,
-        reader: AnyDecoder,
-        sound: MelStream,
-        window: MelWindow,
-        script: PromptHistory,
-        noted: tuple[SegmentCache, str],
-    ) -> Step:
-        """Return the step of a window, decoded now or read from the cache."""
-        heard, place = noted
-        if known := heard.get(place):
-            return Step.known(known)
-        step = self._read(reader, sound, window, script)
-        heard.note(place, step.noted())
-        return step
-
     def _go_on(
         self, script: PromptHistory, step: Step, window: MelWindow, sound: tuple[np.ndarray, Silence]
     ) -> list[Segment]:
@@ -291,7 +279,7 @@ class WhisperRecognizer:
         stretch = split(window, answer, reader.tokenizer)
         segments, next_seek = stretch.segments, stretch.next_seek
         if self.config.word_timestamps:
-            kept = self._with_words(reader, memory, Bounds(*window, self.window_frames, sound.frames), stretch, script)
+            kept = self._with_words(reader, memory, window, stretch, script)
             if kept.segments is None:
                 return Step([], kept.next_seek)
             segments, next_seek = kept.segments, kept.next_seek
@@ -300,16 +288,16 @@ class WhisperRecognizer:
         return Step(segments, next_seek, forget)
 
     def _with_words(
-        self, reader: AnyDecoder, memory: Memory, bounds: Bounds, stretch: Stretch, script: PromptHistory
+        self, reader: AnyDecoder, memory: Memory, window: MelWindow, stretch: Stretch, script: PromptHistory
     ) -> Kept:
         """Return a window's segments with their words, without hallucinations if their threshold is set."""
-        segments = self._timed(reader, memory, bounds.frames, stretch.segments, script.last_speech)
+        segments = self._timed(reader, memory, window.frames, stretch.segments, script.last_speech)
         threshold = self.longform.hallucination_silence_threshold
         seek = stretch.next_seek
         if not stretch.closed:
-            seek = seek_after_words(segments, bounds, seek, threshold)
+            seek = seek_after_words(segments, window, seek, threshold)
         kept = Kept(segments, seek)
-        return kept if threshold is None else drop_hallucinations(segments, bounds, kept, script.last_speech, threshold)
+        return kept if threshold is None else drop_hallucinations(segments, window, kept, script.last_speech, threshold)
 
     def _timed(
         self, reader: AnyDecoder, memory: Memory, frames: int, segments: list[Segment], last_speech: float

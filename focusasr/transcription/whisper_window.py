@@ -24,6 +24,8 @@ class MelWindow(NamedTuple):
 
     seek: int
     frames: int
+    full_frames: int = 0  # of a full window; this and the next are for word times
+    content_frames: int = 0  # of the recording
 
     @property
     def start(self) -> float:
@@ -34,6 +36,11 @@ class MelWindow(NamedTuple):
     def seconds(self) -> float:
         """Return the length in seconds."""
         return self.frames / FRAMES_PER_SECOND
+
+    @property
+    def full_end(self) -> float:
+        """Return the end of a full window, in seconds."""
+        return (self.seek + self.full_frames) / FRAMES_PER_SECOND
 
 
 class Stretch(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND
 from focusasr.transcription.result import Segment
+from focusasr.transcription.whisper_window import MelWindow
 from focusasr.whisper_config import LongformConfig
 
 if TYPE_CHECKING:
@@ -156,25 +157,6 @@ def _oddity(word: Word) -> float:
     return unlikely + max(0.0, SHORT_SECONDS - seconds) * 15 + max(0.0, seconds - LONG_SECONDS)
 
 
-class Bounds(NamedTuple):
-    """A window in frames and in seconds, and the recording's length."""
-
-    seek: int
-    frames: int
-    full_frames: int  # of a full window
-    content_frames: int
-
-    @property
-    def start(self) -> float:
-        """Return the time of the first frame, in seconds."""
-        return self.seek / FRAMES_PER_SECOND
-
-    @property
-    def full_end(self) -> float:
-        """Return the end of a full window, in seconds."""
-        return (self.seek + self.full_frames) / FRAMES_PER_SECOND
-
-
 class Kept(NamedTuple):
     """The segments to keep and the next frame; segments are None if the audio is to be decoded again."""
 
@@ -183,7 +165,7 @@ class Kept(NamedTuple):
 
 
 def drop_hallucinations(
-    segments: list[Segment], bounds: Bounds, kept: Kept, last_speech: float, threshold: float
+    segments: list[Segment], window: MelWindow, kept: Kept, last_speech: float, threshold: float
 ) -> Kept:
     """Return a window's segments without hallucinations, and the next frame.
 
@@ -192,48 +174,48 @@ def drop_hallucinations(
     none.
     """
     first = next((segment for segment in segments if segment.words), None)
-    if first is not None and is_hallucination(first) and first.start - bounds.start > threshold:
-        return Kept(None, bounds.seek + round((first.start - bounds.start) * FRAMES_PER_SECOND))
+    if first is not None and is_hallucination(first) and first.start - window.start > threshold:
+        return Kept(None, window.seek + round((first.start - window.start) * FRAMES_PER_SECOND))
     speech_end = last_speech
     for place, segment in enumerate(segments):
         if not segment.words:
             continue
-        if is_hallucination(segment) and _is_alone(segments, place, bounds, speech_end, threshold):
-            seek = round(max(bounds.start + 1, segment.start) * FRAMES_PER_SECOND)
-            if bounds.content_frames / FRAMES_PER_SECOND - segment.end < threshold:
-                seek = bounds.content_frames
+        if is_hallucination(segment) and _is_alone(segments, place, window, speech_end, threshold):
+            seek = round(max(window.start + 1, segment.start) * FRAMES_PER_SECOND)
+            if window.content_frames / FRAMES_PER_SECOND - segment.end < threshold:
+                seek = window.content_frames
             return Kept(segments[:place], seek)
         speech_end = segment.end
     return kept
 
 
-def _is_alone(segments: Sequence[Segment], place: int, bounds: Bounds, speech_end: float, threshold: float) -> bool:
+def _is_alone(segments: Sequence[Segment], place: int, window: MelWindow, speech_end: float, threshold: float) -> bool:
     """Return whether there is silence, an edge or another hallucination on both sides of a segment."""
     segment = segments[place]
     following = next((other for other in segments[place + 1 :] if other.words), None)
-    window_end = bounds.start + bounds.frames / FRAMES_PER_SECOND
+    window_end = window.start + window.seconds
     next_start = following.words[0]["start"] if following is not None and following.words else window_end
     before = (
         segment.start - speech_end > threshold
         or segment.start < threshold
-        or segment.start - bounds.start < EDGE_SECONDS
+        or segment.start - window.start < EDGE_SECONDS
     )
     after = (
         next_start - segment.end > threshold
         or is_hallucination(following)
-        or bounds.full_end - segment.end < EDGE_SECONDS
+        or window.full_end - segment.end < EDGE_SECONDS
     )
     return before and after
 
 
-def seek_after_words(segments: Sequence[Segment], bounds: Bounds, next_seek: int, threshold: float | None) -> int:
+def seek_after_words(segments: Sequence[Segment], window: MelWindow, next_seek: int, threshold: float | None) -> int:
     """Return the next frame for a window without a closing timestamp: the end of its last word.
 
     With a `threshold`, only if more seconds of a full window remain, else the end of the window.
     """
     end = last_word_end(segments)
-    if end is None or end <= bounds.start:
+    if end is None or end <= window.start:
         return next_seek
-    if threshold is not None and bounds.full_end - end <= threshold:
-        return bounds.seek + bounds.frames
+    if threshold is not None and window.full_end - end <= threshold:
+        return window.seek + window.frames
     return round(end * FRAMES_PER_SECOND)
