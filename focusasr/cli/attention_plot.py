@@ -43,11 +43,9 @@ def _sound_inches(inspection: Inspection) -> float:
 
 def draw(inspection: Inspection, path: Path) -> None:
     """Write the picture as PNG; InputError if it cannot be written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=picture_inches(inspection), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
     heights = [_sound_inches(inspection), *[LAYER_INCHES] * len(inspection.views)]
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     axes = parts[0].subplots()

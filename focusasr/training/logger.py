@@ -234,7 +234,8 @@ def read_rows(metrics: Path) -> Iterator[dict[str, Any]]:
 
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Draw the contents of metrics.jsonl: losses, dev WER, and the mean span and temperature per hybrid layer."""
-    pyplot = _pyplot()
+    from matplotlib.figure import Figure
+
     panels: list[Series] = [{}, {}, {}, {}]
     for row in read_rows(metrics):
         step, kind = row.pop("step"), row.pop("kind")
@@ -244,7 +245,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
                 panels[place].setdefault(name.removesuffix(" span_ms").removesuffix(" temperature"), {})[step] = value
     if len(panels[1]) == 2:  # one dev set is its own mean
         del panels[1]["wer"]
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True)
+    figure = Figure(figsize=(11, 7), layout="tight")
+    axes = figure.subplots(2, 2, sharex=True)
     titles = ("training loss", "dev WER, %", "mean span, ± ms", "mean temperature")
     for place, (series, title, plot) in enumerate(zip(panels, titles, axes.flat, strict=True)):
         scale = 100 if place == 1 else 1
@@ -271,8 +273,10 @@ def _panel(kind: str, name: str) -> int | None:
 
 def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: float, picture: Path) -> None:
     """Draw smoothed losses against learning rates, and the suggested rate."""
-    pyplot = _pyplot()
-    figure, plot = pyplot.subplots(figsize=(7, 4))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="tight")
+    plot = figure.subplots()
     plot.plot(rates, losses)
     plot.axvline(suggested, color="tab:red", linestyle="--", label=f"suggested: {suggested:.1e}")
     plot.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
@@ -281,19 +285,6 @@ def draw_rates(rates: Sequence[float], losses: Sequence[float], suggested: float
     _save(figure, picture)
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _save(figure: Any, picture: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.tight_layout()
     with written_aside(picture) as aside:
         figure.savefig(aside, format="png", dpi=110)
-    pyplot.close(figure)

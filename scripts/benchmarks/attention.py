@@ -199,12 +199,10 @@ def growth(took: dict[int, dict[str, float]], name: str) -> float:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw time and peak memory against the length, on logarithmic axes."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.9))
+    figure = Figure(figsize=(12, 3.9), layout="tight")
+    axes = figure.subplots(1, 3)
     panels = [(f"time, {mode}", "ms", found["seconds"][mode], 1000.0) for mode in MODES]
     panels.append((f"peak memory, {MODES[1]}", "MiB", found["mebibytes"][MODES[1]], 1.0))
     for axis, (title, unit, values, scale) in zip(axes, panels, strict=True):
@@ -217,7 +215,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.tight_layout()
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=90)
 

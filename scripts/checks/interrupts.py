@@ -33,7 +33,7 @@ import soundfile
 RATE_HZ = 22_050
 ANSWER_SECONDS = 2.0
 LOADED = (
-    "accelerate jiwer matplotlib.pyplot rich.live torch torch._dynamo torch.utils.tensorboard whisper_normalizer.basic "
+    "accelerate jiwer matplotlib.figure rich.live torch torch._dynamo torch.utils.tensorboard whisper_normalizer.basic "
     "focusasr.cli.app focusasr.data.preprocess focusasr.training.trainer focusasr.transcription.native"
 ).split()
 START_SECONDS = 0.3  # of an interpreter, in which Ctrl-C is its own
