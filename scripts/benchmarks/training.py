@@ -15,17 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from focusasr.audio.features import log_mel, stack
-from focusasr.audio.load import load
+from focusasr.audio.features import input_mels, log_mels
+from focusasr.audio.mel_stream import WINDOW_SAMPLES
 from focusasr.config import PRESETS, ModelConfig, TextConfig
-from focusasr.data.manifest import Utterance, read_manifest
-from focusasr.model.losses import IGNORED, LossWeights, joint_loss
+from focusasr.model.losses import LossWeights, joint_loss
 from focusasr.model.transformer import Model
 from focusasr.text.tokenizer import Tokenizer, train_tokenizer
+from focusasr.training.batching import Batch, BatchSampler, SpeechDataset, collate
+from focusasr.training.dataset import Findings, read_corpus, read_texts
+from focusasr.training_config import TrainConfig
 
-MEAN_SECONDS = 10.0
-WHISPER_FRAMES = 3000
+MEAN_SECONDS, LONGEST_SECONDS = 10.0, 12.0
+Contestant = tuple[nn.Module, Callable[[], Tensor]]  # a model, and what computes its loss
 
 
 def main() -> None:
@@ -40,79 +43,58 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    chosen = batch_of(read_manifest(given.folder / "train.jsonl"), given.utterances)
-    tokenizer = train_tokenizer([text for _, text in chosen], TextConfig())
-    mels = [mel for mel, _ in chosen]
-    seconds = sum(len(mel) for mel in mels) / 100
-    ours, our_weights = focusasr_step(given.preset, mels, [text for _, text in chosen], tokenizer)
-    theirs, their_weights = whisper_step(our_weights, mels, [text for _, text in chosen], tokenizer)
-    times: dict[str, list[float]] = {"focusasr": [], "whisper": []}
+    manifest = str(given.folder / "train.jsonl")
+    tokenizer = train_tokenizer(read_texts([manifest]), TextConfig())
+    config = ModelConfig(**PRESETS[given.preset], vocabulary=tokenizer.size)
+    batch = batch_of(manifest, tokenizer, config, given.utterances)
+    ours = focusasr(config, batch, tokenizer)
+    contestants = {"focusasr": ours, "whisper": whisper(weights(ours[0]), batch, tokenizer)}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(given.turns + 1):  # the first warms up
-        for name, step in (("focusasr", ours), ("whisper", theirs)):
+        for name, (model, loss) in contestants.items():
             began = time.perf_counter()
-            step()
+            model.zero_grad(set_to_none=True)
+            loss().backward()
             if turn:
                 times[name].append(time.perf_counter() - began)
-    print(
-        f"{len(mels)} utterances, {seconds:.1f} s, mean {seconds / len(mels):.1f} s; {torch.get_num_threads()} threads"
-    )
-    for name, weights in (("focusasr", our_weights), ("whisper", their_weights)):
-        print(
-            f"{name:9} {weights / 1e6:5.2f} M weights {seconds / statistics.median(times[name]):7.1f} s of audio per s"
-        )
-    ratios = [theirs / ours for ours, theirs in zip(times["focusasr"], times["whisper"], strict=True)]
+    count, seconds = len(batch.items), batch.seconds
+    print(f"{count} utterances, {seconds:.1f} s, mean {seconds / count:.1f} s; {torch.get_num_threads()} threads")
+    for name, (model, _) in contestants.items():
+        speed = seconds / statistics.median(times[name])
+        print(f"{name:9} {weights(model) / 1e6:5.2f} M weights {speed:7.1f} s of audio per s")
+    ratios = [theirs / ours for ours, theirs in zip(*times.values(), strict=True)]
     print(f"ratio {statistics.median(ratios):.2f} (turns {min(ratios):.2f} to {max(ratios):.2f})")
 
 
-def batch_of(utterances: list[Utterance], count: int) -> list[tuple[torch.Tensor, str]]:
-    """Return spectrograms (F, M) and texts of the `count` items nearest to 10 s.
-
-    Shorter utterances are joined with the next ones, as training does.
-    """
-    items: list[tuple[torch.Tensor, str]] = []
-    pieces: list[torch.Tensor] = []
-    words: list[str] = []
-    for utterance in utterances:
-        waveform = load(utterance.source)
-        pieces.append(torch.from_numpy(waveform))
-        words.append(utterance.text)
-        if sum(map(len, pieces)) >= 0.8 * MEAN_SECONDS * 16_000:
-            items.append((log_mel(torch.cat(pieces)), " ".join(words)))
-            pieces, words = [], []
-        if len(items) == 6 * count:
-            break
+def batch_of(manifest: str, tokenizer: Tokenizer, model: ModelConfig, count: int) -> Batch:
+    """Return the `count` training items nearest to 10 s, of joined utterances without augmentation."""
+    settings = TrainConfig(join=1.0, join_seconds=LONGEST_SECONDS, silence=0.0)  # the first epoch is clean
+    corpus = read_corpus(manifest, tokenizer, model, settings.max_seconds, Findings())
+    plan = BatchSampler([corpus], settings, model.text_context, shortest_seconds=LONGEST_SECONDS)
+    items = sorted((item for some in plan.epoch(0) for item in some), key=lambda item: abs(item.seconds - MEAN_SECONDS))
     if len(items) < count:
         raise SystemExit(f"only {len(items)} items of {MEAN_SECONDS:g} s in this manifest; take fewer --utterances")
-    return sorted(items, key=lambda item: abs(len(item[0]) - 100 * MEAN_SECONDS))[:count]
+    examples = SpeechDataset([corpus], settings, model.mel_bands, tokenizer.separator)
+    return collate([examples[item] for item in items[:count]], tokenizer.end)
 
 
-def padded(texts: list[list[int]], filling: int) -> torch.Tensor:
-    """Return token rows (B, L)."""
-    rows = [torch.tensor(text) for text in texts]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filling)
+def weights(model: nn.Module) -> int:
+    """Return a model's number of weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def focusasr_step(
-    preset: str, mels: list[torch.Tensor], texts: list[str], tokenizer: Tokenizer
-) -> tuple[Callable[[], None], int]:
-    """Return a function that computes our loss and gradient, CTC included, and the number of weights."""
-    model = Model(ModelConfig(**PRESETS[preset], vocabulary=tokenizer.size)).train()
-    mel, lengths = stack(mels)
-    ids = [tokenizer.encode(text) for text in texts]
-    tokens = padded([[tokenizer.start, *text] for text in ids], tokenizer.end)
-    targets = padded([[*text, tokenizer.end] for text in ids], IGNORED)
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        joint_loss(model(mel, lengths, tokens), targets, tokenizer.blank, LossWeights()).total.backward()
-
-    return step, model.parameter_count()
+def focusasr(config: ModelConfig, batch: Batch, tokenizer: Tokenizer) -> Contestant:
+    """Return our model, and a function that computes its loss, CTC included."""
+    model = Model(config).train()
+    mel, lengths = input_mels(batch.waveforms, batch.samples, config)
+    return (
+        model,
+        lambda: joint_loss(model(mel, lengths, batch.tokens), batch.targets, tokenizer.blank, LossWeights()).total,
+    )
 
 
-def whisper_step(
-    weights: int, mels: list[torch.Tensor], texts: list[str], tokenizer: Tokenizer
-) -> tuple[Callable[[], None], int]:
-    """Return a function that computes Whisper's loss and gradient, and its number of weights, near `weights`."""
+def whisper(wanted: int, batch: Batch, tokenizer: Tokenizer) -> Contestant:
+    """Return a Whisper with about as many weights as `wanted`, and a function that computes its loss."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     def build(width: int) -> WhisperForConditionalGeneration:
@@ -128,19 +110,11 @@ def whisper_step(
 
     def learned(width: int) -> int:
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in build(width).parameters())
+            return weights(build(width))
 
-    model = build(min(range(64, 1025, 32), key=lambda width: abs(learned(width) - weights))).train()
-    features = torch.stack(
-        [torch.nn.functional.pad(mel, (0, 0, 0, WHISPER_FRAMES - len(mel)), value=-1.0).T for mel in mels]
-    )
-    labels = padded([[*tokenizer.encode(text), tokenizer.end] for text in texts], -100)
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        model(input_features=features, labels=labels).loss.backward()
-
-    return step, sum(parameter.numel() for parameter in model.parameters())
+    model = build(min(range(64, 1025, 32), key=lambda width: abs(learned(width) - wanted))).train()
+    features = log_mels(batch.waveforms, batch.samples, window_samples=WINDOW_SAMPLES)[0].mT.contiguous()
+    return model, lambda: model(input_features=features, labels=batch.targets).loss
 
 
 if __name__ == "__main__":
