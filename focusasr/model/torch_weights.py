@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pickletools
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from focusasr.config import ModelConfig
+from focusasr.model.pickled import TorchFile
 from focusasr.model.quantization import ROWS_AT_ONCE, Integers
 from focusasr.model.transformer import Model
 from focusasr.model.weights import SCALE, Weight, check_layers
 from focusasr.runtime.errors import InputError
-
-# Names allowed in a file of torch.save. Its reader would also call others, such as bytearray of any size.
-NAMED_IN_PICKLES = re.compile(
-    r"collections OrderedDict|torch (Size|[A-Z]\w{2,8}Storage)|torch\._utils _rebuild_(tensor_v2|parameter)"
-)
 
 HALVES = "attention.projection.weight"
 SMALLEST_PEAK = 1e-20  # peak for rows of zeros
@@ -126,21 +119,9 @@ def _in_float32(name: str, value: Tensor, where: Path) -> Tensor:
 def read_torch(path: Path) -> Any:
     """Return the contents of a torch.save file: tensors, numbers, strings and containers of these.
 
-    ValueError or PyTorch's errors if the file is corrupt, names anything else or unpacks to more than its size.
+    ValueError or errors of `TorchFile` and PyTorch if the file is corrupt, names anything else or unpacks to more than
+    its size.
     """
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-        size = sum(record.file_size for record in records)
-        if size > path.stat().st_size:
-            raise ValueError(f"{size} bytes are packed into it")
-        for record in records:
-            if record.filename.endswith("data.pkl"):
-                _check_pickle(archive.read(record))
+    with contextlib.ExitStack() as files:
+        TorchFile(path, files)  # PyTorch's reader would also call others, such as bytearray of any size
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _check_pickle(pickled: bytes) -> None:
-    """Raise ValueError for a pickle with names that tensors do not need; nothing is called."""
-    for code, name, _ in pickletools.genops(pickled):
-        if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not NAMED_IN_PICKLES.fullmatch(str(name)):
-            raise ValueError(f"it names {str(name)[:80]}")
