@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -67,13 +68,19 @@ class Watch:
         )
 
 
-def stretch(sample: np.ndarray, number: int) -> np.ndarray:
+@functools.cache
+def sample() -> np.ndarray:
+    """Return the sample (N,)."""
+    return soundfile.read(SAMPLE, dtype="float32")[0]
+
+
+def stretch(number: int) -> np.ndarray:
     """Return a segment of the sample, 0.5 to 1.5 s, a different one for each number; every third one with noise."""
     chance = np.random.default_rng(number)
     length = int(chance.uniform(0.5, 1.5) * RATE_HZ)
-    start = int(chance.integers(0, len(sample) - length))
+    start = int(chance.integers(0, len(sample()) - length))
     noise = 0.01 * chance.standard_normal(length) if number % 3 == 0 else 0.0
-    return (sample[start : start + length] + noise).astype(np.float32)
+    return (sample()[start : start + length] + noise).astype(np.float32)
 
 
 def watched(arguments: list[object], done: Callable[[psutil.Process], float], stdout: BinaryIO | None = None) -> Watch:
@@ -89,12 +96,11 @@ def watched(arguments: list[object], done: Callable[[psutil.Process], float], st
 
 def many_files(folder: Path, count: int) -> tuple[str, bool]:
     """Transcribe `count` short files in one call; their lines must come in the order given, none missing."""
-    sample = soundfile.read(SAMPLE, dtype="float32")[0]
     names = []
     for number in range(count):
         names.append(folder / f"{number:06}.wav")
         if not names[-1].exists():
-            soundfile.write(names[-1], stretch(sample, number), RATE_HZ)
+            soundfile.write(names[-1], stretch(number), RATE_HZ)
     with (folder.parent / "texts").open("w+b") as texts:
         watch = watched(["transcribe", folder], lambda _: Path(texts.name).read_bytes().count(b"\n"), texts)
         lines = Path(texts.name).read_text().splitlines()
@@ -106,8 +112,7 @@ def many_files(folder: Path, count: int) -> tuple[str, bool]:
 
 def long_recording(folder: Path, hours: float) -> tuple[str, bool]:
     """Transcribe one recording of many hours; its first and last hundredth are equal and must have equal texts."""
-    sample = soundfile.read(SAMPLE, dtype="float32")[0]
-    period = np.concatenate([sample, np.zeros(2 * RATE_HZ, np.float32)])
+    period = np.concatenate([sample(), np.zeros(2 * RATE_HZ, np.float32)])
     path, times = folder / "long.flac", round(hours * 3600 * RATE_HZ / len(period))
     with soundfile.SoundFile(path, "w", RATE_HZ, 1) as sound:
         for _ in range(times):
@@ -138,36 +143,24 @@ def _share_read(process: psutil.Process, path: Path) -> float:
 
 def soak(folder: Path, minutes: float) -> tuple[str, bool]:
     """Transcribe short, long and corrupt files with one recognizer for a number of minutes."""
-    import torch
+    import focusasr
 
-    from focusasr.audio.source import Source
-    from focusasr.config import DecodingConfig
-    from focusasr.model.checkpoint import load_checkpoint
-    from focusasr.model.checkpoint_folder import find_checkpoint
-    from focusasr.transcription.native import Recognizer
-
-    sample = soundfile.read(SAMPLE, dtype="float32")[0]
-    watch = Watch(psutil.Process(os.getpid()))
+    recognizer, watch = focusasr.load(device="cpu"), Watch(psutil.Process(os.getpid()))
     ends = time.monotonic() + 60 * minutes
-
-    def sources() -> Iterator[Source]:
-        number = 0
-        while time.monotonic() < ends:
-            path = folder / f"{number % 500}.wav"
-            if number % 50 == 49:
-                path.write_bytes(np.random.default_rng(number).bytes(4000))
-            elif number % 50 == 48:
-                soundfile.write(path, np.tile(sample, 4 + number % 7), RATE_HZ)
-            else:
-                soundfile.write(path, stretch(sample, number), RATE_HZ)
-            number += 1
-            yield Source(str(path))
-
-    recognizer = Recognizer(load_checkpoint(find_checkpoint(None)), torch.device("cpu"), DecodingConfig())
     done = refused = 0
     heard = 0.0
-    for outcome in recognizer.transcribe(sources()):
-        done, refused, heard = done + 1, refused + (outcome.error is not None), heard + outcome.audio_seconds
+    while time.monotonic() < ends:
+        path = folder / f"{done % 500}.wav"
+        if done % 50 == 49:
+            path.write_bytes(np.random.default_rng(done).bytes(4000))
+        else:
+            piece = np.tile(sample(), 4 + done % 7) if done % 50 == 48 else stretch(done)
+            soundfile.write(path, piece, RATE_HZ)
+        try:
+            heard += recognizer.transcribe(path).duration
+        except focusasr.AudioError:
+            refused += 1
+        done += 1
         if done % 100 == 0:
             watch.look(done)
     words, good = watch.verdict("files")
