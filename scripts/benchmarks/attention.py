@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,6 @@ from focusasr.runtime.files import written_aside
 HEADS, HEAD_WIDTH, MAX_SPAN, LOOP_WINDOW = 6, 64, 64, 32
 LENGTHS = (500, 1500, 3000, 6000, 12_000)
 MODES = ("forward", "forward + backward")
-NAMES = ("loop", "ours", "ours, short", "global")
 LOOP_BACKWARD_STEPS = 3000  # beyond them the loop's backward pass, quadratic by its slices, takes minutes
 MEBIBYTE = 2**20
 
@@ -134,29 +134,23 @@ def memory(name: str, steps: int, grad: bool, device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats()
         attend(name, given, grad)
         return (torch.cuda.max_memory_allocated() - before) / MEBIBYTE
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_measure_memory, args=(name, steps, grad, there))
-    child.start()
-    there.close()
-    mebibytes = here.recv()
-    child.join()
-    return float(mebibytes)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(_measure_memory, name, steps, grad).result()
 
 
-def _measure_memory(name: str, steps: int, grad: bool, answer: Any) -> None:
+def _measure_memory(name: str, steps: int, grad: bool) -> float:
     attend(name, inputs(256, grad, torch.device("cpu")), grad)  # what libraries load once is not counted
     given = inputs(steps, grad, torch.device("cpu"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     attend(name, given, grad)
-    answer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def measure(device: torch.device, budget: float) -> dict[str, Any]:
     """Return medians and peaks by mode, length and contestant, after checking that loop and ours agree."""
     peaks = {
         mode: {
-            T: {name: memory(name, T, bool(grad), device) for name in NAMES if enters(name, T, bool(grad))}
+            T: {name: memory(name, T, bool(grad), device) for name in CONTESTANTS if enters(name, T, bool(grad))}
             for T in LENGTHS
         }
         for grad, mode in enumerate(MODES)
@@ -180,13 +174,13 @@ def table(found: dict[str, Any]) -> str:
     for mode in MODES:
         for T, took in found["seconds"][mode].items():
             held = found["mebibytes"][mode][T]
-            cells = [f"{1000 * took[name]:.1f}" if name in took else "–" for name in NAMES]
+            cells = [f"{1000 * took[name]:.1f}" if name in took else "–" for name in CONTESTANTS]
             cells += [f"{took[other] / took['ours']:.1f}" if other in took else "–" for other in ("loop", "global")]
             cells += [f"{held[name]:.0f}" for name in ("ours", "global")]
             rows.append(f"| {mode} | {T} | " + " | ".join(cells) + " |")
     for mode in MODES:
         took = found["seconds"][mode]
-        grown = ", ".join(f"{name} {growth(took, name):.2f}" for name in NAMES if name in took[12_000])
+        grown = ", ".join(f"{name} {growth(took, name):.2f}" for name in CONTESTANTS if name in took[12_000])
         rows.append(f"\nTime per doubling of T from 3000 to 12,000, {mode}: {grown}.")
     rows.append(f"\nOn {found['device']}, load {found['load']}.")
     return "\n".join(rows)
@@ -206,7 +200,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     panels = [(f"time, {mode}", "ms", found["seconds"][mode], 1000.0) for mode in MODES]
     panels.append((f"peak memory, {MODES[1]}", "MiB", found["mebibytes"][MODES[1]], 1.0))
     for axis, (title, unit, values, scale) in zip(axes, panels, strict=True):
-        for name, color in zip(NAMES, ("tab:gray", "tab:blue", "tab:cyan", "tab:red"), strict=True):
+        for name, color in zip(CONTESTANTS, ("tab:gray", "tab:blue", "tab:cyan", "tab:red"), strict=True):
             points = [(T, scale * values[T][name]) for T in LENGTHS if name in values[T]]
             xs, ys = [point[0] for point in points], [point[1] for point in points]
             axis.plot(xs, ys, "o-", color=color, label=name, markersize=4)

@@ -10,7 +10,6 @@ Debian packages: flite, espeak-ng, festival, festvox-kallpc16k, festvox-us-slt-h
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import shutil
@@ -27,6 +26,7 @@ import soundfile
 import soxr
 from phrases import LONE_WORDS, draw_text
 
+from focusasr.data.manifest import Utterance, read_manifest, write_manifest
 from focusasr.runtime.files import written_aside
 
 RATE_HZ = 16_000
@@ -179,7 +179,7 @@ def make_sound(job: Job) -> float | str:
 
 def synthesize(output: Path, hours: float, seed: int, workers: int, sentences: list[str]) -> None:
     """Make items in order until `hours` are full, repeating the sentences if necessary; then write the manifest."""
-    lines, seconds, index, refused = [], 0.0, 0, Counter[str]()
+    made, seconds, index, refused = list[Utterance](), 0.0, 0, Counter[str]()
     with ThreadPoolExecutor(workers) as pool:
         while seconds < 3600 * hours:
             if refused.total() > max(100, index // 2):
@@ -191,14 +191,13 @@ def synthesize(output: Path, hours: float, seed: int, workers: int, sentences: l
                     refused[result] += 1
                     continue
                 seconds += result
-                line = {"audio_filepath": str(job.path.relative_to(output)), "duration": round(result, 3)}
-                lines.append({**line, "text": job.text, "speaker": job.voice.speaker, "id": job.name, "language": "en"})
+                extra = {"speaker": job.voice.speaker, "id": job.name, "language": "en"}
+                made.append(Utterance(job.path.absolute(), job.text, 0.0, round(result, 3), extra))
             if sys.stderr.isatty():
-                print(f"\r{len(lines)} files, {seconds / 3600:.2f} of {hours:g} h", end="", file=sys.stderr, flush=True)
-    with written_aside(output / "train.jsonl") as aside:
-        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+                print(f"\r{len(made)} files, {seconds / 3600:.2f} of {hours:g} h", end="", file=sys.stderr, flush=True)
+    write_manifest(output / "train.jsonl", made)
     start = "\n" if sys.stderr.isatty() else ""
-    print(f"{start}{len(lines)} files; {(len(refused) and dict(refused)) or 'nothing'} refused", file=sys.stderr)
+    print(f"{start}{len(made)} files; {(len(refused) and dict(refused)) or 'nothing'} refused", file=sys.stderr)
 
 
 def main() -> None:
@@ -215,8 +214,8 @@ def main() -> None:
         sys.exit(f"{', '.join(missing)} not found; apt-get install flite espeak-ng festival festvox-us-slt-hts")
     sentences = list(LONE_WORDS) if options.words else []
     for path in options.texts:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        spoken = [json.loads(line)["text"] for line in lines if line] if path.suffix == ".jsonl" else lines
+        manifest = path.suffix == ".jsonl"
+        spoken = [one.text for one in read_manifest(path)] if manifest else path.read_text("utf-8").splitlines()
         sentences += [line.strip() for line in spoken if line.strip()]
     random.Random(options.seed).shuffle(sentences)
     synthesize(options.output, options.hours, options.seed, options.workers, sentences)
