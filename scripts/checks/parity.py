@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,11 +22,11 @@ from rich.table import Table
 from torch import Tensor
 
 from focusasr.audio.features import log_mel
-from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.config import SAMPLE_RATE_HZ, TextConfig, WhisperConfig
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.model.export import write_vocabulary
-from focusasr.text.whisper_tokenizer import WhisperTokenizer
+from focusasr.text.whisper_tokenizer import WhisperTokenizer, openai_engine
 
 PEERS = ("whisper", "transformers")
 WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
@@ -125,13 +126,6 @@ def hugging_face_model(shape: str) -> Any:
     return WhisperForConditionalGeneration(config).eval()
 
 
-def write_hugging_face(model: Any, folder: Path, tokenizer: WhisperTokenizer, shard: str = "60MB") -> Path:
-    """Write the model in shards, with the tokenizer as vocab.json and merges.txt."""
-    model.save_pretrained(folder, max_shard_size=shard)
-    write_vocabulary(folder, tokenizer)
-    return folder
-
-
 def something_heard(shape: str) -> Sound:
     """Return half a minute of noise as features, and tokens."""
     torch.manual_seed(1)
@@ -166,26 +160,21 @@ def hugging_face_answers(model: Any, sound: Sound) -> Answers:
     return Answers(whole.encoder_last_hidden_state, whole.logits, whole.logits)
 
 
-def compare_models(folder: Path) -> Iterator[Row]:
-    """Compare encoder output and decoder logits, together and token by token, with both packages in every shape."""
-    for shape in SHAPES:
-        yield from compare_shape(shape, folder)
-
-
 def compare_shape(shape: str, folder: Path) -> Iterator[Row]:
     """Compare one shape: OpenAI's file with openai-whisper, a folder in shards with transformers."""
     sound, name = something_heard(shape), shape.replace(" ", "-").replace(",", "")
-    names = ("encoder output", "decoder logits", "the engine's logits")
-    openai = openai_model(shape)
+    openai, face = openai_model(shape), hugging_face_model(shape)
     checkpoint = load_checkpoint(write_openai(openai, folder / f"{name}.pt"))
-    answers = zip(names, our_answers(checkpoint, sound), openai_answers(openai, sound), strict=True)
-    yield from (Row(f"{what}, {shape}", "openai-whisper", largest(a, b), 1e-4) for what, a, b in answers)
-    del openai
-    face = hugging_face_model(shape)
     assert isinstance(checkpoint.tokenizer, WhisperTokenizer)
-    loaded = load_checkpoint(write_hugging_face(face, folder / name, checkpoint.tokenizer))
-    answers = zip(names, our_answers(loaded, sound), hugging_face_answers(face, sound), strict=True)
-    yield from (Row(f"{what}, {shape}", "transformers", largest(a, b), 1e-4) for what, a, b in answers)
+    face.save_pretrained(folder / name, max_shard_size="60MB")
+    write_vocabulary(folder / name, checkpoint.tokenizer)
+    for peer, read, theirs in (
+        ("openai-whisper", checkpoint, openai_answers(openai, sound)),
+        ("transformers", load_checkpoint(folder / name), hugging_face_answers(face, sound)),
+    ):
+        names = ("encoder output", "decoder logits", "the engine's logits")
+        for what, a, b in zip(names, our_answers(read, sound), theirs, strict=True):
+            yield Row(f"{what}, {shape}", peer, largest(a, b), 1e-4)
 
 
 def compare_features(_folder: Path) -> Iterator[Row]:
@@ -203,25 +192,14 @@ def compare_features(_folder: Path) -> Iterator[Row]:
             yield Row(f"log-mel, {bands} bands, {name}", "transformers", largest(ours, face), 1e-4)
 
 
-def vocabularies() -> dict[int, WhisperTokenizer]:
-    """Return our tokenizers for the three vocabularies, built from the merges in the package."""
-    from focusasr.config import TextConfig, WhisperConfig
-    from focusasr.text.whisper_tokenizer import openai_engine
-
-    policy, made = TextConfig("keep", "keep", "bpe"), {}
-    for vocabulary in (51_864, 51_865, 51_866):
-        multilingual = vocabulary > 51_864
-        config = WhisperConfig(multilingual=multilingual)
-        made[vocabulary] = WhisperTokenizer(openai_engine(vocabulary), policy, config)
-    return made
-
-
 def compare_tokenizers(folder: Path) -> Iterator[Row]:
     """Compare ids and texts of many scripts, special ids and suppressed ids; differences are counted."""
     from transformers import WhisperTokenizer as Theirs
     from whisper.tokenizer import get_tokenizer
 
-    for vocabulary, ours in vocabularies().items():
+    policy = TextConfig("keep", "keep", "bpe")
+    for vocabulary in (51_864, 51_865, 51_866):
+        ours = WhisperTokenizer(openai_engine(vocabulary), policy, WhisperConfig(multilingual=vocabulary > 51_864))
         languages = 100 if vocabulary > 51_865 else 99
         openai = get_tokenizer(ours.whisper.multilingual, num_languages=languages)
         ids = sum(ours.encode_exactly(text) != openai.encoding.encode_ordinary(text) for text in TEXTS)
@@ -242,7 +220,11 @@ def compare_tokenizers(folder: Path) -> Iterator[Row]:
         yield Row(f"{len(openai.special_tokens)} special ids, {vocabulary} tokens", "transformers", specials, 0)
 
 
-COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [compare_features, compare_tokenizers, compare_models]
+COMPARISONS: list[Callable[[Path], Iterator[Row]]] = [
+    compare_features,
+    compare_tokenizers,
+    *(functools.partial(compare_shape, shape) for shape in SHAPES),
+]
 
 
 def main() -> None:
