@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from focusasr.runtime.console import warn
@@ -145,13 +144,13 @@ class Processes:
         """Return this process's share: every `count`-th item."""
         return items[self.rank :: self.count]
 
-    def gather(self, mine: list[Result]) -> list[list[Result]]:
-        """Return the lists of all processes, by rank; every process must call it."""
+    def gather(self, mine: list[Result]) -> list[Result]:
+        """Return the lists of all processes as one, by rank; every process must call it."""
         if self.count == 1:
-            return [mine]
+            return mine
         from accelerate.utils import gather_object
 
-        return gather_object([mine])
+        return gather_object(mine)
 
     def in_order(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Iterator[Result]]) -> Iterator[Result]:
         """Yield the results of all items in their order, in every process; each process works on its share."""
@@ -160,7 +159,7 @@ class Processes:
             return
         for start in range(0, len(items), ROUND * self.count):
             several = items[start : start + ROUND * self.count]
-            parts = self.gather(list(work(self.share(several))))
+            parts = self.gather([list(work(self.share(several)))])
             for index in range(len(several)):
                 yield parts[index % self.count][index // self.count]
 
@@ -199,8 +198,3 @@ def translate_peer_errors(remedy: str) -> Iterator[None]:
         if not any(sign in words for sign in ("gloo", "nccl", "connection closed by peer", "connection reset")):
             raise
         raise InputError(f"another process of this job has failed; {remedy}") from None
-
-
-def flat(parts: list[list[Result]]) -> list[Result]:
-    """Return the lists of all processes as one."""
-    return list(chain.from_iterable(parts))

@@ -81,14 +81,11 @@ def read_run(
     if not isinstance(preset, str) or preset not in PRESETS:
         raise InputError(f"{places['model']}: preset is {quote(preset)}; expected: {', '.join(PRESETS)}")
     return TrainingRun(
-        train=tuple(_anchored(option, folder) for option in data.train),
-        dev=tuple(_anchored(option, folder) for option in data.dev),
         output=output,
         model=read_settings(ModelConfig, {**PRESETS[preset], **model}, places["model"]),
         text=read_settings(TextConfig, settings.get("text", {}), places["text"]),
         settings=_with_folders(read_settings(kind, settings.get("train", {}), places["train"]), folder),
-        texts=tuple(_anchored(option, folder) for option in data.texts),
-        keep=tuple(_anchored(option, folder) for option in data.keep),
+        **{name: tuple(_anchored(option, folder) for option in options) for name, options in vars(data).items()},
     )
 
 

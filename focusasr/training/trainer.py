@@ -21,7 +21,6 @@ from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from focusasr.model.checkpoint_folder import WEIGHTS
 from focusasr.model.torch_weights import read_torch
 from focusasr.model.transformer import Model
-from focusasr.runtime.devices import flat
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import read_json, write_errors
 from focusasr.runtime.process import block_sigint, on_interrupt_message
@@ -284,8 +283,7 @@ class Trainer:
 
     def _offenders(self, measured: StepResult) -> str:
         """Return the utterances of a step with the highest losses, not finite ones first, over all processes."""
-        mine = [(loss, self._place(item)) for loss, item in measured.rows]
-        rows = flat(self.stepper.processes.gather(mine))
+        rows = self.stepper.processes.gather([(loss, self._place(item)) for loss, item in measured.rows])
         rows.sort(key=lambda row: math.inf if math.isnan(row[0]) else row[0], reverse=True)
         bad = [row for row in rows if not math.isfinite(row[0])] or rows
         return ", ".join(f"{place} (loss {loss:.3g})" for loss, place in bad[:MOST_NAMED])
@@ -315,7 +313,7 @@ class Trainer:
         position.due = False
         for measured in measures.values():
             log.broken(measured.broken)
-        log.broken(flat(self.stepper.processes.gather(sorted(log.broken_seen))))  # training audio of all processes
+        log.broken(self.stepper.processes.gather(sorted(log.broken_seen)))  # training audio of all processes
         scores = {name: measured.score for name, measured in measures.items()}
         overall, best = self._overall(scores), position.best_wer
         better = overall is None or best is None or overall < best
@@ -361,7 +359,9 @@ class Trainer:
                 save_checkpoint(aside, whole, self.run.to_json(), self.made_with, weights=written)
                 if name == "last":
                     (aside / "trainer").mkdir()
-                    torch.save(self._state(), aside / "trainer" / "state.pt")
+                    # In types that load without unpickling code; random numbers follow from seed and position.
+                    state = {**self.stepper.state(), "position": metrics["position"]}
+                    torch.save(state, aside / "trainer" / "state.pt")
             written = self.run.output / name / WEIGHTS
         self._promise()
 
@@ -369,13 +369,6 @@ class Trainer:
         on_interrupt_message(
             f"the checkpoint of step {self.position.step} is whole; the same command with --resume continues from it"
         )
-
-    def _state(self) -> dict[str, Any]:
-        """Return the state for exact resuming, in types that load without unpickling code.
-
-        Random numbers need no state: they follow from the seed and the position.
-        """
-        return {**self.stepper.state(), "position": dataclasses.asdict(self.position)}
 
     def _load_state(self, path: Path, best: dict[str, torch.Tensor]) -> None:
         try:

@@ -13,7 +13,7 @@ import torch
 
 from focusasr.audio.features import frame_count
 from focusasr.config import SAMPLE_RATE_HZ
-from focusasr.runtime.devices import flat, memory_gigabytes
+from focusasr.runtime.devices import memory_gigabytes
 from focusasr.runtime.errors import InputError
 from focusasr.training.augment import NO_MASKS, stack_masks
 from focusasr.training.batching import Batch, PlannedExample
@@ -145,7 +145,7 @@ class BatchTrial:
         batch = self.batch(seconds)
         stepper = self.trainer.stepper
         wanted = batch.padded_frames * self.bytes_per_frame * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if any(flat(stepper.processes.gather([wanted > free_bytes()]))):  # Linux would kill the process, not the step
+        if any(stepper.processes.gather([wanted > free_bytes()])):  # Linux would kill the process, not the step
             return None
         began = time.perf_counter()
         cut = stepper.measure([batch], 0).notes
@@ -153,7 +153,7 @@ class BatchTrial:
         stepper.discard()
         stepper.most_frames = None
         self.bytes_per_frame = max(0.0, used_bytes() - self.before) / batch.padded_frames
-        seen = flat(stepper.processes.gather([math.inf if cut else took]))  # the same decision in all processes
+        seen = stepper.processes.gather([math.inf if cut else took])  # the same decision in all processes
         return max(seen) if max(seen) < math.inf else None
 
     def batch(self, seconds: float) -> Batch:

@@ -21,7 +21,7 @@ from focusasr.evaluation.attention_stats import mean_spans
 from focusasr.evaluation.wer import Score, score
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import Model
-from focusasr.runtime.devices import Processes, flat
+from focusasr.runtime.devices import Processes
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import free_name, printable
 from focusasr.text.normalize import apply_policy
@@ -78,7 +78,7 @@ def measure(
     Every process transcribes its share and gets the whole result.
     """
     mine = list(_transcribe(model, tokenizer, processes.share(list(enumerate(dev.utterances)))))
-    answers = sorted(flat(processes.gather(mine)))
+    answers = sorted(processes.gather(mine))
     broken = [error for _, _, error in answers if error]
     heard = [(number, text) for number, text, error in answers if not error]
     if not heard:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from focusasr.runtime.devices import Processes, flat, translate_peer_errors
+from focusasr.runtime.devices import Processes, translate_peer_errors
 from focusasr.runtime.errors import InputError
 from tests.helpers.toy_speech import TINY, write_song_book
 
@@ -77,17 +77,16 @@ def kept(metrics: Path) -> list[dict[str, object]]:
 def test_shares_and_orders() -> None:
     assert [Processes(rank, 3).share(range(7)) for rank in range(3)] == [range(0, 7, 3), range(1, 7, 3), range(2, 7, 3)]
     assert list(Processes().in_order("abc", lambda mine: iter(mine.upper()))) == ["A", "B", "C"]
-    assert flat([[1], [], [2, 3]]) == [1, 2, 3]
 
 
 def test_results_of_several_processes_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     things = list(range(201))
     calls: list[list[int]] = []
 
-    def gather(self: Processes, mine: list[int]) -> list[list[int]]:
+    def gather(self: Processes, mine: list[list[int]]) -> list[list[int]]:
         start = sum(len(part) for part in calls) * 3
         round_ = things[start : start + 96]
-        calls.append(mine)
+        calls.extend(mine)
         return [[10 * thing for thing in round_[rank::3]] for rank in range(3)]
 
     monkeypatch.setattr(Processes, "gather", gather)

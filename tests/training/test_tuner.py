@@ -229,7 +229,7 @@ def test_several_processes_try_the_same_batches(tmp_path: Path, monkeypatch: pyt
     trainer = trainer_in(tmp_path)
     trial = BatchTrial(trainer)
     sister: list[Any] = []
-    monkeypatch.setattr(Processes, "gather", lambda _, mine: [mine, [sister.pop(0)]])
+    monkeypatch.setattr(Processes, "gather", lambda _, mine: [*mine, sister.pop(0)])
     sister += [False, 33.0]
     assert trial.run(20) == 33.0
     sister += [False, math.inf]
