@@ -210,14 +210,11 @@ def _open_ffmpeg(file: BinaryIO, name: str, track: int | None) -> Sound:
         if file.read(4) == b"ftyp":  # MP4, with the index usually at the end
             raise AudioError(f"{name}: cut off or damaged, without an index of its sound; get a whole copy") from None
         raise _no_recording(name, _reason(error)) from None
-    if container.format.name in HEADERLESS:
-        container.close()
-        raise _no_recording(name, "it has no known signature")
-    if not container.streams.audio:
-        seen = f"no sound in it ({container.format.name})"
-        container.close()
-        raise AudioError(f"{name}: {seen}; give a file with an audio track")
     try:
+        if container.format.name in HEADERLESS:
+            raise _no_recording(name, "it has no known signature")
+        if not container.streams.audio:
+            raise AudioError(f"{name}: no sound in it ({container.format.name}); give a file with an audio track")
         return _Ffmpeg(container, name, guessed, choose_track(container.streams.audio, track, name))
     except AudioError:
         container.close()
