@@ -13,7 +13,7 @@ from focusasr import __version__
 from focusasr.config import SAMPLE_RATE_HZ, PreprocessConfig
 from focusasr.data.corpus import Reject, each
 from focusasr.data.manifest import Utterance, write_manifest
-from focusasr.data.quality import KINDS, Finding, PreparedUtterance, check, counts
+from focusasr.data.quality import KINDS, Finding, PreparedUtterance, check
 from focusasr.data.splits import NAMES, SplitHistory, divide, parse_shares
 from focusasr.runtime.console import pluralize
 from focusasr.runtime.errors import SettingError
@@ -114,7 +114,7 @@ def write_results(
         examples={reject.kind: reject.reason for reject in reversed(rejects)}
         | {f"found {finding.kind}": finding.reason for finding in reversed(findings)},
         splits={name: len(utterances) for name, utterances in splits.items()},
-        findings=counts(findings),
+        findings=dict(Counter(finding.kind for finding in findings)),
         remarks=history.remarks,
     )
     facts = _facts(report, inputs, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -176,9 +176,3 @@ def _are_commands(kept: Sequence[PreparedUtterance]) -> bool:
     """Return whether nearly every text is one of a few, as in corpora of commands or digits, which all splits share."""
     repeats = Counter(key_of(one.utterance, "text") for one in kept)
     return sum(count for count in repeats.values() if count >= COMMAND_REPEATS) > COMMANDS_SHARE * len(kept)
-
-
-def counts(findings: Iterable[Finding]) -> dict[str, int]:
-    """Return how many findings of each kind there are, in the order of KINDS."""
-    found = Counter(finding.kind for finding in findings)
-    return {kind: found[kind] for kind in KINDS if found[kind]}
