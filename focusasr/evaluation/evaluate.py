@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from focusasr.audio.source import Source
 from focusasr.data.manifest import Utterance
 from focusasr.evaluation.bootstrap import resampling_unit
 from focusasr.evaluation.wer import Errors, Score, count_character_errors, count_errors, normalize, summarize
-from focusasr.runtime.cache import fingerprint
+from focusasr.runtime.cache import content_of
 from focusasr.runtime.errors import InputError
 from focusasr.runtime.files import append_line, read_keyed, write_errors, write_lines
 
@@ -238,12 +236,7 @@ class TranscriptCache:
         return hashlib.sha256(whole.encode()).hexdigest() if content else ""
 
 
-@functools.lru_cache(maxsize=16)  # segments of a long recording are consecutive
-def _content(path: str) -> str:
-    """Return the fingerprint of a file; empty for a pipe, which can be read only once."""
-    with contextlib.suppress(OSError, ValueError):
-        return fingerprint(Path(path)) if os.path.isfile(path) else ""
-    return ""
+_content = functools.lru_cache(maxsize=16)(content_of)  # segments of a long recording are consecutive
 
 
 def _outcome(source: Source, entry: dict[str, Any]) -> Outcome:

@@ -71,5 +71,12 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_of(path: str) -> str:
+    """Return the fingerprint of a file; empty for a pipe, which can be read only once, and for an unreadable file."""
+    with contextlib.suppress(OSError, ValueError):
+        return fingerprint(Path(path)) if os.path.isfile(path) else ""
+    return ""
+
+
 def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()

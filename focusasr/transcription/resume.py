@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusasr.audio.source import Source
-from focusasr.runtime.cache import JsonLinesCache, fingerprint, json_digest
+from focusasr.runtime.cache import JsonLinesCache, content_of, json_digest
 from focusasr.runtime.files import append_line, read_lines
 from focusasr.transcription.result import as_segments
 
@@ -74,14 +74,9 @@ class OutputCache:
 
     def _made_from(self, source: Source) -> dict[str, Any] | None:
         if source not in self._seen:
-            self._seen[source] = self._looked_at(Path(source.path)) if source.memory is None else None
+            content = content_of(source.path) if source.memory is None else ""
+            self._seen[source] = {"sha256": content, **self._made_with} if content else None
         return self._seen[source]
-
-    def _looked_at(self, path: Path) -> dict[str, Any] | None:
-        try:
-            return {"sha256": fingerprint(path), **self._made_with} if path.is_file() else None
-        except OSError:
-            return None  # the error is reported when the audio is loaded
 
 
 def _half_heard(source: Source, made_from: str) -> str:
