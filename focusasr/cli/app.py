@@ -66,18 +66,10 @@ def main() -> None:
         raise
     except Misused as error:
         fail(refused(error, arguments), 2)
-    except InputError as error:
-        if debug:
-            raise
-        fail(error.typed if isinstance(error, SettingError) else str(error), 2 if isinstance(error, UsageError) else 1)
-    except (MemoryError, OSError, ImportError) as error:
-        if debug:
-            raise
-        fail(shortage(error), 1)
     except Exception as error:
         if debug:
             raise
-        fail(f"internal error: {type(error).__name__}: {error}; --debug shows where", 1)
+        fail(failure(error), 2 if isinstance(error, UsageError) else 1)
 
 
 def refused(error: Any, arguments: list[str]) -> str:
@@ -92,8 +84,10 @@ def refused(error: Any, arguments: list[str]) -> str:
     return f"{message}{see} {command} --help"
 
 
-def shortage(error: Exception) -> str:
-    """Return one line on the resource that the machine lacks: disk space, permission, memory or a library."""
+def failure(error: Exception) -> str:
+    """Return one line on invalid input, on a lack of disk space, permission, memory or a library, or on our fault."""
+    if isinstance(error, InputError):
+        return error.typed if isinstance(error, SettingError) else str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         if isinstance(error, PermissionError):
@@ -102,7 +96,9 @@ def shortage(error: Exception) -> str:
         return f"{where}{error.strerror}; {room}the same command can be repeated: what was written before is whole"
     if isinstance(error, MemoryError):
         return "the memory is full; free some, or lower --batch-size"
-    return str(explain(error) or error)
+    if isinstance(error, (OSError, ImportError)):
+        return str(explain(error) or error)
+    return f"internal error: {type(error).__name__}: {error}; --debug shows where"
 
 
 def fail(message: str, status: int) -> None:
