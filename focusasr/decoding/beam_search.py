@@ -16,37 +16,18 @@ from focusasr.decoding.beams import Beams, BeamStep, Hypothesis, score
 from focusasr.decoding.logit_filters import LogitFilter, apply_rules
 from focusasr.model.decoding_state import DecodingState
 from focusasr.model.engine import Engine
+from focusasr.whisper_config import SearchConfig
+
+SEED = 0  # of the samples of each utterance
 
 
 @dataclass(frozen=True)
 class StopCriteria:
-    """The logit filters, the token that ends a text, and the maximum number of tokens: of all, or of each utterance."""
+    """The logit filters, the token that ends a text, and the maximum number of tokens of each utterance."""
 
     rules: Sequence[LogitFilter]
     end: int
-    max_tokens: int | Sequence[int]
-
-    def limits(self, utterances: int) -> list[int]:
-        """Return the maximum number of tokens of each utterance."""
-        return [self.max_tokens] * utterances if isinstance(self.max_tokens, int) else list(self.max_tokens)
-
-
-@dataclass(frozen=True)
-class Search:
-    """Search options.
-
-    Temperature 0: beam search with `beam_size` beams (None: greedy) until `beam_size * patience` texts are complete.
-    Above 0: the best of `best_of` samples. Candidates are compared by log probability per token, or, with
-    `length_penalty` α, by log probability divided by ((5 + tokens) / 6) ** α (Wu et al. 2016, equation 14). The result
-    depends on `seed`, not on the batch.
-    """
-
-    temperature: float = 0.0
-    beam_size: int | None = None
-    best_of: int | None = None
-    patience: float | None = None
-    length_penalty: float | None = None
-    seed: int = 0
+    limits: Sequence[int]
 
 
 def search(
@@ -54,12 +35,15 @@ def search(
     state: DecodingState,
     logits: Tensor,
     goal: StopCriteria,
-    options: Search,
+    options: SearchConfig,
     begun: Hypothesis | None = None,
 ) -> list[Hypothesis]:
     """Return the best text of each utterance; `state` follows its prompt, `logits` (B, V) are those of the first token.
 
-    The state is used up. `begun` is the beginning of a single greedy text, which was read.
+    Temperature 0: beam search with `beam_size` beams (None: greedy) until `beam_size * patience` texts are complete.
+    Above 0: the best of `best_of` samples. Candidates are compared by log probability per token, or, with
+    `length_penalty` α, by log probability divided by ((5 + tokens) / 6) ** α (Wu et al. 2016, equation 14). The result
+    does not depend on the batch. `begun` is the beginning of a single greedy text, which was read.
     """
     if options.temperature == 0 and options.beam_size is not None:
         found = _beams(engine, state, logits, goal, options.beam_size, options.patience)
@@ -73,7 +57,7 @@ def _sampled(
     state: DecodingState,
     logits: Tensor,
     goal: StopCriteria,
-    options: Search,
+    options: SearchConfig,
     begun: Hypothesis,
 ) -> list[list[Hypothesis]]:
     """Return `best_of` samples of each utterance, or its greedy text at temperature 0."""
@@ -83,11 +67,11 @@ def _sampled(
     if copies > 1:
         state.select(owners.tolist())
         logits = logits[owners]
-    chances = [torch.Generator(device).manual_seed(options.seed) for _ in range(utterances)]
+    chances = [torch.Generator(device).manual_seed(SEED) for _ in range(utterances)]
     said = torch.tensor([begun.tokens] * len(owners), dtype=torch.long, device=device).reshape(len(owners), -1)
     scores = torch.full((len(owners),), begun.log_prob, device=device)
     texts: list[list[Hypothesis]] = [[] for _ in range(utterances)]
-    limits = torch.tensor(goal.limits(utterances), device=device)
+    limits = torch.tensor(goal.limits, device=device)
     for step in range(said.shape[1], int(limits.max())):
         logits = apply_rules(goal.rules, logits.float(), said)
         tokens = _choose(logits, owners, chances, options.temperature)
@@ -128,7 +112,7 @@ def _beams(
 ) -> list[list[Hypothesis]]:
     """Return the complete texts that a beam search finds for each utterance."""
     device = logits.device
-    every = [Beams(size, round(size * (patience or 1.0)), limit) for limit in goal.limits(len(logits))]
+    every = [Beams(size, round(size * (patience or 1.0)), limit) for limit in goal.limits]
     going = every
     said = torch.zeros(len(logits), 0, dtype=torch.long, device=device)
     scores = torch.zeros(len(logits), device=device)

@@ -20,7 +20,7 @@ class Hypothesis(NamedTuple):
 
 
 def score(text: Hypothesis, length_penalty: float | None) -> float:
-    """Return the log probability per token, or, with `length_penalty`, that of `beam_search.Search`."""
+    """Return the log probability per token, or, with `length_penalty`, that of `beam_search.search`."""
     length = max(1, len(text.tokens))
     return text.log_prob / (length if length_penalty is None else ((5 + length) / 6) ** length_penalty)
 

@@ -20,10 +20,6 @@ from focusasr.decoding.whisper_prompts import forbidden_after
 class LogitFilter(ABC):
     """A rule on logits (B, V), given the tokens (B, L) since the prompt."""
 
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits (B, V) after the rule; the input is not changed."""
-        return self.apply(logits.clone(), tokens)
-
     @abstractmethod
     def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V) after the rule; the input may be changed in place."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from focusasr.decoding.beam_search import Search, StopCriteria, search
+from focusasr.decoding.beam_search import StopCriteria, search
 from focusasr.decoding.beams import Hypothesis
 from focusasr.decoding.logit_filters import (
     Continued,
@@ -128,7 +129,7 @@ class WhisperDecoder(WhisperPrompts):
         tokenizer, config = self.tokenizer, self.config
         at = prompt[0].tolist().index(tokenizer.start) + 1
         goal = StopCriteria(rules, tokenizer.end, rooms)
-        options = Search(temperature, config.beam_size, config.best_of, config.patience, config.length_penalty)
+        options = replace(config, temperature=temperature)
         begun = None
         if self.draft and len(prompt) == 1 and temperature == 0 and config.beam_size is None:
             logits, state, begun = self._verified(memory, prompt, goal, list(self.draft[: rooms[0] - 1]))

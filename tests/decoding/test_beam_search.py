@@ -12,11 +12,13 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 from whisper.decoding import DecodingOptions, DecodingTask
 
-from focusasr.decoding.beam_search import Search, StopCriteria, search
+from focusasr.decoding import beam_search
+from focusasr.decoding.beam_search import StopCriteria, search
 from focusasr.decoding.beams import Hypothesis
 from focusasr.decoding.logit_filters import LogitFilter, Suppress, Timestamps
 from focusasr.model.engine import Engine
 from focusasr.model.transformer import EncoderOutput, Model
+from focusasr.whisper_config import SearchConfig
 from tests.helpers.whisper_pairs import PlainEngine, chirps, hugging_face_model, ours, peer_model
 
 SEEDS = (0, 1)
@@ -37,6 +39,11 @@ def heard(sound: int, seconds: float = 25.0) -> Tensor:
 def encode(model: Model, sounds: list[int]) -> EncoderOutput:
     mels = torch.stack([heard(sound).T for sound in sounds])
     return model.encode(mels, torch.full((len(sounds),), 3000))
+
+
+def options_of(**given: object) -> SearchConfig:
+    """Return search options, greedy or with one sample unless others are given."""
+    return SearchConfig(**{"beam_size": None, "best_of": None, **given})  # type: ignore[arg-type]
 
 
 def rules_of(task: DecodingTask) -> list[LogitFilter]:
@@ -62,9 +69,12 @@ def both(seed: int, sounds: list[int], **options: object) -> tuple[list[Hypothes
     engine = PlainEngine(model.decoder)
     state = engine.start(memory)
     logits = engine.advance(prompt, state)[:, -1]
-    searching = Search(wanted.temperature, wanted.beam_size, wanted.best_of, wanted.patience, wanted.length_penalty)
+    names = ("temperature", "beam_size", "best_of", "patience", "length_penalty")
+    searching = SearchConfig(**{name: getattr(wanted, name) for name in names})
     room = min(task.sample_len, task.n_ctx - len(task.initial_tokens) + 1)
-    texts = search(engine, state, logits, StopCriteria(rules_of(task), task.tokenizer.eot, room), searching)
+    texts = search(
+        engine, state, logits, StopCriteria(rules_of(task), task.tokenizer.eot, [room] * len(sounds)), searching
+    )
     return texts, [whisper.decode(peer, heard(sound), wanted) for sound in sounds]
 
 
@@ -147,7 +157,7 @@ def rules() -> list[LogitFilter]:
 
 @torch.inference_mode()
 def found(
-    sounds: list[int], options: Search, most: int | list[int] = 12, begun: Hypothesis | None = None
+    sounds: list[int], options: SearchConfig, most: int | list[int] = 12, begun: Hypothesis | None = None
 ) -> list[Hypothesis]:
     """Return what search finds with the engine."""
     engine = engine_of(1)
@@ -157,7 +167,14 @@ def found(
     logits = engine.advance(prompt, state)[:, -1]
     if begun:
         logits = engine.advance(torch.tensor([begun.tokens]), state)[:, -1]
-    return search(engine, state, logits, StopCriteria(rules(), 50257, most), options, begun)
+    return search(
+        engine,
+        state,
+        logits,
+        StopCriteria(rules(), 50257, most if isinstance(most, list) else [most] * len(sounds)),
+        options,
+        begun,
+    )
 
 
 @cache
@@ -165,11 +182,14 @@ def engine_of(seed: int) -> Engine:
     return Engine(pair(seed)[1])
 
 
-def test_samples_do_not_depend_on_the_batch_and_the_best_is_taken() -> None:
-    one = Search(temperature=0.6, best_of=1)
+def test_samples_do_not_depend_on_the_batch_and_the_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = options_of(temperature=0.6, best_of=1)
     single = [found([sound], one)[0] for sound in (0, 1, 2)]
-    assert found([0, 1, 2], one) != found([0, 1, 2], Search(temperature=0.6, best_of=1, seed=1))
-    five = Search(temperature=0.6, best_of=5)
+    together = found([0, 1, 2], one)
+    with monkeypatch.context() as patch:
+        patch.setattr(beam_search, "SEED", 1)
+        assert found([0, 1, 2], one) != together
+    five = options_of(temperature=0.6, best_of=5)
     best = [found([sound], five)[0] for sound in (0, 1, 2)]
     together = found([0, 1, 2], five)
     assert [text.tokens for text in together] == [text.tokens for text in best]
@@ -181,8 +201,10 @@ def test_samples_do_not_depend_on_the_batch_and_the_best_is_taken() -> None:
     assert sum(map(score, best)) > sum(map(score, single))
 
 
-@pytest.mark.parametrize("options", [Search(), Search(beam_size=3), Search(temperature=0.6, best_of=3)], ids=str)
-def test_each_utterance_has_its_own_limit(options: Search) -> None:
+@pytest.mark.parametrize(
+    "options", [options_of(), options_of(beam_size=3), options_of(temperature=0.6, best_of=3)], ids=str
+)
+def test_each_utterance_has_its_own_limit(options: SearchConfig) -> None:
     limits = [4, 12, 7]
     alone = [found([sound], options, limits[sound])[0] for sound in (0, 1, 2)]
     assert [text.tokens for text in found([0, 1, 2], options, limits)] == [text.tokens for text in alone]
@@ -190,19 +212,19 @@ def test_each_utterance_has_its_own_limit(options: Search) -> None:
 
 
 def test_greedy_text_continues_from_its_beginning() -> None:
-    (whole,) = found([0], Search(), 12)
+    (whole,) = found([0], options_of(), 12)
     for count in (1, 5, 11):
-        (text,) = found([0], Search(), 12, Hypothesis(whole.tokens[:count], 0.0))
+        (text,) = found([0], options_of(), 12, Hypothesis(whole.tokens[:count], 0.0))
         assert text.tokens == whole.tokens
 
 
 def test_the_engine_finds_what_the_plain_decoder_finds() -> None:
-    for options in (Search(), Search(beam_size=4), Search(beam_size=3, patience=0.5)):
+    for options in (options_of(), options_of(beam_size=4), options_of(beam_size=3, patience=0.5)):
         texts = found([0, 1, 2], options, 30)
         engine = PlainEngine(pair(1)[1].decoder)
         with torch.inference_mode():
             memory = encode(pair(1)[1], [0, 1, 2])
             state = engine.start(memory)
             logits = engine.advance(torch.tensor([[50258, 50259, 50359]] * 3), state)[:, -1]
-            plain = search(engine, state, logits, StopCriteria(rules(), 50257, 30), options)
+            plain = search(engine, state, logits, StopCriteria(rules(), 50257, [30] * 3), options)
         assert [text.tokens for text in texts] == [text.tokens for text in plain]

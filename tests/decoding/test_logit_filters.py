@@ -56,7 +56,7 @@ def row(said: list[int]) -> Tensor:
 def test_timestamps_are_those_of_both_packages(said: list[int], timed: float, max_initial: int | None) -> None:
     rule = Timestamps(FIRST, TOKENIZER.eot, TOKENIZER.no_timestamps, max_initial)
     logits = scripted(len(said), timed)
-    ours = rule(logits, row(said))
+    ours = apply_rules([rule], logits, row(said))
     assert torch.equal(ours, theirs(ApplyTimestampRules(TOKENIZER, len(PROMPT), max_initial), logits, said))
     assert not torch.equal(ours, logits)
 
@@ -75,18 +75,20 @@ def test_rows_are_judged_apart() -> None:
     for length in (3, 6):
         scripts = [said for said, _ in pairs if len(said) == length]
         logits = torch.cat([scripted(index) for index in range(len(scripts))])
-        together = rule(logits, torch.tensor(scripts))
+        together = apply_rules([rule], logits, torch.tensor(scripts))
         for index, said in enumerate(scripts):
-            assert torch.equal(together[index : index + 1], rule(logits[index : index + 1], row(said)))
+            assert torch.equal(together[index : index + 1], apply_rules([rule], logits[index : index + 1], row(said)))
 
 
 @pytest.mark.parametrize("said", SCRIPTS.values(), ids=SCRIPTS)
 def test_suppressed_tokens_are_those_of_whisper(said: list[int]) -> None:
     logits = scripted(1)
     tokens = (0, 7, TOKENIZER.sot, *TOKENIZER.non_speech_tokens)
-    assert torch.equal(Suppress(tokens)(logits, row(said)), theirs(SuppressTokens(tokens), logits, said))
+    assert torch.equal(apply_rules([Suppress(tokens)], logits, row(said)), theirs(SuppressTokens(tokens), logits, said))
     blank = Suppress((*TOKENIZER.encode(" "), TOKENIZER.eot), at_start=True)
-    assert torch.equal(blank(logits, row(said)), theirs(SuppressBlank(TOKENIZER, len(PROMPT)), logits, said))
+    assert torch.equal(
+        apply_rules([blank], logits, row(said)), theirs(SuppressBlank(TOKENIZER, len(PROMPT)), logits, said)
+    )
 
 
 @pytest.mark.parametrize("said", SCRIPTS.values(), ids=SCRIPTS)
@@ -94,14 +96,14 @@ def test_repetition_is_punished_as_in_transformers(said: list[int]) -> None:
     logits = scripted(2)
     for penalty in (1.3, 0.8):
         expected = RepetitionPenaltyLogitsProcessor(penalty)(row(said), logits.clone()) if said else logits
-        assert torch.equal(RepetitionPenalty(penalty)(logits, row(said)), expected)
+        assert torch.equal(apply_rules([RepetitionPenalty(penalty)], logits, row(said)), expected)
     for size in (1, 2, 3):
         expected = NoRepeatNGramLogitsProcessor(size)(row(said), logits.clone()) if said else logits
-        assert torch.equal(NoRepeatNgram(size)(logits, row(said)), expected)
+        assert torch.equal(apply_rules([NoRepeatNgram(size)], logits, row(said)), expected)
 
 
 def test_a_loop_is_forbidden_to_go_on() -> None:
-    hidden = NoRepeatNgram(3)(scripted(0), row(SCRIPTS["a loop"]))
+    hidden = apply_rules([NoRepeatNgram(3)], scripted(0), row(SCRIPTS["a loop"]))
     assert torch.isinf(hidden).nonzero()[:, 1].tolist() == [7]
 
 
@@ -112,5 +114,5 @@ def test_rules_leave_their_input_alone_and_keep_their_order() -> None:
     after = apply_rules(rules, logits, said)
     assert torch.equal(logits, before)
     for rule in rules:
-        before = rule(before, said)
+        before = apply_rules([rule], before, said)
     assert torch.equal(after, before)
