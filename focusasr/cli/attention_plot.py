@@ -87,8 +87,8 @@ def draw_spans(axes: Axes, inspection: Inspection) -> None:
     from matplotlib import colormaps
 
     start, stop, _, top = axes.get_images()[0].get_extent()
-    middle, edge = (start + stop) / 2, inspection.ramp * inspection.step_seconds
-    largest = inspection.max_span * inspection.step_seconds
+    middle, edge = (start + stop) / 2, inspection.settings.ramp * inspection.settings.step_seconds
+    largest = inspection.settings.max_span * inspection.settings.step_seconds
     row = top / (1 + sum(len(layer.heads) + 1 for layer in inspection.layers))
     y = top - 1.5 * row
     for x, style in ((middle - largest, ":"), (middle, "-"), (middle + largest, ":")):
@@ -123,8 +123,8 @@ def draw_layer(part: SubFigure, inspection: Inspection, figures: LayerFigures, v
     from matplotlib.colors import LogNorm
 
     start = inspection.config.offset
-    stop = start + view.local.weights.shape[1] * inspection.step_seconds
-    step_ms = 1000 * inspection.step_seconds
+    stop = start + view.local.weights.shape[1] * inspection.settings.step_seconds
+    step_ms = 1000 * inspection.settings.step_seconds
     widest = max(head.span_ms for layer in inspection.layers for head in layer.heads)
     steps = math.ceil(widest / step_ms)  # of all layers
     reach = (steps + 0.5) * step_ms

@@ -19,7 +19,7 @@ from torch import Tensor
 from focusasr.audio.features import input_mel, stack
 from focusasr.audio.load import load
 from focusasr.audio.source import Source
-from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig
+from focusasr.config import SAMPLE_RATE_HZ, InspectionConfig, ModelConfig
 from focusasr.model.attention import (
     AdaptiveSpanAttention,
     HybridAttention,
@@ -94,12 +94,10 @@ class LayerFigures:
 class Inspection:
     """The figures of all layers; the mel (F, M) and the views of the chosen layers for a picture."""
 
-    name: str  # seconds of the recording
-    audio_seconds: float  # its frames; the mel of a short recording is longer
-    mel: Tensor
-    step_seconds: float
-    max_span: int
-    ramp: int
+    name: str
+    audio_seconds: float
+    mel: Tensor  # longer than a short recording
+    settings: ModelConfig
     layers: list[LayerFigures]
     views: dict[int, LayerView]
     config: InspectionConfig
@@ -128,16 +126,14 @@ def inspect_recording(model: Model, path: str, config: InspectionConfig, layers:
     device = next(model.parameters()).device
     mel = input_mel(torch.from_numpy(waveform).to(device), model.config)
     chosen = layers or (1, (count + 1) // 2, count)
-    settings = model.config
     figures, kept = [], {}
     for number, view in enumerate(layer_views(with_attention_scaling(model, config), mel), start=1):
-        figures.append(layer_figures(number, view, settings.step_seconds))
+        figures.append(layer_figures(number, view, model.config.step_seconds))
         if number in chosen:
             kept[number] = view
     name = printable(Path(path).name)
     seconds = len(waveform) / SAMPLE_RATE_HZ
-    focus = settings.step_seconds, settings.max_span, settings.ramp
-    return Inspection(name, seconds, mel.cpu(), *focus, figures, kept, config)
+    return Inspection(name, seconds, mel.cpu(), model.config, figures, kept, config)
 
 
 @torch.inference_mode()
@@ -263,7 +259,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
     return {
         "offset_seconds": knobs.offset,
         "audio_seconds": inspection.audio_seconds,
-        "step_ms": 1000 * inspection.step_seconds,
+        "step_ms": 1000 * inspection.settings.step_seconds,
         "knobs": {"span_scale": knobs.span_scale, "temperature_scale": knobs.temperature_scale},
         "layers": [dataclasses.asdict(layer) for layer in inspection.layers],
     }
