@@ -282,7 +282,9 @@ class Engine:
         keys_values = [layer.keys_values(memory.states) for layer in self.layers]
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
         mean = memory.mean().to(memory.states.dtype)
-        spans = [self._span(layer, mean, group) for layer in self.layers]
+        spans = [
+            layer.span_pred(mean).repeat_interleave(group, dim=0) if layer.local else None for layer in self.layers
+        ]
         state = DecodingState(keys_values, mask, spans, group)
         if self.keeps_rows_apart and memory.mask is not None:
             state.mask, state.steps = None, memory.lengths().tolist()
@@ -292,11 +294,6 @@ class Engine:
             shape = (branches, utterances * group, self.config.heads, self.capacity, head_width)
             state.caches.append(memory.states.new_zeros(shape))
         return state
-
-    def _span(self, layer: _Layer, mean: Tensor, group: int) -> Tensor | None:
-        if layer.local is None:
-            return None
-        return layer.span_pred(mean).repeat_interleave(group, dim=0)
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor, state: DecodingState, last: bool = False) -> Tensor:

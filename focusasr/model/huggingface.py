@@ -42,7 +42,9 @@ def read_hugging_face(folder: Path, files: contextlib.ExitStack) -> ImportedChec
         if name != "proj_out.weight"
     }
     settings = _settings(config, weights, folder / "config.json")
-    _check_tied(named.get("proj_out.weight"), weights["decoder.token_embedding.weight"], folder)
+    output, embedding = named.get("proj_out.weight"), weights["decoder.token_embedding.weight"]
+    if output is not None and not np.array_equal(output.read(), embedding.read()):  # Whisper ties them
+        raise InputError(f"{folder}: proj_out differs from the token embedding; expected: a model with both tied")
     tokenizer = tokenizer_of_folder(folder, generation, settings)
     return ImportedCheckpoint(settings, tokenizer, weights, whisper_card(folder.name, settings, weights), folder)
 
@@ -75,12 +77,6 @@ def _shards(folder: Path, name: str) -> list[str]:
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index}: has no weight_map; copy the folder again")
     return sorted({str(shard) for shard in places.values()})
-
-
-def _check_tied(output: Weight | None, embedding: Weight, folder: Path) -> None:
-    """Raise InputError if the output embedding differs from the input embedding; Whisper ties them."""
-    if output is not None and not np.array_equal(output.read(), embedding.read()):
-        raise InputError(f"{folder}: proj_out differs from the token embedding; expected: a model with both tied")
 
 
 def _settings(config: Mapping[str, Any], weights: Mapping[str, Weight], where: Path) -> ModelConfig:

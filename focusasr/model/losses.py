@@ -89,12 +89,7 @@ def joint_loss(
 
 def _mean_ctc(log_probs: Tensor, memory: EncoderOutput, targets: Tensor, blank: int) -> Tensor:
     """Return each utterance's CTC loss per target token, (B,), 0 if the audio is too short for the text."""
-    text = targets.masked_fill(_is_last(targets), IGNORED)
+    ends = (targets != IGNORED).sum(dim=1, keepdim=True) - 1  # of the end token
+    text = targets.masked_fill(torch.arange(targets.shape[1], device=targets.device) == ends, IGNORED)
     losses = ctc_losses(log_probs, memory.lengths(), text, blank, zero_infinity=True)
     return losses / (text != IGNORED).sum(dim=1).clamp(min=1)
-
-
-def _is_last(targets: Tensor) -> Tensor:
-    """Return a mask of each row's last target, the end token."""
-    count = (targets != IGNORED).sum(dim=1, keepdim=True)
-    return torch.arange(targets.shape[1], device=targets.device) == count - 1

@@ -173,13 +173,10 @@ class Encoder(nn.Module):
         x, mask = self.stem(mel, lengths)
         visible = None if bool(mask.all()) else mask
         if self.config.positions == "absolute":
-            x = x + self._absolute(x.shape[1]).to(x.dtype)
+            if x.shape[1] > self.config.audio_context:
+                raise ValueError(f"{x.shape[1]} encoder steps exceed audio_context {self.config.audio_context}")
+            x = x + self.positions[: x.shape[1]].to(x.dtype)
         return x, visible, rotations(self.config, x.shape[1], x.device)
-
-    def _absolute(self, steps: int) -> Tensor:
-        if steps > self.config.audio_context:
-            raise ValueError(f"{steps} encoder steps exceed audio_context {self.config.audio_context}")
-        return self.positions[:steps]
 
 
 class DecoderBlock(nn.Module):
