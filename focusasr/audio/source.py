@@ -146,11 +146,10 @@ def find_sources(
             source = Source(path)
             if found.setdefault(path if path == STDIN else os.path.abspath(path), source) is not source:
                 repeated(source)
-    if wrong and (barren is None or not found):
-        raise wrong[0]
-    if barren is not None:
-        for nothing in wrong:
-            barren(nothing)
+    for nothing in wrong:
+        if barren is None or not found:
+            raise nothing
+        barren(nothing)
     if not found:
         raise InputError("no recordings given; name files, folders, globs or - for standard input")
     return list(found.values())
