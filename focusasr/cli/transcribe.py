@@ -105,7 +105,7 @@ def transcribe(
     if output_dir is None or str(output_dir) == "-":
         _check_printing(several, formats, skip_existing)
     else:
-        cache = _known_outputs(loaded, given, output_dir) if skip_existing else None
+        cache = _known_outputs(loaded, options, output_dir) if skip_existing else None
         plan = _planned(sources, output_dir, formats, cache, loaded)
         sources = plan.sources
     _receive(loaded, sources, options, rate)
@@ -161,13 +161,12 @@ def _check_printing(several: bool, formats: list[str], skip_existing: bool) -> N
         raise UsageError("--skip-existing needs --output-dir; what is printed is not kept")
 
 
-def _known_outputs(loaded: LoadedRecognizer, given: dict[type, dict[str, Any]], folder: Path) -> OutputCache:
+def _known_outputs(loaded: LoadedRecognizer, options: Options, folder: Path) -> OutputCache:
     """Return the record of a folder's outputs by this model with these settings, if they change a transcript."""
     from focusasr.model.checkpoint_folder import fingerprint_of_model
     from focusasr.transcription.resume import OutputCache
 
-    settings = Options.read(given).decided()
-    decided = {name: value for name, value in settings.items() if name not in ("batch_size", "verbose")}
+    decided = {name: value for name, value in options.decided().items() if name not in ("batch_size", "verbose")}
     return OutputCache(folder, {"model": fingerprint_of_model(loaded.path), **decided})
 
 
