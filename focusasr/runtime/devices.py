@@ -76,6 +76,8 @@ def run_in_halves(
     Halving prints a warning and calls `halved` with the new number of items. A single item that does not fit gives
     None on a CPU; on another device the error is raised, since the CPU may have more memory.
     """
+    if not items:
+        return []
     try:
         return list(work(items))
     except (MemoryError, RuntimeError) as error:

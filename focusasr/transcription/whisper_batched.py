@@ -98,11 +98,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         """
         known = [heard.piece(piece) for piece in batch]
         fresh = [piece for piece, segments in zip(batch, known, strict=True) if segments is None]
-        parts = (
-            run_in_halves(lambda some: self._decoded(reader, some, opening), fresh, self.device, self._halve)
-            if fresh
-            else []
-        )
+        parts = run_in_halves(lambda some: self._decoded(reader, some, opening), fresh, self.device, self._halve)
         for piece, segments in zip(fresh, parts, strict=True):
             if segments is None:
                 raise MemoryError
