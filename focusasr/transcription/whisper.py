@@ -277,27 +277,27 @@ class WhisperRecognizer:
         if is_silence(answer, self.search):
             return Step([], window.seek + window.frames)
         stretch = split(window, answer, reader.tokenizer)
-        segments, next_seek = stretch.segments, stretch.next_seek
-        if self.config.word_timestamps:
-            kept = self._with_words(reader, memory, window, stretch, script)
-            if kept.segments is None:
-                return Step([], kept.next_seek)
-            segments, next_seek = kept.segments, kept.next_seek
+        segments, next_seek = self._kept(reader, memory, window, stretch, script)
+        if segments is None:
+            return Step([], next_seek)
         warmth = self.search.temperatures[-1] if has_failed(answer, self.search) else answer.temperature
         forget = not self.longform.uses_previous_text or warmth > RESET_TEMPERATURE
         return Step(segments, next_seek, forget)
 
-    def _with_words(
+    def _kept(
         self, reader: AnyDecoder, memory: Memory, window: MelWindow, stretch: Stretch, script: PromptHistory
     ) -> Kept:
-        """Return a window's segments with their words, without hallucinations if their threshold is set."""
+        """Return a window's segments: with word times and without hallucinations, if these are requested."""
+        if not self.config.word_timestamps:
+            return stretch.segments, stretch.next_seek
         segments = self._timed(reader, memory, window.frames, stretch.segments, script.last_speech)
         threshold = self.longform.hallucination_silence_threshold
         seek = stretch.next_seek
         if not stretch.closed:
             seek = seek_after_words(segments, window, seek, threshold)
-        kept = Kept(segments, seek)
-        return kept if threshold is None else drop_hallucinations(segments, window, kept, script.last_speech, threshold)
+        if threshold is None:
+            return segments, seek
+        return drop_hallucinations(segments, window, (segments, seek), script.last_speech, threshold)
 
     def _timed(
         self, reader: AnyDecoder, memory: Memory, frames: int, segments: list[Segment], last_speech: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,33 +24,26 @@ SHORT_SECONDS, LONG_SECONDS, UNLIKELY = 0.133, 2.0, 0.15
 
 Word = dict[str, Any]
 
+# the segments to keep, None if the audio is to be decoded again, and the next frame
+Kept = tuple[list[Segment] | None, int]
+
 EDGE_SECONDS = 2.0  # edges this close to a window's edge count as next to silence
 
 
-class Pace(NamedTuple):
-    """The lengths of a window's words, in seconds: the median, and the limit above which a word is too long."""
-
-    median: float
-    longest: float
-
-
-def pace_of(words: Sequence[TimedWord]) -> Pace:
-    """Return the pace of words, ignoring those without length."""
+def median_seconds(words: Sequence[TimedWord]) -> float:
+    """Return the median length of words, ignoring those without length; twice as long is too long."""
     durations = [word.end - word.start for word in words if word.end != word.start]
-    median = min(LONGEST_MEDIAN_SECONDS, float(np.median(durations)) if durations else 0.0)
-    return Pace(median, 2 * median)
+    return min(LONGEST_MEDIAN_SECONDS, float(np.median(durations)) if durations else 0.0)
 
 
-def shorten_at_ends(words: list[TimedWord], pace: Pace) -> None:
-    """Shorten, in place, overlong words at the end of a sentence or after one: they include a pause."""
-    if pace.median == 0 and not any(word.end != word.start for word in words):
-        return
+def shorten_at_ends(words: list[TimedWord], longest: float) -> None:
+    """Shorten, in place, words above `longest` seconds at the end of a sentence or after one: they include a pause."""
     for before, word in pairwise(words):
-        if word.end - word.start > pace.longest:
+        if word.end - word.start > longest:
             if word.word in SENTENCE_ENDS:
-                word.end = word.start + pace.longest
+                word.end = word.start + longest
             elif before.word in SENTENCE_ENDS:
-                word.start = word.end - pace.longest
+                word.start = word.end - longest
 
 
 def join_marks(words: list[TimedWord], before: str, after: str) -> None:
@@ -85,8 +78,8 @@ def with_words(
 
     `last_speech` is the end of the last word before the window, in seconds.
     """
-    pace = pace_of(words)
-    shorten_at_ends(words, pace)
+    median = median_seconds(words)
+    shorten_at_ends(words, 2 * median)
     join_marks(words, config.prepend_punctuations, config.append_punctuations)
     offset = segments[0].seek / FRAMES_PER_SECOND
     waiting = iter(words)
@@ -94,7 +87,7 @@ def with_words(
     for segment, text in zip(segments, texts, strict=True):
         own = _taken(waiting, len(text), offset)
         if own:
-            segment = _edged(segment, own, pace, last_speech)
+            segment = _edged(segment, own, median, last_speech)
             last_speech = segment.end
         result.append(replace(segment, words=own))
     return result
@@ -111,23 +104,23 @@ def _taken(words: Iterator[TimedWord], tokens: int, offset: float) -> list[Word]
     return taken
 
 
-def _edged(segment: Segment, words: list[Word], pace: Pace, last_speech: float) -> Segment:
+def _edged(segment: Segment, words: list[Word], median: float, last_speech: float) -> Segment:
     """Return the segment from its first to its last word; overlong words at its edges are shortened, in place."""
-    first, last = words[0], words[-1]
+    first, last, longest = words[0], words[-1], 2 * median
     second = words[1] if len(words) > 1 else None
-    slow = first["end"] - first["start"] > pace.longest
-    slow_pair = second is not None and second["end"] - first["start"] > 2 * pace.longest
-    if first["end"] - last_speech > 4 * pace.median and (slow or slow_pair):  # the first words after a pause
-        if second is not None and second["end"] - second["start"] > pace.longest:
-            first["end"] = second["start"] = max(second["end"] / 2, second["end"] - pace.longest)
-        first["start"] = max(0, first["end"] - pace.longest)
+    slow = first["end"] - first["start"] > longest
+    slow_pair = second is not None and second["end"] - first["start"] > 2 * longest
+    if first["end"] - last_speech > 4 * median and (slow or slow_pair):  # the first words after a pause
+        if second is not None and second["end"] - second["start"] > longest:
+            first["end"] = second["start"] = max(second["end"] / 2, second["end"] - longest)
+        first["start"] = max(0, first["end"] - longest)
     start, end = segment.start, segment.end
     if start < first["end"] and start - 0.5 > first["start"]:
-        first["start"] = max(0, min(first["end"] - pace.median, start))
+        first["start"] = max(0, min(first["end"] - median, start))
     else:
         start = first["start"]
     if end > last["start"] and end + 0.5 < last["end"]:
-        last["end"] = max(last["start"] + pace.median, end)
+        last["end"] = max(last["start"] + median, end)
     else:
         end = last["end"]
     return replace(segment, start=start, end=end)
@@ -157,13 +150,6 @@ def _oddity(word: Word) -> float:
     return unlikely + max(0.0, SHORT_SECONDS - seconds) * 15 + max(0.0, seconds - LONG_SECONDS)
 
 
-class Kept(NamedTuple):
-    """The segments to keep and the next frame; segments are None if the audio is to be decoded again."""
-
-    segments: list[Segment] | None
-    next_seek: int
-
-
 def drop_hallucinations(
     segments: list[Segment], window: MelWindow, kept: Kept, last_speech: float, threshold: float
 ) -> Kept:
@@ -175,7 +161,7 @@ def drop_hallucinations(
     """
     first = next((segment for segment in segments if segment.words), None)
     if first is not None and is_hallucination(first) and first.start - window.start > threshold:
-        return Kept(None, window.seek + round((first.start - window.start) * FRAMES_PER_SECOND))
+        return None, window.seek + round((first.start - window.start) * FRAMES_PER_SECOND)
     speech_end = last_speech
     for place, segment in enumerate(segments):
         if not segment.words:
@@ -184,7 +170,7 @@ def drop_hallucinations(
             seek = round(max(window.start + 1, segment.start) * FRAMES_PER_SECOND)
             if window.content_frames / FRAMES_PER_SECOND - segment.end < threshold:
                 seek = window.content_frames
-            return Kept(segments[:place], seek)
+            return segments[:place], seek
         speech_end = segment.end
     return kept
 
