@@ -180,15 +180,10 @@ def table(found: dict[str, Any]) -> str:
             rows.append(f"| {mode} | {T} | " + " | ".join(cells) + " |")
     for mode in MODES:
         took = found["seconds"][mode]
-        grown = ", ".join(f"{name} {growth(took, name):.2f}" for name in CONTESTANTS if name in took[12_000])
+        grown = ", ".join(f"{name} {(took[12_000][name] / took[3000][name]) ** 0.5:.2f}" for name in took[12_000])
         rows.append(f"\nTime per doubling of T from 3000 to 12,000, {mode}: {grown}.")
     rows.append(f"\nOn {found['device']}, load {found['load']}.")
     return "\n".join(rows)
-
-
-def growth(took: dict[int, dict[str, float]], name: str) -> float:
-    """Return the factor per doubling of the length, the mean over two doublings."""
-    return (took[12_000][name] / took[3000][name]) ** 0.5
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

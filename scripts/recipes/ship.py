@@ -53,14 +53,12 @@ def main() -> None:
         save_checkpoint(Path(place) / "stored", checkpoint, dtype=dtype)
         recognizer = load_recognizer(ModelChoice(str(Path(place) / "stored")), {}).recognizer
         results = {f"{path.absolute().parent.name}/{path.stem}": measured(recognizer, path) for path in manifests}
-    text = card.read_text(encoding="utf-8")
-    for mark, filling in (
-        ("{results}", results_table(results)),
-        ("{size}", size_line(checkpoint, asked.dtype)),
-        ("{training}", training_line(checkpoint, run)),
-        ("{spans}", spans_table(checkpoint.model, manifests[0])),
-    ):
-        text = text.replace(mark, filling)
+    text = card.read_text(encoding="utf-8").format(
+        results=results_table(results),
+        size=size_line(checkpoint, asked.dtype),
+        training=training_line(checkpoint, run),
+        spans=spans_table(checkpoint.model, manifests[0]),
+    )
     shipped = dataclasses.replace(checkpoint, card=text, metrics={**checkpoint.metrics, "test": results})
     with written_aside(target) as aside:
         save_checkpoint(aside, shipped, public(run), dtype=dtype)
