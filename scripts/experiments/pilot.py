@@ -19,7 +19,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
@@ -56,8 +55,6 @@ TRAINING_SECONDS = 6.0  # of speech in the longest joined training item
 LENGTHS = (6, 12, 18, 24)  # seconds of speech in the strings of the long trial: 1 to 4 times the training length
 TRIAL_SECONDS = 300.0  # of speech for each of those lengths
 TESTS = ("an4", "strings-test", *(f"digits-{length}s" for length in LENGTHS))
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)

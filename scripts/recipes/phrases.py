@@ -11,6 +11,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = "one two three four five six seven eight nine".split()
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+TWO_DIGITS = [*TEENS, *(f"{ten} {one}".strip() for ten in TENS for one in ("", *DIGITS))]
+BELOW_HUNDRED = ["", *DIGITS, *TWO_DIGITS]
 MONTHS = "january february march april may june july august september october november december".split()
 WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 ORDINALS = (
@@ -68,24 +70,11 @@ def phone_number(draw: random.Random) -> list[str]:
     return ["area code", *groups] if len(parts) == 3 and draw.random() < 0.2 else groups
 
 
-def two_digits(draw: random.Random) -> str:
-    return below_hundred(draw.randint(10, 99))
-
-
-def below_hundred(number: int) -> str:
-    if number < 10:
-        return DIGITS[number - 1]
-    if number < 20:
-        return TEENS[number - 10]
-    ten, one = divmod(number, 10)
-    return TENS[ten - 2] + (f" {DIGITS[one - 1]}" if one else "")
-
-
 def below_thousand(number: int, joint: str) -> str:
     hundreds, rest = divmod(number, 100)
-    words = [f"{DIGITS[hundreds - 1]} hundred"] if hundreds else []
+    words = [f"{BELOW_HUNDRED[hundreds]} hundred"] if hundreds else []
     if rest:
-        words += [joint] * bool(hundreds and joint) + [below_hundred(rest)]
+        words += [joint] * bool(hundreds and joint) + [BELOW_HUNDRED[rest]]
     return " ".join(words)
 
 
@@ -102,7 +91,7 @@ def number(draw: random.Random) -> list[str]:
 
 def loose_number(draw: random.Random) -> list[str]:
     """Two to four small numbers in a row, as people read house numbers and codes: "six thirty five", "one oh six"."""
-    words = [draw.choice((*DIGITS, "oh", "zero")) if draw.random() < 0.5 else two_digits(draw) for _ in range(3)]
+    words = [draw.choice((*DIGITS, "oh", "zero") if draw.random() < 0.5 else TWO_DIGITS) for _ in range(3)]
     return [" ".join(words[: draw.randint(1, 3)])]
 
 
@@ -124,29 +113,29 @@ def code(draw: random.Random) -> list[str]:
 def year(draw: random.Random) -> str:
     century = draw.choice(("nineteen", "nineteen", "nineteen", "eighteen", "twenty"))
     if century == "twenty" and draw.random() < 0.5:
-        return "two thousand" + draw.choice((" ", " and ")) + below_hundred(draw.randint(1, 29))
+        return "two thousand" + draw.choice((" ", " and ")) + BELOW_HUNDRED[draw.randint(1, 29)]
     value = draw.randint(1, 99)
-    return f"{century} {'oh ' if value < 10 else ''}{below_hundred(value)}"
+    return f"{century} {'oh ' if value < 10 else ''}{BELOW_HUNDRED[value]}"
 
 
 def date(draw: random.Random) -> list[str]:
     month, day = draw.choice(MONTHS), draw.randint(1, 31)
     ordinal = ORDINALS[day - 1]
     said = draw.choice(
-        (f"{month} {below_hundred(day)}", f"{month} {ordinal}", f"{month} the {ordinal}", f"the {ordinal} of {month}")
+        (f"{month} {BELOW_HUNDRED[day]}", f"{month} {ordinal}", f"{month} the {ordinal}", f"the {ordinal} of {month}")
     )
     front = [draw.choice(WEEKDAYS)] if draw.random() < 0.15 else []
     return [*front, said, *([year(draw)] if draw.random() < 0.6 else [])]
 
 
 def time_of_day(draw: random.Random) -> list[str]:
-    hour = below_hundred(draw.randint(1, 12))
+    hour = BELOW_HUNDRED[draw.randint(1, 12)]
     minute = draw.choice((0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, draw.randint(1, 59)))
     if minute == 0:
         return [f"{hour} o'clock" if draw.random() < 0.6 else f"{hour} {draw.choice('ap')} m"]
     if draw.random() < 0.25:
         return [draw.choice((f"half past {hour}", f"quarter to {hour}", f"quarter past {hour}", f"ten to {hour}"))]
-    said = f"{hour} {'oh ' if minute < 10 else ''}{below_hundred(minute)}"
+    said = f"{hour} {'oh ' if minute < 10 else ''}{BELOW_HUNDRED[minute]}"
     return [said + (f" {draw.choice('ap')} m" if draw.random() < 0.4 else "")]
 
 
