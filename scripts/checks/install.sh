@@ -19,6 +19,7 @@ trap 'rm -rf "$work"' EXIT
 
 "$python" -m venv "$work/venv"
 pip=("$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+uv=("$work/venv/bin/uv" pip compile --quiet --all-extras pyproject.toml)
 
 # Tests this clone with the versions that pip finds with the given options; the rest of the arguments go to pytest.
 run_tests() {
@@ -38,21 +39,8 @@ wheel)
     [[ $text == *four* ]]
     ;;
 lowest)
-    "$python" - >"$work/lowest.txt" <<'END'
-try:
-    import tomllib
-except ImportError:
-    import tomli as tomllib
-
-from packaging.requirements import Requirement
-
-with open("pyproject.toml", "rb") as file:
-    project = tomllib.load(file)["project"]
-for requirement in map(Requirement, [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]):
-    for bound in requirement.specifier:
-        if bound.operator == ">=":
-            print(f"{requirement.name}=={bound.version}")
-END
+    "${pip[@]}" uv
+    "${uv[@]}" --resolution lowest-direct --output-file "$work/lowest.txt"
     run_tests --constraint "$work/lowest.txt" "$@"
     ;;
 highest)
@@ -60,7 +48,6 @@ highest)
     ;;
 renew)
     "${pip[@]}" uv
-    uv=("$work/venv/bin/uv" pip compile --quiet --all-extras pyproject.toml)
     {
         head -n 1 scripts/constraints.txt
         "${uv[@]}" --universal --python-version 3.10 --no-header --no-annotate |
