@@ -15,7 +15,7 @@ from focusasr.runtime.console import stderr
 from focusasr.runtime.errors import InputError, SettingError, UsageError, quote
 from focusasr.runtime.files import ensure_writable
 from focusasr.runtime.settings import read_toml
-from focusasr.training.run import TABLES, TrainingRun, homes_of, read_run
+from focusasr.training.run import TABLES, TrainingRun, check_place, homes_of, read_run
 from focusasr.training_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -128,13 +128,10 @@ def _place_of(name: str) -> str:
 
 def resumed_settings(output: Path) -> dict[str, Any]:
     """Return the settings that the run in `output` was started with."""
-    from focusasr.runtime.files import read_json, restore
+    from focusasr.runtime.files import read_json
 
-    restore(output / "last")
-    path = output / "last" / "config.json"
-    if not path.is_file():
-        raise InputError(f"{output}: nothing to resume here; leave --resume out, or name the run with --output-dir")
-    kept = read_json(path)
+    check_place(output, resume=True)
+    kept = read_json(output / "last" / "config.json")
     run = kept.get("run", {})
     return {
         **(run if isinstance(run, dict) else {"run": run}),
