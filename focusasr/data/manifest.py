@@ -131,9 +131,6 @@ def parse_line(line: str, number: int, path: Path, text_required: bool = True) -
     text = extra.pop(text_key, "")
     if not isinstance(text, str) or not is_unicode(text):
         raise InputError(f"{where}: {text_key} must be a string of whole characters, got {quote(text)}")
-    for key in KEYS:
-        if key in extra:
-            extra[f"source_{key}"] = extra.pop(key)
     offset = _seconds(extra.pop("offset", 0.0), "offset", where) or 0.0
     duration = _seconds(extra.pop("duration", None), "duration", where)
     if untold and text_required:
