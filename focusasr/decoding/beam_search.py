@@ -77,17 +77,15 @@ def _sampled(
         tokens = _choose(logits, owners, chances, options.temperature)
         scores = scores + logits.gather(1, tokens)[:, 0] - logits.logsumexp(dim=-1)
         said = torch.cat((said, tokens), dim=1)
-        ended = tokens[:, 0] == goal.end
-        for row in ended.nonzero()[:, 0].tolist():
-            texts[owners[row]].append(Hypothesis(said[row, :-1].tolist(), float(scores[row])))
-        full = limits[owners] == step + 1
-        for row in (full & ~ended).nonzero()[:, 0].tolist():
-            texts[owners[row]].append(Hypothesis(said[row].tolist(), float(scores[row])))  # no end token
-        going = (~ended & ~full).nonzero()[:, 0]
+        done = (tokens[:, 0] == goal.end) | (limits[owners] == step + 1)
+        for row in done.nonzero()[:, 0].tolist():
+            text = [token for token in said[row].tolist() if token != goal.end]  # a full text has no end token
+            texts[owners[row]].append(Hypothesis(text, float(scores[row])))
+        going = (~done).nonzero()[:, 0]
         owners, scores, said = owners[going], scores[going], said[going]
         if not len(going):
             break
-        if len(going) < len(ended):
+        if len(going) < len(done):
             state.select(going.tolist())
         logits = engine.advance(said[:, -1:], state)[:, -1]
     return texts

@@ -99,8 +99,6 @@ class RepetitionPenalty(LogitFilter):
 
     def apply(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return logits (B, V), lower for earlier tokens if the penalty is above 1."""
-        if tokens.shape[1] == 0:
-            return logits
         scores = logits.gather(1, tokens)
         return logits.scatter(1, tokens, torch.where(scores < 0, scores * self.penalty, scores / self.penalty))
 
@@ -119,8 +117,6 @@ class NoRepeatNgram(LogitFilter):
         return logits.masked_fill(forbidden, -torch.inf)
 
     def _completions(self, tokens: list[int]) -> list[int]:
-        if len(tokens) < self.size:
-            return []
         start = tokens[len(tokens) - self.size + 1 :]
         places = range(len(tokens) - self.size + 1)
         return [tokens[at + self.size - 1] for at in places if tokens[at : at + self.size - 1] == start]
