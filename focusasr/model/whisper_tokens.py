@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Engine
 
 from focusasr.config import ModelConfig, TextConfig, WhisperConfig
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.files import read_json, read_json_list, read_text
+from focusasr.runtime.files import read_json, read_text
 from focusasr.runtime.settings import read_settings
 from focusasr.text.whisper_tokenizer import (
     ENGLISH_VOCABULARY,
@@ -185,7 +185,7 @@ def _listed_text(path: Path) -> list[str]:
 
 
 def _listed_json(path: Path) -> list[str]:
-    pieces = read_json_list(path)
+    pieces = read_json(path, list)
     if not all(isinstance(piece, str) for piece in pieces):
         raise InputError(f"{path.name}: has tokens that are no text. Copy it again.")
     return pieces

@@ -298,24 +298,16 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); copy the folder again") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; InputError if the file is something else."""
-    return _read_json(path, dict, "object")
-
-
-def read_json_list(path: Path) -> list[Any]:
-    """Read a JSON array; InputError if the file is something else."""
-    return _read_json(path, list, "array")
-
-
-def _read_json(path: Path, kind: type, name: str) -> Any:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON object, or an array if `kind` is list; InputError if the file is something else."""
     text = read_text(path)
     try:
         value = parse_json(text)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); copy the folder again") from None
     if not isinstance(value, kind):
-        raise InputError(f"{path}: expected a JSON {name}, got {type(value).__name__}")
+        expected = "array" if kind is list else "object"
+        raise InputError(f"{path}: expected a JSON {expected}, got {type(value).__name__}")
     return value
 
 
