@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 INSTALL = "pip install -c scripts/constraints.txt '.[train]', in the clone, installs versions that were tested together"
@@ -90,33 +90,24 @@ def _memory_limited() -> bool:
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
-def _try_torchaudio() -> None:
-    import torch
-    from torchaudio.functional import forced_align
-
-    forced_align(torch.zeros(1, 2, 2).log_softmax(-1), torch.tensor([[1]]), blank=0)
+TRIED = ("torch", "onnxruntime", "soundfile", "av", "soxr", "tokenizers", "safetensors.torch", "torchaudio")
 
 
-def _import(name: str) -> Callable[[], object]:
-    return lambda: importlib.import_module(name)
+def _try(name: str) -> None:
+    module = importlib.import_module(name)
+    if name == "torchaudio":
+        import torch
 
-
-TRIALS: dict[str, Callable[[], object]] = {
-    **{
-        name: _import(name)
-        for name in ("torch", "onnxruntime", "soundfile", "av", "soxr", "tokenizers", "safetensors.torch")
-    },
-    "torchaudio": _try_torchaudio,
-}
+        module.functional.forced_align(torch.zeros(1, 2, 2).log_softmax(-1), torch.tensor([[1]]), blank=0)
 
 
 def main() -> int:
     """Try every native library; print a line for each that does not load, and return the exit status."""
     failed = 0
-    for name, attempt in TRIALS.items():
+    for name in TRIED:
         try:
             with library(name.partition(".")[0]):
-                attempt()
+                _try(name)
         except LibraryError as error:
             print(f"focusasr: {error}", file=sys.stderr)
             failed = 1
