@@ -86,14 +86,10 @@ def _readable(path: Path, target: Path) -> Iterator[None]:
     damage = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
     try:
         yield
-    except InputError:
-        raise
-    except damage as error:
+    except (OSError, *damage) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unwritable(target, error, "choose another folder with --output-dir") from None
         raise InputError(f"{path}: cannot be unpacked ({error}). Copy it again, or unpack it yourself.") from None
-    except OSError as error:
-        if error.errno is None:
-            raise InputError(f"{path}: cannot be unpacked ({error}). Copy it again, or unpack it yourself.") from None
-        raise unwritable(target, error, "choose another folder with --output-dir") from None
 
 
 def _unpack_files(path: Path, target: Path) -> None:
