@@ -164,8 +164,7 @@ def _divided(
         homes[index] = min(np.searchsorted(ends, (own[0].start + own[-1].end) / 2, side="right"), len(pieces) - 1)
         scores[homes[index]] += [span.probability for span in own]
     homes[0] = homes[homes >= 0][0] if homes[0] < 0 else homes[0]
-    for index in range(1, len(homes)):
-        homes[index] = homes[index - 1] if homes[index] < 0 else homes[index]
+    homes = np.maximum.accumulate(homes)
     parts = []
     for place, piece in enumerate(pieces):
         text = " ".join(word for word, home in zip(words, homes, strict=True) if home == place)

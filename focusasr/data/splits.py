@@ -8,7 +8,7 @@ import math
 import os
 import unicodedata
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -241,8 +241,7 @@ class SplitHistory:
 
     def record(self, splits: Mapping[str, Sequence[Utterance]], names: Sequence[str]) -> None:
         """Record the members of each split and the files to be written; delete the files of splits that are gone."""
-        moved: Counter[tuple[str, str]] = Counter()
-        examples: dict[tuple[str, str], Utterance] = {}
+        moved: dict[tuple[str, str], list[Utterance]] = defaultdict(list)
         news: list[tuple[str, float, float | None, str]] = []
         for split, utterances in splits.items():
             for utterance in utterances:
@@ -251,11 +250,10 @@ class SplitHistory:
                 if home != split:
                     news.append((*part, split))
                 if home not in (split, None):
-                    moved[str(home), split] += 1
-                    examples.setdefault((str(home), split), utterance)
-        for (home, split), count in moved.items():
-            such = f"such as {examples[home, split].audio.name}"
-            self.remarks.append(f"moved from {home} to {split}: {pluralize(count, 'utterance')}, {such}. Train again.")
+                    moved[str(home), split].append(utterance)
+        for (home, split), several in moved.items():
+            told = f"{pluralize(len(several), 'utterance')}, such as {several[0].audio.name}"
+            self.remarks.append(f"moved from {home} to {split}: {told}. Train again.")
         for name in set(self._written).difference(names):
             (self.folder / name).unlink(missing_ok=True)
         if news or sorted(names) != self._written:

@@ -146,9 +146,7 @@ def confusions(rows: Sequence[Row], unit: str) -> list[Confusion]:
     import numpy as np
 
     found = [Counter(_differences(row)) for row in rows]
-    whole: Counter[tuple[str, str, str]] = Counter()
-    for counter in found:
-        whole.update(counter)
+    whole = Counter(item for counter in found for item in counter.elements())
     ordered = sorted(whole, key=lambda item: (-whole[item], item))
     chosen = [item for kind in "SDI" for item in [one for one in ordered if one[0] == kind][:MOST_CONFUSED]]
     if not chosen:
