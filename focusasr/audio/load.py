@@ -130,10 +130,7 @@ def _resampled(source: Source, rate_hz: int, cut_off: Callable[[CutOff], object]
     """Yield the samples of a source at `rate_hz`, mono and checked."""
     with _opened(source) as sound:
         blocks = _up_to_cut(_span(sound, source), cut_off)
-        if sound.rate_hz == rate_hz:
-            yield from blocks
-            return
-        yield from resampled(blocks, sound.rate_hz, rate_hz)
+        yield from blocks if sound.rate_hz == rate_hz else resampled(blocks, sound.rate_hz, rate_hz)
 
 
 def make_resampler(from_hz: int, to_hz: int) -> soxr.ResampleStream:

@@ -47,7 +47,10 @@ def split_at_pauses(
         head.append(block)
         samples += len(block)
     if samples > limit_samples or (samples and not whole):
-        yield from _cut_long(itertools.chain(head, blocks), PauseCutter(max_seconds, vad))
+        cutter = PauseCutter(max_seconds, vad)
+        for group in rechunk(itertools.chain(head, blocks), GROUP_FRAMES * FRAME_SAMPLES):
+            yield from cutter.add(group)
+        yield from cutter.end()
     elif samples:
         yield AudioSegment(0.0, np.concatenate(head))
 
@@ -143,12 +146,6 @@ class PauseCutter:
                 yield AudioSegment((self._origin + at) / SAMPLE_RATE_HZ, piece)
             self._waveform, self._speech = self._waveform[span.stop * FRAME_SAMPLES :], self._speech[span.stop :]
             self._origin += span.stop * FRAME_SAMPLES
-
-
-def _cut_long(blocks: Iterable[np.ndarray], cutter: PauseCutter) -> Iterator[AudioSegment]:
-    for group in rechunk(blocks, GROUP_FRAMES * FRAME_SAMPLES):
-        yield from cutter.add(group)
-    yield from cutter.end()
 
 
 class _Lengths(NamedTuple):

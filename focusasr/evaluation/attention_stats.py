@@ -151,7 +151,8 @@ def layer_view(attention: HybridAttention, x: Tensor, span_scale: Tensor, rotati
     """Return the view of one layer from its input x (1, T, D) and its span_scale (1, H)."""
     local, globe = attention.attn_local, attention.attn_global
     near, far = attention.projection.weight.chunk(2, dim=1)  # (D, D) each; the projection reads [local | global]
-    distance = _distance(x)
+    steps = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+    distance = (steps - steps[:, None]).abs()
     mask = soft_mask(local.radius(span_scale), local.config.ramp, distance)[0]
     weights, values = dense_weights(local, attention.ln_local(x), mask, local.temperature(span_scale)[0], rotation)
     heads = _through(weights @ values, near)
@@ -183,11 +184,6 @@ def dense_weights(
     )
     scores = (rotate(query, rotation) @ rotate(key, rotation).mT)[0] / math.sqrt(query.shape[-1])
     return (scores / temperature[:, None, None] + mask.log()).softmax(dim=-1), value[0]
-
-
-def _distance(x: Tensor) -> Tensor:
-    steps = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
-    return (steps - steps[:, None]).abs()
 
 
 def _through(outputs: Tensor, projection: Tensor) -> Tensor:

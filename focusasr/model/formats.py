@@ -39,7 +39,7 @@ def locate(path: Path) -> Path:
     if path.parent.name == "blobs" and (whole := snapshot(path.parent.parent)):  # a file in the hub's cache
         return whole
     head = _head(path)
-    part = head[:1] == b"{" or head[8:9] == b"{" or _is_ctranslate2(head) or (_is_zip(head) and not _is_openai(path))
+    part = b"{" in (head[:1], head[8:9]) or _is_ctranslate2(head) or (head.startswith(ZIP) and not _is_openai(path))
     return path.parent if part and (path.parent / "config.json").is_file() else path
 
 
@@ -146,10 +146,6 @@ def _head(path: Path) -> bytes:
             return file.read(HEAD_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}). Check the file.") from None
-
-
-def _is_zip(head: bytes) -> bool:
-    return head.startswith(ZIP)
 
 
 def _is_ctranslate2(head: bytes) -> bool:

@@ -7,6 +7,7 @@ bytes · per tensor i32 rank, i32 length of its name, i32 type, i32 sizes in rev
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,11 +86,7 @@ def _tensors(file: BinaryFile) -> Iterator[tuple[str, Weight]]:
         if name.endswith(("conv1.bias", "conv2.bias")):  # stored as columns
             shape = (math.prod(shape),)
         ours = rename_weight(name, OPENAI_PARTS, OPENAI_REST) or name
-        yield ours, _weight(file, start, kind, shape)
-
-
-def _weight(file: BinaryFile, start: int, kind: int, shape: tuple[int, ...]) -> Weight:
-    return Weight(shape, lambda: _read(file, start, kind, shape))
+        yield ours, Weight(shape, functools.partial(_read, file, start, kind, shape))
 
 
 def _bytes(file: BinaryFile, name: str, kind: int, shape: tuple[int, ...]) -> int:

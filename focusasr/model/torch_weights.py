@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from focusasr.config import ModelConfig
 from focusasr.model.pickled import TorchFile
-from focusasr.model.quantization import ROWS_AT_ONCE, Integers
+from focusasr.model.quantization import ROWS_AT_ONCE, SMALLEST, Integers
 from focusasr.model.transformer import Model
 from focusasr.model.weights import SCALE, Weight, check_layers
 from focusasr.runtime.errors import InputError
 
 HALVES = "attention.projection.weight"
-SMALLEST_PEAK = 1e-20  # peak for rows of zeros
 
 
 def as_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,7 +33,7 @@ def as_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             stored[name] = value.half().contiguous()
             continue
         grouped = value.float().unflatten(1, (2 if name.endswith(HALVES) else 1, -1))  # (N, groups, K / groups)
-        scale = grouped.abs().amax(dim=2, keepdim=True).clamp(min=SMALLEST_PEAK) / 127
+        scale = grouped.abs().amax(dim=2, keepdim=True).clamp(min=SMALLEST) / 127
         stored[name] = (grouped / scale).round().to(torch.int8).flatten(1).contiguous()
         stored[name + SCALE] = scale.squeeze(2).contiguous()
     return stored
