@@ -7,7 +7,7 @@ from typing import Any
 
 from focusasr.audio.source import Source
 from focusasr.config import DecodingConfig, RecordingConfig
-from focusasr.runtime.errors import UsageError, nearest, quote
+from focusasr.runtime.errors import UsageError, as_option, nearest, quote
 from focusasr.runtime.settings import read_settings
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
 
@@ -35,7 +35,7 @@ class Options:
         options = replace(cls(*(read_settings(kind, given.get(kind, {})) for kind in KINDS)), names=names)
         for name in NEED_WORDS:
             if getattr(options.output, name) and not options.decoding.word_timestamps:
-                raise UsageError(f"--{name.replace('_', '-')} needs --word-timestamps")
+                raise UsageError(f"{as_option(name)} needs --word-timestamps")
         return options
 
     def decided(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from focusasr.audio.source import Source
 from focusasr.config import NATIVE_SEGMENT_SECONDS, DecodingConfig, VadConfig, WhisperConfig
 from focusasr.runtime.console import warn
-from focusasr.runtime.errors import InputError, SettingError
+from focusasr.runtime.errors import InputError, SettingError, as_option
 from focusasr.transcription.result import Outcome, SegmentsFound, ignore
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
@@ -108,7 +108,7 @@ def native_remarks(
         if getattr(longform, name) == value:
             raise SettingError(name, value, "a multilingual Whisper model by --model: others cannot")
     idle = [
-        f"--{field.name.replace('_', '-')}"
+        as_option(field.name)
         for settings in (search, longform)
         for field in fields(settings)
         if field.name not in HARMLESS and getattr(settings, field.name) != field.default
@@ -151,7 +151,7 @@ def without_effect(config: DecodingConfig, longform: LongformConfig) -> list[str
     given = {**asdict(config), **asdict(longform)}
     usual = {**asdict(DecodingConfig()), **asdict(LongformConfig())}
     return [
-        f"--{name.replace('_', '-')}: has no effect without {needed}"
+        f"{as_option(name)}: has no effect without {needed}"
         for name, needed in wanted.items()
         if needed and given[name] != usual[name]
     ]
@@ -164,13 +164,12 @@ def heard_as(whisper: WhisperConfig, longform: LongformConfig) -> tuple[Longform
     code = None if longform.language is None else language_code(longform.language)
     if whisper.multilingual:
         return replace(longform, language=code), []
-    remarks = []
-    if code not in (None, "en"):
-        remarks.append(f"--language {longform.language}: ignored, because this model knows only English")
-    if longform.task == "translate":
-        remarks.append("--task translate: ignored, because this model knows only English")
-    if longform.multilingual:
-        remarks.append("--multilingual: ignored, because this model knows only English")
+    options = {
+        f"--language {longform.language}": code not in (None, "en"),
+        "--task translate": longform.task == "translate",
+        "--multilingual": longform.multilingual,
+    }
+    remarks = [f"{option}: ignored, because this model knows only English" for option, used in options.items() if used]
     return replace(longform, language="en", task="transcribe", multilingual=False), remarks
 
 
