@@ -202,9 +202,8 @@ def _open_ffmpeg(file: BinaryIO, name: str, track: int | None) -> Sound:
 
     guessed = is_mpeg(file) and goes_on_behind_its_header(file)
     try:
-        container = av.open(
-            _bytes_only(file), options={"protocol_whitelist": "none"}
-        )  # playlists cannot open other files
+        # playlists cannot open other files
+        container = av.open(_bytes_only(file), options={"protocol_whitelist": "none"})
     except (av.FFmpegError, ValueError) as error:
         file.seek(4)
         if file.read(4) == b"ftyp":  # MP4, with the index usually at the end

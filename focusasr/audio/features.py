@@ -98,9 +98,8 @@ def log_power(waveform: Tensor, mel_bands: int, centered: bool = True) -> Tensor
     `waveform` (..., N): if `centered`, with reflection padding, F = N // 160; else F = (N - 400) // 160 + 1.
     """
     bank, window = _filters(mel_bands, waveform.device)
-    spectrum = torch.stft(
-        waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True
-    )  # (..., bins, F)
+    # (..., bins, F)
+    spectrum = torch.stft(waveform, FFT_SAMPLES, HOP_SAMPLES, window=window, center=centered, return_complex=True)
     spectrum = spectrum[..., :-1] if centered else spectrum
     power = spectrum.real.square() + spectrum.imag.square()  # several times faster than abs().square()
     return (bank @ power).clamp(min=10**SILENT_LOG10).log10().mT

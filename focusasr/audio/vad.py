@@ -18,10 +18,8 @@ FRAME_SAMPLES = 512  # 32 ms, one frame of silero-vad
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ / FRAME_SAMPLES
 HYSTERESIS = 0.15  # speech ends when its probability is this far below the threshold
 
-LOUD_ENOUGH, MOST_GAIN = (
-    0.02,
-    32.0,
-)  # peak at which silero-vad detects all speech, and the largest gain towards it, 30 dB
+LOUD_ENOUGH = 0.02  # peak at which silero-vad detects all speech
+MOST_GAIN = 32.0  # the largest gain towards it, 30 dB
 CONTEXT_SAMPLES = 64  # silero-vad's context before each frame
 CHANNELS = 128  # width of its LSTM
 MOST_FRAMES = 512  # in one call, 16 s

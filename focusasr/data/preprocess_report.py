@@ -20,9 +20,8 @@ from focusasr.runtime.errors import SettingError
 from focusasr.runtime.files import write_json, write_lines, written_aside
 from focusasr.runtime.settings import to_settings
 
-FAILURES = frozenset(
-    ("missing", "unreadable", "unreadable text", "broken row", "several texts")
-)  # kinds that make the command fail
+# kinds of rejects that make the command fail
+FAILURES = frozenset(("missing", "unreadable", "unreadable text", "broken row", "several texts"))
 RESULTS = ("manifest.jsonl", "manifest.meta.json", "rejects.jsonl", "report.json", "report.html")
 
 

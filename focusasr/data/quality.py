@@ -19,10 +19,8 @@ from focusasr.data.splits import key_of
 SILENT_DB = -60.0  # mean power
 CLIPPED_SHARE = 0.0005  # 8 samples per second
 OFFSET = 0.01
-DURATION_SECONDS, DURATION_SHARE = (
-    0.1,
-    0.01,
-)  # allowed error of the corpus's lengths: the larger of both
+# allowed error of the corpus's lengths: the larger of both
+DURATION_SECONDS, DURATION_SHARE = 0.1, 0.01
 RATE_DEVIATIONS = 6.0  # median absolute deviations from the median of the logarithm
 FEWEST_FOR_RATES = 20
 COMMAND_REPEATS, COMMANDS_SHARE = 5, 0.9  # repeats of one text, and share of utterances with such texts

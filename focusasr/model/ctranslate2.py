@@ -109,9 +109,7 @@ class Variables:
             for suffix in ("", "_scale"):
                 if name + suffix in self._all:
                     self._all.setdefault(alias + suffix, self._all[name + suffix])
-        if (
-            sum(variable.bytes for variable in self._all.values()) > 2 * file.size
-        ):  # guards against many names for few bytes
+        if sum(variable.bytes for variable in self._all.values()) > 2 * file.size:  # many names for few bytes
             raise file.broken("its aliases claim more than twice its size")
 
     def _string(self) -> str:

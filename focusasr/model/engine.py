@@ -109,9 +109,8 @@ class _Layer:
             distance = _behind(place.end, span.device)
         reach = torch.where(distance < 0, torch.inf, distance.float())[:, None]  # (1 or B, 1, L, end)
         radius = self.local.radius(span.float())[:, :, None, None]
-        return log_mask(
-            ((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0)
-        )  # `soft_mask` with a distance per row
+        # `soft_mask` with a distance per row
+        return log_mask(((radius - reach) / self.local.config.ramp).clamp(0.0, 1.0))
 
     def keys_values(self, memory: Tensor) -> KeysValues:
         """Return keys and values (U, H, S, E) of encoder states (U, S, D) for cross-attention."""
