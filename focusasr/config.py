@@ -20,6 +20,7 @@ DEFAULT_CHECKPOINT = "focusasr-en"
 BUNDLED_CHECKPOINTS = {"default": DEFAULT_CHECKPOINT, "alnum": "focusasr-alnum-en"}  # folders by the names for --model
 LIMIT = {"gt": 0, "le": 1e9}  # range of the server's limits, in seconds or megabytes
 NATIVE_SEGMENT_SECONDS = 20.0  # longest segment of native models
+SHORTEST_ADAPTED_SAMPLES = 2 * SAMPLE_RATE_HZ  # adapted Whisper models misread shorter audio: 24 of 558 words, not 14
 SHORTEST_SAMPLES = 4 * SAMPLE_RATE_HZ // 10  # a tightly trimmed word lasts 0.15 s: too few steps for CTC
 
 
@@ -109,6 +110,11 @@ class ModelConfig(Settings):
     def window_samples(self) -> int | None:
         """Return the length to which all audio is padded, in samples, as in Whisper; None: audio keeps its length."""
         return self.longest_samples if self.tail_frames is None else None
+
+    @property
+    def shortest_samples(self) -> int:
+        """Return the number of samples to which shorter audio continues as silence, before its tail; 0: none does."""
+        return 0 if self.tail_frames is None else SHORTEST_ADAPTED_SAMPLES
 
     def input_frames(self, frames: int) -> int:
         """Return the number of encoder input frames for `frames` frames of audio: with the tail, or the window."""

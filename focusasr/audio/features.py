@@ -24,6 +24,7 @@ def _filters(mel_bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def input_mel(waveform: Tensor, config: ModelConfig) -> Tensor:
     """Return the encoder input (F, M) for a waveform (N,): its log-mel spectrogram with the tail."""
+    waveform = _lengthened(waveform, config.shortest_samples)
     mel = log_mel(waveform[: config.longest_samples], config.mel_bands, config.window_samples)
     return torch.nn.functional.pad(mel, (0, 0, 0, config.input_frames(len(mel)) - len(mel)))
 
@@ -42,6 +43,7 @@ def log_mel(waveform: Tensor, mel_bands: int = 80, window_samples: int | None = 
 
 def input_mels(waveforms: Tensor, samples: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Return the encoder input for a batch: the spectrograms and lengths of `log_mels`, with tails."""
+    waveforms, samples = _lengthened(waveforms, config.shortest_samples), samples.clamp(min=config.shortest_samples)
     mel, lengths = log_mels(waveforms[:, : config.longest_samples], samples, config.mel_bands, config.window_samples)
     lengths = torch.tensor([config.input_frames(length) for length in lengths.tolist()], device=mel.device)
     return torch.nn.functional.pad(mel, (0, 0, 0, int(lengths.max()) - mel.shape[1])), lengths
@@ -50,7 +52,12 @@ def input_mels(waveforms: Tensor, samples: Tensor, config: ModelConfig) -> tuple
 def _fitted(waveform: Tensor, window_samples: int | None) -> Tensor:
     """Return waveforms (..., N) padded or truncated to the window; without one, padded to SHORTEST_SAMPLES."""
     least, most = _bounds(window_samples)
-    return torch.nn.functional.pad(waveform, (0, max(0, least - waveform.shape[-1])))[..., :most]
+    return _lengthened(waveform, least)[..., :most]
+
+
+def _lengthened(waveform: Tensor, least: int) -> Tensor:
+    """Return waveforms (..., N) with at least `least` samples: shorter ones continue as silence."""
+    return torch.nn.functional.pad(waveform, (0, max(0, least - waveform.shape[-1])))
 
 
 def _bounds(window_samples: int | None) -> tuple[int, int | None]:

@@ -119,7 +119,8 @@ class MelStream:
             self._held, self._first = np.concatenate((self._held[skip:], block)), self._first + skip
         at = start - self._first
         mel = self._held[at : at + frames]
-        silent = ((0, max(0, frames - len(mel))), (0, 0))  # after the end of the recording
+        frames = max(frames, self._config.shortest_samples // HOP_SAMPLES)
+        silent = ((0, frames - len(mel)), (0, 0))  # after the end of the recording, or of a short window
         mel = np.pad(mel, silent, constant_values=SILENT_LOG10).clip(min=np.float32(self._floor))
         mel = (mel + np.float32(4.0)) / np.float32(4.0)
         return np.pad(mel, ((0, self._config.input_frames(len(mel)) - len(mel)), (0, 0)))

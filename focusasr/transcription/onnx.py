@@ -78,5 +78,5 @@ class OnnxBatchedRecognizer(OnnxRecognizer, BatchedWhisperRecognizer):
         return memory.window(row)
 
     def _mel(self, piece: AudioSegment) -> np.ndarray:
-        mel = log_mel(piece.waveform, self.engine.config.mel_bands)
+        mel = log_mel(self._samples(piece), self.engine.config.mel_bands)
         return np.pad(mel, ((0, self.engine.config.input_frames(len(mel)) - len(mel)), (0, 0)))

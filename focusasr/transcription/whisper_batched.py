@@ -147,12 +147,16 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
 
         return memory.select(torch.tensor([row], device=self.device))
 
+    def _samples(self, piece: AudioSegment) -> np.ndarray:
+        """Return the samples of a chunk; a short one continues as silence, if the model wants that."""
+        return np.pad(piece.waveform, (0, max(0, self.engine.config.shortest_samples - len(piece.waveform))))
+
     def _mel(self, piece: AudioSegment) -> Any:
         import torch
 
         from focusasr.audio.features import log_mel
 
-        mel = log_mel(torch.from_numpy(piece.waveform).to(self.device), self.engine.config.mel_bands)
+        mel = log_mel(torch.from_numpy(self._samples(piece)).to(self.device), self.engine.config.mel_bands)
         return torch.nn.functional.pad(mel, (0, 0, 0, self.engine.config.input_frames(len(mel)) - len(mel)))
 
     def _segments(

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focusasr.audio.features import frame_count, log_mel, log_mels, stack
+from focusasr.audio.features import frame_count, input_mel, input_mels, log_mel, log_mels, stack
 from focusasr.audio.mel_stream import FRAMES_PER_SECOND
+from focusasr.config import ModelConfig
 
 RATE_HZ = 16_000
 TOLERANCE = 1e-5
@@ -196,3 +197,23 @@ def test_wider_padding_changes_nothing() -> None:
     assert torch.equal(lengths, same)
     torch.testing.assert_close(wider[:, : mel.shape[1]], mel, rtol=0, atol=1e-6)
     assert not wider[:, mel.shape[1] :].any()
+
+
+@pytest.mark.parametrize("samples", [1, 6_400, 31_999, 32_000, 40_000])
+def test_audio_for_an_adapted_model_continues_as_silence_to_two_seconds(samples: int) -> None:
+    adapted = ModelConfig(positions="absolute", tail_frames=48, strides=(1, 2))
+    wave = torch.from_numpy(hiss(samples))
+    longer = torch.nn.functional.pad(wave, (0, max(0, 32_000 - samples)))
+    expected = log_mel(longer, adapted.mel_bands)
+    found = input_mel(wave, adapted)
+    assert torch.equal(found[: len(expected)], expected)
+    assert len(found) == len(expected) + 48 + len(expected) % 2
+    assert not found[len(expected) :].any()
+    batch, lengths = input_mels(torch.nn.functional.pad(wave, (0, 100))[None], torch.tensor([samples]), adapted)
+    assert lengths.tolist() == [len(found)]
+    assert torch.allclose(batch[0, : len(found)], found, atol=TOLERANCE)
+
+
+def test_audio_for_a_padded_model_does_not_continue_as_silence() -> None:
+    padded = ModelConfig(positions="absolute", strides=(1, 2))
+    assert padded.shortest_samples == 0 and ModelConfig().shortest_samples == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import soundfile
 import torch
 import whisper
 
-from focusasr.audio.features import LogMelStream
+from focusasr.audio.features import LogMelStream, input_mel
 from focusasr.audio.integrity import AudioError
 from focusasr.audio.load import load
 from focusasr.audio.mel_stream import MelStream, log_power
@@ -47,6 +48,21 @@ def test_every_window_is_that_of_whisper(seconds: float, kind: Callable[[Source]
         wanted = whisper.pad_or_trim(expected[:, start : start + frames], 3000).T
         assert np.allclose(sound.window(start, frames), wanted, atol=2e-5)
     assert np.allclose(sound.window(0, WINDOW_FRAMES), expected[:, :3000].T, atol=2e-5)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 2.5])
+@pytest.mark.parametrize("kind", [LogMelStream, MelStream])
+def test_a_short_window_of_an_adapted_model_continues_as_silence(kind: type[MelStream], seconds: float) -> None:
+    adapted = replace(WHISPER, tail_frames=48)
+    source = write(seconds)
+    wave = np.pad(load(source), (0, max(0, 32_000 - round(seconds * 16_000))))
+    expected = input_mel(torch.from_numpy(wave), adapted).numpy()
+    spectrum = CPU if kind is LogMelStream else lambda samples: log_power(samples, 80)
+    sound = kind(source, adapted, spectrum)  # type: ignore[arg-type]
+    found = sound.window(0, sound.frames)
+    assert found.shape == expected.shape and sound.frames == round(seconds * 100)
+    end = range(sound.frames - 1, sound.frames + 2)  # frames that see the sound and what follows
+    assert np.allclose(np.delete(found, end, axis=0), np.delete(expected, end, axis=0), atol=2e-5)
 
 
 def test_a_recording_without_samples_has_no_frames() -> None:
