@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes checkpoints/focusasr-en from OpenAI's tiny.en: texts, adaptation, measurements, card. About four hours on two
+# Makes checkpoints/focusasr-en from OpenAI's tiny.en: texts, adaptation, measurements, card. About six hours on two
 # busy cores. The corpora must be in data/ (config.toml names them); an interrupted run resumes.
 #
 #   scripts/recipes/en/run.sh TINY_EN [FOLDER]    TINY_EN: what --model takes; FOLDER: the run's, runs/en if not given
@@ -12,7 +12,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 run=${run:-runs/en}
 export OMP_WAIT_POLICY=PASSIVE
 
-.venv/bin/python scripts/recipes/en/texts.py data data/whisper_style
+mkdir -p data/whisper_style
+.venv/bin/python -m focusasr evaluate data/speechocean762/train.jsonl --model "$source" --normalizer english \
+    --output data/whisper_style/speechocean762-read.jsonl
+.venv/bin/python scripts/recipes/en/texts.py data data/whisper_style data/whisper_style/speechocean762-read.jsonl
 resume=()
 [[ ! -d $run/last ]] || resume=(--resume)
 .venv/bin/python -m focusasr adapt "$source" --config scripts/recipes/en/config.toml --output-dir "$run" "${resume[@]}"
