@@ -204,11 +204,14 @@ class AdaptStep(TaughtStep):
         return memory, {row: [*text.prompt, *text.tokens, self.tokenizer.end] for row, text in there if text}
 
     def _written(self, piece: Batch, row: int, timestamps: bool) -> tuple[list[int], list[int]]:
-        """Return decoder input and targets of a transcript, between timestamps if requested."""
+        """Return decoder input and targets of a transcript, between timestamps if requested, unless recordings are joined.
+
+        The times between joined transcripts are unknown, and a decoder that reads none between sentences writes none.
+        """
         wanted = [token for token in piece.targets[row].tolist() if token != IGNORED]
         start = int((piece.targets[row] != IGNORED).nonzero()[0]) + 1  # length of the prompt
         prompt = piece.tokens[row, :start].tolist()
-        if timestamps:
+        if timestamps and len(piece.items[row].parts) == 1:
             begin = self.tokenizer.timestamp_begin
             seconds = min(float(piece.samples[row]) / SAMPLE_RATE_HZ, LAST_TIMESTAMP * SECONDS_PER_TIMESTAMP)
             prompt = [token for token in prompt if token != self.tokenizer.no_timestamps]
