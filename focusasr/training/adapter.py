@@ -204,9 +204,9 @@ class AdaptStep(TaughtStep):
         return memory, {row: [*text.prompt, *text.tokens, self.tokenizer.end] for row, text in there if text}
 
     def _written(self, piece: Batch, row: int, timestamps: bool) -> tuple[list[int], list[int]]:
-        """Return decoder input and targets of a transcript, between timestamps if requested, unless recordings are joined.
+        """Return decoder input and targets of a transcript, between timestamps if requested.
 
-        The times between joined transcripts are unknown, and a decoder that reads none between sentences writes none.
+        Joined recordings have none: a decoder that reads no times between sentences would write none.
         """
         wanted = [token for token in piece.targets[row].tolist() if token != IGNORED]
         start = int((piece.targets[row] != IGNORED).nonzero()[0]) + 1  # length of the prompt
