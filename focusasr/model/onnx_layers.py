@@ -29,7 +29,7 @@ class Layers(Graph):
     def __init__(self, weights: WeightReader, config: ModelConfig, whole: bool = False) -> None:
         super().__init__()
         self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
-        self.block = None if whole and has_exact_products() else BLOCK
+        self.block = None if whole and has_exact_products(whole) else BLOCK
         self._rounded: dict[str, tuple[str, str, str]] = {}
 
     def linear(self, x: str, name: str, outputs: int | None = None, bias: bool = True) -> str:
@@ -154,16 +154,20 @@ class Layers(Graph):
 
 
 @functools.cache
-def has_exact_products() -> bool:
-    """Return whether products of whole numbers are exact on this CPU, by a trial: sums in 16 bits would saturate."""
-    size = 32
-    graph = Graph()
-    x, integers = graph.input("x", 1, size), graph.input("integers", 1, size, dtype=np.uint8)
-    one, shape = graph.weight(np.ones(1, np.float32)), {"K": size, "N": 1, "bits": 8, "block_size": size}
-    most = graph.weight(np.full((1, 1, size), 255, np.uint8))
-    graph.output(graph.add("MatMulNBits", x, most, one, **shape, accuracy_level=WHOLE_NUMBERS), 1, 1)
-    most = graph.weight(np.full((size, 1), 127, np.int8))
-    graph.output(graph.add("MatMulIntegerToFloat", integers, most, one, one, graph.weight(np.zeros(1, np.uint8))), 1, 1)
-    floats, whole_numbers = np.ones((1, size), np.float32), np.full((1, size), 255, np.uint8)
-    blocks, whole = run(graph.session(1), {"x": floats, "integers": whole_numbers})
-    return bool(abs(float(blocks[0, 0]) - size * 127) < 1 and float(whole[0, 0]) == size * 127 * 255)
+def has_exact_products(whole: bool = False) -> bool:
+    """Return whether products of whole rows, or else of blocks, are exact on this CPU: sums in 16 bits would saturate."""
+    size, graph = 32, Graph()
+    one = graph.weight(np.ones(1, np.float32))
+    if whole:
+        given, expected = np.full((1, size), 255, np.uint8), size * 127 * 255
+        x, zero = graph.input("x", 1, size, dtype=np.uint8), graph.weight(np.zeros(1, np.uint8))
+        most = graph.weight(np.full((size, 1), 127, np.int8))
+        product = graph.add("MatMulIntegerToFloat", x, most, one, one, zero)
+    else:
+        given, expected = np.ones((1, size), np.float32), size * 127
+        x, most = graph.input("x", 1, size), graph.weight(np.full((1, 1, size), 255, np.uint8))
+        shape = {"K": size, "N": 1, "bits": 8, "block_size": size, "accuracy_level": WHOLE_NUMBERS}
+        product = graph.add("MatMulNBits", x, most, one, **shape)
+    graph.output(product, 1, 1)
+    (found,) = run(graph.session(1), {"x": given})
+    return abs(float(found[0, 0]) - expected) < 1
