@@ -155,7 +155,7 @@ class Layers(Graph):
 
 @functools.cache
 def has_exact_products(whole: bool = False) -> bool:
-    """Return whether products of whole rows, or else of blocks, are exact on this CPU: sums in 16 bits would saturate."""
+    """Return whether products of whole rows, or of blocks, are exact on this CPU: sums in 16 bits would saturate."""
     size, graph = 32, Graph()
     one = graph.weight(np.ones(1, np.float32))
     if whole:
