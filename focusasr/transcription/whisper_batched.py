@@ -19,6 +19,7 @@ from focusasr.audio.segmentation import AudioSegment
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.decoding.whisper_prompts import DecodingResult, is_silence
+from focusasr.runtime.ahead import read_ahead
 from focusasr.runtime.devices import run_in_halves
 from focusasr.transcription.result import Segment, Transcript
 from focusasr.transcription.resume import SegmentCache
@@ -58,7 +59,7 @@ class BatchedWhisperRecognizer(WhisperRecognizer):
         ready: Callable[[str | None, Sequence[Segment]], object],
     ) -> tuple[Transcript, float]:
         read = [0]
-        pieces = self._pieces(source, cut_off, read)
+        pieces = read_ahead(self._pieces(source, cut_off, read), self.batch_size)
         batch = head = list(islice(pieces, 1 if self.longform.prefix else self.batch_size))
         reader = self._reader(lambda: self.engine.encode([self._mel(head[0])])) if head else None
         segments: list[Segment] = []
