@@ -151,8 +151,7 @@ class _DecoderGraph(Layers):
             )
             name = f"decoder.blocks.{number}"
             normed, globe = self.norm(x, f"{name}.attention.ln_global"), f"{name}.attention.attn_global"
-            query = self.split(self.query(normed, globe))
-            fresh = self.keys_values(normed, globe)
+            query, *fresh = self.queries_keys_values(normed, globe)
             keys, values = (self.add("Concat", *pair, axis=2) for pair in zip(past, fresh, strict=True))
             for value in (keys, values):
                 self.output(value, "R", self.heads, "N", size)

@@ -82,7 +82,7 @@ class Graph:
         if not isinstance(values, np.ndarray):
             array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         name = f"weight{len(self.weights)}"
-        self.weights[name] = np.ascontiguousarray(array)
+        self.weights[name] = np.asarray(array, order="C")
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: float | int | list[int]) -> str:

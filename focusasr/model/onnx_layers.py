@@ -48,6 +48,19 @@ class Layers(Graph):
         factor = np.float32((self.width // self.heads) ** -0.5)
         return self.product(x, values, scales * factor, self.weight(bias * factor))
 
+    def queries_keys_values(self, x: str, name: str) -> list[str]:
+        """Return queries, divided by the root of the head width, keys and values (B, H, T, E), by one product."""
+        names = ("query", "key", "value")
+        read = [self.read.integers(f"{name}.{one}.weight", self.width, self.width, block=self.block) for one in names]
+        bias = [self.read.floats(f"{name}.{one}.bias", self.width) for one in ("query", "value")]
+        factor = np.float32((self.width // self.heads) ** -0.5)
+        values, (scales, *others) = np.concatenate([one for one, _ in read]), [scale for _, scale in read]
+        biases = np.concatenate([bias[0] * factor, np.zeros_like(bias[0]), bias[1]])
+        x = self.product(x, values, np.concatenate([scales * factor, *others]), self.weight(biases))
+        parts = self.add("Reshape", x, self.weight([0, 0, 3, self.heads, self.width // self.heads]))
+        turned = self.turned(parts, 2, 0, 3, 1, 4)
+        return [self.add("Gather", turned, self.weight(np.array(place)), axis=0) for place in range(3)]
+
     def product(
         self, x: str, values: np.ndarray, scales: np.ndarray, bias: str = "", lowest: float | None = None
     ) -> str:
