@@ -23,7 +23,7 @@ FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ  # default, for models without a window
 BLOCK_FRAMES = 1000
-MOST_KEPT_BLOCKS = 6
+MOST_KEPT_BLOCKS = 60  # 10 minutes, 19 MB with 80 bands
 SILENT_LOG10 = -10.0  # log10 power of digital silence
 LOWEST_DB = -200.0  # level of digital silence, in dBFS
 EDGE = FFT_SAMPLES // 2  # samples in a frame on each side of its center
