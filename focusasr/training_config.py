@@ -26,8 +26,8 @@ class TrainConfig(Settings):
     """Optimization and augmentation of a training run."""
 
     init_from: str | None = setting(None, "source checkpoint, native or Whisper: folder, .pt file or name on the hub")
-    train_only: Literal["all", "local"] = setting(
-        "all", "trained parameters: all, or only the local branches and projections of a hybrid model, to save memory"
+    train_only: Literal["all", "encoder", "local"] = setting(
+        "all", "trained parameters: all, the encoder's, or the local branches and projections of a hybrid model"
     )
     steps: int = setting(10_000, "number of optimizer steps", ge=1)
     batch_seconds: float = setting(120.0, "audio per batch, padding included, in seconds", gt=0)

@@ -123,7 +123,7 @@ def begin_as_global(attention: HybridAttention) -> None:
 
 
 def learn_only(model: Model, settings: TrainConfig) -> None:
-    """Train only some weights: "all", or "local", the additions of a hybrid layer to its global branch.
+    """Train only some weights: "all", "encoder", or "local", the additions of a hybrid layer to its global branch.
 
     SettingError if there are no such additions, or if the other weights would stay random.
     """
@@ -131,6 +131,9 @@ def learn_only(model: Model, settings: TrainConfig) -> None:
         return
     wanted = "init_from too, since all other weights stay as they are there"
     require(settings.init_from is not None, "train_only", train_only, wanted)
+    if train_only == "encoder":
+        model.decoder.requires_grad_(False)
+        return
     hybrid = [module for module in model.modules() if isinstance(module, HybridAttention)]
     if not hybrid:
         raise SettingError("train_only", train_only, "a model with hybrid attention, as --attention hybrid makes it")
@@ -157,6 +160,8 @@ def remarks(settings: TrainConfig, model: ModelConfig, tokenizer: Tokenizer, mea
     lines = [f"begins as {settings.init_from}"] if settings.init_from else []
     if settings.train_only == "local":
         lines.append("only the local branches and their projections learn")
+    if settings.train_only == "encoder":
+        lines.append("the decoder stays as it is")
     if not model.ctc and settings.ctc_weight not in (0, TrainConfig.ctc_weight):
         lines.append("ctc_weight is ignored: this model has no CTC head")
     if settings.intermediate_ctc > 0 and not (model.ctc and settings.ctc_weight > 0 and model.encoder_layers > 1):

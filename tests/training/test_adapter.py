@@ -167,6 +167,15 @@ def test_adapt_measures_at_both_lengths_before_the_first_step(run, folder: Path,
     assert (config.tail_frames, config.attention, config.window_samples) == (48, "hybrid", None)
 
 
+def test_the_encoder_alone_may_learn(run, folder: Path, tmp_path: Path) -> None:
+    songs = write_song_book(tmp_path, SONGS)
+    command = ("adapt", folder, songs, "--texts", songs, "-o", "out", "--steps", 2, *QUICK)
+    assert run(*command, "--train-only", "encoder").status == 0
+    before, after = (load_checkpoint(path).model for path in (folder, Path("out/last")))
+    assert all(torch.equal(one, after.decoder.state_dict()[name]) for name, one in before.decoder.state_dict().items())
+    assert not torch.equal(before.encoder.stem.conv1.weight, after.encoder.stem.conv1.weight)
+
+
 def test_resumed_adaptation_equals_one_that_never_stopped(
     run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,13 @@ def test_train_only_local_leaves_whisper_as_it_is(folder: Path) -> None:
     assert {name.split(".")[2] for name in learning} == {"0", "1"}
 
 
+def test_train_only_encoder_leaves_the_decoder_as_it_is(folder: Path) -> None:
+    model = hybrid_of(load_checkpoint(folder))
+    learn_only(model, TrainConfig(init_from=str(folder), train_only="encoder"))
+    encoder = {name for name, _ in model.named_parameters() if name.startswith("encoder.")}
+    assert encoder and {name for name, one in model.named_parameters() if one.requires_grad} == encoder
+
+
 def test_train_only_local_wants_something_local(folder: Path) -> None:
     with pytest.raises(InputError, match=r"train_only is 'local'.*hybrid"):
         learn_only(load_checkpoint(folder).model, TrainConfig(init_from=str(folder), train_only="local"))

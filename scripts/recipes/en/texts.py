@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-SPOKEN = ("common_voice_en", "common_voice_en_delta13")  # their texts are sentences with punctuation
-EVALUATED = (*SPOKEN, "misc_en", "longform_en", "ljspeech", "kathleen", "philippm")
+# Their texts are sentences with punctuation.
+SPOKEN = ("common_voice_en", "common_voice_en_delta13", "ljspeech", "kathleen", "philippm")
+EVALUATED = (*SPOKEN, "misc_en", "longform_en")
 PLAIN = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "—": "-", "–": "-"})
 MOST_WRONG = 0.34  # share of a prompt's words
 CORPORA = ("an4", "fsdd", "speech_commands", "speech_commands_mini", "picovoice_keywords")
