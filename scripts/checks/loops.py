@@ -1,11 +1,11 @@
 """Loops in clips cut from anywhere, and words in recordings without speech.
 
-    python scripts/checks/loops.py speech/*.jsonl --clips 10000 --without-speech noise/*.flac [--model NAME]
+    python scripts/checks/loops.py speech/*.jsonl --clips 10000 --keep FOLDER --without-speech noise/*.flac
 
 Clips of 0.3 to 30 s are cut at random places from the recordings (audio files, folders or manifests). A loop is a
 phrase that a text repeats at least four times in a row, or at least three times if it has three words or more. Prints
-JSON: clips, texts with loops, minutes without speech, words there, and words per ten minutes. Status 1 if there was a
-loop, or more than one word in ten minutes.
+JSON: clips, texts with loops, minutes without speech, words there, and words per ten minutes. Clips with loops are
+written to FOLDER. Status 1 if there was a loop, or more than one word in ten minutes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -75,17 +76,21 @@ def main() -> int:
     parser.add_argument("--without-speech", nargs="*", default=[], metavar="PATH")
     parser.add_argument("--model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
     given = parser.parse_args()
     recognizer = focusasr.load(given.model, "cpu")
     sources, quiet = recordings(given.recordings), recordings(given.without_speech)
     clips = given.clips if sources else 0
-    loops: list[dict[str, str]] = []
+    loops: list[dict[str, Any]] = []
     texts, seconds = [], 0.0
     with progress_bar(clips, "transcribing") as advance:
-        for samples in cuts(sources, clips, given.seed):
+        for number, samples in enumerate(cuts(sources, clips, given.seed)):
             text = recognizer.transcribe(samples).text
             if phrase := loop(text):
-                loops.append({"phrase": phrase, "text": text})
+                loops.append({"phrase": phrase, "text": text, "clip": number})
+                if given.keep:
+                    given.keep.mkdir(parents=True, exist_ok=True)
+                    soundfile.write(given.keep / f"{number}.wav", samples, SAMPLE_RATE_HZ)
             advance(1, len(samples) / SAMPLE_RATE_HZ)
     for source in quiet:
         samples = load(source)
