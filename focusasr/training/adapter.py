@@ -46,7 +46,7 @@ from focusasr.whisper_config import SECONDS_PER_TIMESTAMP, LongformConfig, Searc
 SHORTEST_CUT_SECONDS = 0.3
 POSITIONS_COMPARED = 96  # sampled per batch for the comparison of whole output distributions, which is costly
 PADDED = "padded"  # suffix of a dev set that is measured with padding to the window
-LAST_TIMESTAMP = 1500
+ONE_SEGMENT_SECONDS = 3.0  # longest recording whose text is surely one segment
 GREEDY = SearchConfig(beam_size=None, best_of=None, temperature_increment_on_fallback=None)
 
 
@@ -204,16 +204,16 @@ class AdaptStep(TaughtStep):
         return memory, {row: [*text.prompt, *text.tokens, self.tokenizer.end] for row, text in there if text}
 
     def _written(self, piece: Batch, row: int, timestamps: bool) -> tuple[list[int], list[int]]:
-        """Return decoder input and targets of a transcript, between timestamps if requested.
+        """Return decoder input and targets of a transcript, that of a short recording between timestamps if requested.
 
-        Joined recordings have none: a decoder that reads no times between sentences would write none.
+        Others have none, also joined ones: a model that reads no times between parts of a text would write none.
         """
         wanted = [token for token in piece.targets[row].tolist() if token != IGNORED]
         start = int((piece.targets[row] != IGNORED).nonzero()[0]) + 1  # length of the prompt
         prompt = piece.tokens[row, :start].tolist()
-        if timestamps and len(piece.items[row].parts) == 1:
+        seconds = float(piece.samples[row]) / SAMPLE_RATE_HZ
+        if timestamps and len(piece.items[row].parts) == 1 and seconds <= ONE_SEGMENT_SECONDS:
             begin = self.tokenizer.timestamp_begin
-            seconds = min(float(piece.samples[row]) / SAMPLE_RATE_HZ, LAST_TIMESTAMP * SECONDS_PER_TIMESTAMP)
             prompt = [token for token in prompt if token != self.tokenizer.no_timestamps]
             wanted = [begin, *wanted[:-1], begin + round(seconds / SECONDS_PER_TIMESTAMP), wanted[-1]]
         return [*prompt, *wanted[:-1]], [*[IGNORED] * (len(prompt) - 1), *wanted]

@@ -133,17 +133,17 @@ def test_texts_are_learned_as_they_are_written(folder: Path, tmp_path: Path, tim
     assert lesson.rows.tolist() == [1] and lesson.taught[1].any() and not lesson.taught[0].any()
 
 
-def test_texts_of_joined_recordings_have_no_times(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("parts", "longest"), [(2, 3.0), (1, 0.0)])
+def test_texts_of_joined_and_of_long_recordings_have_no_times(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, longest: float
+) -> None:
     step = step_of(folder, timestamps=1.0)
-    batch = batch_of(step, write_song_book(tmp_path, SONGS), corpora=(1, 1))
-    joined = batch.items[0]._replace(parts=batch.items[0].parts * 2)
-    lesson = step._lesson(
-        batch._replace(items=[joined, batch.items[1]]), torch.zeros(2, 100, 20), torch.zeros(2, dtype=torch.bool)
-    )
-    begin = step.tokenizer.timestamp_begin
-    timed = [any(begin <= token < begin + 1501 for token in row) for row in lesson.targets.tolist()]
-    assert timed == [False, True]
-    assert step.tokenizer.no_timestamps in lesson.tokens[0] and step.tokenizer.no_timestamps not in lesson.tokens[1]
+    monkeypatch.setattr(adapter, "ONE_SEGMENT_SECONDS", longest)
+    batch = batch_of(step, write_song_book(tmp_path, SONGS), corpora=(1,))
+    joined = batch.items[0]._replace(parts=batch.items[0].parts * parts)
+    lesson = step._lesson(batch._replace(items=[joined]), torch.zeros(1, 100, 20), torch.zeros(1, dtype=torch.bool))
+    assert not (lesson.targets >= step.tokenizer.timestamp_begin).any()
+    assert step.tokenizer.no_timestamps in lesson.tokens[0]
 
 
 def test_short_parts_keep_a_third_of_a_second(folder: Path) -> None:
