@@ -95,21 +95,25 @@ def test_a_chunk_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer = focusasr.load("default", device="cpu", batched=True)
     samples, _ = soundfile.read(SAMPLE.with_name("jfk.flac"), dtype="float32")
     tokenizer = recognizer._model.recognizer(Options.read(sort_options({}))).recognizer.tokenizer
-    ruled, seen = OnnxWhisperDecoder._rule, list[bool]()
+    ruled, seen = OnnxWhisperDecoder._rule, list[tuple[bool, bool]]()  # whether a time is early, and may be the end
 
     def eager(self: Any, logits: Any, texts: Any, windows: Any) -> None:
         """Let the model end at the first time after text."""
         ruled(self, logits, texts, windows)
-        for row, text in zip(logits, texts, strict=True):
+        for row, text, window in zip(logits, texts, windows, strict=True):
             if len(text) > 5 and text[-1] < tokenizer.end and "," in tokenizer.decode_exactly(text[-1:]):
                 row[: tokenizer.timestamp_begin] = -np.inf
             elif len(text) > 5 and text[-1] > tokenizer.end and text[-2] > tokenizer.end:
-                seen.append(bool(np.isfinite(row[tokenizer.end])))
+                seen.append((text[-1] < window.until, bool(np.isfinite(row[tokenizer.end]))))
                 row[tokenizer.end] += 50
 
     monkeypatch.setattr(OnnxWhisperDecoder, "_rule", eager)
     text = recognizer.transcribe(samples).text
-    assert seen and not any(seen) and text.rstrip(".").endswith("for your country")
+    assert (
+        (True, False) in seen
+        and all(early != may_end for early, may_end in seen)
+        and text.rstrip(".").endswith("for your country")
+    )
 
 
 def test_small_models_are_left_to_pytorch(tmp_path: Path) -> None:
