@@ -39,27 +39,33 @@ class Layers(Graph):
         return self.product(x, values, scales, self.weight(self.read.floats(f"{name}.bias", outputs)) if bias else "")
 
     def query(self, x: str, name: str) -> str:
-        """Return queries (B, T, D), divided by the root of the head width.
+        """Return queries, divided by the root of the head width."""
+        values, scales, bias = self._query(name)
+        return self.product(x, values, scales, self.weight(bias))
+
+    def queries_keys_values(self, x: str, name: str) -> list[str]:
+        """Return queries, divided by the root of the head width, keys and values (B, H, T, E), by one product."""
+        query, scales, bias = self._query(name)
+        key, value = (
+            self.read.integers(f"{name}.{part}.weight", self.width, self.width, block=self.block)
+            for part in ("key", "value")
+        )
+        biases = np.concatenate([bias, np.zeros_like(bias), self.read.floats(f"{name}.value.bias", self.width)])
+        values, scales = np.concatenate([query, key[0], value[0]]), np.concatenate([scales, key[1], value[1]])
+        product = self.product(x, values, scales, self.weight(biases))
+        parts = self.add("Reshape", product, self.weight([0, 0, 3, self.heads, self.width // self.heads]))
+        turned = self.turned(parts, 2, 0, 3, 1, 4)
+        return [self.add("Gather", turned, self.weight(np.array(place)), axis=0) for place in range(3)]
+
+    def _query(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return integers, scales and bias of queries, divided by the root of the head width.
 
         The factor is in the weights: products of a scaled query with keys would be computed several times slower.
         """
         values, scales = self.read.integers(f"{name}.query.weight", self.width, self.width, block=self.block)
         bias = self.read.floats(f"{name}.query.bias", self.width)
         factor = np.float32((self.width // self.heads) ** -0.5)
-        return self.product(x, values, scales * factor, self.weight(bias * factor))
-
-    def queries_keys_values(self, x: str, name: str) -> list[str]:
-        """Return queries, divided by the root of the head width, keys and values (B, H, T, E), by one product."""
-        names = ("query", "key", "value")
-        read = [self.read.integers(f"{name}.{one}.weight", self.width, self.width, block=self.block) for one in names]
-        bias = [self.read.floats(f"{name}.{one}.bias", self.width) for one in ("query", "value")]
-        factor = np.float32((self.width // self.heads) ** -0.5)
-        values, (scales, *others) = np.concatenate([one for one, _ in read]), [scale for _, scale in read]
-        biases = np.concatenate([bias[0] * factor, np.zeros_like(bias[0]), bias[1]])
-        x = self.product(x, values, np.concatenate([scales * factor, *others]), self.weight(biases))
-        parts = self.add("Reshape", x, self.weight([0, 0, 3, self.heads, self.width // self.heads]))
-        turned = self.turned(parts, 2, 0, 3, 1, 4)
-        return [self.add("Gather", turned, self.weight(np.array(place)), axis=0) for place in range(3)]
+        return values, scales * factor, bias * factor
 
     def product(
         self, x: str, values: np.ndarray, scales: np.ndarray, bias: str = "", lowest: float | None = None
