@@ -9,18 +9,23 @@ steps, D width, H heads, E head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
-from focusasr.model.onnx_layers import HEAD_BLOCK, Layers
-from focusasr.model.onnx_memory import NEVER, Memory, State
+from focusasr.model.onnx_cross import FloatCross, IntegerCross
+from focusasr.model.onnx_layers import HEAD_BLOCK, Layers, has_exact_products
+from focusasr.model.onnx_memory import Memory, State
 from focusasr.model.onnx_weights import WeightReader, to_floats
 from focusasr.runtime.onnx import run
 
 LARGEST = 2**31 - 1  # end of a slice: to the end
 FAINTEST = 1e-35  # weight of a key outside the soft window
-WHOLE_STEPS = 64  # keys come in multiples of it, so that sums do not depend on the longest window of a batch
+NEVER = -1e9  # score of a key that a query does not see
+BY_ROWS = "MatMulInteger", "MatMulIntegerToFloat"  # operators for models of 30 s windows, if this CPU has exact ones
+
+Cross = FloatCross | IntegerCross
 
 
 def supports(config: ModelConfig) -> bool:
@@ -31,13 +36,13 @@ def supports(config: ModelConfig) -> bool:
 
 
 class _EncoderGraph(Layers):
-    """mel (1, F, M), positions (1, T, D) → keys and values of every decoder layer.
+    """mel (1, F, M), positions (1, T, D) → what the cross-attention of every decoder layer reads.
 
     The local branch of a hybrid model attends from each block of C steps to three of them: `ends` (8,) pads the steps
     to whole blocks, and `outside` (1, 1, T / C, 1, 3 C) is the bias of keys that are no steps.
     """
 
-    def build(self) -> None:
+    def build(self, cross: Cross) -> None:
         """Add the whole encoder."""
         config = self.config
         x = self.turned(self.input("mel", 1, "F", config.mel_bands), 0, 2, 1)
@@ -56,11 +61,12 @@ class _EncoderGraph(Layers):
             x = self.plus(x, self._attention(x, f"{block}.attention"))
             x = self.perceptron(x, f"{block}.mlp")
         x = self.norm(x, "encoder.ln_post")
-        self.output(x, 1, "T", self.width)
         for number in range(config.decoder_layers):
-            keys, values = self.keys_values(x, f"decoder.blocks.{number}.cross")
-            self.output(self.across(keys), 1, self.heads, self.width // self.heads, "T")
-            self.output(values, 1, self.heads, "T", self.width // self.heads)
+            name = f"decoder.blocks.{number}.cross"
+            keys, values = self.linear(x, f"{name}.key", bias=False), self.linear(x, f"{name}.value")
+            arrays = zip(cross.remember(self, keys, values), cross.arrays.values(), strict=True)
+            for value, (dtype, shape) in arrays:
+                self.output(value, 1, self.heads, *shape, dtype=dtype)
 
     def _attention(self, x: str, name: str) -> str:
         normed = self.norm(x, f"{name}.ln_global")
@@ -128,6 +134,18 @@ class _EncoderGraph(Layers):
         return self.plus(self.add("Mul", x, self.number(slope)), self.number(start))
 
 
+class Head(NamedTuple):
+    """The token embedding: integers (V, D) of it times gains (D,), and their scales (V, blocks).
+
+    `by_rows`: states before the logits have one scale a row, not one a block.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray
+    gains: np.ndarray | float
+    by_rows: bool
+
+
 class _DecoderGraph(Layers):
     """x (R, L, D), bias (L, P + L), keep (1,), past, memory → the past, logits (R, keep, V) of the last tokens, and the
     scores (W, H, R / W, L, T) of cross-attention.
@@ -136,19 +154,19 @@ class _DecoderGraph(Layers):
     rows of a window read its keys (W, H, 1, E, T) and values (W, H, 1, T, E) one after the other, from the CPU's cache.
     """
 
-    def build(self, head: tuple[np.ndarray, np.ndarray]) -> None:
-        """Add the whole decoder; `head` are the integers and scales of the token embedding."""
+    def build(self, head: Head, cross: Cross) -> None:
+        """Add the whole decoder."""
         size = self.width // self.heads
         x, bias = self.input("x", "R", "L", self.width), self.input("bias", "L", "N")
-        keep, unseen = self.input("keep", 1, dtype=np.int64), self.input("unseen", "W", 1, 1, 1, "T")
+        keep = self.input("keep", 1, dtype=np.int64)
         scores: list[str] = []  # of cross-attention
         by_window, by_row = (self.input(name, n, dtype=np.int64) for name, n in (("by_window", 5), ("by_row", 3)))
         for number in range(self.config.decoder_layers):
             past = [self.input(f"past_{kind}{number}", "R", self.heads, "P", size) for kind in "kv"]
-            memory = (
-                self.input(f"k{number}", "W", self.heads, 1, size, "T"),
-                self.input(f"v{number}", "W", self.heads, 1, "T", size),
-            )
+            memory = [
+                self.input(f"{kind}{number}", "W", self.heads, 1, *shape, dtype=dtype)
+                for kind, (dtype, shape) in cross.arrays.items()
+            ]
             name = f"decoder.blocks.{number}"
             normed, globe = self.norm(x, f"{name}.attention.ln_global"), f"{name}.attention.attn_global"
             query, *fresh = self.queries_keys_values(normed, globe)
@@ -159,12 +177,19 @@ class _DecoderGraph(Layers):
             x = self.plus(x, self.linear(mixed, f"{globe}.out"))
             asked = self.query(self.norm(x, f"{name}.ln_cross"), f"{name}.cross")
             asked = self.turned(self.add("Reshape", asked, by_window), 0, 3, 1, 2, 4)
-            scores.append(self.scores(asked, memory[0], unseen))
-            mixed = self.turned(self.mixed(scores[-1], memory[1]), 0, 2, 3, 1, 4)
-            x = self.plus(x, self.linear(self.add("Reshape", mixed, by_row), f"{name}.cross.out"))
+            found, mixed = cross.attend(self, asked, *memory)
+            scores.append(found)
+            mixed = self.add("Reshape", self.turned(mixed, 0, 2, 3, 1, 4), by_row)
+            x = self.plus(x, self.linear(mixed, f"{name}.cross.out"))
             x = self.perceptron(x, f"{name}.mlp")
-        last = self.add("Slice", self.norm(x, "decoder.ln"), keep, self.weight([LARGEST]), self.weight([1]))
-        self.output(self.block_product(last, *head, HEAD_BLOCK), "R", "K", self.config.vocabulary)
+        normed = self.norm(x, "decoder.ln", head.gains)
+        last = self.add("Slice", normed, keep, self.weight([LARGEST]), self.weight([1]))
+        if head.by_rows:
+            logits = self.rows_product(last, head.values, head.scales)
+        else:
+            last = self.add("Reshape", last, self.weight([-1, self.width]))
+            logits = self.block_product(last, head.values, head.scales, HEAD_BLOCK)
+        self.output(logits, "K", self.config.vocabulary)
         for one in scores:
             self.output(one, "W", self.heads, "S", "L", "T")
 
@@ -177,32 +202,40 @@ class OnnxEngine:
 
     def __init__(self, weights: WeightReader, config: ModelConfig, threads: int = 0) -> None:
         self.config = config
-        name, size = "decoder.token_embedding.weight", config.width
-        self.embedding = weights.integers(name, config.vocabulary, size, block=HEAD_BLOCK)
+        long = config.window_samples is not None and all(map(has_exact_products, BY_ROWS))
+        shape = "decoder.token_embedding.weight", config.vocabulary, config.width
+        if long:
+            self.head = Head(*weights.balanced(*shape, "decoder.ln"), by_rows=True)
+        else:
+            self.head = Head(*weights.integers(*shape, block=HEAD_BLOCK), gains=1.0, by_rows=False)
         self.text_positions = weights.floats("decoder.positional_embedding", config.text_context, config.width)
         self.positions = weights.floats("encoder.positions", config.audio_context, config.width)
         encoder, decoder = _EncoderGraph(weights, config, whole=True), _DecoderGraph(weights, config)
-        encoder.build()
-        decoder.build(self.embedding)
+        self._cross: Cross = (IntegerCross if long else FloatCross)(config.width // config.heads)
+        encoder.build(self._cross)
+        decoder.build(self.head, self._cross)
         weights.end()
         self.encoder, self.decoder = encoder.session(threads), decoder.session(threads)
         self._outputs = [output.name for output in self.decoder.get_outputs()]
+        layers, kinds = range(config.decoder_layers), self._cross.arrays.items()
+        self._remembered = {f"{name}{number}": kind for number in layers for name, kind in kinds}
 
     def encode(self, mels: Sequence[np.ndarray]) -> Memory:
         """Encode spectrograms (F, M), one by one."""
-        stride = self.config.strides[0] * self.config.strides[1]
-        length = -(-max(len(mel) for mel in mels) // stride // WHOLE_STEPS) * WHOLE_STEPS
-        whole: Memory | None = None
+        stride, whole = self.config.strides[0] * self.config.strides[1], self._cross.whole_steps
+        length = -(-max(len(mel) for mel in mels) // stride // whole) * whole
+        kinds: dict[str, Any] = {
+            name: (dtype, (len(mels), self.config.heads, *(length if size == "T" else size for size in shape)))
+            for name, (dtype, shape) in self._remembered.items()
+        }
+        memory = Memory.empty(kinds)
         for place, mel in enumerate(mels):
             steps = len(mel) // stride
             given = {"mel": mel[None], "positions": self.positions[None, :steps]}
             if self.config.attention == "hybrid":
                 given |= self._windows(steps)
-            states, *keys_values = run(self.encoder, given)
-            whole = whole or Memory.empty(keys_values, len(mels), length)
-            whole.put(place, states, keys_values)
-        assert whole is not None
-        return whole
+            memory.put(place, run(self.encoder, given))
+        return memory
 
     def _windows(self, steps: int) -> dict[str, np.ndarray]:
         """Return how steps are cut into blocks, and which places are no steps."""
@@ -215,33 +248,33 @@ class OnnxEngine:
 
     def start(self, memory: Memory, rows: int = 1) -> State:
         """Return the state before the first token, with some rows for each window."""
-        windows = len(memory.numbers)
-        heads = self.config.heads
+        windows, heads, layers = len(memory.numbers), self.config.heads, self.config.decoder_layers
         empty = np.zeros((windows * rows, heads, 0, self.config.width // heads), np.float32)
-        return State(memory, [empty] * len(memory.keys_values), windows)
+        return State(memory, [empty] * 2 * layers, windows)
 
     def advance(self, tokens: np.ndarray, state: State, keep: int = 1) -> tuple[np.ndarray, State]:
         """Read tokens (R, L) and return logits (R, keep, V) after the last of them, and the state."""
         *now, logits = self._decode(tokens, state, keep, self._outputs[: 2 * self.config.decoder_layers + 1])
-        return logits, State(state.memory, now, state.windows)
+        return logits.reshape(len(tokens), keep, -1), State(state.memory, now, state.windows)
 
     def attention(self, tokens: Sequence[int], memory: Memory) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return logits (L, V) after a window's tokens, and the scores (H, L, T) of each layer's cross-attention."""
         outputs = self._outputs[2 * self.config.decoder_layers :]
         logits, *scores = self._decode(np.array([tokens]), self.start(memory), len(tokens), outputs)
-        return logits[0], [one[0, :, 0] for one in scores]
+        return logits, [one[0, :, 0] for one in scores]
 
     def _decode(self, tokens: np.ndarray, state: State, keep: int, outputs: Sequence[str]) -> list[np.ndarray]:
         past, (rows, length), windows = state.past[0].shape[2], tokens.shape, state.windows
         width, heads = self.config.width, self.config.heads
-        x = to_floats(*(one[tokens] for one in self.embedding)) + self.text_positions[past : past + length]
+        x = to_floats(self.head.values[tokens], self.head.scales[tokens]) / self.head.gains
+        x += self.text_positions[past : past + length]
         ahead = np.triu(np.full((length, past + length), NEVER, np.float32), past + 1)
-        given = {"x": x, "bias": ahead, "keep": np.array([-keep]), "unseen": state.memory.unseen[:windows, None]}
+        given = {"x": x, "bias": ahead, "keep": np.array([-keep])}
         given["by_window"] = np.array([windows, rows // windows, length, heads, width // heads])
         given["by_row"] = np.array([rows, length, width])
         kinds = [f"{kind}{number}" for number in range(self.config.decoder_layers) for kind in "kv"]
         given |= {f"past_{kind}": one for kind, one in zip(kinds, state.past, strict=True)}
-        given |= {kind: one[:windows, :, None] for kind, one in zip(kinds, state.memory.keys_values, strict=True)}
+        given |= {name: one[:windows, :, None] for name, one in state.memory.arrays.items()}
         return run(self.decoder, given, outputs)
 
     def select(self, state: State, rows: Sequence[int], windows: int | None = None) -> State:

@@ -72,9 +72,9 @@ class Graph:
         self._inputs.append(_message((1, name), (2, _tensor_type(dtype, shape))))
         return name
 
-    def output(self, value: str, *shape: int | str) -> None:
-        """Declare an operator's result as the next output, in float32."""
-        self._outputs.append(_message((1, value), (2, _tensor_type(np.float32, shape))))
+    def output(self, value: str, *shape: int | str, dtype: type[np.generic] = np.float32) -> None:
+        """Declare an operator's result as the next output."""
+        self._outputs.append(_message((1, value), (2, _tensor_type(dtype, shape))))
 
     def weight(self, values: np.ndarray | Sequence[float] | Sequence[int]) -> str:
         """Add a constant and return its name; whole numbers become int64."""

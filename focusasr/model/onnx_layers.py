@@ -8,7 +8,7 @@ import numpy as np
 
 from focusasr.config import ModelConfig
 from focusasr.model.onnx_graph import Graph
-from focusasr.model.onnx_weights import SMALLEST, WeightReader
+from focusasr.model.onnx_weights import NORM, SMALLEST, WeightReader
 from focusasr.runtime.onnx import run
 
 BLOCK = 32  # values of a row with one scale, where rows have several
@@ -16,7 +16,7 @@ HEAD_BLOCK = 64  # the same before the logits; in larger blocks, rows would get 
 WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
 LOWEST_GELU = -0.17  # smallest value of the GELU
 ZERO = 128  # what stands for 0 in unsigned integers
-TO_UINT8 = 2  # TensorProto.DataType
+TO_FLOAT, TO_UINT8 = 1, 2  # TensorProto.DataType
 
 
 class Layers(Graph):
@@ -29,7 +29,7 @@ class Layers(Graph):
     def __init__(self, weights: WeightReader, config: ModelConfig, whole: bool = False) -> None:
         super().__init__()
         self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
-        self.block = None if whole and has_exact_products(whole) else BLOCK
+        self.block = None if whole and has_exact_products("MatMulIntegerToFloat") else BLOCK
         self._rounded: dict[str, tuple[str, str, str]] = {}
 
     def linear(self, x: str, name: str, outputs: int | None = None, bias: bool = True) -> str:
@@ -77,7 +77,7 @@ class Layers(Graph):
         if self.block:
             product = self.block_product(x, values, scales, self.block)
         else:
-            product = self._whole_product(x, values, scales, lowest)
+            product = self.add("Unsqueeze", self.rows_product(x, values, scales, lowest), self.weight([0]))
         return self.plus(product, bias) if bias else product
 
     def block_product(self, x: str, values: np.ndarray, scales: np.ndarray, block: int) -> str:
@@ -85,12 +85,12 @@ class Layers(Graph):
         rows, size = values.shape
         blocks = (values.view(np.uint8) ^ ZERO).reshape(rows, -1, block)
         each = np.repeat(scales, size // block // scales.shape[1], axis=1)
-        level = WHOLE_NUMBERS if has_exact_products() else FLOATS
+        level = WHOLE_NUMBERS if has_exact_products("MatMulNBits") else FLOATS
         shape = {"K": size, "N": rows, "bits": 8, "block_size": block, "accuracy_level": level}
         return self.add("MatMulNBits", x, self.weight(blocks), self.weight(each.ravel()), **shape)
 
-    def _whole_product(self, x: str, values: np.ndarray, scales: np.ndarray, lowest: float | None) -> str:
-        """Multiply x (1, T, K) with one scale for each row, which takes a third of the time if there are many."""
+    def rows_product(self, x: str, values: np.ndarray, scales: np.ndarray, lowest: float | None = None) -> str:
+        """Multiply x (…, K) to (T, N), with one scale for each row, which takes a third of the time if T is large."""
         integers, scale, zeros = self._round(x, values.shape[1], lowest)
         zero = ZERO if lowest is None else 0
         inputs = integers, self.weight(values.T), self.number(1.0), self.weight(scales[:, 0]), self.byte(zero)
@@ -98,20 +98,19 @@ class Layers(Graph):
         if lowest is not None:  # rows have different zeros
             ones = self.weight(scales.T * values.sum(axis=1, dtype=np.float32))
             product = self.add("Sub", product, self.add("Mul", zeros, ones))
-        return self.add("Unsqueeze", self.add("Mul", product, scale), self.weight([0]))
+        return self.add("Mul", product, scale)
 
     def _round(self, x: str, size: int, lowest: float | None) -> tuple[str, str, str]:
         """Return x (1, T, K) in integers (T, K), the scale of each row (T, 1), and what stands for 0 in it (T, 1)."""
         if x not in self._rounded:
             rows, line = self.add("Reshape", x, self.weight([-1, size])), self.weight([-1])
             if lowest is None:
-                peak = self.add("ReduceMax", self.add("Abs", rows), self.weight([1]), keepdims=1)
-                scale = self.add("Max", self.add("Mul", peak, self.number(1 / 127)), self.number(SMALLEST))
+                scale = self.peak_scale(rows, 1)
                 zeros = self.add("Expand", self.byte(ZERO), self.add("Shape", self.add("Reshape", scale, line)))
                 whole = zeros
             else:
                 peak = self.add("ReduceMax", rows, self.weight([1]), keepdims=1)
-                scale = self.add("Mul", self.add("Sub", peak, self.number(lowest)), self.number(1 / 255))
+                scale = self.times(self.add("Sub", peak, self.number(lowest)), 1 / 255)
                 scale = self.add("Max", scale, self.number(SMALLEST))
                 zeros = self.add("Round", self.add("Div", self.number(-lowest), scale))
                 whole = self.add("Cast", self.add("Reshape", zeros, line), to=TO_UINT8)
@@ -119,10 +118,15 @@ class Layers(Graph):
             self._rounded[x] = integers, scale, zeros
         return self._rounded[x]
 
-    def norm(self, x: str, name: str) -> str:
-        """Apply a LayerNorm."""
-        weight, bias = (self.weight(self.read.floats(f"{name}.{one}", self.width)) for one in ("weight", "bias"))
-        return self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-5)
+    def peak_scale(self, x: str, axis: int) -> str:
+        """Return the scale by which the largest values along an axis become 127."""
+        peak = self.add("ReduceMax", self.add("Abs", x), self.weight([axis]), keepdims=1)
+        return self.add("Max", self.times(peak, 1 / 127), self.number(SMALLEST))
+
+    def norm(self, x: str, name: str, gains: np.ndarray | float = 1.0) -> str:
+        """Apply a LayerNorm, and divide by gains (D,)."""
+        factors = [self.weight(self.read.floats(f"{name}.{one}", self.width) / gains) for one in NORM]
+        return self.add("LayerNormalization", x, *factors, axis=-1, epsilon=1e-5)
 
     def split(self, x: str) -> str:
         """Turn (B, T, D) into heads (B, H, T, E)."""
@@ -160,6 +164,9 @@ class Layers(Graph):
         """Add values up."""
         return functools.reduce(lambda a, b: self.add("Add", a, b), values)
 
+    def times(self, x: str, factor: float) -> str:
+        return self.add("Mul", x, self.number(factor))
+
     def turned(self, x: str, *order: int) -> str:
         return self.add("Transpose", x, perm=list(order))
 
@@ -173,20 +180,22 @@ class Layers(Graph):
 
 
 @functools.cache
-def has_exact_products(whole: bool = False) -> bool:
-    """Return whether products of whole rows, or of blocks, are exact on this CPU: sums in 16 bits would saturate."""
+def has_exact_products(operator: str) -> bool:
+    """Return whether an operator's products in 8 bits are exact on this CPU: sums in 16 bits would saturate."""
     size, graph = 32, Graph()
-    one = graph.weight(np.ones(1, np.float32))
-    if whole:
-        given, expected = np.full((1, size), 255, np.uint8), size * 127 * 255
-        x, zero = graph.input("x", 1, size, dtype=np.uint8), graph.weight(np.zeros(1, np.uint8))
-        most = graph.weight(np.full((size, 1), 127, np.int8))
-        product = graph.add("MatMulIntegerToFloat", x, most, one, one, zero)
-    else:
+    if operator == "MatMulNBits":
         given, expected = np.ones((1, size), np.float32), size * 127
-        x, most = graph.input("x", 1, size), graph.weight(np.full((1, 1, size), 255, np.uint8))
+        most = graph.weight(np.full((1, 1, size), 255, np.uint8))
         shape = {"K": size, "N": 1, "bits": 8, "block_size": size, "accuracy_level": WHOLE_NUMBERS}
-        product = graph.add("MatMulNBits", x, most, one, **shape)
+        product = graph.add(operator, graph.input("x", 1, size), most, graph.weight(np.ones(1, np.float32)), **shape)
+    else:
+        given, expected = np.full((1, size), 255, np.uint8), size * 127 * 255
+        x, most = graph.input("x", 1, size, dtype=np.uint8), graph.weight(np.full((size, 1), 127, np.int8))
+        if operator == "MatMulInteger":
+            product = graph.add("Cast", graph.add(operator, x, most), to=TO_FLOAT)
+        else:
+            one = graph.weight(np.ones(1, np.float32))
+            product = graph.add(operator, x, most, one, one, graph.weight(np.zeros(1, np.uint8)))
     graph.output(product, 1, 1)
     (found,) = run(graph.session(1), {"x": given})
     return abs(float(found[0, 0]) - expected) < 1

@@ -6,59 +6,53 @@ heads, E head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-NEVER = -1e9  # score of a key that a query does not see
 
 
 @dataclass
 class Memory:
-    """Encoded windows: the states (1, T, D) of each, and what the decoder's cross-attention needs of all of them.
+    """Encoded windows: what the decoder's cross-attention reads of them (W, H, …), by name.
 
-    `keys_values` are keys (W, H, E, T) and values (W, H, T, E) of each decoder layer. `unseen` (W, 1, 1, T) is NEVER
-    after the end of a window and 0 before. `numbers` (W,) tells which window has each place in these arrays.
+    Biases are -inf after the end of a window. `numbers` (W,) tells which window has each place in the arrays.
     """
 
-    states: list[np.ndarray]
-    keys_values: list[np.ndarray]
-    unseen: np.ndarray
+    arrays: dict[str, np.ndarray]
     numbers: list[int]
 
     @classmethod
-    def empty(cls, like: Sequence[np.ndarray], windows: int, length: int) -> Memory:
-        """Return a memory for some windows of a length in steps; `like` are the keys and values of one window."""
-        arrays = []
-        for number, one in enumerate(like):
-            _, heads, *sizes = one.shape
-            sizes[1 - number % 2] = length
-            arrays.append(np.zeros((windows, heads, *sizes), np.float32))
-        return cls([], arrays, np.full((windows, 1, 1, length), NEVER, np.float32), list(range(windows)))
+    def empty(cls, kinds: Mapping[str, tuple[Any, Sequence[int]]]) -> Memory:
+        """Return a memory for arrays of these types and shapes."""
+        arrays = {}
+        for name, (dtype, shape) in kinds.items():
+            arrays[name] = np.full(shape, -np.inf if name.startswith("bias") else 0, dtype)
+        windows = max(shape[0] for _, shape in kinds.values())
+        return cls(arrays, list(range(windows)))
 
     @classmethod
     def joined(cls, memories: Sequence[Memory]) -> Memory:
         """Return windows that were encoded apart as one batch."""
-        length = max(memory.unseen.shape[3] for memory in memories)
-        whole = cls.empty(memories[0].keys_values, len(memories), length)
+        kinds = {}
+        for name, one in memories[0].arrays.items():
+            _, *sizes = np.max([memory.arrays[name].shape for memory in memories], axis=0)
+            kinds[name] = one.dtype, (len(memories), *sizes)
+        whole = cls.empty(kinds)
         for place, memory in enumerate(memories):
-            whole.put(place, memory.states[0], memory.keys_values)
+            whole.put(place, list(memory.arrays.values()))
         return whole
 
-    def put(self, place: int, states: np.ndarray, keys_values: Sequence[np.ndarray]) -> None:
-        """Put the next window into its place."""
-        self.states.append(states)
-        for whole, one in zip(self.keys_values, keys_values, strict=True):
-            whole[place, :, : one.shape[2], : one.shape[3]] = one[0]
-        self.unseen[place, ..., : states.shape[1]] = 0.0
+    def put(self, place: int, arrays: Sequence[np.ndarray]) -> None:
+        """Put the next window (1, H, …) into its place."""
+        for whole, (one,) in zip(self.arrays.values(), arrays, strict=True):
+            whole[place][tuple(slice(size) for size in one.shape)] = one
 
     def window(self, number: int) -> Memory:
         """Return one window alone."""
         place = self.numbers.index(number)
-        part = slice(place, place + 1)
-        return Memory([self.states[number]], [one[part] for one in self.keys_values], self.unseen[part], [0])
+        return Memory({name: one[place : place + 1] for name, one in self.arrays.items()}, [0])
 
     def keep(self, places: Sequence[int]) -> list[int]:
         """Move these places before the others, and return their new order."""
@@ -67,7 +61,7 @@ class Memory:
         fillers = [place for place in order[len(kept) :] if place in kept]
         for hole in (place for place in order[: len(kept)] if place not in kept):
             pair = [hole, fillers.pop()]
-            for one in (*self.keys_values, self.unseen):
+            for one in self.arrays.values():
                 one[pair] = one[pair[::-1]]
             for numbers in (self.numbers, order):
                 numbers[pair[0]], numbers[pair[1]] = numbers[pair[1]], numbers[pair[0]]

@@ -69,7 +69,7 @@ def both(seed: int, previous: list[int], draft: list[int], **options: Any) -> li
         decoder.draft, decoder.most_tokens = draft, 40
         opening = decoder.opening()
         prompt = decoder.prompt(previous, opening=opening)
-        nothing = Memory([np.zeros(0)], [], np.zeros((1, 1, 1, 0)), [0])
+        nothing = Memory({}, [0])
         here: Any = memory if isinstance(decoder, WhisperDecoder) else nothing
         found += decoder.answers(here, [prompt], opening=opening)
     return found

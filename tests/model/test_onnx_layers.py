@@ -10,6 +10,7 @@ import pytest
 from focusasr.config import ModelConfig
 from focusasr.model.onnx_layers import LOWEST_GELU, Layers, has_exact_products
 from focusasr.model.onnx_weights import WeightReader
+from focusasr.model.weights import Integers, Weight
 from focusasr.runtime.onnx import run
 
 INPUTS, OUTPUTS = 96, 40
@@ -40,7 +41,7 @@ def by_numpy(x: np.ndarray, values: np.ndarray, scales: np.ndarray, lowest: floa
 @pytest.mark.parametrize("lowest", [None, LOWEST_GELU])
 @pytest.mark.parametrize("rows", [1, 2, 33])
 def test_products_of_whole_rows_are_exact(rows: int, lowest: float | None) -> None:
-    if not has_exact_products(whole=True):
+    if not has_exact_products("MatMulIntegerToFloat"):
         pytest.skip("this CPU does not multiply 8 bit integers exactly")
     chance = np.random.default_rng(rows)
     x = chance.normal(size=(1, rows, INPUTS)).astype(np.float32) * 10 ** chance.uniform(-3, 3, (1, rows, 1))
@@ -65,3 +66,22 @@ def test_products_are_near_those_of_floats(whole: bool, lowest: float | None) ->
     weights = values * np.repeat(scales, INPUTS // scales.shape[1], axis=1)
     exact = x @ weights.T
     assert np.abs(product(x, values, scales, lowest, whole) - exact).mean() < 0.01 * exact.std()
+
+
+def test_gains_make_products_of_rows_with_outliers_more_exact() -> None:
+    chance = np.random.default_rng(0)
+    scale = np.where(np.arange(INPUTS) % 16 == 0, 20, 1).astype(np.float32)  # of a norm: some columns are large
+    embedding = (chance.normal(size=(OUTPUTS, INPUTS)) / scale).astype(np.float32)
+    tensors = {"head": embedding, "norm.weight": scale, "norm.bias": np.zeros(INPUTS, np.float32)}
+    weights = {name: Weight(one.shape, lambda one=one: one) for name, one in tensors.items()}  # type: ignore[misc]
+    values, scales, gains = WeightReader(weights, Path("none")).balanced("head", OUTPUTS, INPUTS, "norm")
+    assert np.abs(values * scales / gains - embedding).max() < 0.01 * np.abs(embedding).max()
+    x = (chance.normal(size=(1, 50, INPUTS)) * scale).astype(np.float32)
+    plain = WeightReader(weights, Path("none")).integers("head", OUTPUTS, INPUTS)
+    errors = [
+        np.abs(product(given, *integers, None, whole=True) - x @ embedding.T).mean()
+        for given, integers in ((x, plain), (x / gains, (values, scales)))
+    ]
+    assert errors[1] < 0.5 * errors[0]
+    stored = Weight((OUTPUTS, INPUTS), lambda: embedding, lambda: Integers(*plain))
+    assert (WeightReader({"head": stored}, Path("none")).balanced("head", OUTPUTS, INPUTS, "norm")[2] == 1).all()

@@ -1,0 +1,97 @@
+"""Cross-attention as ONNX operators, in floats or with 8 bit integers.
+
+Letters: W windows, R rows of a window, L tokens, T encoder steps, D width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from focusasr.model.onnx_layers import TO_FLOAT, ZERO, Layers
+
+HIGH, LOW = 1 / 255, 1 / 255**2  # steps of the two integers that attention weights are split into
+
+Kind = tuple[type[np.generic], tuple[int | str, int | str]]
+
+
+class FloatCross:
+    """Keys and values in float32.
+
+    `arrays` has the type, and the shape after (W, H), of what the decoder reads of each layer. A bias is added to the
+    scores of each step.
+    """
+
+    whole_steps = 64  # keys come in multiples of it, so that sums do not depend on the longest window of a batch
+
+    def __init__(self, size: int) -> None:
+        self.arrays: dict[str, Kind] = {
+            "k": (np.float32, (size, "T")), "v": (np.float32, ("T", size)), "bias": (np.float32, (1, "T")),
+        }  # fmt: skip
+
+    def remember(self, graph: Layers, keys: str, values: str) -> list[str]:
+        """Return the arrays for the keys and values (1, T, D) of a layer."""
+        keys = graph.across(graph.split(keys))
+        return [keys, graph.split(values), graph.times(_sum(graph, keys), 0.0)]
+
+    def attend(self, graph: Layers, query: str, keys: str, values: str, bias: str) -> tuple[str, str]:
+        """Return the scores (W, H, R, L, T) of queries (W, H, R, L, E), and the mixture of values."""
+        scores = graph.scores(query, keys, bias)
+        return scores, graph.mixed(scores, values)
+
+
+class IntegerCross:
+    """Keys and values in 8 bits, with one scale for each of the D columns of a window.
+
+    They take a quarter of the memory, whose speed limits steps with many rows. The scales of keys are multiplied into
+    the queries, which are then rounded to 8 bits with one scale a row. Attention weights have 16 bits. The biases
+    subtract what the products have too much since integers of queries and weights have no sign.
+    """
+
+    whole_steps = 32
+
+    def __init__(self, size: int) -> None:
+        line: Kind = (np.float32, (1, size))
+        self.arrays: dict[str, Kind] = {
+            "k": (np.int8, (size, "T")), "k_scale": line, "bias": (np.float32, (1, "T")),
+            "v": (np.int8, ("T", size)), "v_scale": line, "v_bias": line,
+        }  # fmt: skip
+
+    def remember(self, graph: Layers, keys: str, values: str) -> list[str]:
+        """Return the arrays for the keys and values (1, T, D) of a layer."""
+        key_scale, value_scale = (graph.peak_scale(x, 1) for x in (keys, values))
+        zero = graph.weight(np.zeros((), np.int8))
+        keys = graph.across(graph.split(_rounded(graph, keys, key_scale, zero)))
+        values = graph.split(_rounded(graph, values, value_scale, zero))
+        keys_bias, values_bias = graph.times(_sum(graph, keys), -ZERO), graph.times(_sum(graph, values), -ZERO * HIGH)
+        key_scale, value_scale = graph.split(key_scale), graph.split(graph.times(value_scale, HIGH))
+        return [keys, key_scale, keys_bias, values, value_scale, values_bias]
+
+    def attend(
+        self, graph: Layers, query: str, keys: str, key_scale: str, bias: str, values: str, value_scale: str, more: str
+    ) -> tuple[str, str]:
+        """Return the scores (W, H, R, L, T) of queries (W, H, R, L, E), and the mixture of values."""
+        query = graph.add("Mul", query, key_scale)
+        scale, zero, high_step = graph.peak_scale(query, -1), graph.byte(ZERO), graph.number(HIGH)
+        product = _product(graph, _rounded(graph, query, scale, zero), keys)
+        scores = graph.add("Mul", graph.plus(product, bias), scale)
+        weights = graph.add("Softmax", scores, axis=-1)
+        high = graph.add("QuantizeLinear", weights, high_step, graph.byte(0))
+        rest = graph.add("Sub", weights, graph.add("DequantizeLinear", high, high_step, graph.byte(0)))
+        low = graph.add("QuantizeLinear", rest, graph.number(LOW), zero)
+        mixed = graph.plus(_product(graph, high, values), graph.times(_product(graph, low, values), HIGH), more)
+        return scores, graph.add("Mul", mixed, value_scale)
+
+
+def _sum(graph: Layers, x: str) -> str:
+    """Return the sum over the third axis in float32."""
+    return graph.add("ReduceSum", graph.add("Cast", x, to=TO_FLOAT), graph.weight([2]), keepdims=1)
+
+
+def _rounded(graph: Layers, x: str, scale: str, zero: str) -> str:
+    """Return x divided by a scale and rounded to 8 bits."""
+    return graph.add("QuantizeLinear", graph.add("Div", x, scale), graph.number(1.0), zero)
+
+
+def _product(graph: Layers, integers: str, values: str) -> str:
+    """Multiply integers without a sign by integers with one, exactly, but in float32."""
+    return graph.add("Cast", graph.add("MatMulInteger", integers, values), to=TO_FLOAT)
