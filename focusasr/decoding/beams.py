@@ -33,6 +33,18 @@ class BeamStep(NamedTuple):
     score: float
 
 
+def in_place(steps: Sequence[BeamStep]) -> list[BeamStep]:
+    """Return the next rows in an order in which most remain in their places, so that few are copied."""
+    places: dict[int, BeamStep | None] = dict.fromkeys(range(len(steps)))
+    others = []
+    for step in steps:
+        if step.row in places and places[step.row] is None:
+            places[step.row] = step
+        else:
+            others.append(step)
+    return [step or others.pop(0) for step in places.values()]
+
+
 @dataclass
 class Beams:
     """The beams of one utterance: its unfinished rows and its complete texts, at most `wanted`."""

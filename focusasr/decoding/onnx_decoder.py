@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from focusasr.decoding.beams import Beams, BeamStep, Hypothesis, score
+from focusasr.decoding.beams import Beams, BeamStep, Hypothesis, in_place, score
 from focusasr.decoding.whisper_prompts import (
     DecodingResult,
     WhisperPrompts,
@@ -234,7 +234,7 @@ class OnnxWhisperDecoder(WhisperPrompts):
                     beams.close(steps, said[place])
                     yield number, max(beams.complete, key=lambda text: score(text, self.config.length_penalty))
                 else:
-                    kept[place] = steps
+                    kept[place] = in_place(steps)
             if not kept:
                 return
             order = state.memory.keep(list(kept)) if len(kept) < len(going) else list(kept)

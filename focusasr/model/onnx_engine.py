@@ -278,8 +278,17 @@ class OnnxEngine:
         return run(self.decoder, given, outputs)
 
     def select(self, state: State, rows: Sequence[int], windows: int | None = None) -> State:
-        """Return the state of these rows, in any order, of the first windows, or of all; rows may be repeated."""
-        past = state.past if list(rows) == list(range(len(state.past[0]))) else [one[list(rows)] for one in state.past]
+        """Return the state of these rows, in any order, of the first windows, or of all; rows may be repeated.
+
+        The given state must not be used afterwards: if as many rows remain, only those that change places are copied.
+        """
+        past, moved = state.past, [place for place, row in enumerate(rows) if row != place]
+        sources = [rows[place] for place in moved]
+        if len(rows) != len(past[0]) or any(rows[row] != row for row in sources):
+            past = [one[list(rows)] for one in past]
+        elif moved:
+            for one in past:
+                one[moved] = one[sources]
         return State(state.memory, past, windows or state.windows)
 
     def cut(self, state: State, length: int) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from focusasr.runtime.errors import InputError
 
 SMALLEST = 1e-30  # peak of a block of zeros
 BALANCE = 0.7  # by how much gains make the columns of inputs alike, and not those of weights
+ROWS_AT_ONCE = 4096  # of a matrix that is rounded, so that no whole copy in float32 is made
 NORM = "weight", "bias"  # of a layer norm
 
 
@@ -53,8 +55,7 @@ class WeightReader:
         weight, (scale, bias) = self.floats(name, rows, size), (self.floats(f"{norm}.{x}", size) for x in NORM)
         inputs, largest = 3 * np.abs(scale) + np.abs(bias), np.maximum(np.abs(weight).max(axis=0), SMALLEST)
         gains = np.maximum(inputs, SMALLEST) ** BALANCE / largest ** (1 - BALANCE)
-        values, scales = _rounded(weight * gains, 1)
-        return np.asfortranarray(values), scales, gains  # as it is multiplied
+        return *_rounded(weight, 1, gains, order="F"), gains  # in the order of the product
 
     def end(self) -> None:
         """Reject weights that nobody has read."""
@@ -83,11 +84,17 @@ class WeightReader:
         return InputError(f"{self._place}: {problem}. Copy the checkpoint again.")
 
 
-def _rounded(weight: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (N, K) as 8 bit integers, with scales (N, parts) for equal parts of each row."""
-    blocks = weight.reshape(len(weight), parts, -1)
-    scales = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
-    return np.rint(blocks / scales[..., None]).astype(np.int8).reshape(weight.shape), scales.astype(np.float32)
+def _rounded(
+    weight: np.ndarray, parts: int, gains: np.ndarray | float = 1.0, order: Literal["C", "F"] = "C"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (N, K) times gains as 8 bit integers, with scales (N, parts) for equal parts of each row."""
+    values, scales = np.empty(weight.shape, np.int8, order), np.empty((len(weight), parts), np.float32)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        here = slice(start, start + ROWS_AT_ONCE)
+        blocks = (weight[here] * gains).reshape(-1, parts, weight.shape[1] // parts)
+        scales[here] = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
+        values[here] = np.rint(blocks / scales[here, :, None]).reshape(-1, weight.shape[1])
+    return values, scales
 
 
 def to_floats(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
