@@ -53,8 +53,8 @@ class WeightReader:
         if self._weight(name, (rows, size)).integers is not None:
             return *self.integers(name, rows, size), np.ones(size, np.float32)
         weight, (scale, bias) = self.floats(name, rows, size), (self.floats(f"{norm}.{x}", size) for x in NORM)
-        inputs, largest = 3 * np.abs(scale) + np.abs(bias), np.maximum(np.abs(weight).max(axis=0), SMALLEST)
-        gains = np.maximum(inputs, SMALLEST) ** BALANCE / largest ** (1 - BALANCE)
+        inputs, largest = 3 * np.abs(scale) + np.abs(bias), np.maximum(weight.max(axis=0), -weight.min(axis=0))
+        gains = np.maximum(inputs, SMALLEST) ** BALANCE / np.maximum(largest, SMALLEST) ** (1 - BALANCE)
         return *_rounded(weight, 1, gains, order="F"), gains  # in the order of the product
 
     def end(self) -> None:
