@@ -5,8 +5,8 @@ in seconds, and optionally `offset`, `channel` (counted from 0), `speaker`, `lan
 
 Layouts that `preprocess` reads: audio with a .txt, .lab or .json of the same name, long recordings with subtitles, CSV,
 TSV and JSON Lines with columns of usual names (including NeMo and Hugging Face's metadata.jsonl), LibriSpeech,
-LJSpeech, all releases of Common Voice, Kaldi folders, lhotse cuts and supervisions. Commands inside a corpus (Kaldi's
-pipes) are never run.
+LJSpeech, all releases of Common Voice, Kaldi folders, lhotse cuts and supervisions (with the extra `lhotse`). Commands
+inside a corpus (Kaldi's pipes) are never run.
 
 Output is 16 kHz, mono, 16 bit. Nothing else changes unless an option requests it, and manifest.meta.json records all
 steps. Unusable utterances go to rejects.jsonl with a reason. Usable but suspicious ones are counted in report.json and

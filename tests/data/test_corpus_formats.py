@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def make(folder: Path, **files: str) -> None:
 
 def read(path: Path, layout: str) -> tuple[list[CorpusUtterance], list[Reject]]:
     assert detect_layout(path, Columns()) == layout
+    if layout == "lhotse":
+        pytest.importorskip("lhotse", reason="lhotse is not installed")
     readings = list(read_corpora([path]))
     found = [reading for reading in readings if isinstance(reading, CorpusUtterance)]
     return found, [reading for reading in readings if isinstance(reading, Reject)]
@@ -87,11 +90,12 @@ def test_lhotse_cuts_count_from_their_start(tmp_path):
     inner = {"id": "s1", "recording_id": "rec", "start": 0.5, "duration": 1.5, "channel": 1, "text": "hello"}
     cut = {"id": "c1", "start": 2.0, "duration": 4.0, "channel": 0, "type": "MonoCut"}
     early = {**inner, "id": "s2", "start": -0.5, "duration": 10, "text": "wide", "speaker": "ann", "custom": {"snr": 3}}
+    command = {"type": "command", "channels": [0], "source": "touch executed |"}
     rows = [
         {**cut, "supervisions": [inner, early], "recording": recording("wavs/r.wav")},
         {**cut, "id": "c2", "supervisions": [inner]},
         {**cut, "id": "c3", "supervisions": [], "recording": recording("wavs/r.wav")},
-        {**cut, "id": "c4", "supervisions": [inner], "recording": recording("x", sources=[{"type": "command"}])},
+        {**cut, "id": "c4", "supervisions": [inner], "recording": recording("x", sources=[command])},
         {"id": "c5", "start": 0, "duration": 1, "type": "MixedCut", "tracks": []},
     ]
     (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(lines(*rows).encode()))
@@ -101,8 +105,31 @@ def test_lhotse_cuts_count_from_their_start(tmp_path):
     assert found[1].utterance.extra == {"snr": 3, "id": "s2", "speaker": "ann", "channel": 1}
     reasons = [reject.reason for reject in rejects]
     assert "features without a recording" in reasons[0] and "no supervision" in reasons[1]
-    assert "the source is a 'command'" in reasons[2] and "a mix of several" in reasons[3]
+    assert "'rec' is in ['command']" in reasons[2] and "a mix of several" in reasons[3]
     assert len(list(read_corpora([tmp_path / "cuts.jsonl.gz"]))) == 6
+
+
+def test_invalid_lhotse_lines_become_rejects(tmp_path):
+    said = {"id": "s", "recording_id": "rec", "start": 0.0, "duration": 1.0, "channel": 0, "text": "good"}
+    reverse, strange = {**said, "id": "r", "duration": -1.0}, {**said, "start": None}
+    cut = {"id": "c", "start": 0.0, "duration": 4.0, "channel": 0, "type": "MonoCut", "recording": recording("a.wav")}
+    rows = [{**cut, "supervisions": [reverse, said]}, {**cut, "recording": {"id": "x"}}, {**cut, "supervisions": 5}]
+    rows += [{**cut, "supervisions": [strange]}, {**cut, "id": None, "start": 1.0, "supervisions": [said]}]
+    make(tmp_path, a__wav="", cuts__jsonl=lines(*rows[:2]) + '{"id": \n[5]\n' + lines(*rows[2:]))
+    found, rejects = read(tmp_path, "lhotse")
+    assert [facts(item) for item in found] == [("a.wav", 0.0, 1.0, "good"), ("a.wav", 1.0, 1.0, "good")]
+    assert {reject.kind for reject in rejects} == {"broken row"} and "'r' starts at 0.0 s" in rejects[0].reason
+    for number, reject in enumerate(rejects[1:], start=2):
+        assert f"cuts.jsonl, line {number}: not as lhotse writes it (" in reject.reason
+    assert len(rejects) == 6
+
+
+def test_without_lhotse_the_extra_is_named(tmp_path, monkeypatch, run):
+    for name in ("lhotse", "lhotse.serialization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    make(tmp_path, cuts__jsonl=lines({"id": "c", "type": "MixedCut", "tracks": []}))
+    assert detect_layout(tmp_path, Columns()) == "lhotse"
+    run("preprocess", tmp_path, "-o", tmp_path / "out").refused(1, tmp_path, "pip install 'focusasr[lhotse]'")
 
 
 def test_lhotse_recordings_with_supervisions(tmp_path):
@@ -122,7 +149,8 @@ def test_several_lhotse_manifests_are_several_splits(tmp_path, kind):
     make(tmp_path, a__wav="", corpus_recordings_all__jsonl=lines(recording("a.wav")))
     for start, split in enumerate(("train-clean-100", "dev")):
         one = {"id": split, "recording_id": "rec", "start": start, "duration": 1, "text": split}
-        cut = {"id": split, "start": 0.0, "duration": 9.0, "supervisions": [one], "recording": recording("a.wav")}
+        cut = {"id": split, "start": 0.0, "duration": 9.0, "channel": 0, "type": "MonoCut", "supervisions": [one]}
+        cut["recording"] = recording("a.wav")
         (tmp_path / f"corpus_{kind}_{split}.jsonl").write_text(lines(cut if kind == "cuts" else one))
     found, _ = read(tmp_path, "lhotse")
     assert [item.utterance.extra["split"] for item in found] == ["dev", "train-clean-100"]
@@ -133,20 +161,15 @@ def test_several_lhotse_manifests_are_several_splits(tmp_path, kind):
 
 
 def test_what_lhotse_changes_as_it_reads_is_refused_and_custom_keys_give_way(tmp_path):
-    recording = {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "r.wav"}], "sampling_rate": 16_000}
-    recording["transforms"] = [{"name": "Resample", "kwargs": {"target_sampling_rate": 16_000}}]  # which is done anyway
-    said = {"id": "s", "start": 0.0, "duration": 1.0, "channel": 0, "text": "one"}
+    rates = {"source_sampling_rate": 44_100, "target_sampling_rate": 16_000}
+    resampled = recording("r.wav", transforms=[{"name": "Resample", "kwargs": rates}])  # which is done anyway
+    said = {"id": "s", "recording_id": "rec", "start": 0.0, "duration": 1.0, "channel": 0, "text": "one"}
     custom = {"offset": 10.0, "text": "raw", "mood": "calm"}
-    faster = {**recording, "transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]}
+    faster = recording("r.wav", transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}])
+    cut = {"id": "c", "duration": 1.0, "channel": 0, "type": "MonoCut"}
     cuts = [
-        {
-            "id": "a",
-            "start": 2.0,
-            "duration": 1.0,
-            "supervisions": [{**said, "custom": custom}],
-            "recording": recording,
-        },
-        {"id": "b", "start": 0.0, "duration": 1.0, "supervisions": [said], "recording": faster},
+        {**cut, "start": 2.0, "supervisions": [{**said, "custom": custom}], "recording": resampled},
+        {**cut, "start": 0.0, "supervisions": [said], "recording": faster},
     ]
     (tmp_path / "r.wav").touch()
     (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, cuts)))
@@ -157,6 +180,7 @@ def test_what_lhotse_changes_as_it_reads_is_refused_and_custom_keys_give_way(tmp
 
 
 def test_a_torn_lhotse_file_is_one_line(tmp_path):
+    pytest.importorskip("lhotse", reason="lhotse is not installed")
     good = gzip.compress(lines(recording("a.wav")).encode() * 50)
     (tmp_path / "cuts.jsonl.gz").write_bytes(good[:-12])
     with pytest.raises(InputError) as refusal:
