@@ -2,10 +2,11 @@
 
     python scripts/benchmarks/live.py tests/data/sample.flac [--model NAME] [--repeat 6]
 
-Prints JSON: latency in seconds, median and 95th percentile, of words (from the end of a word to the first text that
-shows it; also the share of words shown within 0.3 s), of stable words (to the first text from which it is shown always)
-and of final texts (from the end of a segment), corrections per word, and the share of one core. Only computing takes
-time: waiting and other processes do not count. Case and punctuation of words are ignored.
+Prints JSON: latency in seconds, median and 95th percentile, of partial words (from the end of a word to the first text
+that shows any word in its place), of words (to the first text that shows this word), of stable words (to the first text
+from which it is shown always) and of final texts (from the end of a segment), the shares of partial words and of words
+within 0.3 s, corrections per word, and the share of one core. Only computing takes time: waiting and other processes do
+not count. Case and punctuation of words are ignored.
 """
 
 from __future__ import annotations
@@ -77,19 +78,20 @@ def words_of(text: LiveText) -> list[str]:
     return [word for word in (re.sub(r"[^\w']", "", part.lower()) for part in text.text.split()) if word]
 
 
-def word_latencies(segment: list[Seen]) -> tuple[list[float], list[float]]:
-    """Return the seconds from the end of each final word until it was shown, and until it was shown always."""
+def word_latencies(segment: list[Seen]) -> tuple[list[float], ...]:
+    """Return the seconds from the end of each final word until its place was filled, it was shown, and it stayed."""
     final = segment[-1][1]
     spoken = [(word["end"], word["word"]) for part in final.segments for word in part.words or ()]
     shown = [(when, words_of(text)) for when, text in segment]
-    first, stable = [], []
+    filled, first, stable = [], [], []
     for place, (end, word) in enumerate((end, *words_of(replace(final, text=word))[:1]) for end, word in spoken):
         has = [word in words[max(0, place - NEAR) : place + NEAR + 1] for _, words in shown]
         has[-1] = True
+        filled.append(next((when for when, words in shown if len(words) > place), shown[-1][0]) - end)
         last_without = max((index for index, there in enumerate(has) if not there), default=-1)
         first.append(shown[has.index(True)][0] - end)
         stable.append(shown[last_without + 1][0] - end)
-    return first, stable
+    return filled, first, stable
 
 
 def corrections(segment: list[Seen]) -> int:
@@ -115,18 +117,16 @@ def main() -> None:
     recognizer.transcribe(samples[: 2 * SAMPLE_RATE_HZ])  # what is loaded at first use
     seen, share = play(recognizer.live(), samples)
     segments = by_segment(seen)
-    pairs = [word_latencies(segment) for segment in segments]
-    words, stable = ([latency for pair in pairs for latency in pair[kind]] for kind in (0, 1))
+    found = [word_latencies(segment) for segment in segments]
+    filled, words, stable = ([latency for lists in found for latency in lists[kind]] for kind in range(3))
     finals = [segment[-1][0] - segment[-1][1].end for segment in segments]
-    figures = {
-        "words": len(words),
-        "word_latency": [round(float(value), 2) for value in np.percentile(words, [50, 95])],
-        "within_300_ms": round(float(np.mean(np.array(words) <= 0.3)), 2),
-        "stable_latency": [round(float(value), 2) for value in np.percentile(stable, [50, 95])],
-        "final_latency": [round(float(value), 2) for value in np.percentile(finals, [50, 95])],
-        "corrections_per_word": round(sum(map(corrections, segments)) / len(words), 2),
-        "core_share": round(share, 2),
-    }
+    figures: dict[str, object] = {"words": len(words)}
+    for name, latencies in {"partial": filled, "word": words, "stable": stable, "final": finals}.items():
+        figures[f"{name}_latency"] = [round(float(value), 2) for value in np.percentile(latencies, [50, 95])]
+    for name, latencies in {"partial": filled, "word": words}.items():
+        figures[f"{name}_within_300_ms"] = round(float(np.mean(np.array(latencies) <= 0.3)), 2)
+    figures["corrections_per_word"] = round(sum(map(corrections, segments)) / len(words), 2)
+    figures["core_share"] = round(share, 2)
     print(json.dumps(figures))
 
 
