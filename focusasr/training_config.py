@@ -80,6 +80,7 @@ class TrainConfig(Settings):
 class AdaptConfig(TrainConfig):
     """Adaptation of a Whisper model to audio without padding; the padded source model is the teacher."""
 
+    init_from: str | None = None  # the command's argument, not an option
     steps: int = with_default(TrainConfig, "steps", 1500)
     batch_seconds: float = with_default(
         TrainConfig, "batch_seconds", 40.0, "audio per batch, padding to the longest included, in seconds"

@@ -42,6 +42,7 @@ from focusasr.runtime.errors import SettingError, UsageError, as_option
         (["train", "m.jsonl", "--vocabulary-size", "99"], ["--vocabulary-size 99", "tokens bpe", "'characters'"]),
         (["train", "m.jsonl", "--heads", "5"], ["--width 224", "heads (5)"]),
         (["train", "m.jsonl", "--init-from", "alnum", "--preset", "tiny"], ["--preset tiny"]),
+        (["adapt", "tiny.en", "m.jsonl", "--init-from", "alnum"], ["--init-from"]),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(run, arguments: list[str], named: list[str]) -> None:
