@@ -76,7 +76,7 @@ class WeightReader:
         if values.dtype.kind != "f":
             raise self._error(f"{name} is {values.dtype}; expected: floating point")
         values = values.astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
+        if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():  # faster than one by one
             raise self._error(f"{name} has values that are not finite")
         return values
 
