@@ -51,7 +51,7 @@ as alone. Nothing is printed; the command's warnings are in `result.warnings`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,8 +59,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from focusasr.audio.integrity import AudioError as AudioError
 from focusasr.audio.source import MemoryAudio, Source
+from focusasr.config import BUNDLED_CHECKPOINTS
 from focusasr.runtime.console import collect_warnings
-from focusasr.runtime.errors import InputError
+from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.errors import UsageError as UsageError
 from focusasr.runtime.libraries import explain
 from focusasr.runtime.turns import Turns
@@ -110,10 +111,10 @@ def load_model(
 
 
 def available_models() -> list[str]:
-    """Return the names that `load` accepts: default (the bundled model), and OpenAI's, which are downloaded once."""
+    """Return the names that `load` accepts: those of bundled models, and OpenAI's, which are downloaded once."""
     from focusasr.model.checkpoint_folder import WHISPER_NAMES
 
-    return ["default", *WHISPER_NAMES]
+    return [*BUNDLED_CHECKPOINTS, *WHISPER_NAMES]
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic", seed: int = 0) -> Score:
@@ -127,15 +128,17 @@ def score(references: Sequence[str], hypotheses: Sequence[str], normalizer: str 
     if len(truths) != len(texts) or not truths:
         counts = f"{len(truths)} references and {len(texts)} hypotheses"
         raise InputError(f"score: got {counts}. Give one hypothesis for each reference, and at least one.")
+    if others := [text for text in (*truths, *texts) if not isinstance(text, str)]:
+        raise InputError(f"score: got {quote(others[0])}; expected: text. Give an empty string for no text.")
     with _plain_errors():
         return wer.score(truths, texts, normalizer, seed)
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Mapping[str, Any]):
     """A transcript, the length of its audio, and the warnings of the command.
 
-    `result["text"]`, `result["segments"]` and `result["language"]` are those of openai/whisper.
+    It is a mapping as well: `result["text"]`, `result["segments"]` and `result["language"]` are openai/whisper's.
     """
 
     transcript: Transcript
@@ -173,6 +176,12 @@ class Result:
     def __getitem__(self, name: str) -> Any:
         """Return one entry of `to_dict`; KeyError if it has none of that name."""
         return self.to_dict()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
 
     def render(self, suffix: str) -> str:
         """Return the content of an output file: suffix txt, vtt, srt, tsv or json; InputError for another one."""

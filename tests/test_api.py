@@ -118,6 +118,7 @@ def test_samples_are_resampled_from_their_rate(recognizer: focusasr.Recognizer, 
         (io.StringIO("text"), None, focusasr.InputError, "'rb'"),
         (np.zeros((2, 100), np.float32), 16_000, focusasr.InputError, "(2, 100)"),
         (np.zeros(100, np.int16), 16_000, focusasr.InputError, "int16"),
+        (np.full(100, 20_000, np.float32), 16_000, focusasr.InputError, "samples reach 20000"),
         (torch.zeros(100, dtype=torch.int32), 16_000, focusasr.InputError, "int32"),
         (np.full(100, np.nan, np.float32), 16_000, focusasr.AudioError, "nan"),
         (np.zeros(100, np.float32), 5, focusasr.AudioError, "sampling_rate is 5"),
@@ -362,11 +363,13 @@ def test_score_has_an_interval_and_refuses_uneven_lists() -> None:
     for references, hypotheses in ((["a"], []), ([], []), (["a", "b"], ["a"])):
         with pytest.raises(focusasr.InputError, match=f"{len(references)} references"):
             focusasr.score(references, hypotheses)
+    with pytest.raises(focusasr.InputError, match="None"):
+        focusasr.score(["a", None], ["a", "b"])  # type: ignore[list-item]
 
 
 def test_available_models_are_those_that_load_names() -> None:
     names = focusasr.available_models()
-    assert names[0] == "default" and {"tiny.en", "turbo", "large-v3"} <= set(names)
+    assert names[0] == "default" and {"alnum", "tiny.en", "turbo", "large-v3"} <= set(names)
 
 
 def test_model_that_is_not_there_is_refused_in_one_line() -> None:

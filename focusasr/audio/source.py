@@ -26,6 +26,7 @@ AUDIO_SUFFIXES = frozenset(
     ".wv".split()
 )
 STDIN = "-"
+MOST_PEAK = 100.0  # of samples in memory, which are meant to be between -1 and 1
 JOINERS = "\u200c\u200d"  # in Persian words and in emoji
 
 
@@ -70,10 +71,14 @@ def _mono_floats(samples: np.ndarray) -> np.ndarray:
     import numpy as np
 
     if samples.ndim != 1:
-        raise InputError(f"audio: expected one channel (N,), got shape {samples.shape}. Average the channels first.")
+        raise InputError(
+            f"audio: expected one channel (N,), got shape {samples.shape}. Choose a channel, or average them."
+        )
     if samples.dtype.kind != "f":
         scaled = "Convert it to float32 between -1 and 1: divide int16 by 32768."
         raise InputError(f"audio: expected float32 samples, got {samples.dtype}. {scaled}")
+    if MOST_PEAK <= (peak := np.abs(samples).max(initial=0.0)) < np.inf:
+        raise InputError(f"audio: samples reach {peak:g}; expected: -1 to 1. Divide samples of 16 bits by 32768.")
     return np.ascontiguousarray(samples, np.float32)
 
 

@@ -42,6 +42,7 @@ WAIT_SECONDS = 0.1  # seconds between two checks for Ctrl-C
 def listen(
     given: dict[type, dict[str, Any]],
     choice: ModelChoice,
+    recording: Annotated[str | None, typer.Argument(help="the same as --from", show_default=False)] = None,
     source: Annotated[
         str | None,
         typer.Option("--from", help="file to play in real time, or - for WAV or raw 16-bit PCM from a pipe"),
@@ -59,22 +60,25 @@ def listen(
     """Transcribe live speech from the microphone, a pipe, or a file played in real time.
 
     Final texts are printed, one line each, when a pause ends a segment. A terminal also shows partial texts. Ctrl-C
-    ends the command after the last text.
+    ends the command after the last text. Texts are less exact than those of transcribe, since segments end at short
+    pauses.
     """
     from focusasr.api import Recognizer
 
+    if recording is not None and source is not None:
+        raise UsageError(f"{recording} and --from {source} cannot be combined. Give one of them.")
     if output_dir is not None:
         ensure_writable(output_dir, INSTEAD)
-    recording = RecordingConfig(**given.pop(RecordingConfig))
-    if recording.channels == "separate":
+    tracks = RecordingConfig(**given.pop(RecordingConfig))
+    if tracks.channels == "separate":
         raise UsageError("--channels separate: a live text is of one channel. Choose it with --channel.")
     options = {name: value for values in given.values() for name, value in values.items()}
     live = Recognizer(choice, options).live()
-    coming = _incoming(source, rate, recording)
+    coming = _incoming(recording if source is None else source, rate, tracks)
     with ExitStack() as stack:
         keep = Keeping(output_dir, OutputConfig(**given[OutputConfig]), stack) if output_dir else None
         stop = stack.enter_context(_answering_signals())
-        if source is None:
+        if recording is None and source is None:
             warn("focusasr: listening; Ctrl-C ends it")
         errors = run(live, coming, stop, Output(Show(as_json), keep))
     for error in errors:

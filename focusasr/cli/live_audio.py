@@ -47,8 +47,12 @@ def pipe(rate_hz: int, channel: int | None = None) -> Iterator[np.ndarray]:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise InputError("standard input: no audio. Pipe WAV or raw 16-bit PCM in.")
     sound = PcmStream("standard input", rate_hz, channel)
+    size = 0
     while data := cast(BufferedReader, sys.stdin.buffer).read1(READ_BYTES):
+        size += len(data)
         yield sound.feed(data)
+    if not size:
+        raise InputError("standard input: empty (0 bytes). Look at the command before the pipe.")
     yield sound.end()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -146,6 +147,7 @@ def _run(server: Server, listener: socket.socket, config: ServeConfig) -> None:
             yield
 
     restore_interrupts()
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the answer says what is wrong with a request
     settings = uvicorn.Config(
         make_app(server),
         http=timed_protocol(config.header_seconds),

@@ -206,3 +206,15 @@ def test_microphone_that_cannot_be_opened_is_refused(run: Any, monkeypatch: pyte
 def test_file_that_cannot_be_read_is_refused(run: Any) -> None:
     result = run("listen", "--from", "absent.wav", "--device", "cpu")
     assert (result.status, result.out) == (1, "") and "absent.wav" in result.err
+
+
+def test_empty_pipe_is_an_error() -> None:
+    with started() as process:
+        out, err = process.communicate(b"", timeout=120)
+    assert (process.returncode, out) == (1, b"") and b"standard input: empty" in err
+
+
+def test_recording_may_be_an_argument(run: Any, sample: Path) -> None:
+    result = run("listen", sample, "--device", "cpu")
+    assert result.status == 0 and result.out == run("listen", "--from", sample, "--device", "cpu").out
+    run("listen", sample, "--from", "-").refused(2, "--from -", str(sample))
