@@ -222,6 +222,7 @@ def test_result_is_the_json_of_the_command_and_writes_its_files(
         assert path.read_bytes() == (tmp_path / "command" / path.name).read_bytes()
     assert result.to_dict() == json.loads((tmp_path / "api" / "sample.json").read_text())
     assert result["segments"][0]["text"] == result.segments[0].text
+    assert dict(result) == result.to_dict() and "text" in result and result.get("absent") is None
     assert [path.name for path in result.write(tmp_path / "two", "srt, vtt")] == ["sample.srt", "sample.vtt"]
     with pytest.raises(focusasr.UsageError, match="docx"):
         result.write(tmp_path / "none", ["txt", "docx"])
