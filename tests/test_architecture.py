@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "focusasr"
+TOP = {"pyproject.toml", "focusasr", "checkpoints", "tests", "scripts", "README.md", "LICENSE"}
 LAYERS = (
     {"runtime"},
     {"config", "training_config", "whisper_config"},
@@ -163,3 +164,12 @@ assert not heavy, f"focusasr --help loads {sorted(heavy)}"
     assert result.returncode == 0, result.stderr
     for command in ("preprocess", "train", "transcribe", "listen", "serve", "evaluate", "inspect", "info", "convert"):
         assert command in result.stdout
+
+
+def test_top_level_has_no_other_files() -> None:
+    try:
+        listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no git checkout")
+    names = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in names if not name.startswith(".")} <= TOP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import numbers
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,10 +77,10 @@ def open_audio(file: BinaryIO, name: str, track: int | None = None) -> Iterator[
 
 def open_samples(samples: np.ndarray, rate_hz: int, name: str) -> Sound:
     """Open mono samples (N,) float32 as a recording; AudioError if the sample rate is invalid."""
-    if not isinstance(rate_hz, int) or not _is_rate(rate_hz):
+    if not isinstance(rate_hz, numbers.Integral) or not _is_rate(rate_hz):
         expected = f"a whole number of Hz from {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ}"
         raise AudioError(f"{name}: sampling_rate is {rate_hz!r}. It must be {expected}.")
-    return _Samples(samples, rate_hz, name)
+    return _Samples(samples, int(rate_hz), name)
 
 
 def check_rate(rate_hz: int, name: str) -> None:

@@ -21,7 +21,7 @@ from focusasr.cli.options import RATE, with_settings
 from focusasr.config import SAMPLE_RATE_HZ, DecodingConfig, RecordingConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, UsageError
-from focusasr.runtime.files import ensure_writable, write_errors
+from focusasr.runtime.files import ensure_writable, unwritable, write_errors
 from focusasr.runtime.process import restore_interrupts
 from focusasr.transcription.recognizer import ModelChoice
 from focusasr.whisper_config import LongformConfig, OutputConfig, SearchConfig
@@ -218,10 +218,10 @@ class Keeping:
         import soundfile
 
         self._output = output
-        self._stem = folder / f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
         self._texts: list[LiveText] = []
         self._rest_until = 0.0
         folder.mkdir(parents=True, exist_ok=True)
+        self._stem = _free_stem(folder / f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}")
         with self._explained():
             self._sound = soundfile.SoundFile(f"{self._stem}.flac", "w", SAMPLE_RATE_HZ, 1, "PCM_16")
         stack.callback(self._sound.close)
@@ -255,3 +255,18 @@ class Keeping:
         whole = " ".join(one.text for one in self._texts if one.text)
         language = next((one.language for one in self._texts if one.language), None)
         write(Transcript(whole, numbered, language), self._stem, FORMATS, self._output)
+
+
+def _free_stem(stem: Path) -> Path:
+    """Return the stem, with a number if another command has it; its FLAC file is made."""
+    name, number = stem, 1
+    while True:
+        path = Path(f"{name}.flac")
+        try:
+            path.touch(exist_ok=False)
+            return name
+        except FileExistsError:
+            number += 1
+            name = stem.with_name(f"{stem.name}-{number}")
+        except OSError as error:
+            raise unwritable(path, error, INSTEAD) from None

@@ -31,6 +31,7 @@ HEADER_BYTES = 65_536  # longest header of a WAV file
 UNKNOWN_BYTES = 0x7FFF_0000  # from this size on, as with 0, a header that was written before the audio has no size
 PCM_KINDS = (1, 0xFFFE)  # plain, and extensible
 INT16 = 32768.0
+PACKED = (b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")  # first bytes of FLAC, Ogg, MP3, and Matroska or WebM
 
 
 def played(source: Source) -> Iterator[np.ndarray]:
@@ -92,6 +93,9 @@ class PcmStream:
         if b"RIFF".startswith(self._held[:4]) and len(self._held) < 4:
             return False
         if self._held[:4] != b"RIFF":
+            if self._held.startswith(PACKED):
+                remedy = "Decode it before: ffmpeg -i - -f wav -"
+                raise InputError(f"{self._name}: expected WAV or raw 16-bit PCM, got compressed audio. {remedy}")
             self._check_channel(1)
             return True
         found = _wav_header(self._held)

@@ -15,6 +15,7 @@ from focusasr.audio.source import MemoryAudio, Source
 from focusasr.audio.vad import FRAME_SAMPLES
 from focusasr.config import NATIVE_SEGMENT_SECONDS, SAMPLE_RATE_HZ, VadConfig
 from focusasr.runtime.console import collect_warnings
+from focusasr.runtime.errors import InputError
 from focusasr.transcription.loaded_model import LoadedModel
 from focusasr.transcription.options import Options
 from focusasr.transcription.result import Segment, Transcript
@@ -96,7 +97,13 @@ class LiveTranscriber:
         self._debt = 0.0  # computing time of final texts that is not yet taken from the allowance
 
     def feed(self, samples: np.ndarray) -> Iterator[LiveText]:
-        """Yield the texts that the next samples (n,), float32 at 16 kHz, complete, and at most one partial text."""
+        """Yield the texts that the next samples (n,), float32 at 16 kHz, complete, and at most one partial text.
+
+        InputError for other samples, which change nothing.
+        """
+        samples = MemoryAudio.of(samples).content  # type: ignore[assignment]
+        if not isinstance(samples, np.ndarray) or not np.isfinite(samples).all():
+            raise InputError("audio: expected finite samples (n,) in float32.")
         waiting = np.concatenate([self._waiting, samples])
         whole = len(waiting) // GROUP_SAMPLES * GROUP_SAMPLES
         self._waiting = waiting[whole:]

@@ -218,3 +218,19 @@ def test_recording_may_be_an_argument(run: Any, sample: Path) -> None:
     result = run("listen", sample, "--device", "cpu")
     assert result.status == 0 and result.out == run("listen", "--from", sample, "--device", "cpu").out
     run("listen", sample, "--from", "-").refused(2, "--from -", str(sample))
+
+
+def test_compressed_audio_in_a_pipe_is_refused(sample: Path) -> None:
+    with started() as process:
+        out, err = process.communicate(sample.read_bytes(), timeout=120)
+    assert (process.returncode, out) == (1, b"") and b"ffmpeg -i - -f wav -" in err
+
+
+def test_commands_of_one_second_write_different_files(
+    run: Any, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("focusasr.cli.listen.time.strftime", lambda pattern: "now")
+    for _ in range(2):
+        assert run("listen", sample, "-o", tmp_path, "--device", "cpu").status == 0
+    assert {path.name for path in tmp_path.glob("*.flac")} == {"listen-now.flac", "listen-now-2.flac"}
+    assert all(len(soundfile.read(path)[0]) for path in tmp_path.glob("*.flac"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import soundfile
 
 import focusasr
 from focusasr.config import SAMPLE_RATE_HZ
+from focusasr.runtime.errors import InputError
 from focusasr.transcription.live import COMPUTING_SHARE, LiveText, LiveTranscriber
 from focusasr.transcription.result import Segment, Transcript
 
@@ -171,3 +173,16 @@ def test_final_text_is_what_transcribe_gives_for_the_segment(sample: Path) -> No
     for text in finals:
         cut = whole[round(text.start * rate) : round(text.end * rate)]
         assert text.text == recognizer.transcribe(cut).text != ""
+
+
+@pytest.mark.parametrize(
+    "block", ["x", b"ab", np.zeros((2, 512), np.float32), np.zeros(512, np.int16), np.full(512, np.nan, np.float32)]
+)
+def test_unusable_samples_are_refused_and_change_nothing(block: Any) -> None:
+    live, samples = LiveTranscriber(lengths), speech(3.0, 2.0)
+    with pytest.raises(InputError):
+        list(live.feed(block))
+    found = [*live.feed(samples.astype(np.float64)), *live.end()]
+    assert [text for text in found if text.final] == [
+        t for t in texts(LiveTranscriber(lengths), samples, 512) if t.final
+    ]
