@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from focusasr.runtime.errors import InputError
 
+FIRST_BYTES = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 SLACK_BYTES = 16  # tolerance for writers that miscount padding
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 

@@ -77,7 +77,7 @@ def _mono_floats(samples: np.ndarray) -> np.ndarray:
     if samples.dtype.kind != "f":
         scaled = "Convert it to float32 between -1 and 1: divide int16 by 32768."
         raise InputError(f"audio: expected float32 samples, got {samples.dtype}. {scaled}")
-    if MOST_PEAK <= (peak := np.abs(samples).max(initial=0.0)) < np.inf:
+    if MOST_PEAK <= (peak := max(samples.max(initial=0.0), -samples.min(initial=0.0))) < np.inf:
         raise InputError(f"audio: samples reach {peak:g}; expected: -1 to 1. Divide samples of 16 bits by 32768.")
     return np.ascontiguousarray(samples, np.float32)
 

@@ -60,13 +60,13 @@ def listen(
     """Transcribe live speech from the microphone, a pipe, or a file played in real time.
 
     Final texts are printed, one line each, when a pause ends a segment. A terminal also shows partial texts. Ctrl-C
-    ends the command after the last text. Texts are less exact than those of transcribe, since segments end at short
-    pauses.
+    ends the command after the last text. Segments end at short pauses, so texts can differ from those of transcribe.
     """
     from focusasr.api import Recognizer
 
     if recording is not None and source is not None:
         raise UsageError(f"{recording} and --from {source} cannot be combined. Give one of them.")
+    source = recording if source is None else source
     if output_dir is not None:
         ensure_writable(output_dir, INSTEAD)
     tracks = RecordingConfig(**given.pop(RecordingConfig))
@@ -74,11 +74,11 @@ def listen(
         raise UsageError("--channels separate: a live text is of one channel. Choose it with --channel.")
     options = {name: value for values in given.values() for name, value in values.items()}
     live = Recognizer(choice, options).live()
-    coming = _incoming(recording if source is None else source, rate, tracks)
+    coming = _incoming(source, rate, tracks)
     with ExitStack() as stack:
         keep = Keeping(output_dir, OutputConfig(**given[OutputConfig]), stack) if output_dir else None
         stop = stack.enter_context(_answering_signals())
-        if recording is None and source is None:
+        if source is None:
             warn("focusasr: listening; Ctrl-C ends it")
         errors = run(live, coming, stop, Output(Show(as_json), keep))
     for error in errors:

@@ -15,6 +15,7 @@ import numpy as np
 
 from focusasr.audio.channels import check_channel
 from focusasr.audio.decoders import check_rate
+from focusasr.audio.integrity import FIRST_BYTES
 from focusasr.audio.load import make_resampler, resampled, stream
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
@@ -31,7 +32,6 @@ HEADER_BYTES = 65_536  # longest header of a WAV file
 UNKNOWN_BYTES = 0x7FFF_0000  # from this size on, as with 0, a header that was written before the audio has no size
 PCM_KINDS = (1, 0xFFFE)  # plain, and extensible
 INT16 = 32768.0
-PACKED = (b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3")  # first bytes of FLAC, Ogg, MP3, and Matroska or WebM
 
 
 def played(source: Source) -> Iterator[np.ndarray]:
@@ -48,11 +48,11 @@ def pipe(rate_hz: int, channel: int | None = None) -> Iterator[np.ndarray]:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise InputError("standard input: no audio. Pipe WAV or raw 16-bit PCM in.")
     sound = PcmStream("standard input", rate_hz, channel)
-    size = 0
+    begun = False
     while data := cast(BufferedReader, sys.stdin.buffer).read1(READ_BYTES):
-        size += len(data)
+        begun = True
         yield sound.feed(data)
-    if not size:
+    if not begun:
         raise InputError("standard input: empty (0 bytes). Look at the command before the pipe.")
     yield sound.end()
 
@@ -93,7 +93,7 @@ class PcmStream:
         if b"RIFF".startswith(self._held[:4]) and len(self._held) < 4:
             return False
         if self._held[:4] != b"RIFF":
-            if self._held.startswith(PACKED):
+            if self._held.startswith(tuple(FIRST_BYTES)):
                 remedy = "Decode it before: ffmpeg -i - -f wav -"
                 raise InputError(f"{self._name}: expected WAV or raw 16-bit PCM, got compressed audio. {remedy}")
             self._check_channel(1)

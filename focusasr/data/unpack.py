@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from focusasr.audio.integrity import FIRST_BYTES
 from focusasr.audio.source import AUDIO_SUFFIXES
 from focusasr.data.columns import Columns, require_roles
 from focusasr.data.corpus import SPLIT, locate
@@ -29,7 +30,6 @@ COLUMNAR = (".parquet", ".arrow")
 TEXTS = {suffix.lower() for suffix in (*BY_NAME, *TABLE_SUFFIXES, *MANIFEST_SUFFIXES, STM)}
 KALDI = {"text", "segments", "wav.scp", "utt2spk", "utt2lang"}
 BATCH_ROWS = 100
-FIRST_BYTES = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 
 
 def is_packed(path: Path) -> bool:

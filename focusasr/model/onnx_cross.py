@@ -17,8 +17,8 @@ Kind = tuple[type[np.generic], tuple[int | str, int | str]]
 class FloatCross:
     """Keys and values in float32.
 
-    `arrays` has the type, and the shape after (W, H), of what the decoder reads of each layer. A bias is added to the
-    scores of each step.
+    `arrays` has the type, and the shape after (W, H), of what the decoder reads of each layer. The bias of a step is
+    added to its scores: 0, and -inf for steps after the end of a window (`Memory`).
     """
 
     whole_steps = 64  # keys come in multiples of it, so that sums do not depend on the longest window of a batch

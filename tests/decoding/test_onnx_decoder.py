@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from focusasr.decoding.beams import BeamStep, in_place
 from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder, _best
 from focusasr.decoding.whisper_decoder import WhisperDecoder
 from focusasr.decoding.whisper_prompts import DecodingResult
@@ -136,3 +137,11 @@ def test_the_best_tokens_are_found(count: int, size: int) -> None:
     count = min(count, size)
     found = np.take_along_axis(logits, _best(logits, count), axis=1)
     assert np.array_equal(np.sort(found, axis=1), np.sort(logits, axis=1)[:, size - count :])
+
+
+@pytest.mark.parametrize("rows", [[], [0], [0, 0, 0], [2, 1, 0], [1, 1, 2], [3, 3, 0, 3]], ids=str)
+def test_rows_that_continue_keep_their_places(rows: list[int]) -> None:
+    steps = [BeamStep(row, token, -float(token)) for token, row in enumerate(rows)]
+    placed = in_place(steps)
+    assert sorted(placed) == sorted(steps)
+    assert all(placed[row].row == row for row in set(rows) if row < len(rows))

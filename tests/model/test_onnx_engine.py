@@ -108,6 +108,16 @@ def test_a_window_gets_the_bits_that_it_gets_alone(tmp_path: Path, shape: dict[s
         assert np.array_equal(engine.advance(np.array([TOKENS[3:4]]), state)[0][0], alone[number])
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2], [0, 0, 2], [1, 1, 1], [1, 0, 2], [2, 1], [0, 2, 2, 1]], ids=str)
+def test_selected_rows_are_those_of_the_state(tmp_path: Path, rows: list[int]) -> None:
+    engine = onnx_engine(adapted(tmp_path))
+    memory = engine.encode([np.random.default_rng(0).normal(size=(16, 20)).astype(np.float32)])
+    _, state = engine.advance(np.array([TOKENS[:3], TOKENS[1:4], TOKENS[2:5]]), engine.start(memory, rows=3))
+    expected = [one[rows] for one in state.past]
+    found = engine.select(state, rows)
+    assert all(np.array_equal(*pair) for pair in zip(found.past, expected, strict=True))
+
+
 def test_the_default_model_is_as_near_to_float32_as_in_pytorch() -> None:
     folder = find_checkpoint("default")
     checkpoint = load_checkpoint(folder)
