@@ -24,6 +24,7 @@ from focusasr.runtime.turns import Turns
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import SECONDS_PER_TIMESTAMP, LongformConfig, SearchConfig
 
+LARGE = 40.0  # logits from which exp is taken of differences to them; others need no copy
 COLUMNS = 64  # values of which the largest is looked at first, to find the best tokens
 
 
@@ -274,11 +275,12 @@ class OnnxWhisperDecoder(WhisperPrompts):
 
 
 def _log_sums(logits: np.ndarray) -> np.ndarray:
-    """Return log(sum(exp)) of each row (R,)."""
+    """Return log(sum(exp)) of each row (R,); -inf if all its values are."""
     peak = logits.max(axis=1)
-    finite = np.where(np.isfinite(peak), peak, 0)
+    shift = np.where(np.isfinite(peak) & (np.abs(peak) > LARGE), peak, 0)
+    powers = np.exp(logits - shift[:, None] if shift.any() else logits)
     with np.errstate(divide="ignore"):
-        return finite + np.log(np.exp(logits - finite[:, None]).sum(axis=1))
+        return shift + np.log(powers.sum(axis=1))
 
 
 def _best(logits: np.ndarray, count: int) -> np.ndarray:

@@ -14,7 +14,9 @@ from focusasr.runtime.onnx import session
 IR_VERSION = 8
 OPERATOR_SETS = {"": 18, "com.microsoft": 1}
 CONTRIBUTED = {"Gelu", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention"}  # operators of ONNX Runtime
-DATA_TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.int64): 7}
+DATA_TYPES = {
+    np.dtype(kind): number for kind, number in {"float32": 1, "uint8": 2, "int8": 3, "int64": 7, "float16": 10}.items()
+}
 EXTERNAL = 1  # TensorProto.DataLocation
 MOST_INSIDE = 64  # bytes of a weight in the model itself: shapes must be known when it is read
 
@@ -93,10 +95,10 @@ class Graph:
         self._nodes.append(_message((1, list(inputs)), (2, name), (4, operator), (5, described), *domain))
         return name
 
-    def session(self, threads: int) -> Any:
+    def session(self, threads: int, arena: bool = True) -> Any:
         """Return an ONNX Runtime session of the graph."""
         apart = {name: array for name, array in self.weights.items() if array.nbytes > MOST_INSIDE}
-        return session(self.to_model(), threads, apart)
+        return session(self.to_model(), threads, apart, arena)
 
     def to_model(self) -> bytes:
         """Return the model in ONNX's format; all but its smallest weights are given to the session apart."""

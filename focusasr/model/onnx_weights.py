@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
+from focusasr.model.onnx_graph import Graph
 from focusasr.model.weights import Weight
 from focusasr.runtime.errors import InputError
+from focusasr.runtime.onnx import run
 
 SMALLEST = 1e-30  # peak of a block of zeros
 BALANCE = 0.7  # by how much gains make the columns of inputs alike, and not those of weights
-ROWS_AT_ONCE = 4096  # of a matrix that is rounded, so that no whole copy in float32 is made
+ROWS_AT_ONCE = 1024  # of a matrix that is rounded, so that its copies stay in the cache
 NORM = "weight", "bias"  # of a layer norm
 
 
@@ -41,7 +44,7 @@ class WeightReader:
             if scales.shape != (rows, parts):
                 raise self._error(f"the scales of {name} have shape {scales.shape}; expected {(rows, parts)}")
             return values, self._checked(f"{name}.scale", scales)
-        return _rounded(self._checked(name, weight.read()), size // block if block else parts)
+        return rounded(self._checked(name, weight.read()), size // block if block else parts)
 
     def balanced(self, name: str, rows: int, size: int, norm: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return weights (N, K) times gains as 8 bit integers, scales (N, 1), and the gains (K,).
@@ -55,7 +58,7 @@ class WeightReader:
         weight, (scale, bias) = self.floats(name, rows, size), (self.floats(f"{norm}.{x}", size) for x in NORM)
         inputs, largest = 3 * np.abs(scale) + np.abs(bias), np.maximum(weight.max(axis=0), -weight.min(axis=0))
         gains = np.maximum(inputs, SMALLEST) ** BALANCE / np.maximum(largest, SMALLEST) ** (1 - BALANCE)
-        return *_rounded(weight, 1, gains, order="F"), gains  # in the order of the product
+        return *rounded(weight, 1, gains), gains
 
     def end(self) -> None:
         """Reject weights that nobody has read."""
@@ -75,6 +78,8 @@ class WeightReader:
         """Return values in float32."""
         if values.dtype.kind != "f":
             raise self._error(f"{name} is {values.dtype}; expected: floating point")
+        if values.dtype == np.float16:
+            values = run(_widening(), {"x": values.ravel()})[0].reshape(values.shape)
         values = values.astype(np.float32, copy=False)
         if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():  # faster than one by one
             raise self._error(f"{name} has values that are not finite")
@@ -84,16 +89,48 @@ class WeightReader:
         return InputError(f"{self._place}: {problem}. Copy the checkpoint again.")
 
 
-def _rounded(
-    weight: np.ndarray, parts: int, gains: np.ndarray | float = 1.0, order: Literal["C", "F"] = "C"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (N, K) times gains as 8 bit integers, with scales (N, parts) for equal parts of each row."""
-    values, scales = np.empty(weight.shape, np.int8, order), np.empty((len(weight), parts), np.float32)
-    for start in range(0, len(weight), ROWS_AT_ONCE):
+@functools.cache
+def _widening() -> Any:
+    """Return the graph that turns values (N,) of 16 bits into float32: ten times as fast as numpy."""
+    graph = Graph()
+    graph.output(graph.add("Cast", graph.input("x", "N", dtype=np.float16), to=1), "N")
+    return graph.session(1, arena=False)
+
+
+@functools.cache
+def _rounding(balanced: bool) -> Any:
+    """Return the graph of blocks (B, K) → 8 bit integers (B, K) and scales (B,).
+
+    If balanced, values (B, K) times gains (K,) → integers (K, B) and scales.
+    """
+    graph = Graph()
+    x = graph.input("x", "B", "K")
+    if balanced:
+        x = graph.add("Mul", x, graph.input("gains", "K"))
+    peak = graph.add("ReduceMax", graph.add("Abs", x), graph.weight([1]), keepdims=0)
+    lowest, steps = (graph.weight(np.array(value, np.float32)) for value in (SMALLEST, 127))
+    scale = graph.add("Div", graph.add("Max", peak, lowest), steps)
+    zeros = graph.add("Expand", graph.weight(np.array(0, np.int8)), graph.add("Shape", scale))
+    integers = graph.add("QuantizeLinear", x, scale, zeros, axis=0)
+    graph.output(graph.add("Transpose", integers, perm=[1, 0]) if balanced else integers, "N", "M", dtype=np.int8)
+    graph.output(scale, "B")
+    return graph.session(1, arena=False)
+
+
+def rounded(weight: np.ndarray, parts: int, gains: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (N, K) as 8 bit integers, with scales (N, parts) for equal parts of each row.
+
+    With gains, each row is one part, and the weights are multiplied by them; the integers are in order by columns.
+    """
+    rows, size = weight.shape
+    scales = np.empty((rows, parts), np.float32)
+    values = np.empty(weight.shape, np.int8, "C" if gains is None else "F")
+    for start in range(0, rows, ROWS_AT_ONCE):
         here = slice(start, start + ROWS_AT_ONCE)
-        blocks = (weight[here] * gains).reshape(-1, parts, weight.shape[1] // parts)
-        scales[here] = np.maximum(np.abs(blocks).max(axis=2), SMALLEST) / 127
-        values[here] = np.rint(blocks / scales[here, :, None]).reshape(-1, weight.shape[1])
+        given = {"x": weight[here].reshape(-1, size // parts)} | ({} if gains is None else {"gains": gains})
+        found, scale = run(_rounding(gains is not None), given)
+        values[here] = found.reshape(-1, size) if gains is None else found.T
+        scales[here] = scale.reshape(-1, parts)
     return values, scales
 
 

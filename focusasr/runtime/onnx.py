@@ -11,14 +11,19 @@ import numpy as np
 from focusasr.runtime.libraries import library
 
 
-def session(model: bytes | Path, threads: int, weights: Mapping[str, np.ndarray] | None = None) -> Any:
-    """Return an ONNX Runtime session with its own number of threads (0: all cores); weights may be given apart."""
+def session(
+    model: bytes | Path, threads: int, weights: Mapping[str, np.ndarray] | None = None, arena: bool = True
+) -> Any:
+    """Return an ONNX Runtime session with its own number of threads (0: all cores); weights may be given apart.
+
+    Without an `arena`, memory is given back at once.
+    """
     with library("onnxruntime"):
         import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level, options.enable_cpu_mem_arena = 3, arena
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads use no processor time
     if weights:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from focusasr.decoding.beams import BeamStep, in_place
-from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder, _best
+from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder, _best, _log_sums
 from focusasr.decoding.whisper_decoder import WhisperDecoder
 from focusasr.decoding.whisper_prompts import DecodingResult
 from focusasr.model.decoding_state import DecodingState
@@ -137,6 +137,17 @@ def test_the_best_tokens_are_found(count: int, size: int) -> None:
     count = min(count, size)
     found = np.take_along_axis(logits, _best(logits, count), axis=1)
     assert np.array_equal(np.sort(found, axis=1), np.sort(logits, axis=1)[:, size - count :])
+
+
+def test_log_sums_are_exact_for_any_size_of_logits_and_do_not_depend_on_other_rows() -> None:
+    centres = np.array([0, 5, 39, 41, 90, 3000, -41, -90, -3000, -np.inf])
+    logits = (np.random.default_rng(0).normal(size=(len(centres), 51864)) + centres[:, None]).astype(np.float32)
+    logits[:, ::600] = -np.inf
+    found = _log_sums(logits)
+    exact = np.logaddexp.reduce(logits.astype(np.float64), axis=1)
+    assert found == pytest.approx(exact, rel=1e-6, abs=1e-5)
+    for row in range(len(centres)):
+        assert np.array_equal(_log_sums(logits[row : row + 1]), found[row : row + 1])
 
 
 @pytest.mark.parametrize("rows", [[], [0], [0, 0, 0], [2, 1, 0], [1, 1, 2], [3, 3, 0, 3]], ids=str)
