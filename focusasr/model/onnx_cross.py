@@ -21,6 +21,7 @@ class FloatCross:
     added to its scores: 0, and -inf for steps after the end of a window (`Memory`).
     """
 
+    joins_rows = False
     whole_steps = 64  # keys come in multiples of it, so that sums do not depend on the longest window of a batch
 
     def __init__(self, size: int) -> None:
@@ -44,25 +45,29 @@ class IntegerCross:
 
     They take a quarter of the memory, whose speed limits steps with many rows. The scales of keys are multiplied into
     the queries, which are then rounded to 8 bits with one scale a row. Attention weights have 16 bits. The biases
-    subtract what the products have too much since integers of queries and weights have no sign.
+    subtract what the products have too much since integers of queries and weights have no sign. `zero` stands for 0 in
+    keys and values: 0, or 128 if they have no sign either (`onnx_layers.exact_zero`).
     """
 
     whole_steps = 32
 
-    def __init__(self, size: int) -> None:
-        line: Kind = (np.float32, (1, size))
+    def __init__(self, size: int, zero: int) -> None:
+        self.zero = np.array(zero, np.uint8 if zero else np.int8)
+        self.joins_rows = zero != 0  # of a window into one product: without a sign, rows alone take as long as several
+        whole, line = self.zero.dtype.type, (np.float32, (1, size))
         self.arrays: dict[str, Kind] = {
-            "k": (np.int8, (size, "T")), "k_scale": line, "bias": (np.float32, (1, "T")),
-            "v": (np.int8, ("T", size)), "v_scale": line, "v_bias": line,
+            "k": (whole, (size, "T")), "k_scale": line, "bias": (np.float32, (1, "T")),
+            "v": (whole, ("T", size)), "v_scale": line, "v_bias": line,
         }  # fmt: skip
 
     def remember(self, graph: Layers, keys: str, values: str) -> list[str]:
         """Return the arrays for the keys and values (1, T, D) of a layer."""
         key_scale, value_scale = (graph.peak_scale(x, 1) for x in (keys, values))
-        zero = graph.weight(np.zeros((), np.int8))
+        zero, one = graph.weight(self.zero), graph.number(1.0)
         keys = graph.across(graph.split(_rounded(graph, keys, key_scale, zero)))
         values = graph.split(_rounded(graph, values, value_scale, zero))
-        keys_bias, values_bias = graph.times(_sum(graph, keys), -ZERO), graph.times(_sum(graph, values), -ZERO * HIGH)
+        sums = (_sum(graph, graph.add("DequantizeLinear", x, one, zero)) for x in (keys, values))
+        keys_bias, values_bias = map(graph.times, sums, (-ZERO, -ZERO * HIGH))
         key_scale, value_scale = graph.split(key_scale), graph.split(graph.times(value_scale, HIGH))
         return [keys, key_scale, keys_bias, values, value_scale, values_bias]
 
@@ -72,26 +77,26 @@ class IntegerCross:
         """Return the scores (W, H, R, L, T) of queries (W, H, R, L, E), and the mixture of values."""
         query = graph.add("Mul", query, key_scale)
         scale, zero, high_step = graph.peak_scale(query, -1), graph.byte(ZERO), graph.number(HIGH)
-        product = _product(graph, _rounded(graph, query, scale, zero), keys)
+        product = self._product(graph, _rounded(graph, query, scale, zero), keys)
         scores = graph.add("Mul", graph.plus(product, bias), scale)
         weights = graph.add("Softmax", scores, axis=-1)
         high = graph.add("QuantizeLinear", weights, high_step, graph.byte(0))
         rest = graph.add("Sub", weights, graph.add("DequantizeLinear", high, high_step, graph.byte(0)))
         low = graph.add("QuantizeLinear", rest, graph.number(LOW), zero)
-        mixed = graph.plus(_product(graph, high, values), graph.times(_product(graph, low, values), HIGH), more)
-        return scores, graph.add("Mul", mixed, value_scale)
+        mixed, rest = (self._product(graph, one, values) for one in (high, low))
+        return scores, graph.add("Mul", graph.plus(mixed, graph.times(rest, HIGH), more), value_scale)
+
+    def _product(self, graph: Layers, integers: str, values: str) -> str:
+        """Multiply integers without a sign by keys or values, exactly, but in float32."""
+        zeros = [graph.byte(0), graph.weight(self.zero)] if self.zero else []
+        return graph.add("Cast", graph.add("MatMulInteger", integers, values, *zeros), to=TO_FLOAT)
 
 
 def _sum(graph: Layers, x: str) -> str:
-    """Return the sum over the third axis in float32."""
-    return graph.add("ReduceSum", graph.add("Cast", x, to=TO_FLOAT), graph.weight([2]), keepdims=1)
+    """Return the sum over the third axis."""
+    return graph.add("ReduceSum", x, graph.weight([2]), keepdims=1)
 
 
 def _rounded(graph: Layers, x: str, scale: str, zero: str) -> str:
     """Return x divided by a scale and rounded to 8 bits."""
     return graph.add("QuantizeLinear", graph.add("Div", x, scale), graph.number(1.0), zero)
-
-
-def _product(graph: Layers, integers: str, values: str) -> str:
-    """Multiply integers without a sign by integers with one, exactly, but in float32."""
-    return graph.add("Cast", graph.add("MatMulInteger", integers, values), to=TO_FLOAT)

@@ -15,7 +15,7 @@ import numpy as np
 
 from focusasr.config import LEARNED_TEMPERATURE_RANGE, WIDE_ENOUGH, ModelConfig
 from focusasr.model.onnx_cross import FloatCross, IntegerCross
-from focusasr.model.onnx_layers import HEAD_BLOCK, Layers, has_exact_products
+from focusasr.model.onnx_layers import HEAD_BLOCK, Layers, exact_zero
 from focusasr.model.onnx_memory import Memory, State
 from focusasr.model.onnx_weights import WeightReader, to_floats
 from focusasr.runtime.onnx import run
@@ -23,7 +23,6 @@ from focusasr.runtime.onnx import run
 LARGEST = 2**31 - 1  # end of a slice: to the end
 FAINTEST = 1e-35  # weight of a key outside the soft window
 NEVER = -1e9  # score of a key that a query does not see
-BY_ROWS = "MatMulInteger", "MatMulIntegerToFloat"  # operators for models of 30 s windows, if this CPU has exact ones
 
 Cross = FloatCross | IntegerCross
 
@@ -151,7 +150,8 @@ class _DecoderGraph(Layers):
     scores (W, H, R / W, L, T) of cross-attention.
 
     `by_window` (W, R / W, L, H, E) and `by_row` (R, L, D) are the shapes before and after cross-attention, in which the
-    rows of a window read its keys (W, H, 1, E, T) and values (W, H, 1, T, E) one after the other, from the CPU's cache.
+    rows of a window read its keys (W, H, 1, E, T) and values (W, H, 1, T, E) one after the other, from the CPU's cache,
+    or as one product if they are given as one, (W, 1, R / W · L, H, E).
     """
 
     def build(self, head: Head, cross: Cross) -> None:
@@ -191,7 +191,7 @@ class _DecoderGraph(Layers):
             logits = self.block_product(last, head.values, head.scales, HEAD_BLOCK)
         self.output(logits, "K", self.config.vocabulary)
         for one in scores:
-            self.output(one, "W", self.heads, "S", "L", "T")
+            self.output(one, "W", self.heads, "S", "Q", "T")
 
 
 class OnnxEngine:
@@ -202,7 +202,8 @@ class OnnxEngine:
 
     def __init__(self, weights: WeightReader, config: ModelConfig, threads: int = 0) -> None:
         self.config = config
-        long = config.window_samples is not None and all(map(has_exact_products, BY_ROWS))
+        zero, rows_zero = map(exact_zero, ("MatMulInteger", "MatMulIntegerToFloat"))
+        long = config.window_samples is not None and rows_zero is not None
         shape = "decoder.token_embedding.weight", config.vocabulary, config.width
         if long:
             self.head = Head(*weights.balanced(*shape, "decoder.ln"), by_rows=True)
@@ -211,7 +212,8 @@ class OnnxEngine:
         self.text_positions = weights.floats("decoder.positional_embedding", config.text_context, config.width)
         self.positions = weights.floats("encoder.positions", config.audio_context, config.width)
         encoder, decoder = _EncoderGraph(weights, config, whole=True), _DecoderGraph(weights, config)
-        self._cross: Cross = (IntegerCross if long else FloatCross)(config.width // config.heads)
+        size = config.width // config.heads
+        self._cross: Cross = FloatCross(size) if zero is None or not long else IntegerCross(size, zero)
         encoder.build(self._cross)
         decoder.build(self.head, self._cross)
         weights.end()
@@ -270,7 +272,9 @@ class OnnxEngine:
         x += self.text_positions[past : past + length]
         ahead = np.triu(np.full((length, past + length), NEVER, np.float32), past + 1)
         given = {"x": x, "bias": ahead, "keep": np.array([-keep])}
-        given["by_window"] = np.array([windows, rows // windows, length, heads, width // heads])
+        each = rows // windows
+        products = (1, each * length) if self._cross.joins_rows else (each, length)
+        given["by_window"] = np.array([windows, *products, heads, width // heads])
         given["by_row"] = np.array([rows, length, width])
         kinds = [f"{kind}{number}" for number in range(self.config.decoder_layers) for kind in "kv"]
         given |= {f"past_{kind}": one for kind, one in zip(kinds, state.past, strict=True)}

@@ -87,6 +87,14 @@ class Graph:
         self.weights[name] = np.asarray(array, order="C")
         return name
 
+    def number(self, value: float) -> str:
+        """Return a constant number in float32."""
+        return self.weight(np.array(value, np.float32))
+
+    def byte(self, value: int) -> str:
+        """Return a constant number of 8 bits, without a sign."""
+        return self.weight(np.array(value, np.uint8))
+
     def add(self, operator: str, *inputs: str, **attributes: float | int | list[int]) -> str:
         """Add an operator with one output, and return the output's name."""
         name = f"node{len(self._nodes)}"

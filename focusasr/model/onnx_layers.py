@@ -15,21 +15,22 @@ BLOCK = 32  # values of a row with one scale, where rows have several
 HEAD_BLOCK = 64  # the same before the logits; in larger blocks, rows would get other bits than alone
 WHOLE_NUMBERS, FLOATS = 4, 1  # accuracy levels of ONNX Runtime
 LOWEST_GELU = -0.17  # smallest value of the GELU
-ZERO = 128  # what stands for 0 in unsigned integers
+ZERO = 128  # what stands for 0 in unsigned integers; 0 does in signed ones
 TO_FLOAT, TO_UINT8 = 1, 2  # TensorProto.DataType
 
 
 class Layers(Graph):
     """A graph of the layers of a Whisper model.
 
-    `whole`: rows of weights and activations have one scale each, where this CPU computes that exactly; else each block
-    of a row has one.
+    `whole`: rows of weights and activations have one scale each, if this CPU computes that exactly; else each block of
+    a row has one.
     """
 
     def __init__(self, weights: WeightReader, config: ModelConfig, whole: bool = False) -> None:
         super().__init__()
         self.read, self.config, self.width, self.heads = weights, config, config.width, config.heads
-        self.block = None if whole and has_exact_products("MatMulIntegerToFloat") else BLOCK
+        self.zero = exact_zero("MatMulIntegerToFloat")
+        self.block = None if whole and self.zero is not None else BLOCK
         self._rounded: dict[str, tuple[str, str, str]] = {}
 
     def linear(self, x: str, name: str, outputs: int | None = None, bias: bool = True) -> str:
@@ -83,9 +84,9 @@ class Layers(Graph):
     def block_product(self, x: str, values: np.ndarray, scales: np.ndarray, block: int) -> str:
         """Multiply with a scale for each block of a row of activations; rows of weights may have fewer scales."""
         rows, size = values.shape
-        blocks = (values.view(np.uint8) ^ ZERO).reshape(rows, -1, block)
+        blocks = _unsigned(values).reshape(rows, -1, block)
         each = np.repeat(scales, size // block // scales.shape[1], axis=1)
-        level = WHOLE_NUMBERS if has_exact_products("MatMulNBits") else FLOATS
+        level = WHOLE_NUMBERS if has_exact_blocks() else FLOATS
         shape = {"K": size, "N": rows, "bits": 8, "block_size": block, "accuracy_level": level}
         return self.add("MatMulNBits", x, self.weight(blocks), self.weight(each.ravel()), **shape)
 
@@ -93,8 +94,9 @@ class Layers(Graph):
         """Multiply x (…, K) to (T, N), with one scale for each row, which takes a third of the time if T is large."""
         integers, scale, zeros = self._round(x, values.shape[1], lowest)
         zero = ZERO if lowest is None else 0
-        inputs = integers, self.weight(values.T), self.number(1.0), self.weight(scales[:, 0]), self.byte(zero)
-        product = self.add("MatMulIntegerToFloat", *inputs)
+        weights, zeros_of_both = (_unsigned(values), (zero, ZERO)) if self.zero else (values, (zero,))
+        factors = self.weight(weights.T), self.number(1.0), self.weight(scales[:, 0])
+        product = self.add("MatMulIntegerToFloat", integers, *factors, *map(self.byte, zeros_of_both))
         if lowest is not None:  # rows have different zeros
             ones = self.weight(scales.T * values.sum(axis=1, dtype=np.float32))
             product = self.add("Sub", product, self.add("Mul", zeros, ones))
@@ -170,33 +172,46 @@ class Layers(Graph):
     def turned(self, x: str, *order: int) -> str:
         return self.add("Transpose", x, perm=list(order))
 
-    def number(self, value: float) -> str:
-        """Return a constant number in float32."""
-        return self.weight(np.array(value, np.float32))
 
-    def byte(self, value: int) -> str:
-        """Return a constant number of 8 bits, without a sign."""
-        return self.weight(np.array(value, np.uint8))
+def _unsigned(values: np.ndarray) -> np.ndarray:
+    """Return 8 bit integers with 128 in place of 0."""
+    return values.view(np.uint8) ^ np.uint8(ZERO)
 
 
 @functools.cache
-def has_exact_products(operator: str) -> bool:
-    """Return whether an operator's products in 8 bits are exact on this CPU: sums in 16 bits would saturate."""
-    size, graph, unit = 32, Graph(), np.ones(1, np.float32)
-    if operator == "MatMulNBits":
-        given, expected = unit, size * 127
-        most = graph.weight(np.full((1, 1, size), 255, np.uint8))
-        shape = {"K": size, "N": 1, "bits": 8, "block_size": size, "accuracy_level": WHOLE_NUMBERS}
-        product = graph.add(operator, graph.input("x", "M", size), most, graph.weight(unit), **shape)
-    else:
-        given, expected = np.full(1, 255, np.uint8), size * 127 * 255
-        x, most = graph.input("x", "M", size, dtype=np.uint8), graph.weight(np.full((size, 1), 127, np.int8))
+def exact_zero(operator: str) -> int | None:
+    """Return what stands for 0 in weights of 8 bits whose products are exact on this CPU, or None.
+
+    It is 0 if they may have a sign, which is faster, or 128. Without VNNI, products with signed weights are added in 16
+    bits, which saturate.
+    """
+    for zero in (0, ZERO):
+        size, graph = 32, Graph()
+        x, signed = graph.input("x", "M", size, dtype=np.uint8), np.full((size, 1), 127, np.int8)
+        most, one = graph.weight(_unsigned(signed) if zero else signed), graph.weight(np.ones(1, np.float32))
+        zeros = graph.byte(0), *([graph.byte(ZERO)] if zero else [])
         if operator == "MatMulInteger":
-            product = graph.add("Cast", graph.add(operator, x, most), to=TO_FLOAT)
+            product = graph.add("Cast", graph.add(operator, x, most, *zeros), to=TO_FLOAT)
         else:
-            scale = graph.weight(unit)
-            product = graph.add(operator, x, most, scale, scale, graph.weight(np.zeros(1, np.uint8)))
+            product = graph.add(operator, x, most, graph.number(1.0), one, *zeros)
+        if _is(graph, product, np.full(size, 255, np.uint8), size * 127 * 255):
+            return zero
+    return None
+
+
+@functools.cache
+def has_exact_blocks() -> bool:
+    """Return whether products in 8 bits with a scale for each block are exact on this CPU."""
+    size, graph, unit = BLOCK, Graph(), np.ones(1, np.float32)
+    most = graph.weight(np.full((1, 1, size), 255, np.uint8))
+    shape = {"K": size, "N": 1, "bits": 8, "block_size": size, "accuracy_level": WHOLE_NUMBERS}
+    product = graph.add("MatMulNBits", graph.input("x", "M", size), most, graph.weight(unit), **shape)
+    return _is(graph, product, np.ones(size, np.float32), size * 127)
+
+
+def _is(graph: Graph, product: str, row: np.ndarray, expected: float) -> bool:
+    """Return whether a product of one or two equal rows x, which other instructions compute, is the expected number."""
     graph.output(product, "M", 1)
     session = graph.session(1)
-    found = [run(session, {"x": np.broadcast_to(given, (rows, size))})[0] for rows in (1, 2)]  # by other instructions
+    found = [run(session, {"x": np.broadcast_to(row, (rows, len(row)))})[0] for rows in (1, 2)]
     return all(np.abs(one - expected).max() < 1 for one in found)

@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from focusasr.model.onnx_layers import ZERO
+
 
 @dataclass
 class Memory:
     """Encoded windows: what the decoder's cross-attention reads of them (W, H, …), by name.
 
-    Biases are -inf after the end of a window. `numbers` (W,) tells which window has each place in the arrays.
+    After the end of a window, biases are -inf, and the rest what stands for 0. `numbers` (W,) tells which window has
+    each place in the arrays.
     """
 
     arrays: dict[str, np.ndarray]
@@ -28,7 +31,8 @@ class Memory:
         """Return a memory for arrays of these types and shapes."""
         arrays = {}
         for name, (dtype, shape) in kinds.items():
-            arrays[name] = np.full(shape, -np.inf if name.startswith("bias") else 0, dtype)
+            fill = -np.inf if name.startswith("bias") else ZERO if dtype == np.uint8 else 0
+            arrays[name] = np.full(shape, fill, dtype)
         windows = max(shape[0] for _, shape in kinds.values())
         return cls(arrays, list(range(windows)))
 

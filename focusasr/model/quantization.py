@@ -144,8 +144,10 @@ def make_linear(
 ) -> nn.Module:
     """Return a layer that computes x @ weight.T + bias for weight (N, K) and bias (N,) or None.
 
-    `fine`: x is not a LayerNorm's output. `parts`: number of equally wide vectors that are concatenated in x.
+    `fine`: x is not a LayerNorm's output. `parts`: number of equally wide vectors that are concatenated in x. On CPUs
+    whose products leave 7 bits to activations, all layers of 8 bits are fine: 7 bits alone change words.
     """
+    fine = fine or not has_wide_products()
     if isinstance(weight, Integers) or (compute_type == "int8" and parts == 1):
         return Int8Linear(weight, bias, fine)
     return JoinedInt8Linear(weight, bias, parts) if compute_type == "int8" else Linear(weight, bias)

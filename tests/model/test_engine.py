@@ -227,7 +227,7 @@ def test_fine_layers_keep_small_values_beside_an_outlier() -> None:
     x = torch.randn(9, 64)
     x[:, 7] = 200.0
     fine, plain = (Int8Linear(torch.eye(64), None, fine)(x) - x for fine in (True, False))
-    assert fine.norm() / x.norm() < 1e-4
+    assert fine.norm() < 0.01 * plain.norm()
     assert plain.norm() / x.norm() > 1e-3
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from focusasr.config import ModelConfig
 from focusasr.model.onnx_cross import FloatCross, IntegerCross
-from focusasr.model.onnx_layers import Layers, has_exact_products
+from focusasr.model.onnx_layers import ZERO, Layers, exact_zero
+from focusasr.model.onnx_memory import Memory
 from focusasr.model.onnx_weights import WeightReader
 from focusasr.runtime.onnx import run
 
@@ -59,14 +60,19 @@ def by_numpy(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> tuple[n
     return scores, (weights @ values) / 255**2 * value_scale
 
 
+@pytest.fixture(params=[0, ZERO], ids=["signed", "unsigned"])
+def zero(request: pytest.FixtureRequest) -> int:
+    if not request.param and exact_zero("MatMulInteger") != 0:
+        pytest.skip("this CPU does not multiply signed 8 bit integers exactly")
+    return int(request.param)
+
+
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 20.0])
-def test_integers_and_floats_are_near_each_other_and_the_twin(sharpness: float) -> None:
-    if not has_exact_products("MatMulInteger"):
-        pytest.skip("this CPU does not multiply 8 bit integers exactly")
+def test_integers_and_floats_are_near_each_other_and_the_twin(sharpness: float, zero: int) -> None:
     chance = np.random.default_rng(0)
     keys, values = chance.normal(size=(2, 1, STEPS, HEADS * SIZE)).astype(np.float32) * np.float32(3)
     query = sharpness * chance.normal(size=(1, HEADS, ROWS, LENGTH, SIZE)).astype(np.float32)
-    integers, floats = IntegerCross(SIZE), FloatCross(SIZE)
+    integers, floats = IntegerCross(SIZE, zero), FloatCross(SIZE)
     scores, mixed = attended(integers, query, remembered(integers, keys, values))
     expected_scores, expected = by_numpy(query, keys, values)
     assert np.abs(scores - expected_scores).max() <= 1e-5 * np.abs(expected_scores).max()
@@ -76,28 +82,31 @@ def test_integers_and_floats_are_near_each_other_and_the_twin(sharpness: float) 
     assert np.abs(mixed - exact).mean() < 0.05 * exact.std()
 
 
-def test_many_faint_weights_are_not_lost() -> None:
-    if not has_exact_products("MatMulInteger"):
-        pytest.skip("this CPU does not multiply 8 bit integers exactly")
+def test_many_faint_weights_are_not_lost(zero: int) -> None:
     steps = 1500
     keys, values = np.zeros((1, steps, HEADS * SIZE), np.float32), np.ones((1, steps, HEADS * SIZE), np.float32)
     keys[:, 0, ::SIZE], values[:, 0] = np.log(steps), -1
     query = np.zeros((1, HEADS, 1, 1, SIZE), np.float32)
     query[..., 0] = 1
-    cross = IntegerCross(SIZE)
+    cross = IntegerCross(SIZE, zero)
     _, mixed = attended(cross, query, remembered(cross, keys, values))  # half of the weight is on the first step
     assert np.abs(mixed).max() < 0.02
 
 
-@pytest.mark.parametrize("kind", [FloatCross, IntegerCross])
-def test_steps_after_the_end_get_no_weight(kind: type[Cross]) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["floats", "integers"])
+def test_steps_after_the_end_get_no_weight(whole: bool, zero: int) -> None:
     chance = np.random.default_rng(0)
     keys, values = chance.normal(size=(2, 1, STEPS, HEADS * SIZE)).astype(np.float32)
     query = chance.normal(size=(1, HEADS, ROWS, LENGTH, SIZE)).astype(np.float32)
-    arrays = remembered(cross := kind(SIZE), keys, values)
-    longer = {}
-    for name, (_, shape) in cross.arrays.items():
-        sides = [(0, 0), (0, 0), *((0, 24 if size == "T" else 0) for size in shape)]
-        longer[name] = np.pad(arrays[name], sides, constant_values=-np.inf if name == "bias" else 0)
-    short, long = attended(cross, query, arrays), attended(cross, query, longer)
+    cross: Cross = IntegerCross(SIZE, zero) if whole else FloatCross(SIZE)
+    arrays = remembered(cross, keys, values)
+    sizes = {"T": STEPS + 24}
+    longer = Memory.empty(
+        {
+            name: (dtype, (1, HEADS, *(sizes.get(size, size) for size in shape)))
+            for name, (dtype, shape) in cross.arrays.items()
+        }
+    )
+    longer.put(0, list(arrays.values()))
+    short, long = attended(cross, query, arrays), attended(cross, query, longer.arrays)
     assert np.allclose(short[1], long[1], rtol=1e-5, atol=1e-6) and np.isneginf(long[0][..., STEPS:]).all()

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from focusasr.audio.features import input_mel
 from focusasr.audio.load import load
 from focusasr.config import DecodingConfig, ModelConfig
+from focusasr.model import onnx_engine as onnx_engine_module
+from focusasr.model import onnx_layers
 from focusasr.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from focusasr.model.checkpoint_folder import find_checkpoint
 from focusasr.model.engine import prepare
@@ -22,6 +24,7 @@ from focusasr.model.imported import read_checkpoint
 from focusasr.model.onnx_engine import OnnxEngine, supports
 from focusasr.model.onnx_memory import Memory
 from focusasr.model.onnx_weights import WeightReader
+from focusasr.model.quantization import has_wide_products
 from focusasr.model.transformer import Model
 from focusasr.runtime.errors import InputError
 from tests.conftest import ROOT
@@ -108,6 +111,24 @@ def test_a_window_gets_the_bits_that_it_gets_alone(tmp_path: Path, shape: dict[s
         assert np.array_equal(engine.advance(np.array([TOKENS[3:4]]), state)[0][0], alone[number])
 
 
+@pytest.mark.parametrize("shape", HYBRIDS[:3], ids=str)
+def test_weights_without_a_sign_give_the_same_bits(
+    tmp_path: Path, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if onnx_layers.exact_zero("MatMulIntegerToFloat") != 0 or onnx_layers.exact_zero("MatMulInteger") != 0:
+        pytest.skip("this CPU does not multiply signed 8 bit integers exactly")
+    checkpoint = adapted(tmp_path, **shape)
+    chance, found = np.random.default_rng(0), []
+    mels = [chance.normal(size=(frames, 20)).astype(np.float32) for frames in (60, 96)]
+    for zero in (0, onnx_layers.ZERO):
+        for module in (onnx_layers, onnx_engine_module):
+            monkeypatch.setattr(module, "exact_zero", lambda operator, zero=zero: zero)
+        engine = onnx_engine(checkpoint)
+        tokens = np.array([TOKENS[:3], TOKENS[1:4]] * 2)
+        found.append(engine.advance(tokens, engine.start(engine.encode(mels), rows=2), keep=3)[0])
+    assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("rows", [[0, 1, 2], [0, 0, 2], [1, 1, 1], [1, 0, 2], [2, 1], [0, 2, 2, 1]], ids=str)
 def test_selected_rows_are_those_of_the_state(tmp_path: Path, rows: list[int]) -> None:
     engine = onnx_engine(adapted(tmp_path))
@@ -131,8 +152,9 @@ def test_the_default_model_is_as_near_to_float32_as_in_pytorch() -> None:
     engine = onnx_engine(checkpoint)
     logits, _ = engine.advance(np.array([tokens]), engine.start(engine.encode([mel.numpy()])), keep=4)
     found, exact = torch.from_numpy(logits[0]).log_softmax(-1), log_probs("float32")
-    assert float((found - exact).abs().mean()) < 0.1
-    assert float((found - exact).abs().mean()) < 1.5 * float((log_probs("int8") - exact).abs().mean())
+    assert float((found - exact).abs().mean()) < 0.12
+    if has_wide_products():  # else PyTorch's activations have 14 bits
+        assert float((found - exact).abs().mean()) < 1.5 * float((log_probs("int8") - exact).abs().mean())
 
 
 @pytest.mark.parametrize(

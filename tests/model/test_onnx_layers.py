@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from focusasr.config import ModelConfig
-from focusasr.model.onnx_layers import LOWEST_GELU, Layers, has_exact_products
+from focusasr.model import onnx_layers
+from focusasr.model.onnx_layers import LOWEST_GELU, ZERO, Layers, exact_zero
 from focusasr.model.onnx_weights import WeightReader
 from focusasr.model.weights import Integers, Weight
 from focusasr.runtime.onnx import run
@@ -38,11 +39,15 @@ def by_numpy(x: np.ndarray, values: np.ndarray, scales: np.ndarray, lowest: floa
     return (integers.astype(np.int64) @ values.T.astype(np.int64)) * scale * scales.T
 
 
+@pytest.mark.parametrize("zero", [0, ZERO])
 @pytest.mark.parametrize("lowest", [None, LOWEST_GELU])
 @pytest.mark.parametrize("rows", [1, 2, 33])
-def test_products_of_whole_rows_are_exact(rows: int, lowest: float | None) -> None:
-    if not has_exact_products("MatMulIntegerToFloat"):
-        pytest.skip("this CPU does not multiply 8 bit integers exactly")
+def test_products_of_whole_rows_are_exact(
+    rows: int, lowest: float | None, zero: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not zero and exact_zero("MatMulIntegerToFloat") != 0:
+        pytest.skip("this CPU does not multiply signed 8 bit integers exactly")
+    monkeypatch.setattr(onnx_layers, "exact_zero", lambda operator: zero)
     chance = np.random.default_rng(rows)
     x = chance.normal(size=(1, rows, INPUTS)).astype(np.float32) * 10 ** chance.uniform(-3, 3, (1, rows, 1))
     x[0, -1] = 0
