@@ -20,7 +20,7 @@ from focusasr.audio.load import make_resampler, resampled, stream
 from focusasr.audio.source import Source
 from focusasr.config import SAMPLE_RATE_HZ
 from focusasr.runtime.errors import InputError
-from focusasr.runtime.libraries import LibraryError
+from focusasr.runtime.libraries import missing
 
 if TYPE_CHECKING:
     import soxr
@@ -151,9 +151,7 @@ def microphone() -> Iterator[np.ndarray]:
     try:
         import sounddevice
     except ImportError:
-        raise LibraryError(
-            "sounddevice is not installed; pip install 'focusasr[listen]' installs it", name="sounddevice"
-        ) from None
+        raise missing("sounddevice", "listen") from None
     except OSError as error:  # the library PortAudio is missing
         raise InputError(f"microphone: {error}. Install PortAudio, or give audio with --from.") from None
     blocks: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()

@@ -17,7 +17,7 @@ from focusasr.cli.options import with_settings
 from focusasr.config import DEFAULT_CHECKPOINT, DecodingConfig, RecordingConfig, ServeConfig
 from focusasr.runtime.console import warn
 from focusasr.runtime.errors import InputError, UsageError
-from focusasr.runtime.libraries import LibraryError
+from focusasr.runtime.libraries import missing
 from focusasr.runtime.process import restore_interrupts
 from focusasr.runtime.settings import read_settings
 from focusasr.transcription.recognizer import ModelChoice
@@ -94,8 +94,7 @@ def _require_libraries() -> None:
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
-        name = error.name or "uvicorn"
-        raise LibraryError(f"{name} is not installed; pip install 'focusasr[serve]' installs it", name=name) from None
+        raise missing(error.name or "uvicorn", "serve") from None
 
 
 @contextmanager

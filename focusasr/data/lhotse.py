@@ -14,6 +14,7 @@ from typing import Any
 from focusasr.data.corpus import SPLIT, CorpusItems, CorpusUtterance, Reject, each, locate_from_anywhere, name_in_corpus
 from focusasr.data.manifest import OWN_KEYS, Utterance
 from focusasr.runtime.errors import InputError, quote
+from focusasr.runtime.libraries import install_command
 from focusasr.runtime.settings import LONGEST_SECONDS, parse_json
 
 KINDS = (  # of manifests, by keys of the first line
@@ -39,7 +40,7 @@ def read_lhotse(path: Path) -> CorpusItems:
     try:
         from lhotse.serialization import deserialize_item
     except ImportError:
-        raise InputError(f"{path}: needs the package lhotse. Install it: pip install 'focusasr[lhotse]'") from None
+        raise InputError(f"{path}: needs the package lhotse. Install it: {install_command('lhotse')}") from None
     folder, found = path if path.is_dir() else path.parent, _manifests(path)
     manifests = found.get("cuts") or found.get("supervisions", [])
     recordings = [] if "cuts" in found else _manifests(folder).get("recordings", [])

@@ -24,6 +24,7 @@ from focusasr.data.corpus_layouts import BY_NAME, MANIFEST_SUFFIXES, STM, TABLE_
 from focusasr.data.csv_tables import first_line, read_lines
 from focusasr.runtime.errors import InputError, quote
 from focusasr.runtime.files import fitting, unwritable
+from focusasr.runtime.libraries import install_command
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 COLUMNAR = (".parquet", ".arrow")
@@ -144,7 +145,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError:
         kind = path.suffix.lower().removeprefix(".")
-        raise InputError(f"{path}: {kind} needs pyarrow. Install it with pip install 'focusasr[data]'.") from None
+        raise InputError(f"{path}: {kind} needs pyarrow. Install it: {install_command('data')}") from None
     try:
         if path.suffix.lower() == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:

@@ -19,6 +19,7 @@ from focusasr.model.weights import ImportedCheckpoint, Weight
 from focusasr.model.whisper_tokens import tokenizer_of_engine
 from focusasr.model.whisper_weights import OPENAI_PARTS, OPENAI_REST, openai_settings, rename_weight, whisper_card
 from focusasr.runtime.errors import InputError
+from focusasr.runtime.libraries import install_command
 from focusasr.text.whisper_tokenizer import engine_from_tokens
 
 DIMS = (
@@ -121,7 +122,7 @@ def _gguf(path: Path, label: str):  # type: ignore[no-untyped-def]
         from gguf import quants
     except ImportError:
         raise InputError(
-            f"{path}: quantized as {label}, which the package gguf undoes. Install it: pip install 'focusasr[ggml]'"
+            f"{path}: quantized as {label}, which the package gguf undoes. Install it: {install_command('ggml')}"
         ) from None
     return quants
 

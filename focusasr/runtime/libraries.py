@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-INSTALL = "pip install -c scripts/constraints.txt '.[train]', in the clone, installs versions that were tested together"
 PARTNERS = {"torchaudio": "torch"}  # libraries whose binaries require some version of another one
 LONGEST_CAUSE = 200
 
@@ -57,14 +57,39 @@ def _importing(trace: types.TracebackType | None) -> str | None:
 
 def _failure(name: str, error: Exception) -> LibraryError:
     if isinstance(error, ModuleNotFoundError) and (error.name or name).partition(".")[0] == name:
-        return LibraryError(f"{name} is not installed; {INSTALL}", name=name)
+        return missing(name, "train")
     partner = PARTNERS.get(name)
     pair = f" with {partner} {_version(partner)}" if partner else ""
     cause = " ".join(str(error).split()) or type(error).__name__
-    message = f"{name} {_version(name)} does not load{pair} ({cause[:LONGEST_CAUSE]}); {INSTALL}"
+    problem = f"{name} {_version(name)} does not load{pair} ({cause[:LONGEST_CAUSE]})"
+    message = f"{problem}; install it again: {install_command('train')}"
     if _memory_limited():
         message += "; with a limit on memory (ulimit -v), PyTorch needs 4 GiB"
     return LibraryError(message, name=name)
+
+
+def missing(name: str, extra: str) -> LibraryError:
+    """Return the error about a library that is not installed; an extra of focusasr installs it."""
+    return LibraryError(f"{name} is not installed; install it: {install_command(extra)}", name=name)
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: from the clone or the wheel that focusasr is from, if it is there."""
+    import json
+    import shlex
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import unquote, urlsplit
+
+    origin = {}
+    with suppress(PackageNotFoundError, OSError, ValueError):
+        origin = json.loads(distribution("focusasr").read_text("direct_url.json") or "{}")  # PEP 610
+    source = unquote(urlsplit(origin.get("url", "")).path)
+    if not source or not os.path.exists(source):
+        return f"pip install 'focusasr[{extra}]'"
+    constraints = os.path.join(source, "scripts", "constraints.txt")
+    options = ["-c", constraints] if os.path.exists(constraints) else []
+    options += ["-e"] if origin.get("dir_info", {}).get("editable") else []
+    return shlex.join([sys.executable, "-m", "pip", "install", *options, f"{source}[{extra}]"])
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,3 +103,34 @@ def test_errors_of_files_are_not_those_of_libraries() -> None:
         raise shutil.Error("no number")
     except OSError as error:
         assert libraries.explain(error) is None
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_the_command_that_installs_an_extra_names_the_clone(
+    editable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "my clone"
+    (clone / "scripts").mkdir(parents=True)
+    (clone / "scripts" / "constraints.txt").touch()
+    origin = {"url": clone.as_uri(), "dir_info": {"editable": True} if editable else {}}
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution(json.dumps(origin)))
+    constraints = shlex.quote(f"{clone}/scripts/constraints.txt")
+    expected = f"-m pip install -c {constraints} {'-e ' if editable else ''}'{clone}[serve]'"
+    assert libraries.install_command("serve") == f"{shlex.quote(sys.executable)} {expected}"
+
+
+@pytest.mark.parametrize("origin", [None, "{", '{"url": "file:///no/such/folder", "dir_info": {}}', '{"url": ""}'])
+def test_without_a_clone_the_command_names_the_package(origin: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution(origin))
+    assert libraries.install_command("serve") == "pip install 'focusasr[serve]'"
+
+
+class Distribution:
+    """An installed package with the text of its `direct_url.json`."""
+
+    def __init__(self, origin: str | None) -> None:
+        self.origin = origin
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return self.origin

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from focusasr.data.manifest import Utterance, write_manifest
+from focusasr.runtime.libraries import install_command
 from tests.helpers.toy_speech import TINY, write_song_book
 
 FOCUSASR = (sys.executable, "-m", "focusasr")
@@ -202,7 +203,7 @@ def test_a_package_of_the_extra_that_is_missing(run, sample: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "jiwer", None)
     result = run("evaluate", "one.jsonl")
     assert (result.status, result.err.count("\n")) == (1, 1)
-    assert "focusasr: jiwer is not installed; pip install -c scripts/constraints.txt '.[train]'" in result.err
+    assert f"focusasr: jiwer is not installed; install it: {install_command('train')}\n" == result.err
     assert run("transcribe", sample).status == 0
 
 
