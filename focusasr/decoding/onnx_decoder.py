@@ -16,7 +16,7 @@ from focusasr.decoding.whisper_prompts import (
     WhisperPrompts,
     best_of_tries,
     forbidden_after,
-    has_failed,
+    is_settled,
 )
 from focusasr.model.onnx_engine import OnnxEngine
 from focusasr.model.onnx_memory import Memory, State
@@ -52,7 +52,7 @@ class OnnxWhisperDecoder(WhisperPrompts):
     def __init__(
         self, engine: OnnxEngine, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig
     ) -> None:
-        super().__init__(tokenizer, config, longform, engine.config.text_context)
+        super().__init__(tokenizer, config, longform, engine.config)
         self.engine = engine
         self.turns: Turns | None = None  # of several threads, whose windows are decoded together
         latest = tokenizer.whisper.max_initial_timestamp_index
@@ -120,15 +120,15 @@ class OnnxWhisperDecoder(WhisperPrompts):
 
     def _settled(self, memory: Memory, number: int, window: _Window, first: DecodingResult) -> DecodingResult:
         """Return the result of a window: the first one, or, if it failed, one at a higher temperature."""
-        if not has_failed(first, self.config):
+        if is_settled([first], self.config, self.guarded):
             return first
         start, _ = self._starts(memory.window(number), [window])
         tries = [first]
         for temperature in self.config.temperatures[1:]:
             tries.append(self._answer(self._sample(start, temperature), temperature, first.no_speech_prob))
-            if not has_failed(tries[-1], self.config):
+            if is_settled(tries, self.config, self.guarded):
                 break
-        return best_of_tries(tries, self.config)
+        return best_of_tries(tries, self.config, self.guarded)
 
     def _answer(self, text: Hypothesis, temperature: float, silence: float) -> DecodingResult:
         answer = self.result(text.tokens, text.avg_logprob, temperature, silence)

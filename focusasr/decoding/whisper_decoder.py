@@ -19,7 +19,7 @@ from focusasr.decoding.logit_filters import (
     Timestamps,
     apply_rules,
 )
-from focusasr.decoding.whisper_prompts import DecodingResult, WhisperPrompts, best_of_tries, has_failed
+from focusasr.decoding.whisper_prompts import DecodingResult, WhisperPrompts, best_of_tries, is_settled
 from focusasr.model.decoding_state import DecodingState
 from focusasr.model.engine import Engine, joined
 from focusasr.model.transformer import EncoderOutput
@@ -34,7 +34,7 @@ class WhisperDecoder(WhisperPrompts):
     def __init__(
         self, engine: Engine, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig
     ) -> None:
-        super().__init__(tokenizer, config, longform, engine.config.text_context)
+        super().__init__(tokenizer, config, longform, engine.config)
         self.engine = engine
         self.turns: Turns | None = None  # of several threads, whose windows are decoded together
 
@@ -88,12 +88,14 @@ class WhisperDecoder(WhisperPrompts):
             prompt = torch.tensor([list(prompts[row]) for row in waiting], device=memory.states.device)
             for row, answer in zip(waiting, self._tried(memory, prompt, rules, temperature), strict=True):
                 tried[row].append(self.opened(answer, opening) if opening else answer)
-            failed = [place for place, row in enumerate(waiting) if has_failed(tried[row][-1], self.config)]
+            failed = [
+                place for place, row in enumerate(waiting) if not is_settled(tried[row], self.config, self.guarded)
+            ]
             waiting = [waiting[place] for place in failed]
             if not waiting:
                 break
             memory = memory.select(torch.tensor(failed, device=memory.states.device))
-        return [best_of_tries(answers, self.config) for answers in tried]
+        return [best_of_tries(answers, self.config, self.guarded) for answers in tried]
 
     def _tried(
         self, memory: EncoderOutput, prompt: Tensor, rules: Sequence[LogitFilter], temperature: float

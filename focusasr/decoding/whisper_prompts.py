@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from focusasr.config import ModelConfig
 from focusasr.text.whisper_tokenizer import WhisperTokenizer
 from focusasr.whisper_config import LongformConfig, SearchConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+LONGEST_PHRASE = 12  # words of a phrase whose repeats are looked for
 
 
 class DecodingResult(NamedTuple):
@@ -48,12 +52,45 @@ def has_failed(answer: DecodingResult, config: SearchConfig) -> bool:
     return (looping or unlikely) and not silent
 
 
-def best_of_tries(answers: Sequence[DecodingResult], config: SearchConfig) -> DecodingResult:
+def words_of(text: str) -> list[str]:
+    """Return the words of a text without case and punctuation."""
+    return re.sub(r"[^\w' ]", "", text.lower()).split()
+
+
+def repeats(words: Sequence[str]) -> list[str]:
+    """Return the first phrase that is said at least four times in a row, or three if it has three words, with repeats.
+
+    Otherwise an empty list.
+    """
+    for length in range(1, LONGEST_PHRASE + 1):
+        times = 3 if length >= 3 else 4
+        for at in range(len(words) - times * length + 1):
+            found = list(words[at : at + times * length])
+            if found[length:] == found[:-length]:
+                return found
+    return []
+
+
+def is_loop(answer: DecodingResult, answers: Sequence[DecodingResult]) -> bool:
+    """Return whether a text has repeats that no other try has: what is said often is heard so more than once."""
+    found = repeats(words_of(answer.text))
+    return bool(found) and not any(repeats(words_of(one.text)) == found for one in answers if one is not answer)
+
+
+def is_settled(answers: Sequence[DecodingResult], config: SearchConfig, guarded: bool) -> bool:
+    """Return whether no more tries are needed: the last one has not failed. `guarded`: nor is it a short loop."""
+    guarded = guarded and config.compression_ratio_threshold is not None
+    return not has_failed(answers[-1], config) and not (guarded and is_loop(answers[-1], answers))
+
+
+def best_of_tries(answers: Sequence[DecodingResult], config: SearchConfig, guarded: bool) -> DecodingResult:
     """Return the last try, or, if it failed too, the likeliest one that is no loop, or the shortest loop."""
-    if not has_failed(answers[-1], config):
+    if is_settled(answers, config, guarded):
         return answers[-1]
     most = config.compression_ratio_threshold
     plain = [answer for answer in answers if most is None or answer.compression_ratio <= most]
+    if guarded and most is not None:
+        plain = [answer for answer in plain if not is_loop(answer, answers)]
     if not plain:
         return min(answers, key=lambda answer: answer.compression_ratio)
     return max(plain, key=lambda answer: answer.avg_logprob)
@@ -81,13 +118,17 @@ def forbidden_after(
 
 
 class WhisperPrompts:
-    """The prompts of a Whisper model with one language, task and search; `context` is its longest text in tokens."""
+    """The prompts of a Whisper model with one language, task and search.
+
+    Texts of models for audio at its own length are tried again if they have short loops, too (`is_loop`).
+    """
 
     def __init__(
-        self, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig, context: int
+        self, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig, model: ModelConfig
     ) -> None:
-        self.tokenizer, self.config, self.longform, self.context = tokenizer, config, longform, context
-        self.most_tokens = context // 2  # of one window's text
+        self.tokenizer, self.config, self.longform = tokenizer, config, longform
+        self.context, self.guarded = model.text_context, model.window_samples is None
+        self.most_tokens = self.context // 2  # of one window's text
         self.draft: Sequence[int] = ()  # probable first tokens of a greedy text
 
     def speaking(self, language: str) -> Self:

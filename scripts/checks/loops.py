@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,27 +28,16 @@ import focusasr  # noqa: E402
 from focusasr.audio.load import load  # noqa: E402
 from focusasr.config import SAMPLE_RATE_HZ  # noqa: E402
 from focusasr.data.manifest import read_utterances  # noqa: E402
+from focusasr.decoding.whisper_prompts import repeats, words_of  # noqa: E402
 from focusasr.runtime.console import progress_bar  # noqa: E402
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.3, 30.0
-LONGEST_PHRASE = 12  # words
 DIGITS = {word: str(digit) for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 
 
 def plain(text: str) -> list[str]:
     """Return the words of a text without case and punctuation, with single digits as such."""
-    return [DIGITS.get(word, word) for word in re.sub(r"[^\w' ]", "", text.lower()).split()]
-
-
-def loop(words: list[str]) -> list[str] | None:
-    """Return the first phrase that is repeated at once, with its repeats, or None."""
-    for length in range(1, LONGEST_PHRASE + 1):
-        times = 3 if length >= 3 else 4
-        for at in range(len(words) - times * length + 1):
-            phrase = words[at : at + length]
-            if all(words[at + length * k : at + length * (k + 1)] == phrase for k in range(times)):
-                return phrase * times
-    return None
+    return [DIGITS.get(word, word) for word in words_of(text)]
 
 
 def recordings(paths: list[str]) -> list[tuple[Any, str]]:
@@ -96,9 +84,9 @@ def main() -> int:
     with progress_bar(clips, "transcribing") as advance:
         for number, (samples, words) in enumerate(cuts(sources, clips, given.seed)):
             text = recognizer.transcribe(samples).text
-            if repeats := loop(plain(text)):
-                really = f" {' '.join(repeats)} " in f" {' '.join(words)} "
-                (said if really else loops).append({"repeats": " ".join(repeats), "text": text, "clip": number})
+            if found := repeats(plain(text)):
+                really = f" {' '.join(found)} " in f" {' '.join(words)} "
+                (said if really else loops).append({"repeats": " ".join(found), "text": text, "clip": number})
                 if given.keep and not really:
                     given.keep.mkdir(parents=True, exist_ok=True)
                     soundfile.write(given.keep / f"{number}.wav", samples, SAMPLE_RATE_HZ)

@@ -8,15 +8,22 @@ import pytest
 import torch
 
 from focusasr.decoding.whisper_decoder import WhisperDecoder
-from focusasr.decoding.whisper_prompts import DecodingResult, best_of_tries, compression_ratio, has_failed, is_silence
+from focusasr.decoding.whisper_prompts import (
+    DecodingResult,
+    best_of_tries,
+    compression_ratio,
+    has_failed,
+    is_settled,
+    is_silence,
+)
 from focusasr.model.checkpoint import load_checkpoint
 from focusasr.model.engine import Engine
 from focusasr.whisper_config import LongformConfig, SearchConfig
 from tests.helpers.tiny_whisper import as_whisper, write_whisper
 
 
-def answer(avg_logprob: float = -0.5, ratio: float = 1.5, no_speech: float = 0.1) -> DecodingResult:
-    return DecodingResult([], "", 0.0, avg_logprob, ratio, no_speech)
+def answer(avg_logprob: float = -0.5, ratio: float = 1.5, no_speech: float = 0.1, text: str = "") -> DecodingResult:
+    return DecodingResult([], text, 0.0, avg_logprob, ratio, no_speech)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,34 @@ def test_texts_are_judged_as_in_whisper(
 def test_of_tries_that_all_fail_the_likeliest_or_the_shortest_loop_is_taken(
     tries: list[DecodingResult], chosen: int
 ) -> None:
-    assert best_of_tries(tries, SearchConfig()) is tries[chosen]
+    assert best_of_tries(tries, SearchConfig(), guarded=False) is tries[chosen]
+
+
+SHARKS, LOOP, OTHER_LOOP = "Human sharks.", "Sharks. To be used, to be used, to be used", "Oh, oh, oh, oh."
+
+
+@pytest.mark.parametrize(
+    ("tries", "settled", "chosen"),
+    [
+        ([(-0.3, SHARKS)], True, 0),
+        ([(-0.3, LOOP)], False, 0),
+        ([(-0.3, LOOP), (-0.9, SHARKS)], True, 1),
+        ([(-0.3, LOOP), (-0.4, LOOP)], True, 1),  # it was said
+        ([(-0.3, LOOP), (-0.4, OTHER_LOOP)], False, 0),
+        ([(-0.3, LOOP), (-0.4, OTHER_LOOP), (-0.9, OTHER_LOOP)], True, 2),
+        ([(-0.3, LOOP), (-1.6, SHARKS), (-1.3, SHARKS)], False, 2),
+        ([(-0.3, LOOP), (-1.2, LOOP), (-1.3, SHARKS)], False, 0),
+    ],
+)
+def test_short_loops_of_models_for_any_length_are_tried_again(
+    tries: list[tuple[float, str]], settled: bool, chosen: int
+) -> None:
+    answers = [answer(likely, text=text) for likely, text in tries]
+    assert is_settled(answers, SearchConfig(), guarded=True) == settled
+    assert best_of_tries(answers, SearchConfig(), guarded=True) is answers[chosen]
+    for guarded, most in ((False, 2.4), (True, None)):  # Whisper's own rules; no search for loops
+        config = SearchConfig(compression_ratio_threshold=most)
+        assert is_settled(answers, config, guarded) == (answers[-1].avg_logprob >= -1)
 
 
 def test_a_loop_compresses_well() -> None:
