@@ -34,7 +34,9 @@ class SearchConfig(Settings):
     repetition_penalty: float = setting(1.0, "penalty of tokens that occurred before (1: none)", gt=0)
     no_repeat_ngram_size: int = setting(0, "size of n-grams that must not repeat, in tokens (0: none)", ge=0)
     temperature_increment_on_fallback: float | None = setting(0.2, "increment after a failed attempt", ge=LEAST_WARMTH)
-    compression_ratio_threshold: float | None = setting(2.4, "compression ratio above which a text is decoded again")
+    compression_ratio_threshold: float | None = setting(
+        2.4, "compression ratio above which a text is decoded again; adapted models: also if a phrase is repeated"
+    )
     logprob_threshold: float | None = setting(-1.0, "mean log probability below which a text is decoded again")
     no_speech_threshold: float | None = setting(
         0.6, "probability of no speech above which a window that fails logprob_threshold is silence"

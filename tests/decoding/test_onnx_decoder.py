@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from focusasr.config import ModelConfig
+from focusasr.decoding import whisper_prompts
 from focusasr.decoding.beams import BeamStep, in_place
 from focusasr.decoding.onnx_decoder import OnnxWhisperDecoder, _best, _log_sums
 from focusasr.decoding.whisper_decoder import WhisperDecoder
@@ -89,6 +91,19 @@ def test_greedy_texts_are_those_of_pytorch(seed: int, options: dict[str, Any], p
     assert found.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-4)
     assert found.no_speech_prob == pytest.approx(expected.no_speech_prob, rel=1e-3)
     assert found.compression_ratio == expected.compression_ratio
+
+
+@pytest.mark.parametrize("own_length", [False, True])
+def test_short_loops_of_models_for_any_length_are_tried_again(
+    own_length: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts(1)
+    if own_length:
+        monkeypatch.setattr(ModelConfig, "window_samples", None)
+    monkeypatch.setattr(whisper_prompts, "is_loop", lambda answer, answers: len(answers) < 3)
+    options = {"temperature_increment_on_fallback": 0.2, "logprob_threshold": None, "compression_ratio_threshold": 99.0}
+    for found in both(1, [], [], **options):
+        assert found.temperature == (0.4 if own_length else 0.0)
 
 
 @pytest.mark.parametrize("right", [0, 1, 7, 100])
