@@ -58,7 +58,7 @@ def words_of(text: str) -> list[str]:
 
 
 def repeats(words: Sequence[str]) -> list[str]:
-    """Return the first phrase that is said at least four times in a row, or three if it has three words, with repeats.
+    """Return the first phrase that occurs at least four times in a row, or three if it has three words, with repeats.
 
     Otherwise an empty list.
     """
@@ -72,7 +72,7 @@ def repeats(words: Sequence[str]) -> list[str]:
 
 
 def is_loop(answer: DecodingResult, answers: Sequence[DecodingResult]) -> bool:
-    """Return whether a text has repeats that no other try has: what is said often is heard so more than once."""
+    """Return whether a text has repeats that no other try has; repeats of two tries count as real speech."""
     found = repeats(words_of(answer.text))
     return bool(found) and not any(repeats(words_of(one.text)) == found for one in answers if one is not answer)
 

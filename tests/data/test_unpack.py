@@ -158,5 +158,5 @@ def test_a_torn_parquet_is_one_message(tmp_path):
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"t.parquet: .*pyarrow.*focusasr\[data\]"):
+    with pytest.raises(InputError, match=r"t.parquet: .*pyarrow.*pip install .*\[data\]"):
         preprocess([tmp_path / "t.parquet"], tmp_path / "out")
