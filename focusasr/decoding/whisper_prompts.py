@@ -79,7 +79,6 @@ def is_loop(answer: DecodingResult, answers: Sequence[DecodingResult]) -> bool:
 
 def is_settled(answers: Sequence[DecodingResult], config: SearchConfig, guarded: bool) -> bool:
     """Return whether no more tries are needed: the last one has not failed. `guarded`: nor is it a short loop."""
-    guarded = guarded and config.compression_ratio_threshold is not None
     return not has_failed(answers[-1], config) and not (guarded and is_loop(answers[-1], answers))
 
 
@@ -89,7 +88,7 @@ def best_of_tries(answers: Sequence[DecodingResult], config: SearchConfig, guard
         return answers[-1]
     most = config.compression_ratio_threshold
     plain = [answer for answer in answers if most is None or answer.compression_ratio <= most]
-    if guarded and most is not None:
+    if guarded:
         plain = [answer for answer in plain if not is_loop(answer, answers)]
     if not plain:
         return min(answers, key=lambda answer: answer.compression_ratio)
@@ -120,14 +119,16 @@ def forbidden_after(
 class WhisperPrompts:
     """The prompts of a Whisper model with one language, task and search.
 
-    Texts of models for audio at its own length are tried again if they have short loops, too (`is_loop`).
+    Texts of models for audio at its own length are tried again if they have short loops, too (`is_loop`), unless the
+    search for loops is off.
     """
 
     def __init__(
         self, tokenizer: WhisperTokenizer, config: SearchConfig, longform: LongformConfig, model: ModelConfig
     ) -> None:
         self.tokenizer, self.config, self.longform = tokenizer, config, longform
-        self.context, self.guarded = model.text_context, model.window_samples is None
+        self.context = model.text_context
+        self.guarded = model.window_samples is None and config.compression_ratio_threshold is not None
         self.most_tokens = self.context // 2  # of one window's text
         self.draft: Sequence[int] = ()  # probable first tokens of a greedy text
 

@@ -147,9 +147,8 @@ def make_linear(
     `fine`: x is not a LayerNorm's output. `parts`: number of equally wide vectors that are concatenated in x. On CPUs
     whose products leave 7 bits to activations, all layers of 8 bits are fine: 7 bits alone change words.
     """
-    fine = fine or not has_wide_products()
     if isinstance(weight, Integers) or (compute_type == "int8" and parts == 1):
-        return Int8Linear(weight, bias, fine)
+        return Int8Linear(weight, bias, fine or not has_wide_products())
     return JoinedInt8Linear(weight, bias, parts) if compute_type == "int8" else Linear(weight, bias)
 
 

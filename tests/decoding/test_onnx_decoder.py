@@ -93,17 +93,21 @@ def test_greedy_texts_are_those_of_pytorch(seed: int, options: dict[str, Any], p
     assert found.compression_ratio == expected.compression_ratio
 
 
-@pytest.mark.parametrize("own_length", [False, True])
+@pytest.mark.parametrize(("own_length", "threshold"), [(False, 99.0), (True, 99.0), (True, None)])
 def test_short_loops_of_models_for_any_length_are_tried_again(
-    own_length: bool, monkeypatch: pytest.MonkeyPatch
+    own_length: bool, threshold: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts(1)
     if own_length:
         monkeypatch.setattr(ModelConfig, "window_samples", None)
     monkeypatch.setattr(whisper_prompts, "is_loop", lambda answer, answers: len(answers) < 3)
-    options = {"temperature_increment_on_fallback": 0.2, "logprob_threshold": None, "compression_ratio_threshold": 99.0}
+    options = {
+        "temperature_increment_on_fallback": 0.2,
+        "logprob_threshold": None,
+        "compression_ratio_threshold": threshold,
+    }
     for found in both(1, [], [], **options):
-        assert found.temperature == (0.4 if own_length else 0.0)
+        assert found.temperature == (0.4 if own_length and threshold else 0.0)
 
 
 @pytest.mark.parametrize("right", [0, 1, 7, 100])
